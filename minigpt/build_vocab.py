@@ -71,12 +71,13 @@ def build(options: Options, texts: Iterable[str], described: str) -> dict[str, A
 
 
 def recognised(options: Options) -> "Recognised":
-    """Find out whether the data holds texts or conversations. InputError if it is neither."""
+    """Find out whether the data holds texts or conversations. Raises InputError for other data."""
     from minigpt.data.corpus import Recognised, TextOptions, recognise
 
     if options.data.is_dir():
         return Recognised(True)
-    if not options.data.is_file():  # a pipe can be read only once: it must hold conversations
+    # A pipe can be read only once, so its content cannot be examined first. It must hold conversations.
+    if not options.data.is_file():
         return Recognised(False)
     reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
     return recognise(options.data, reading, options.field_names)

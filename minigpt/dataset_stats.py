@@ -1,4 +1,4 @@
-"""Print statistics of a file of questions and answers: lengths in tokens, and what training would cut.
+"""Print statistics of a file of questions and answers: lengths in tokens, and pairs that training would cut.
 
     python ./minigpt/dataset_stats.py --train_data ./data/train.jsonl --vocab_path ./data/vocab.json
     minigpt stats --max_length 256 --plot stats.png

@@ -45,7 +45,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the states of the random generators: Python's, NumPy's, torch's on the CPU, and the device's.
 
     Dropout on a device uses the device's generator. The states of Python and NumPy (Mersenne twisters) are
-    624 words and a position, as int64, and a spare normal number, because these are drawn in pairs.
+    624 words and a position, as int64, and a spare normal number, because normal numbers are drawn in pairs.
     """
     _, words, spare = random.getstate()
     _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)

@@ -98,7 +98,7 @@ SHORT_NAMES = {
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message about an unknown flag, key or recipe. It names the nearest known one.
+    """Return the message about an unknown flag, key or recipe. It suggests the most similar known name.
 
     >>> unknown_name("flag", "--n_layers", ["--n_layer", "--n_head"])
     "unknown flag '--n_layers'; did you mean '--n_layer'?"

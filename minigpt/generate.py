@@ -172,7 +172,7 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 def _completed(
     chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", advised: dict[str, Any]
 ) -> GenerationOptions:
-    """Add to the options what depends on the model's folder.
+    """Add options that depend on the model's folder.
 
     These are the ids of forbidden texts, and the folder's values of all options but do_sample. Flags take
     priority.

@@ -75,7 +75,7 @@ def main(options: Options) -> dict[str, Any]:
 
 def _conversation(options: Options) -> "Conversation":
     given = {name: value for name, value in options.generation.items() if name not in _DRAWING}
-    GenerationOptions(**given)  # report a bad option now, before the model is loaded, which takes longer
+    GenerationOptions(**given)  # raises an error for a bad option before the model is loaded
     folder, model, tokenizer, assistant = load_to_answer(options, options.assistant_model)
     from minigpt.console.terminal import warn
     from minigpt.generation.conversation import Conversation

@@ -3,9 +3,10 @@
     minigpt compare output/best output/tuned --task val.jsonl
     minigpt compare A B --task cmmlu/ arc.jsonl --shots 5 --show 5
 
-The models are compared question by question. A question that both get right, or both wrong, says nothing
-about which is better; the exact test of McNemar counts the others. The interval of the difference comes from
-resampled questions. If chance alone could give the difference, the command says so in words.
+The models are compared question by question. A question that both models get right, or both get wrong, does
+not show which model is better; McNemar's exact test counts the other questions. The interval of the
+difference comes from resampled questions. If chance alone could give the difference, the command says so in
+words.
 """
 
 from dataclasses import dataclass, field

@@ -20,7 +20,7 @@ from minigpt.console import command_line
 from minigpt.errors import InputError
 from minigpt.storage.regular_files import resolved
 
-# ours -> the name in a GGUF file
+# our name of a dtype -> its name in write_gguf
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "int8": "q8_0"}
 _OTHER_FILES = (".gguf", ".html", ".bin", ".pt", ".pth", ".safetensors")
 

@@ -5,7 +5,7 @@
 
 The doctor reads the run's files (run.json, metrics.jsonl, the newest checkpoint's state), the data files that
 the run names (if they still exist), and the best checkpoint. It changes nothing. The exit code is always 0.
-Causes are named before their consequences. Recommended commands can be run without changes.
+Causes are printed before their consequences. Recommended commands can be run without changes.
 """
 
 from dataclasses import dataclass, field

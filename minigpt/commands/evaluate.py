@@ -8,9 +8,9 @@
 
 The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
 question, always with the most likely token, and the answers are compared with those in the file (exact match,
-character F1). Of several right answers the most similar one counts. A text is measured per token, and also
-per byte and per character, which does not depend on the vocabulary. A task has questions with choices, gaps,
-labels, or answers to be compared; docs/evaluation.md describes them.
+character F1). If a question has several right answers, the most similar answer counts. A text is measured per
+token, and also per byte and per character, which does not depend on the vocabulary. A task has questions with
+choices, gaps, labels, or answers to be compared; docs/evaluation.md describes them.
 """
 
 import dataclasses
@@ -162,7 +162,7 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
-    """Yield the model in each precision. It is loaded again each time, because rounding cannot be undone."""
+    """Yield the model in each precision. Each time it is loaded again, because rounding cannot be undone."""
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer
     from minigpt.weights.quantized import set_precision
@@ -181,7 +181,7 @@ def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
 
 
 def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
-    """Measure on questions and answers, and print it. Return what --json prints, and one row per question."""
+    """Measure on questions and answers, and print. Return results for --json, and a row per question."""
 
     from minigpt.data.reader import read_conversations
     from minigpt.evaluation.answers import answer_rows, by_question, character_f1
@@ -197,7 +197,7 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
-    # cut as in training, so that the loss on the validation data is the one that training printed
+    # cut as in training, so that the loss on the validation data equals the loss that training printed
     source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model, verify=False)
     length = options.max_length or trained_length(source)
     reports = [
@@ -323,13 +323,13 @@ def _compare(
     found: list[dict[str, Any]],
     say: "Say",
 ) -> dict[str, Any]:
-    """Print the results of each precision next to those of the first. Returns them for JSON.
+    """Print the results of each precision next to the first precision's. Returns the results for JSON.
 
     With a single precision nothing is printed.
 
     Args:
         precisions: names of the precisions.
-        perplexities: what was measured -> its perplexity in each precision.
+        perplexities: name of a measurement -> perplexity in each precision.
         others: title of a column -> its cell for each precision.
         found: further numbers of each precision, for JSON.
     """

@@ -1,4 +1,4 @@
-"""Train a small model that fails on purpose beside one that does not: curves, answers, and why.
+"""Train a small model that fails on purpose, and the usual model to compare: curves, answers, and the reason.
 
 minigpt experiment                       # the list
 minigpt experiment no-causal-mask
@@ -40,7 +40,7 @@ class Options(command_line.CommandOptions, DataOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Run an experiment and print it, or list all of them."""
+    """Run an experiment and print the results, or list all experiments."""
     import torch
 
     from minigpt.console.terminal import ProgressLine, table_text

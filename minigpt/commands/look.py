@@ -8,17 +8,17 @@
 
     all         tokens, loss, next, attention, lens and cache of one question, or of a text
     tokens      how a text is cut: pieces, ids, bytes, unknown characters, BPE's merges
-    batch       what a training example is: ids, mask, targets, which positions count
-    loss        loss and rank of each token of an answer, and the candidates that it lost to
+    batch       training examples as tensors: ids, mask, targets, the positions that count
+    loss        loss and rank of each token of an answer, and the most likely other tokens
     next        the distribution of the next token under several options, side by side
     answers     several answers, drawn under several options
-    attention   whom each head looks at
-    lens        logit lens: what each layer would answer
-    ablate      what it costs to switch heads and layers off
+    attention   the tokens that each head attends to
+    lens        logit lens: the answer that the model would give after each layer
+    ablate      the rise of the loss when heads and layers are switched off
     neighbours  the nearest vectors of a token, in the embedding and in lm_head
-    cache       what the KV cache holds, and how it grows
-    weights     where the parameters sit: sizes, spectra, what training changed
-    data        the examples with the highest loss, and the tokens that cost most
+    cache       the content of the KV cache, and how it grows
+    weights     sizes and spectra of the parameters, and their change in training
+    data        the examples and the tokens with the highest loss
 
 Layers and heads are counted from 0, as in the names of the weights.
 """
@@ -165,7 +165,7 @@ USES: dict[str, tuple[str, ...]] = {  # view -> its flags, besides --json, --plo
 
 
 def build(given: dict[str, Any]) -> Options:
-    """Make the options. Raises InputError for flags that the view does not use, or that it needs."""
+    """Make the options. Raises InputError for a flag that the view does not use, or lacks."""
     view = given.get("view", "all")
     for name in given:
         if name not in ("view", "json", "plot", "language", *USES[view]):

@@ -44,7 +44,7 @@ def main(options: Options) -> dict[str, Any]:
     if is_quantized(config):
         raise InputError(f"{folder} is quantised: give the folder that it was made from")
     model = load_model(folder, dtype="stored")
-    rank = getattr(load_adapter(model, adapter), "r", None)  # IA3 has none
+    rank = getattr(load_adapter(model, adapter), "r", None)  # IA3 has no rank
     layers = sum(1 for _ in adapted_layers(model))
     merge_and_unload(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")

@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 _RECORD = "quickstart.json"  # file in the output folder that names the data
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
-_ONCE = 0.9  # least share of unique answers for which new questions cannot be answered
+_ONCE = 0.9  # share of unique answers from which on a model cannot answer new questions
 _BY_HEART = 1000  # largest number of pairs that the model memorises if nearly all answers are unique
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # largest number of pairs for which training questions are asked, too; this takes seconds
+_RECALLED = 500  # with up to so many pairs, the model is also asked training questions
 _MEASURED = 2000  # largest number of conversations for the validation
-_SHOWN = 4  # number of right answers in the table, and of wrong ones
+_SHOWN = 4  # number of right answers, and of wrong answers, in the table
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
@@ -86,7 +86,7 @@ class _Quickstart:
         self.run_folder = self.folder / "run"
         self.best = self.run_folder / "best"
         self.commands: list[str] = []
-        self.minutes = options.minutes  # a longer time replaces it if it is too short
+        self.minutes = options.minutes  # replaced by a longer time if it is too short
 
     def run(self) -> dict[str, Any]:
         with self._explains_interruption():
@@ -158,12 +158,12 @@ class _Quickstart:
     def _divided(
         self, conversations: "Sequence[Conversation]", report: "ReadReport", is_needed: bool
     ) -> dict[str, Any] | None:
-        """Split the data. Returns None if it cannot be split, and need not be."""
+        """Split the data. Returns None if the data cannot be split and `is_needed` is False."""
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
-        if count > 10 * _MEASURED:  # the evaluation of a tenth of them would take too long
+        if count > 10 * _MEASURED:  # evaluating a tenth of the data would take too long
             words += ("--train_ratio", f"{1 - _MEASURED / count:.6f}")
-        elif 1 < count < 10:  # a tenth is less than one conversation
+        elif 1 < count < 10:  # a tenth would be less than one conversation
             words += ("--train_ratio", f"{1 - 1 / count:.2f}")
         split = self._typed("split", split_data.Options, *words, *self._flags(*_READING))
         try:
@@ -200,7 +200,7 @@ class _Quickstart:
     def _counted(
         self, sources: "list[Source]", reading: "TextOptions", opened: "DataFile | None"
     ) -> dict[str, Any]:
-        """Read the texts once: print what they hold, and write the vocabulary. Returns what is recorded."""
+        """Read the texts once: print counts, write the vocabulary. Returns entries of quickstart.json."""
         from minigpt.data.corpus import decode_sources, read_sources
 
         options = self.options
@@ -221,7 +221,7 @@ class _Quickstart:
             )
         build_vocab.build(self._vocabulary(), counted.kinds, str(options.file))
         names = {source.field for source in sources if source.kind != "text"}
-        guessed = names if len(names) == 1 else set()  # `train` need not guess, and warn, again
+        guessed = names if len(names) == 1 else set()  # so that `train` does not guess and warn again
         return {
             "characters": counted.characters,
             "prompts": counted.prompts(),
@@ -232,7 +232,7 @@ class _Quickstart:
 
     @property
     def _machine(self) -> list[object]:
-        """Return the command-line flags that say what to compute on."""
+        """Return the command-line flags for device and threads."""
         return self._flags("device", "threads")
 
     def _set_threads(self) -> None:
@@ -242,7 +242,7 @@ class _Quickstart:
             torch.set_num_threads(self.options.threads)
 
     def _flags(self, *names: str, **found: object) -> list[object]:
-        """Return options as flags, if the user gave them, or if their value was found out."""
+        """Return options as flags, with the user's value, or else with the value in `found`."""
         words: list[object] = []
         for name in (*names, *found):
             value = getattr(self.options, name)
@@ -271,7 +271,7 @@ class _Quickstart:
         return kind(**parse(kind, argv))
 
     def _begun(self, sha256: str) -> dict[str, Any] | None:
-        """Return what is recorded of a run on the same data. Return None if the folder holds no run.
+        """Return the record of a run on the same data. Return None if the folder holds no run.
 
         Raises:
             InputError: if the folder holds a run on other data.
@@ -387,7 +387,7 @@ def _by_heart(conversations: "Sequence[Conversation]") -> str:
 
 
 def _encoding(opened: "DataFile | None") -> str:
-    """Return the encoding that was found out, for flags; "" for UTF-8."""
+    """Return the detected encoding, for flags; "" for UTF-8."""
     return opened.encoding if opened is not None and opened.encoding not in ("utf-8", "ascii") else ""
 
 

@@ -155,10 +155,11 @@ def run(
         if given.get("json"):
             print(_json_line(result or {}))
 
-    for number in stop_signals()[1:]:  # raises an exception, so that temporary files are removed
+    for number in stop_signals()[1:]:  # `_terminate` raises an exception, so temporary files are removed
         signal.signal(number, _terminate)
     # Torch's threads wait for each other by spinning. The OpenMP library's default of 300,000 turns costs up
-    # to five sixths of the speed if another program uses a core. 10,000 turns cost 2 to 5 % if none does.
+    # to five sixths of the speed if another program uses a core. 10,000 turns cost 2 to 5 % on an idle
+    # machine.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # without freeze, Python's garbage collection of torch's objects would delay the exit by half a second
     atexit.register(gc.freeze)
@@ -195,7 +196,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 2, say("error: {text}", text=say("not enough memory: {what}", what=what))
     finally:
         _empty(sys.stdout)
-        if isinstance(sys.stderr, _NeverFails):  # otherwise the work has silenced this process
+        if isinstance(sys.stderr, _NeverFails):  # False: the work has replaced stderr to silence the process
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
@@ -205,7 +206,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 
 class _NeverFails:
-    """Standard error during a command. What cannot be written is dropped: notes must not end a training."""
+    """Standard error during a command. A failed write is ignored, because a note must not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -214,13 +215,13 @@ class _NeverFails:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write a text, or drop it."""
+        """Write a text. Ignore errors."""
         with contextlib.suppress(OSError):
             self._stream.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Write what is left, or drop it."""
+        """Flush the stream. Ignore errors."""
         with contextlib.suppress(OSError):
             self._stream.flush()
 
@@ -228,15 +229,15 @@ class _NeverFails:
 def _open_closed_streams() -> bool:
     """Replace closed standard streams by /dev/null. Return whether standard output was closed.
 
-    Otherwise the next file that is opened would get the number of a standard stream. And if sys.stderr is
-    None, Python prints its text to stdout.
+    Without this, the next opened file would get the number of a standard stream. And if sys.stderr is None,
+    Python prints the text of stderr to stdout.
     """
     closed = []
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # it returns the lowest free number, which is `number`
+            os.open(os.devnull, os.O_RDWR)  # opens as the lowest free number, which is `number`
             closed.append(name)
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
@@ -266,12 +267,12 @@ _remembered: list[int] = []  # signals that were received inside `remembered_sig
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """Remember signals inside the context, so that none is lost.
+    """Remember signals inside the context, so that no signal is lost.
 
     A signal's exception is raised at once, and again at the end if a library has swallowed it. Libraries
     written in C may swallow an exception or turn it into another one. Importing torch loses some
-    KeyboardInterrupts. One that came while safetensors and torch read a file became "could not determine the
-    shape of object type ...".
+    KeyboardInterrupts. A Ctrl-C while safetensors and torch read a file became the error "could not determine
+    the shape of object type ...".
     """
     if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
         yield

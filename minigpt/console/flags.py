@@ -6,7 +6,7 @@ Each field is a flag. The text below a field is its help. A comment right above 
     bias: bool = False                          --bias, --no_bias
     gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
     choices: tuple[str, ...] = ()               --choices 2 3 4
-    run: Path = field(..., metadata=POSITIONAL) a value without a flag; a tuple: all that are left
+    run: Path = field(..., metadata=POSITIONAL) a value without a flag; a tuple: all remaining values
     HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
     generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
 
@@ -37,7 +37,7 @@ _NARROW = 60  # columns of a terminal below which a flag's text stands under its
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
-    """Make a field that holds a dictionary of another dataclass's fields: those whose flags were given.
+    """Make a field that holds a dictionary: fields of another dataclass whose flags the user gave.
 
     If the field has a text below it, this text is the group of these flags in the help. Otherwise the flags
     have the groups of the other class.
@@ -104,7 +104,7 @@ def _class(origin: Any) -> type:
 
 
 def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
-    """Parse a command line into a dictionary, field -> value. It has only the fields that were given.
+    """Parse a command line into a dictionary, field -> value, of the fields that were given.
 
     Raises:
         InputError: if a flag is unknown (the message suggests the most similar one), or a value is missing,
@@ -121,7 +121,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
     words = list(argv)
     while words:
         word = words.pop(0)
-        if word == "--":  # all later words are values, even with a dash
+        if word == "--":  # all later words are values, even if they begin with a dash
             strays += words
             break
         if not _is_flag(word):
@@ -162,7 +162,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_flag(word: str) -> bool:
-    """Return whether a word is a flag. Long dashes from word processors count; a negative number does not."""
+    """Return whether a word is a flag. It may have a long dash from a word processor; -1 is no flag."""
     if word[:1] not in ("-", "—", "–") or word == "-":
         return False
     try:

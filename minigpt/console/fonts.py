@@ -33,7 +33,7 @@ def require_plotting(flag: str = "--plot") -> None:
 
 
 def picture_kind(path: Path, flag: str = "--plot") -> str:
-    """Return the type of a picture, told by the end of its name.
+    """Return the type of a picture file, given by its suffix.
 
     Raises:
         InputError: without matplotlib, or if matplotlib does not write such files.
@@ -51,13 +51,13 @@ def picture_kind(path: Path, flag: str = "--plot") -> str:
 def picture_bytes(
     draw: Callable[[Any, bool], None], kind: str, size: tuple[float, float], advice: str = ""
 ) -> bytes:
-    """Draw a figure and return its file. No setting of matplotlib changes outside of it.
+    """Draw a figure and return the bytes of its file. matplotlib's settings do not change.
 
     Args:
         draw: gets the figure, and True if Chinese can be written.
         kind: type of the file, from `picture_kind`.
         size: width and height in inches.
-        advice: what the picture lacks without a Chinese font, for the warning.
+        advice: text for the warning if there is no Chinese font.
     """
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -72,7 +72,7 @@ def picture_bytes(
     families = ["DejaVu Sans"] if font is None else [font, "DejaVu Sans"]
     picture = io.BytesIO()
     with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # for example, of an emoji
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # for example an emoji
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, font is not None)
@@ -84,7 +84,7 @@ def chinese_font(characters: Iterable[str] = _USUAL) -> str | None:
     """Return the name of a font with Chinese characters, registered with matplotlib; None if there is none.
 
     Args:
-        characters: what the font must have. Default: some usual characters.
+        characters: the characters that the font must have. Default: some usual characters.
     """
     from matplotlib import font_manager
 

@@ -1,7 +1,7 @@
 """Shows progress, tables and bars: live on a terminal, as plain lines elsewhere.
 
-`rich` draws them, and counts a Chinese character as two columns. Markup of rich in a user's text has no
-effect.
+The library `rich` draws, and counts a Chinese character as two columns. Markup of rich in a user's text has
+no effect.
 """
 
 import io
@@ -34,10 +34,10 @@ _NARROW = 60  # columns of a terminal below which a table has no vertical lines
 
 
 class _Console(Console):
-    """Leaves the error of a closed pipe to the command. Rich itself would end the process with code 1."""
+    """Lets the command handle a closed pipe. Rich itself would end the process with code 1."""
 
     def on_broken_pipe(self) -> None:
-        raise  # rich calls this while it handles the error
+        raise  # raises the BrokenPipeError that rich handles here
 
 
 def note(text: str) -> None:
@@ -55,7 +55,7 @@ def seconds(value: float) -> str:
         return "unknown"
     if value < 0:
         return f"-{seconds(-value)}"
-    if value < 0.95:  # larger values round to 1
+    if value < 0.95:  # 0.95 and more would round to 1.0
         return f"{value:.1f} s"
     whole = round(value)
     if whole < 60:
@@ -125,7 +125,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> list[int] | None:
-    """Return the columns' widths. The widest ones shrink first, as long as no word is broken."""
+    """Return the columns' widths. The widest columns shrink first, as long as no word is broken."""
     found = [max(map(cell_len, column)) for column in zip(*cells)]
     while sum(found) > room:
         wide = [i for i, width in enumerate(found) if width > least[i]]
@@ -199,7 +199,7 @@ class ProgressLine:
         self._next = time.monotonic() + patience
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last = self._shown = ""  # the newest plain line, and the last one that was printed
+        self._last = self._shown = ""  # the newest plain line, and the last printed plain line
 
     def __enter__(self) -> "ProgressLine":
         return self
@@ -235,7 +235,7 @@ class ProgressLine:
                 console=_Console(stderr=True, highlight=False),
                 auto_refresh=False,
                 transient=True,
-                redirect_stdout=sys.stdout.isatty(),  # else a redirected stdout would go to the terminal
+                redirect_stdout=sys.stdout.isatty(),  # a redirected stdout must not go to the terminal
             )
             self._bar.start()
             title = printable(self.title)
@@ -260,4 +260,4 @@ class ProgressLine:
     ) -> None:
         self._clear()
         if kind is None and self._shown and self._shown != self._last:
-            self._print_last()  # the last line must not be missing after earlier lines
+            self._print_last()  # if lines were printed, the last line must not be missing

@@ -1,1 +1,1 @@
-"""Reading questions and answers, splitting them, their statistics, and the batches of training."""
+"""Reads, splits, counts and encodes the data, and makes batches of it for training."""

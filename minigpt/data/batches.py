@@ -80,7 +80,7 @@ class EncodedExamples:
     lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
-    weights: npt.NDArray[np.float64] | None = None  # (N,): how much each row counts; None: all the same
+    weights: npt.NDArray[np.float64] | None = None  # (N,): how much each row counts; None: equally
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -92,7 +92,7 @@ class EncodedExamples:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what training uses: ids, starts of rows, which ids are answers, weights."""
+        """Return the SHA-256 of the data that training uses: ids, starts of rows, answer mask, weights."""
         digest = hashlib.sha256()
         answer_starts = np.maximum.reduceat(self._places_of_questions, self.starts[:-1]) + 1
         arrays: list[npt.NDArray[np.generic]] = [self.ids, self.starts, answer_starts.astype(np.int64)]
@@ -117,7 +117,7 @@ class EncodedExamples:
         return int(begins.sum()) == len(self) and bool(self.is_answer[self.starts[1:] - 1].all())
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
-        """Build a batch of some rows, padded to their longest row, or to `pad_to` tokens if that is more."""
+        """Build a batch of some rows, padded to the longest row, or to `pad_to` tokens if that is more."""
         lengths = self.lengths[rows][:, None]  # (B, 1)
         width = max(pad_to, int(lengths.max()))
         column = np.arange(width)[None, :]  # (1, T + 1)
@@ -140,7 +140,7 @@ class EncodedExamples:
 
     @property
     def answer_share(self) -> float:
-        """Return the share of answer tokens among the targets, which are all tokens but each row's first."""
+        """Return the share of answer tokens among the targets. (A row's first token is no target.)"""
         return float(self.is_answer.sum() / (self.lengths - 1).sum())
 
     @property
@@ -256,7 +256,7 @@ def encode_conversations(
 
 
 class HasLengths(Protocol):
-    """The part of encoded data that decides the order of its rows."""
+    """The attributes of encoded data that `BatchPlan` needs."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -302,7 +302,7 @@ class BatchPlan:
         widths = np.sort(self._lengths) if by_length else np.full(len(data), self._lengths.max())
         widths = np.maximum(widths, pad_to)
         cuts = [0]
-        for i, width in enumerate(widths):  # sorted, so the last row is the longest
+        for i, width in enumerate(widths):  # widths are sorted, so the last row is the longest
             rows = i - cuts[-1] + 1
             if rows > batch_size or (tokens_per_batch and rows > 1 and rows * width > tokens_per_batch):
                 cuts.append(i)

@@ -1,4 +1,4 @@
-"""Encodes conversations with a tokenizer's chat template, and marks the tokens to learn.
+"""Encodes conversations with a tokenizer's chat template, and marks the tokens that the model learns.
 
 `minigpt finetune` uses this form. minigpt/data/batches.py has the plain form, question <sep> answer <sep>.
 """
@@ -24,11 +24,11 @@ def encode_chat_conversation(
     If a conversation is too long, its oldest questions with their answers are left out. The system text is
     kept. A single question with its answer loses its end.
 
-    Returns: ids (T,); a mask of the ids that the assistant says, including the token that ends an answer
+    Returns: ids (T,); a mask of the assistant's ids, including the token that ends an answer
     (T,); True if something was cut.
 
     Raises:
-        InputError: if the template fails, or changes what the assistant says.
+        InputError: if the template fails, or changes the assistant's text.
     """
     messages: list[Mapping[str, Any]] = [*conversation.messages()]
     tools = json.loads(conversation.tools) if conversation.tools else None

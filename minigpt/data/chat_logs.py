@@ -6,12 +6,12 @@
 A table or JSON Lines with a message in each row is a log, too: columns for the speaker, the text, and perhaps
 the time and a number of the conversation.
 
-The beginning of the text decides: most messages have one of these forms, and few speakers say all of them.
+A text is a log if most messages at its beginning have one of these forms, from few speakers.
 Lines without time and name continue a message. Consecutive messages of a speaker become one turn. One speaker
 gives the answers; all others ask.
 
-A pause, a blank line or a number of answers ends a conversation. Each layout has its rule, and a note names
-it.
+A pause, a blank line or a number of answers ends a conversation. Each layout has its own rule, which a note
+to the user names.
 """
 
 import itertools
@@ -60,7 +60,7 @@ _TIME_FIRST = re.compile(
 _NAME_FIRST = re.compile(
     rf"(?P<name>[^:：]{{1,40}}?)[,，]?\s+{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}[:：]?"
 )
-_TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")  # LINE's
+_TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")  # LINE
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
 _MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # marks of list items and headings
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
@@ -69,7 +69,7 @@ _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
 _NUMBER = re.compile(
     r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*"
-)  # the number of an account in brackets; a title in front of a name
+)  # beside a name: an account number in brackets, or a title in front
 _PICTURE = re.compile(r"(?:\[[^\[\]]{1,12}\]|<[^<>]{3,30}>|\u200e?(?:image|video|audio|sticker) omitted)$")
 _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"}
 _ASK = ("q", "question", "问", "问题", "提问", "ask")  # FAQ: each question is a conversation of its own
@@ -79,7 +79,7 @@ _MOST_ROWS = 0.9  # least share of the rows that must have a speaker and a text
 
 
 class Message(NamedTuple):
-    """What one speaker says at once."""
+    """One message of one speaker."""
 
     line: int
     name: str
@@ -91,10 +91,10 @@ class Message(NamedTuple):
 
 @dataclass(frozen=True)
 class ChatLog:
-    """A log, read as conversations."""
+    """The conversations of a chat log."""
 
     records: list[Record]  # {"messages": [...]} each
-    note: str  # how it was read
+    note: str  # tells the user how the log was read
 
 
 def holds_chat(text: str) -> bool:
@@ -103,10 +103,10 @@ def holds_chat(text: str) -> bool:
 
 
 def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> ChatLog | None:
-    """Read a chat log. Return None if the text is none.
+    """Read a chat log. Return None if the text is not a chat log.
 
     Args:
-        speaker: the name of the one who answers; "": found out.
+        speaker: name of the speaker who answers; "": choose the speaker.
         encoding: the encoding named by the user, for messages.
 
     Raises:
@@ -148,7 +148,7 @@ def _chat_log(
 
 
 class MessageColumns(NamedTuple):
-    """The columns of a table of messages; "": there is none."""
+    """Names of the columns of a table of messages; "": no such column."""
 
     speaker: str
     text: str
@@ -186,7 +186,7 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
 def read_messages(
     records: Iterable[Record], columns: MessageColumns, path: Path, speaker: str = ""
 ) -> ChatLog:
-    """Group records that are messages into conversations. A record that is no message is a bad record.
+    """Group records that are messages into conversations. Other records are bad records.
 
     Raises:
         InputError: as `read_chat`.
@@ -261,7 +261,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     roles = [_role(name) for name in names]
     if not ("assistant" in roles and "user" in roles and None not in roles) and len(names) != 2:
         return False
-    has_more = all(roles) or layout is _ABOVE  # then a message may have several lines
+    has_more = all(roles) or layout is _ABOVE  # True: a message may have several lines
     return said >= (0.2 if has_more else 0.8) * lines
 
 
@@ -295,7 +295,7 @@ def _is_role(name: str, role: Role) -> bool:
 
 
 def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
-    """Yield the messages that have a text. Lines in front of the first one are left out."""
+    """Yield the messages that have a text. Lines before the first message are left out."""
     last: Message | None = None
     said: list[str] = []
     is_block = True
@@ -382,7 +382,7 @@ def _cut(messages: Sequence[Message], ends: Sequence[bool]) -> list[list[Message
 def _answering(
     counts: Counter[str], divided: Sequence[Sequence[Message]], path: Path, speaker: str, as_text: str
 ) -> tuple[set[str], str]:
-    """Return the names of those who answer, and the reason."""
+    """Return the names of the speakers who answer, and the reason for the choice."""
     listed = ", ".join(f"{name!r} ({count:,})" for name, count in counts.most_common(_SHOWN))
     if speaker:
         found = {name for name in counts if name.strip().lower() == speaker.strip().lower()}
@@ -407,9 +407,9 @@ def _answering(
 def _parts(
     messages: Sequence[Message], answering: set[str], is_faq: bool
 ) -> Iterator[tuple[list[Message], list[dict[str, str]]]]:
-    """Yield the conversations of messages that belong together.
+    """Divide messages without a long pause into conversations.
 
-    Each begins with a question and ends with an answer. Messages outside of that are left out.
+    A conversation begins with a question and ends with an answer. Messages before and after are left out.
     """
     turns: list[tuple[str, list[Message]]] = []
     for message in messages:
@@ -419,7 +419,7 @@ def _parts(
         elif turns or role == "user":
             turns.append((role, [message]))
     most = 2 if is_faq else 2 * _ANSWERS
-    if is_faq:  # a question without an answer, or a second answer, has no partner
+    if is_faq:  # drop questions without an answer, and second answers
         pairs = [
             (one, two) for one, two in itertools.pairwise(turns) if (one[0], two[0]) == ("user", "assistant")
         ]

@@ -180,7 +180,7 @@ def _is_utf8(head: bytes) -> bool:
 
 
 def _are_lines(file: BinaryIO) -> bool:
-    """Return True if most of the first lines are JSON objects. The first may be broken; lines may be long."""
+    """Return True if most of the first lines are JSON objects, even if the very first line is broken."""
     file.seek(0)
     lines = (line for line in iter(lambda: file.readline(_LONGEST), b"") if line.strip())
     first = next(lines, b"")
@@ -212,10 +212,10 @@ def _sample(source: Source) -> list[Any]:
 
 
 class Recognised(NamedTuple):
-    """What a data file is."""
+    """The kind of a data file: texts or conversations."""
 
     holds_texts: bool  # True: plain text, or records with texts; False: conversations
-    opened: DataFile | None = None  # the file, if it had to be read whole; its records can be read once
+    opened: DataFile | None = None  # set if the whole file was read; its records can be read once
 
 
 def recognise(
@@ -320,7 +320,7 @@ def decode_sources(
 def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: DataFile | None) -> Source:
     """Write a UTF-8 copy of a file, and return its source.
 
-    Where possible, a record keeps its line number. A bad record becomes a text with the reason.
+    Where possible, a record keeps its line number. A bad record is replaced by a text that says the reason.
     """
     path = source.origin
     data = opened or open_data(path, options.encoding, is_head, needs_head=True)

@@ -39,7 +39,7 @@ __all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "who
 Kind = Literal["text", "jsonl", "parquet", "other"]  # other: must be converted first
 _BLOCK = 1 << 20  # number of bytes per read
 _LINE = 1 << 12  # number of bytes before a cut that are enough to recognise a separator
-_LONGEST = 1 << 26  # largest number of bytes without a possible cut
+_LONGEST = 1 << 26  # largest number of bytes without a position where the file may be cut
 _CUTS = re.compile(r"(?<=\S)\r?\n(?=[^\s/])|(?<=\S)(?= \S)")
 _SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
 _CONTINUED = bytes(range(0x80, 0xC0))  # bytes that continue a UTF-8 character
@@ -111,7 +111,7 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
         data = file.read(target - first + width)
         is_end = first + len(data) >= source.size
         begin = target - first
-        begin += len(data[begin:]) - len(data[begin:].lstrip(_CONTINUED))  # skips the rest of a character
+        begin += len(data[begin:]) - len(data[begin:].lstrip(_CONTINUED))  # a cut must not split a character
         # bad bytes are reported when the piece is read; here, only their number of bytes matters
         before = data[:begin].lstrip(_CONTINUED).decode("utf-8", "surrogateescape")
         text = data[begin:].decode("utf-8", "surrogateescape")
@@ -147,7 +147,7 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where a text that continues may be cut; 0 if there is none."""
+    """Return the last position after `start` where the text may be cut; 0: none. More text follows it."""
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
@@ -207,7 +207,7 @@ def read_document(
 
 
 def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str | None]:
-    """Yield the parts without separator lines, and None in place of each separator line."""
+    """Yield the text without separator lines, and None in place of each separator line."""
     separator = source.separator
     if separator is None:
         yield from parts

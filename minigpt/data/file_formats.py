@@ -61,7 +61,7 @@ class DataFile:
     records: Iterable[Record]  # a plain text is one record
     sha256: str  # SHA-256 of the file's bytes
     notes: tuple[str, ...] = ()  # sentences for the user about how the file is read
-    has_head: bool | None = None  # of CSV and workbooks: False if there are no column names
+    has_head: bool | None = None  # for CSV and workbooks: False if there are no column names
     first_row: tuple[str, ...] = ()  # cells of the first row, if there are no column names
 
 
@@ -93,7 +93,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _all_of(file: BinaryIO, what: str) -> bytes:
-    """Read the rest of a file. `what` is the beginning of the error message if there is too much."""
+    """Read the rest of a file. If it is too large, the error message begins with `what`."""
     buffer = io.BytesIO()
     while block := file.read(_BLOCK):
         buffer.write(block)
@@ -158,7 +158,7 @@ def _decompressed(data: bytes, name: str) -> tuple[bytes, str]:
 
 # -- formats -----------------------------------------------------------------------------------------------
 
-_FOREIGN = {  # first bytes of a file -> what the file is
+_FOREIGN = {  # first bytes of a file -> name of its format, which minigpt does not read
     b"%PDF": "a PDF file",
     b"SQLite format 3\0": "an SQLite database",
     b"\x89PNG": "a picture",
@@ -224,7 +224,7 @@ def open_data(
 
 
 def _refuse_archive(content: bytes, path: Path) -> None:
-    """Raise InputError for a zip file that is no workbook. A damaged one is reported by the library."""
+    """Raise InputError for a zip file that is no workbook. A damaged zip file raises an error later."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()

@@ -1,7 +1,8 @@
 """Reads JSON: one value in a file, or one value per line. A broken record becomes a `BadLine`.
 
     looks_like_json(text)                      # False for a text that only begins with a bracket
-    kind, records = json_records(text)         # Record(line, value, raw); the value of a bad one is a BadLine
+    kind, records = json_records(text)         # Record(line, value, raw); a broken record's value is a
+    BadLine
 
 If an object has a key twice, the key gets the value `REPEATED`, because either value could be meant.
 """
@@ -35,7 +36,7 @@ _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or fo
 
 
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
-    """The error of a record that is left out. `reason` groups such records; `detail` belongs to one."""
+    """The error of a record that is left out: a `reason` that many records share, and this one's `detail`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -129,7 +130,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def _value(text: str, begin: int) -> tuple[Any, int]:
-    """Parse the JSON value at position `begin`. Return it and its end. Raise BadLine if it is broken."""
+    """Parse the JSON value at position `begin`. Return value and end. Raise BadLine for broken JSON."""
     try:
         value, end = _DECODER.raw_decode(text, begin)
     except json.JSONDecodeError as error:
@@ -253,7 +254,7 @@ def json_records(
     """Read the records of a JSON text, which has one value per line or one value for all records.
 
     Args:
-        is_head: gets the keys of an object in lower case, and returns True if they are those of a record.
+        is_head: gets the keys of an object in lower case, and returns True if a record has such keys.
     """
     inner = json_in_json(text)
     if inner is not None:
@@ -266,7 +267,7 @@ def json_records(
         if _end_of_blank(text, begin + end) < len(text):
             return "jsonl", _lines(text)
     except BadLine:
-        pass  # the first value may continue in the next line
+        pass  # not an error yet: the first value may continue in the next line
     try:
         value, end = _value(text, begin)
     except BadLine:

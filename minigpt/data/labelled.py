@@ -67,7 +67,7 @@ class LabelledText(NamedTuple):
     """One text with its labels."""
 
     text: str
-    labels: tuple[str, ...] | None  # None: the record has none; several labels only in a multi-label problem
+    labels: tuple[str, ...] | None  # None: the record has no label; several only in multi-label problems
     line: int  # line on which the record begins
 
 
@@ -125,20 +125,20 @@ def read_labelled(path: Path, options: LabelledOptions) -> tuple[list[LabelledTe
 
 
 class Fields(NamedTuple):
-    """The keys of text and label."""
+    """The keys under which a record has its text and its label."""
 
     text: str
-    label: str  # "": there is none
+    label: str  # "": no label
 
 
 def _as_object(record: Record, options: LabelledOptions) -> Record:
-    """Return a record that is only a text as an object with a text."""
+    """If a record is only a text, return it as an object with that text."""
     is_text = isinstance(record.value, str) and not options.needs_labels
     return record._replace(value={options.text_field or "text": record.value}) if is_text else record
 
 
 def _lines(data: DataFile) -> Iterator[Record]:
-    """Yield each line of a plain text that is not blank, as a record."""
+    """Yield the lines of a plain text as records, without blank lines."""
     (_, whole, _), *_ = data.records
     for number, line in enumerate(str(whole).split("\n"), 1):
         if line.strip():
@@ -157,7 +157,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
 def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fields:
     """Return the columns of text and label of a table without column names.
 
-    The label is the column with fewer different values. If all are different, the text is the longer column.
+    The label is the column with fewer different values. In a tie, the text is the longer column.
 
     Raises:
         InputError: if the first line looks like column names.
@@ -183,7 +183,7 @@ def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> 
     A usual name is chosen if at least half of the records have it, else the most frequent one.
 
     Raises:
-        InputError: if no record has such a key; the message lists those of the first record.
+        InputError: if no record has such a key; the message lists the keys of the first record.
     """
     items = [lower_keys(each.value) for each in records if isinstance(each.value, Mapping)]
     counts = Counter(key for item in items for key in item)
@@ -359,14 +359,14 @@ class EncodedTexts:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what training uses."""
+        """Return the SHA-256 of the data that training uses."""
         digest = hashlib.sha256()
         for array in (self.ids, self.starts, self.labels, self.weights):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> LabelledBatch:
-        """Build a batch of some texts, padded to their longest one, or to `pad_to` tokens if that is more."""
+        """Build a batch of some texts, padded to the longest text, or to `pad_to` tokens if that is more."""
         lengths = self.lengths[rows]  # (B,)
         column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T)
         real = column < lengths[:, None]  # (B, T)

@@ -47,7 +47,7 @@ _TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers
 _SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
 _LONGEST_NAME = 30  # largest number of characters of a column's name
 _NO_LIMIT = 2**62
-_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # the format of HH-RLHF
+_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # speakers in HH-RLHF's texts
 
 
 class Preference(NamedTuple):
@@ -151,7 +151,8 @@ def preference_of(
         same += 1
     if same == len(chosen.turns) == len(rejected.turns):
         raise BadLine("chosen equals rejected")
-    while same and chosen.turns[same - 1].role == "assistant":  # the answers begin with equal turns
+    # equal turns at the beginning of both answers are not part of the prompt
+    while same and chosen.turns[same - 1].role == "assistant":
         same -= 1
     for one, key in ((chosen, keys[0]), (rejected, keys[1])):
         if same >= len(one.turns) or one.turns[same].role != "assistant":
@@ -162,9 +163,9 @@ def preference_of(
 
 
 def _named(item: Mapping[str, Any], prompt: str, chosen: str) -> dict[str, Any]:
-    """Return a record of the prompt and the chosen answer that the user named, and the rejected answer.
+    """Return a record of prompt, chosen and rejected answer, whose first two fields the user has named.
 
-    Other fields of the record do not count, as in `meaning_of`.
+    Other fields of the record are ignored, as in `meaning_of`.
     """
     for key in (prompt, chosen):
         if key not in item:
@@ -293,7 +294,7 @@ class EncodedPreferences:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what training uses."""
+        """Return the SHA-256 of the data that training uses."""
         return hashlib.sha256(f"pairs {self.examples.fingerprint}".encode()).hexdigest()
 
     @property
@@ -312,7 +313,7 @@ class EncodedPreferences:
         return self.examples.mean_targets
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> PairBatch:
-        """Build a batch of some pairs, padded to their longest row, or to `pad_to` tokens if that is more."""
+        """Build a batch of some pairs, padded to the longest row, or to `pad_to` tokens if that is more."""
         both = self.examples.batch(np.concatenate([2 * rows, 2 * rows + 1]), pad_to)
         return PairBatch(*both)._replace(rows=rows)
 

@@ -28,7 +28,7 @@ __all__ = ["EncodedPrompts", "Prompt", "encode_prompts", "read_prompts"]
 class Prompt(NamedTuple):
     """One prompt."""
 
-    ids: list[int]  # what the model reads
+    ids: list[int]  # ids that the model reads
     question: str  # the last question as text
     answer: str  # the file's answer, or ""
     fields: Mapping[str, Any] = {}  # the record
@@ -36,7 +36,7 @@ class Prompt(NamedTuple):
 
 @dataclass(frozen=True)
 class EncodedPrompts(EncodedExamples):
-    """All prompts. As examples they have the file's answers, of which only the last one counts."""
+    """All prompts. Their rows include the file's answers. `is_answer` marks only the last answer."""
 
     prompts: list[Prompt] = field(default_factory=list)  # N
 
@@ -51,7 +51,7 @@ class EncodedPrompts(EncodedExamples):
         return [*dict.fromkeys(name for one in self.prompts for name in one.fields)]
 
     def last_tokens(self) -> set[int]:
-        """Return the ids that end answers. In a chat template, more ids may follow them."""
+        """Return the last id of each answer. A chat template may put more ids after the answer."""
         places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
         return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}
 

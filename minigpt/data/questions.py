@@ -1,4 +1,7 @@
-"""Reads questions to answer: one per line, or JSONL with "question". The first bytes decide which."""
+"""Reads questions to answer from a text with one question per line, or from JSON Lines with "question".
+
+The first bytes decide which format a file has.
+"""
 
 from minigpt.data.json_values import looks_like_json
 from minigpt.errors import InputError

@@ -1,7 +1,7 @@
 """Reads conversations from any file of file_formats.py.
 
     conversations, report = read_conversations("data/data.jsonl")
-    report.print_summary()  # prints to stderr how the file was read, and what was skipped
+    report.print_summary()  # prints to stderr how the file was read, and how many records were skipped
 
 Every command reads files through this function, so all commands report the same counts. Bad records are
 skipped, counted and named; with `strict` the first bad record is an error. Records are never repaired.
@@ -62,7 +62,7 @@ class ReadReport:
         return Message("{count:,} conversation{several} with {answers:,} answers", **values)
 
     def print_summary(self) -> None:
-        """Print how the file was read and what was skipped: each reason once, with its first lines."""
+        """Print how the file was read. For each reason to skip records, print some line numbers."""
         for sentence in self.notes:
             note(sentence)
         if self.lost:
@@ -145,7 +145,7 @@ def read_conversations(
         path = Path("the data set")
     data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
     if data.kind == "chat":
-        names = replace(names, speaker="")  # not needed any more: the turns of the log have roles
+        names = replace(names, speaker="")  # the turns of the chat log have roles now
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
@@ -183,7 +183,7 @@ def read_records(
     texts: Callable[[Found], Iterable[str]],
     strict: bool,
 ) -> list[Found]:
-    """Interpret records. Bad ones are counted in the report; records that hold U+FFFD are counted, too.
+    """Interpret records. The report counts bad records, and records that hold U+FFFD.
 
     Args:
         meaning: returns what a record means, or raises BadLine.
@@ -216,7 +216,7 @@ def read_records(
 
 
 def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
-    """Return a note on a table without known column names. Its first row may hold unusual column names."""
+    """Return a note for a table without known column names. The first row may be a row of unusual names."""
     shown = ", ".join(repr(cell[:20]) for cell in first_row)
     return (
         f"{path}: no line of column names: the first column is taken for the question, the second for the "

@@ -47,7 +47,7 @@ __all__ = [
     "whole_text_of",
 ]  # fmt: skip
 
-FIELDS: dict[str, tuple[str, ...]] = {  # part -> field names for it, the most usual names first
+FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the most usual names first
     "question": (
         *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source", "problem"),
         *("问题", "提问", "指令", "问", "用户", "问句"),
@@ -87,8 +87,8 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with on
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
-# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. Such a name counts
-# if no other field fits its part.
+# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
+# the record has no usual name for that part.
 _NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
 _ALIKE = {
     "question": re.compile(
@@ -193,10 +193,10 @@ def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
 
 
 def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation | Text:
-    """Return the conversation or the text of a record.
+    """Interpret a record as a conversation or a text.
 
     Raises:
-        BadLine: if the record is neither, or a part is missing, empty or not text.
+        BadLine: if the record is neither, or a part of it is missing, empty or not text.
     """
     if isinstance(value, str):
         inner = _in_json(value)
@@ -208,13 +208,13 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        return _conversation(_pair_of(item, *pair), line, "", item)  # `split` writes the usual names
+        return _conversation(_pair_of(item, *pair), line, "", item)  # no raw: `split` writes usual names
     found = {part: _first(item, part) for part in FIELDS}
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        return _conversation(turns, line, "" if names.speaker else raw, item)  # `split` writes the roles
+        return _conversation(turns, line, "" if names.speaker else raw, item)  # "": `split` writes roles
     if found["input"] and found["answer"] and not found["question"]:  # {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
     if not found["question"] and (found["answer"] or _is_forum(item)):
@@ -423,7 +423,7 @@ def _system(item: Mapping[str, Any], key: str) -> list[Turn]:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Return True if an optional part is empty. Tables written by pandas have NaN in this case."""
+    """Return True if an optional part is empty. pandas writes NaN for an empty cell."""
     if isinstance(value, str):
         return value.strip() in ("", "nan")
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -572,7 +572,7 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
-    """Return a text as `text_of`; a list of texts, such as lines or paragraphs, becomes the lines of one."""
+    """Return a text as `text_of`; a list of texts, such as paragraphs, is joined by line ends."""
     value = item.get(key)
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return _checked("\n".join(value), f"`{key}`")

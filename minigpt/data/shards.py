@@ -44,7 +44,7 @@ __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "
 VOCABULARY = "vocab.json"  # vocabulary of --tokenizer char
 DECODED = "decoded"  # folder of decoded copies of source files
 PIECE = 16 << 20  # approximate number of bytes of text per shard
-CHUNK = 1 << 16  # characters per call of the tokenizer, which needs some hundred bytes for each token
+CHUNK = 1 << 16  # characters per call of the tokenizer, which needs hundreds of bytes per token
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
 
 
@@ -98,7 +98,7 @@ class _Job:
 
 
 def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
-    """Group neighbouring pieces into jobs. Small pieces, as of a folder of small files, share a shard."""
+    """Group neighbouring pieces into jobs. Small pieces (from small files) share a shard."""
     groups: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -112,7 +112,7 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
     for number, group in enumerate(filter(None, groups)):
         used = sorted(
             {piece.source for piece in group}
-        )  # sends only the files of this job, as a corpus may have a million
+        )  # sends only the files of this job to its process: a corpus may have a million files
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
         jobs.append(_Job(number, [sources[index] for index in used], own, key))
@@ -149,7 +149,7 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
 
 
 def _joins(tokenizer: TextTokenizer | None, left: str, right: str) -> bool:
-    """Return True if a cut changes no id of the text around it. documents.py has rules for known families."""
+    """Return True if cutting between `left` and `right` changes no id."""
     if tokenizer is None or isinstance(tokenizer, Tokenizer):
         return True
     parts = np.concatenate([tokenizer.encode_array(left), tokenizer.encode_array(right)])
@@ -195,7 +195,7 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
     """Return all characters of a job's texts."""
-    met = np.zeros(0x110000, dtype=np.bool_)  # a set of characters is six times slower
+    met = np.zeros(0x110000, dtype=np.bool_)  # six times faster than a set of characters
     for text, _ in _documents(job, _Counts(), None):
         met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
     return {"characters": "".join(map(chr, np.flatnonzero(met).tolist()))}
@@ -234,7 +234,7 @@ def prepare(
 ) -> Tokens:
     """Return the ids of a corpus. Shards in the folder that match are used; otherwise the corpus is encoded.
 
-    A printed line tells which of the two happened.
+    A printed line says whether shards were used or written.
 
     Args:
         path: a text file, or a folder of them.
@@ -242,8 +242,8 @@ def prepare(
         tokenizer: None: a character tokenizer of the corpus, saved as `folder`/vocab.json.
         options: options for reading the files.
         workers: number of processes; 0: one per core. The shards do not depend on it.
-        lock: called before the first write; returns when no other process writes to the folder. It is not
-            called if the shards match, because a manifest exists only for complete shards.
+        lock: called before the first write; returns when no other process writes to the folder. Matching
+            shards need no lock, because a manifest exists only for complete shards.
 
     Raises:
         InputError: if the corpus cannot be read or has no text, or if the shards cannot be written.
@@ -266,7 +266,7 @@ def prepare(
     read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
     key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
-    (folder / MANIFEST).unlink(missing_ok=True)  # from here on, the manifest would not match the files
+    (folder / MANIFEST).unlink(missing_ok=True)  # the next writes make it wrong
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
         print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")
@@ -305,7 +305,7 @@ def prepare(
 def _as_prepared(
     path: Path, sources: list[Source], options: TextOptions, folder: Path, tokenizer: TextTokenizer | None
 ) -> Tokens | None:
-    """Return the ids in the folder, if corpus, reading options and tokenizer are the same. Otherwise None."""
+    """Return the ids in the folder if corpus, reading options and tokenizer have not changed, else None."""
     old = read_manifest(folder)
     if not old or not _same_reading(options, old) or not _same_sources(sources, old["sources"]):
         return None
@@ -321,7 +321,7 @@ def _as_prepared(
 
 
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
-    """Return True if the reading options are the same. Older manifests only have the separators."""
+    """Return True if the reading options are the same. An older manifest has only the separator option."""
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))
     usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])
@@ -360,7 +360,7 @@ def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
 
 
 def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
-    """Return the record of a shard if it is complete and was made for the same job. Otherwise None."""
+    """Return the record of a shard if the shard is complete and was made for the same job, else None."""
     try:
         record = read_json(folder / f"shard-{job.number:05d}.json")
         path = folder / f"shard-{job.number:05d}.bin"

@@ -1,4 +1,4 @@
-"""Splits conversations into a training and a validation part without common questions.
+"""Splits conversations into a training part and a validation part that share no question.
 
 Questions that differ only in width, case or spaces are equal, and all pairs of a question go to one part. If
 question and answer are both repeated, only the first pair is kept. Apart from that, the split depends on the
@@ -6,8 +6,8 @@ seed, the ratio and the texts. It does not depend on the order of the lines or o
 
 Conversations of several questions go to the same part if they share a question with its answer. A very common
 exchange, such as a greeting, would join all conversations. So the rarest exchanges join first, and no joined
-group may be larger than the smaller part. Exchanges that are then still in both parts are counted
-(`Split.on_both_sides`).
+group may be larger than the smaller part. `Split.on_both_sides` counts the exchanges
+that are still in both parts.
 """
 
 import hashlib
@@ -191,11 +191,11 @@ def _rank(question: str, seed: int) -> bytes:
 
 
 def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
-    """Choose the groups for train; the sizes come in random order. Most groups before the cut are chosen.
+    """Choose the groups for train, given their sizes in random order. True: the group is for train.
 
-    Groups cannot be divided, so the cut rarely matches the target exactly. Among the groups around the cut,
-    the subset with the closest sum is found exactly: bit s of reachable[i] is set if some of the groups from
-    i on have the sum s.
+    The first groups are chosen, up to a cut near the target. Groups cannot be divided, so a cut alone rarely
+    matches the target. Among the groups around the cut, the subset with the closest sum is chosen: bit s of
+    reachable[i] is set if some of the groups from i on have the sum s.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)
@@ -212,7 +212,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        takes = size <= left and bool(later >> (left - size) & 1)  # the later groups can add the rest
+        takes = size <= left and bool(later >> (left - size) & 1)  # True: later groups can fill the rest
         chosen.append(takes)
         left -= size * takes
     return chosen + [False] * (len(sizes) - len(chosen))

@@ -20,8 +20,8 @@ __all__ = [
     "table_in", "workbook_records",
 ]  # fmt: skip
 
-# Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, it
-# gets one column name; returns True if the column is read.
+# Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, the
+# function gets one column name, and returns True if the column is read.
 IsHead = Callable[[Collection[str]], bool]
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
@@ -56,7 +56,7 @@ def suffix_of(path: Path) -> str:
 
 
 class TableText(NamedTuple):
-    """How a text is read as a table."""
+    """The layout of a text that is a table."""
 
     delimiter: str
     has_head: bool  # True if the first row has the column names
@@ -94,7 +94,8 @@ def table_in(
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
         fitting = sum(len(row) == len(names) for row in others)
-        # A sentence may begin with "Text, and". A Markdown table has a line of dashes below its first row.
+        # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
+        # length.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
@@ -151,7 +152,7 @@ def _is_rule(row: list[str]) -> bool:
 def _reader(text: str, delimiter: str, has_quotes: bool) -> Any:
     csv.field_size_limit(_CELL)
     first_line = text[: text.find("\n")] if "\n" in text else text
-    spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # "question, answer"
+    spaced = all(cell.startswith(" ") for cell in first_line.split(delimiter)[1:])  # as in "question, answer"
     file = io.StringIO(text, newline="")
     quoting: Literal[0, 3] = csv.QUOTE_MINIMAL if has_quotes else csv.QUOTE_NONE
     return csv.reader(file, delimiter=delimiter, strict=True, skipinitialspace=spaced, quoting=quoting)
@@ -220,14 +221,14 @@ class Sheet(NamedTuple):
     """A sheet of a workbook."""
 
     records: list[Record]
-    notes: tuple[str, ...]  # about other sheets
+    notes: tuple[str, ...]  # notes for the user about the other sheets
     is_known: bool  # True if the column names are known
     has_head: bool | None  # None: the sheet has one column, whose cells are texts
     first_row: tuple[str, ...]
 
 
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
-    """Read the rows of a workbook's first sheet with known column names, else of the first one with rows.
+    """Read the first sheet of a workbook that has known column names, or else the first sheet with rows.
 
     The column names are in the first row, or in one of the next rows below a title. As in CSV, unknown names
     count as column names if there are more than two columns. A sheet of one column is a list of texts.
@@ -278,7 +279,7 @@ def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> S
 
 
 def _cell(value: Any) -> str:
-    """Return a cell's text as the workbook shows it: 3, not 3.0."""
+    """Return a cell's text as the workbook shows it: "3", not "3.0"."""
     if isinstance(value, float) and value.is_integer() and abs(value) < 1e15:
         return str(int(value))
     return "" if value is None else str(value)
@@ -295,7 +296,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         is_read: returns True for names of columns that are read; if no column qualifies, all are read.
 
     Raises:
-        InputError: for a damaged file, for one that claims more content than its size allows, or without
+        InputError: for a damaged file, for a file that claims more content than its size allows, or without
             pyarrow.
     """
     require_package("pyarrow", f"{name}: reading Parquet", "datasets")

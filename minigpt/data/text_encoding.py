@@ -1,4 +1,4 @@
-"""Detects the encoding of a file: byte order mark, UTF-8, or what chardet finds, if it is certain.
+"""Detects the encoding of a file: byte order mark, UTF-8, or chardet's result, if it is certain.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
@@ -16,7 +16,7 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["BAD_BYTES", "HALF_CHARACTER", "decode", "is_mostly_utf8", "shown_name"]
 
-BAD_BYTES = re.compile("[\udc80-\udcff]")  # `decode` turns bytes that are not characters into these
+BAD_BYTES = re.compile("[\udc80-\udcff]")  # surrogates that `decode` makes of bad bytes
 HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate
 _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer marks first
     b"\xff\xfe\0\0": "utf-32",
@@ -54,9 +54,10 @@ _DAMAGED = 0.005  # largest share of bad bytes, of those that are not ASCII, of 
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
-_ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16: these may be errors in the file
+_ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
 _ENOUGH = 8  # smallest number of bytes that are not ASCII for a certain result
-_NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")  # Python's own
+# codecs that Python has for its own use
+_NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")
 _SHOWN = 12  # number of characters that an error message shows
 _NAMES = {
     "utf-8-sig": "UTF-8",
@@ -77,7 +78,7 @@ def _known_encoding(name: str) -> str:
         codec = codecs.lookup(name.strip())
     except (LookupError, ValueError):
         codec = None
-    # the codec "hex" does not decode to text
+    # a codec such as "hex" does not decode to text
     if codec is None or not codec._is_text_encoding or codec.name.replace("-", "_") in _NO_FILE_HAS:
         raise InputError(
             f"unknown encoding {name!r}; usual ones: utf-8, gb18030, big5, shift_jis, euc_kr, utf-16, cp1252"
@@ -93,8 +94,8 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         encoding: the encoding named by the user; "": detect it.
 
     Raises:
-        InputError: for binary data; if the encoding is not certain (the message shows the text in each of
-            them); if the bytes do not fit the encoding named by the user.
+        InputError: for binary data; if several encodings are possible (the message shows the text in each
+            of them); if the bytes do not fit the encoding named by the user.
     """
     if encoding:
         codec = _known_encoding(encoding)
@@ -210,7 +211,7 @@ def _readings(data: bytes) -> list[_Reading]:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        if all(text != known.text for known in readings):  # an encoding that gives the same text is skipped
+        if all(text != known.text for known in readings):  # skip encodings that give the same text
             readings.append(_Reading(float(item["confidence"]), codec, text))
     return readings
 

@@ -1,4 +1,4 @@
-"""Computes statistics of conversations: lengths in tokens, and what max_length would cut off.
+"""Computes statistics of conversations: lengths in tokens, and how many pairs max_length would cut.
 
     statistics = compute_statistics(conversations, tokenizer, max_length=128)
     print_statistics(statistics)
@@ -68,7 +68,7 @@ class Statistics:
     max_length: int
     cuts: list[Cut]
     vocab_size: int
-    unknown: list[Unknown]  # the most frequent first
+    unknown: list[Unknown]  # the most frequent characters first
     unused: list[str]  # characters of the vocabulary that no conversation contains
     repeated_pairs: int  # number of pairs that repeat an earlier question and answer
     repeated_questions: int  # number of different questions that occur more than once
@@ -304,7 +304,7 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
 
 def _draw_lengths(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     most = int(np.percentile(statistics.pairs, 99, method="inverted_cdf"))
-    width = most // 60 + 1  # a whole number of tokens, because bars must hold equal numbers of lengths
+    width = most // 60 + 1  # a whole number, so that each bar counts the same number of lengths
     last = most // width * width  # start of the last bar, which includes all longer pairs
     edges = np.arange(0, last + 2 * width, width)
     for name in ("questions", "answers", "pairs"):
@@ -330,7 +330,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
         is_near = cut.max_length - below[0] < end / 5 and fits - below[1] < 5
         points = 4 if fits < 10 else (below[2] if is_near else 0) - 12
         below = cut.max_length, fits, points
-        is_left = cut.max_length > 0.8 * end  # otherwise the label would cross the frame
+        is_left = cut.max_length > 0.8 * end  # then the label is left of the line, to stay inside the frame
         axes.annotate(
             f"{cut.max_length}: {fits:.1f} %",
             (cut.max_length, fits),

@@ -28,7 +28,7 @@ from minigpt.errors import InputError
 __all__ = ["TextPart", "WindowPlan", "permuted"]
 
 _ROUNDS = 8
-_MEASURED = 1 << 13  # largest number of tokens per evaluation batch: more take memory and are not faster
+_MEASURED = 1 << 13  # largest number of tokens per evaluation batch; larger batches are not faster
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class TextPart:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of what training uses: the ids, and the beginning and end of the part."""
+        """Return the SHA-256 of the data that training uses: the ids, and the limits of the part."""
         return hashlib.sha256(f"{self.tokens.fingerprint} {self.first} {self.last}".encode()).hexdigest()
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
@@ -84,7 +84,7 @@ class TextPart:
 
     @property
     def mean_targets(self) -> float:
-        """Return the mean number of targets of a window of `in_order`."""
+        """Return the mean number of targets of the windows that `in_order` yields."""
         return (len(self) - 1) / self.rows
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -110,7 +110,7 @@ class WindowPlan:
         if tokens_per_batch:
             batch_size = max(1, min(batch_size, tokens_per_batch // T))
         self._width = T
-        self._offsets = T if N >= 2 * T else 1  # a part below two windows has only one offset
+        self._offsets = T if N >= 2 * T else 1  # a part shorter than two windows has only one offset
         self.windows = (N - T) // T if N >= 2 * T else 1  # W, the same for every offset
         self._batches = -(-self.windows // batch_size)
         self._entropy = (seed, int(part.fingerprint[:16], 16))
@@ -139,7 +139,7 @@ class WindowPlan:
 
 
 def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Map each of the numbers 0 to count - 1 to another one, as a random permutation given by the keys.
+    """Permute the numbers 0 to count - 1 at random; the keys choose the permutation.
 
     A Feistel network permutes all numbers of 2 h bits. A result that is not below `count` is permuted again,
     until it is below ("cycle walking"). As 4^h is below 4 * count, this takes at most 4 rounds on average.

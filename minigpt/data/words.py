@@ -1,10 +1,10 @@
-"""The words of a row of tokens, for hiding whole words.
+"""Finds the words of a row of tokens, so that whole words can be hidden.
 
     words = WordFinder(tokenizer, "jieba")
     words.of(ids)                  # (T,): tokens of the same word have the same number
 
 A window of a text may begin inside a character, so the words are found in the bytes of the tokens. A token
-across the border of two words belongs to the first. A special token is a word.
+across the border of two words belongs to the first word. A special token is a word.
 
     tokenizer   the words into which the tokenizer cuts a text first: " hello", ","; the parts of WordPiece.
                 Here, the Chinese text between two punctuation marks is one word
@@ -30,19 +30,19 @@ _SPECIAL = b"\n"  # stands for a special token, so that no word goes across it
 
 
 class WordFinder:
-    """Finds the words of rows of ids.
+    """Finds for each token the word to which it belongs.
 
     Args:
         tokenizer: the tokenizer of the ids.
-        kind: see above.
+        kind: "tokenizer" or "jieba", as described in the module's docstring.
 
     Raises:
-        InputError: if the vocabulary is of characters, which are not cut into words; if rjieba is missing.
+        InputError: if kind is "tokenizer" and the vocabulary is of characters; if rjieba is missing.
     """
 
     def __init__(self, tokenizer: Tokenizer | SubwordTokenizer, kind: Literal["tokenizer", "jieba"]) -> None:
         self._tokenizer = tokenizer
-        self._starts: Callable[[str], list[int]]  # text -> numbers of the characters at which words begin
+        self._starts: Callable[[str], list[int]]  # text -> indices of the characters at which words begin
         if kind == "jieba":
             self._starts = _jieba()
         elif isinstance(tokenizer, Tokenizer):
@@ -57,7 +57,7 @@ class WordFinder:
         self._joins_pieces = kind == "jieba" and isinstance(tokenizer, WordPieceTokenizer)
 
     def of(self, ids: Sequence[int]) -> npt.NDArray[np.int64]:
-        """Return for each token the number of its word, (T,), counted from 0."""
+        """Return the number of each token's word, (T,), counted from 0."""
         pieces = [self._piece(index) for index in ids]
         is_special = np.array([piece == _SPECIAL for piece in pieces])
         if self._joins_pieces:  # WordPiece puts a space before each word, even before 四

@@ -21,7 +21,7 @@ __all__ = ["run_in_processes"]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-_shared: Any = None  # in a spawned process: the data that its parent sent
+_shared: Any = None  # in a spawned process: the shared data from the parent process
 
 
 def run_in_processes(

@@ -31,7 +31,8 @@ __all__ = [
     "usual_rates",
 ]
 
-# Options that the new command does not copy. `size` is not copied, because the settings that it chose are.
+# Options that the new command does not copy. `size` is not copied, because the settings that it has chosen
+# are copied.
 _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
@@ -75,7 +76,7 @@ def longer(config: TrainConfig, times: float) -> dict[str, Any]:
 
 
 def anew(folder: Path) -> Path:
-    """Return a path for another run that does not exist yet: output-2, output-3, ..."""
+    """Return a folder for a new run, which does not exist yet: output-2, output-3, ..."""
     number = 2
     while (path := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
@@ -126,7 +127,7 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def reading(config: TrainConfig) -> list[str]:
-    """Return the flags for reading the run's data, which every command that reads data has."""
+    """Return the run's flags for reading data. Every command that reads data has these flags."""
     names = ("encoding", "question_field", "answer_field")
     return [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
 

@@ -30,8 +30,8 @@ NOTHING = 1e-3
 # The smoothed curve still varies by 10 or 20 % with the lengths of the batches, and by much more if the loss
 # is small. A rise of 30 % and half a nat is not noise.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
-# Batches differ: one with long rows may have a loss that is half a nat higher. If a loss is half a nat above
-# the highest of the sixteen lines before it, it is a spike.
+# Batches differ: a batch with long rows may have a loss that is half a nat higher. If a loss is half a nat
+# above the highest of the sixteen lines before it, it is a spike.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # An unusual batch may cause one or two spikes. After a spike the loss needs about ten steps to recover. So
 # one spike in fifty steps wastes a fifth of the run.
@@ -47,10 +47,10 @@ STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # All evaluations use the same data, so only the weights cause noise: 1 or 2 %. With few validation tokens,
 # half of the mean's error is larger and counts instead. A rise of less than 0.02 nats never counts.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
-# The last third of a run is not worth its time if it lowers the loss by less than half a per cent.
+# The last third of a run wastes time if it lowers the loss by less than half a per cent.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Different lengths and a busy machine change the speed by 10 %; 25 % has another cause. In runs of less than
-# a minute, the start of another program may be this cause.
+# Different lengths and a busy machine change the speed by 10 %. A change of 25 % has another cause. In runs
+# of less than a minute, the start of another program may be this cause.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
@@ -132,12 +132,12 @@ def data_replaced(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Check whether the first loss is that of an untrained model. It may be a mean over several steps."""
+    """Check whether the first loss fits an untrained model. It may be a mean over several steps."""
     train = finite(record.train)
-    if record.config.teacher is not None:  # the loss is largely a distance to the teacher
+    if record.config.teacher is not None:  # then the loss is mainly the distance to the teacher
         return None
     if not train or record.vocab_size < 2 or train[0].step > 2 * max(record.lines_every, 10):
-        return None  # an earlier part of the curve is missing
+        return None  # unknown, because the first part of the curve is missing
     first, expected = train[0], math.log(record.vocab_size)
     numbers = {"loss": first.loss, "step": first.step, "expected": expected, "vocab": record.vocab_size}
     if first.loss < NOTHING:
@@ -234,8 +234,8 @@ def overfitting(record: RunRecord) -> Finding | None:
     if not after or fmean(after) >= fmean(before):
         return None
     numbers = {"step": best.step, "minimum": best.loss, "last": last, "train": end, "gap": last - end}
-    # The lowest loss lies before the evaluation that follows the best one. So the new run, and with it the
-    # fall of the learning rate, ends there.
+    # The lowest loss lies before the evaluation that follows the best evaluation. So the new run ends there,
+    # and its learning rate has fallen by then.
     return finding("overfitting", **numbers).trying(max_steps=next(p.step for p in val if p.step > best.step))
 
 

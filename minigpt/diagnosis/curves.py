@@ -27,14 +27,15 @@ from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
 
-# Another seed or machine gives slightly different losses. More than 15 % and 0.02 nats has another cause.
+# Another seed or machine gives slightly different losses. A difference of more than 15 % and 0.02 nats has
+# another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# An unfinished run is not compared if it is 1.25 times longer or shorter than the reference: their learning
-# rates fall at different times.
+# An unfinished run is not compared if it is 1.25 times longer or shorter than the reference, because the two
+# learning rates fall at different times.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-# options that do not change a loss: paths, reports, the machine; a curve records all others as settings
+# options that do not change a loss: paths, reports, the machine; a curve records all other options
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),
@@ -64,7 +65,7 @@ class Curve:
     def loss_at(self, tokens: float) -> float:
         """Return the validation loss after a number of tokens, interpolated between two evaluations.
 
-        Before the first evaluation it is nan; after the last one, the loss of the last one.
+        The result is nan before the first evaluation, and the last loss after the last evaluation.
         """
         if tokens < self.val[0][0]:
             return math.nan
@@ -177,7 +178,7 @@ def compare(record: RunRecord, curve: Curve) -> Finding:
     if not record.is_finished and not 1 / UNLIKE_LENGTH <= longer <= UNLIKE_LENGTH:
         return finding("reference_too_early", steps=record.steps_done)
     # A finished run is compared by its best evaluation, because that checkpoint is kept. An unfinished run is
-    # compared by its last one.
+    # compared by its last evaluation.
     point = min(val, key=lambda one: one.loss) if record.is_finished else val[-1]
     tokens = round(per_step * (record.total_steps if record.is_finished else point.step))
     reference = curve.loss_at(tokens)

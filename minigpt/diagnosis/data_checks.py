@@ -33,33 +33,33 @@ from minigpt.training.run_data import RunData
 
 __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data_record"]
 
-# Up to 1 % of bad lines may be slips. More than that is an error of the program that wrote the file.
+# Up to 1 % of the lines may be bad by accident. More is an error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
 # If one in five questions has the same answer, a model gives this answer when it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` leaves no question in both parts. With one in two hundred, another program made the split.
+# `minigpt split` leaves no question in both parts. If one in two hundred is, another program made the split.
 LEAK_SHARE = 0.005
 # 1 % of unknown characters is about one in every third sentence.
 UNKNOWN_SHARE = 0.01
 # A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end.
 CUT_SHARE = 0.05
-# A pair without any answer teaches nothing. More than 1 % of them is reported.
+# A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
 NO_ANSWER_SHARE = 0.01
-# Padding takes as much time as text. Above one half, it takes most of the time.
+# Padding takes as much time as text. If it is more than half of the tokens, it takes most of the time.
 PADDING_SHARE = 0.5
 # Most questions end with a question mark, and few answers do.
 ASKING, NOT_ASKING = 0.5, 0.1
 # UTF-8 that was read as Latin-1 is a mistake, except in a few texts about encodings.
 MOJIBAKE_SHARE = 0.01
-# Greetings and some questions have several answers. With one in ten, this is no exception any more.
+# A few questions, such as greetings, have several answers. If one in ten has, the data contradicts itself.
 CONTRADICTION_SHARE = 0.1
 # By chance, a mean differs by four standard errors in one of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
-# A few per cent of repeated pairs are usual. With one in ten, parts of the file were copied.
+# A few per cent of repeated pairs are usual. If one in ten is repeated, parts of the file were copied.
 DUPLICATE_SHARE = 0.1
 # A phrase in nearly all questions of one part, but hardly any of the other part, belongs to a template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
-# A few texts may be about such marks. With one pair in ten, they are left over from another program.
+# A few texts may be about such marks. If one pair in ten has marks, another program has left them there.
 MARKS_SHARE = 0.1
 MARKS = (
     *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),
@@ -121,7 +121,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
-        if not changed:  # with another vocabulary, the fingerprints of equal data differ
+        if not changed:  # compare data only then: another vocabulary changes their fingerprints
             names = ("train_fingerprint", "val_fingerprint")
             paths = (config.train_data, config.val_data)
             for name, part, path in zip(names, encoded, paths):
@@ -197,7 +197,7 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Check for lines that cannot be read, in the worse of both files. Empty fields are another check."""
+    """Check for unreadable lines. Reports the worse of both files. Empty fields are another check."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -212,7 +212,7 @@ def lines_skipped(data: DataRecord) -> Finding | None:
 
 
 def empty_answers(data: DataRecord) -> Finding | None:
-    """Check for lines whose question or answer is empty, in the worse of both files."""
+    """Check for lines whose question or answer is empty. Reports the worse of both files."""
     shares = []
     for report in data.reports:
         count = sum(len(lines) for why, lines in report.by_reason().items() if _is_empty(why))
@@ -225,7 +225,7 @@ def empty_answers(data: DataRecord) -> Finding | None:
 
 
 def _is_empty(reason: str) -> bool:
-    return reason.endswith("is empty")  # the reader's words: "`answer` is empty"
+    return reason.endswith("is empty")  # as in the reader's message "`answer` is empty"
 
 
 def _stats(config: TrainConfig, report: ReadReport) -> str:
@@ -234,7 +234,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD, in the worse of both files."""
+    """Check for records with U+FFFD. Reports the worse of both files."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -337,7 +337,7 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 def leak(data: DataRecord) -> Finding | None:
     """Check for validation questions in the training data. Width, case and spaces do not count."""
-    # pairs are compared by the question alone, but in conversations the same question often occurs again
+    # pairs are compared by the question alone; in conversations, the same question often occurs again
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)
@@ -365,7 +365,8 @@ def contradictions(data: DataRecord) -> Finding | None:
     for each in alone:
         answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
     several = [list(found.values()) for found in answers.values() if len(found) > 1]
-    questions = max(len(answers), len(data.train) // 2)  # a few single pairs among conversations do not count
+    # `max`, so that a few pairs among many conversations do not count
+    questions = max(len(answers), len(data.train) // 2)
     if len(several) <= CONTRADICTION_SHARE * questions:
         return None
     one, other = several[0][:2]
@@ -392,7 +393,7 @@ def duplicates(data: DataRecord) -> Finding | None:
 
 
 def template_differs(data: DataRecord) -> Finding | None:
-    """Check for a phrase with which the questions of one part begin or end, but not those of the other."""
+    """Check for a phrase at the beginning or end of the questions that only one of the two parts has."""
     parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
     for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
         for turned in (False, True):

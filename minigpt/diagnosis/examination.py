@@ -49,7 +49,7 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 
 
 def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> list[Finding]:
-    """Return the findings with commands. If there are none, return that the run passed `done` checks."""
+    """Return the findings with commands. If there are none, return a finding that `done` checks passed."""
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)

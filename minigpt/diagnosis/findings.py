@@ -56,7 +56,7 @@ class Finding:
         return (words.zh if language == "zh" else words.en).format(**self.numbers)
 
     def advice(self, language: Language) -> str:
-        """Return the advice what to try; empty if there is nothing to do."""
+        """Return the advice; empty if there is nothing to do."""
         words = WORDS[self.code]
         return (words.advice_zh if language == "zh" else words.advice_en).format(**self.numbers)
 

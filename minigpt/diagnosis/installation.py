@@ -4,7 +4,7 @@
         for label, text in fact.lines.items(): ...     # for people
         fact.name, fact.data                            # for programs
 
-No probe raises an error: a fact that cannot be found out is "unknown", with the reason.
+Facts raise no errors: a fact that cannot be found out is "unknown", with the reason.
 """
 
 import importlib.metadata
@@ -74,7 +74,7 @@ def facts() -> list[Fact]:
 def _probed(name: str, probe: Callable[[], tuple[str | dict[str, str], Any]]) -> Fact:
     try:
         text, data = probe()
-    except Exception as error:  # whatever fails in a probe, the other facts must still be printed
+    except Exception as error:  # one failed fact must not hide the others
         text = f"unknown: {_one_line(error)}"
         data = {"error": _one_line(error)}
     return Fact(name.replace(" ", "_"), text if isinstance(text, dict) else {name: text}, data)
@@ -187,10 +187,10 @@ def _processor() -> tuple[str, Any]:
 
 
 def instructions() -> dict[str, bool]:
-    """Return instruction set -> whether the processor has it, for those that matter for speed.
+    """Return instruction set -> True if the processor has it, for instruction sets that decide the speed.
 
     Raises:
-        OSError: if the system does not say.
+        OSError: if the system does not list them.
     """
     known = _ARM if platform.machine().lower() in ("arm64", "aarch64") else _X86
     info = _cpuinfo()

@@ -53,7 +53,7 @@ class ValPoint:
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the file's answers
     completion_length: float = math.nan  # mean number of tokens of an answer
-    clipped_ratio: float = math.nan  # share of the answers that did not end by themselves
+    clipped_ratio: float = math.nan  # share of the answers that were cut off at the largest length
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The recorded data of a run. Points are in the order of steps; each step has one, from its last line."""
+    """The recorded data of a run. Points are in the order of steps. A step's last line gives its point."""
 
     folder: Path
     config: TrainConfig
@@ -121,7 +121,7 @@ def read_record(folder: Path) -> RunRecord:
     """Read the folder of a run.
 
     Raises:
-        InputError: if the folder does not exist, is not that of a run, or the settings cannot be read.
+        InputError: if the folder does not exist or holds no run, or the settings cannot be read.
     """
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
@@ -140,7 +140,7 @@ def read_record(folder: Path) -> RunRecord:
         step = _whole(line.get("step"))
         if not step and not (
             line.get("step") == 0 and "val_loss" in line
-        ):  # a run from given weights measures them before its first step
+        ):  # step 0 is valid in an evaluation of given weights before training
             broken += 1
             continue
         if "event" in line:
@@ -188,7 +188,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
     """Return the run's settings, from run.json or else from its newest checkpoint.
 
     Unknown settings are skipped. Settings with an unknown or impossible value get their default. A warning
-    names both. A diagnosis does not need exact settings, while a resume does.
+    names both kinds. (A resume needs exact settings, a diagnosis does not.)
     """
     written = run.get("config", state.get("config"))
     if not isinstance(written, dict):
@@ -219,7 +219,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
         values = {name: value for name, value in values.items() if _is_possible(kind, {name: value, **own})}
         try:
             found = kind(**{**values, **own})
-        except InputError:  # each value alone is possible, but not all of them together
+        except InputError:  # each value is valid, but their combination is not
             raise InputError(f"{folder / RUN_FILE}: {problem}") from None
     if passed_over := [name for name in written if name not in values and written[name] is not None]:
         warn(f"{folder / RUN_FILE}: passed over, because this minigpt does not know them or their values: "

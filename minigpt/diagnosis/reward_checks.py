@@ -1,4 +1,4 @@
-"""Checks a run that learned from rewards: did it earn them in an unwanted way (reward hacking)?
+"""Checks a run that learned from rewards: did the rewards rise in an unwanted way (reward hacking)?
 
 The losses of such a run say nothing by themselves, so the checks of losses are left out. The thresholds are
 rules of thumb; each finding shows its numbers.
@@ -14,7 +14,8 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 
-# With 200 prompts the standard error of a share is at most 3.5 %. A fall by a fifth and by 5 % is not noise.
+# With 200 prompts the standard error of a share is at most 0.035. A fall by a fifth of the first value, and
+# by at least 0.05, is not noise.
 FALL_SHARE, FALL = 0.2, 0.05
 RISE = 0.02  # smallest rise that counts, as a share of the run's range of rewards; smaller rises are noise
 # Answers with a third of the length, or three times the length, have another form.

@@ -21,12 +21,13 @@ from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
 
-# A model that knows only token frequencies has the unigram loss. Below 0.9 times it, a model uses context.
+# A model that knows only token frequencies has the unigram loss. Below 0.9 times this loss, a model uses
+# context.
 LITTLE = 0.9
 # Within 3 % of the unigram loss, a model has learned nothing: smoothing the frequencies changes as much.
 NOTHING_BELOW = 0.97
-# If the loss has fallen below a quarter of the untrained loss, most is learned and no setting is to blame.
-# (On real texts, models end at a third or more.)
+# If the loss is below a quarter of the untrained loss, the model has learned most of the data: no setting is
+# bad. (On real texts, models end at a third or more.)
 NOT_FAR = 0.25
 # A weight has learned something once it has moved by about 0.1, five times its initial deviation.
 MOVED = 0.1
@@ -36,7 +37,7 @@ LOW, HIGH = 0.1, 10.0
 # The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
 # loss by 0.15, or if, at a high rate, one of the first ten lines is half a nat above an earlier line.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
-WARM = 10  # with this many warm-up steps, the rate itself is the cause
+WARM = 10  # with so many warm-up steps, a rising loss is no sign of a missing warm-up
 # AdamW's decay limits weights to |w| <= 1 / decay in the long run. A limit below 0.2 keeps them too small.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # No recipe drops half of all activations.
@@ -44,12 +45,14 @@ DROPOUT = 0.5
 # Clipping should shorten outliers only. If it cuts all gradients to a thousandth, their norms have no effect.
 # AdamW tolerates this until the gradient of a weight is close to its eps, 1e-8.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
-# On a straight line, the last third of the steps has a third of the fall; on a flat end, below a tenth.
+# If the loss falls along a straight line, a third of its fall is in the last third of the steps. If the curve
+# ends flat, less than a tenth of its fall is there.
 STEEP, STEEP_NATS = 0.2, 0.1
 # The gradient of 32 tokens is mostly noise. Recipes have 500 tokens and more per step.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
-# A parameter can store two bits (https://arxiv.org/abs/2404.05405). The run has reached its limit if its last
-# third has below a tenth of the fall, both losses are close, and it has seen the data several times.
+# A parameter can store two bits (https://arxiv.org/abs/2404.05405). The model has reached its limit if the
+# last third of the run has below a tenth of the loss's fall, training and validation loss are close, and it
+# has seen the data several times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
 
 
@@ -71,7 +74,7 @@ def end_loss(record: RunRecord) -> float:
 
 
 def learned_less_than(record: RunRecord, share: float) -> bool:
-    """Return whether neither loss fell below a share of the unigram loss, in training or validation."""
+    """Return whether training and validation loss stayed above `share` times the unigram loss."""
     if record.summary is None or not finite(record.val):
         return False
     far = best_loss(record) < share * record.summary.val_unigram_loss
@@ -85,9 +88,9 @@ def is_far(record: RunRecord) -> bool:
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum of the schedule's shares over all steps.
+    """Return the sum of the schedule's factors (0 to 1) of all steps.
 
-    The sum times the learning rate is the longest way that AdamW can move a weight.
+    The sum times the learning rate is the largest distance by which AdamW can move a weight.
     """
     total = max(record.total_steps, record.steps_done, 1)
     every = max(1, total // 1000)
@@ -181,7 +184,7 @@ def rose(record: RunRecord) -> bool:
 
 
 def leapt(record: RunRecord) -> bool:
-    """Return whether the rate is high and one of the first losses is far above an earlier one."""
+    """Return whether the rate is high and one of the first losses is far above an earlier loss."""
     peak, _, low = early_peak(record)
     return relative_rate(record.config) >= HIGH and peak > low + RISE
 
@@ -269,7 +272,7 @@ def model_too_small(record: RunRecord) -> Finding | None:
 
 
 def nothing_learned(record: RunRecord) -> Finding | None:
-    """Check whether no loss is below the unigram loss, that of a model that knows only token frequencies."""
+    """Check whether no loss is below the unigram loss, which needs only token frequencies."""
     if not learned_less_than(record, NOTHING_BELOW) or record.summary is None:
         return None
     numbers = {"unigram": record.summary.val_unigram_loss, "uniform": record.summary.uniform_loss}

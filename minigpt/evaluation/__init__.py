@@ -1,1 +1,1 @@
-"""Measures a model: loss, answers, bits per byte; tasks with intervals; two models compared; a report."""
+"""Measures a model: loss, answers, bits per byte, tasks with intervals. Compares models, writes reports."""

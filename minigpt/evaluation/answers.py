@@ -58,7 +58,7 @@ def character_f1(given: str, expected: str) -> float:
     It is the harmonic mean of precision (shared / given) and recall (shared / expected). A character counts
     as often as both texts have it. This is SQuAD's F1 (https://arxiv.org/abs/1606.05250, section 6.1) with
     characters instead of words, because Chinese has no spaces between words. White space does not count. Two
-    empty texts give 1; an empty text and another one give 0.
+    empty texts give 1; one empty text gives 0.
 
     >>> character_f1("是成都。", "成都市。")  # three of four characters are shared
     0.75
@@ -114,7 +114,7 @@ def answer_rows(
 ) -> list[Row]:
     """Return table rows (mark, question, expected, given) of `count` questions, spread evenly over all.
 
-    Of several right answers, the one that is most similar to the given answer is shown.
+    If a question has several right answers, the one most similar to the given answer is shown.
     """
     count = min(count, len(questions))
     rows = []

@@ -49,7 +49,7 @@ class ClassificationReport:
 
     labels: Labels
     loss_sum: float = 0.0
-    terms: int = 0  # number of terms of that sum
+    terms: int = 0  # number of terms in loss_sum
     counts: Matrix = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:

@@ -78,7 +78,7 @@ class Comparison:
 
 
 def _needed(d: Difference) -> int:
-    """Return the number of questions that would show this difference; 0 if it is over a million."""
+    """Return the number of questions that would make this difference significant; 0: over a million."""
     if not d.value or d.high <= d.low:
         return 0
     half = (d.high - d.low) / 2
@@ -91,7 +91,7 @@ def compare_results(first: TaskResult, second: TaskResult, metric: str = "") -> 
     """Compare two results of the same task, question by question.
 
     Args:
-        metric: its name; "": the first one.
+        metric: name of the metric; "": the first metric.
 
     Raises:
         InputError: if the questions differ, or there is no such metric.

@@ -5,8 +5,8 @@
     import minigpt.evaluation.harness                            # in Python: this registers the name
     lm_eval.simple_evaluate(model="minigpt", model_args="pretrained=output/best", tasks=["arc_easy"])
 
-The first line is the harness's own command line: all of its flags work. It is started from here, because the
-harness has no way to find other packages' models. It needs the group `evaluate`: pip install
+The first line runs the harness's own command line, with all of its flags. It must be started in this way,
+because the harness does not find other packages' models. It needs the optional packages: pip install
 'minigpt[evaluate]'.
 
 Model arguments: pretrained; precision (float32, float16, bfloat16, int8, int4); adapter; device; batch_size;
@@ -44,7 +44,7 @@ class HarnessModel:
     """
 
     backend = "causal"
-    cache_hook: Any  # the harness sets it
+    cache_hook: Any  # the harness sets this attribute
 
     def __init__(
         self,

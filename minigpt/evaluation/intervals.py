@@ -5,8 +5,9 @@
     paired(a, b)                              # difference, interval, p-value: question by question
     mcnemar(only_a, only_b)                   # the exact test
 
-Questions are resampled: another set of such questions would give another number, and the interval says how
-far it may be from this one. Everything is seeded, so the same values give the same interval.
+Another set of such questions would give another number. The interval says how far that number may be from
+this one; it is found by resampling the questions. The resampling is seeded, so the same values give the same
+interval.
 """
 
 import math
@@ -93,7 +94,7 @@ class Difference:
     low: float  # lower end of the 95 % interval
     high: float
     p: float  # p-value of McNemar's exact test if scores are 0 or 1, else of random signs
-    only_first: int  # number of questions on which the first is better
+    only_first: int  # number of questions on which the first model is better
     only_second: int
     count: int
 

@@ -64,7 +64,7 @@ class Report(Protocol):
 
     @property
     def loss(self) -> float:
-        """The loss that chooses the best checkpoint: the one with the lowest loss."""
+        """The loss by which the best checkpoint is chosen: lower is better."""
 
     def sums(self) -> list[float]:
         """Return the sums of this process."""
@@ -136,7 +136,7 @@ def evaluate_loss(
         batches: the batches.
         device: device of the model.
         finish: called with the sums at the end. With several processes, it adds up their sums.
-        loss_on: which targets the report's `loss` is about.
+        loss_on: the targets that count in the report's `loss`.
 
     Raises:
         InputError: if no token counts.

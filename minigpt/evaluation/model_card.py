@@ -2,8 +2,9 @@
 
     update_card(Path("output/best"), results)
 
-minigpt changes two places only: the text between its two marks, and the header's `model-index` below its
-comment. Everything else in the file stays unchanged, and so do keys that the header already has.
+minigpt changes two places only: the text between the two marks in `_BEGIN` and `_END`, and the header's
+`model-index` below the comment `_OWN`. Everything else in the file stays unchanged, and so do keys that the
+header already has.
 """
 
 import json

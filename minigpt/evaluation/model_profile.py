@@ -41,7 +41,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration: how well the probabilities of a model's choices agree with the share of right ones."""
+    """Calibration: how well the probabilities of a model's choices agree with the share of right choices."""
 
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
@@ -186,7 +186,8 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
 
 def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
     """Return the expected calibration error from the probabilities of the chosen answers."""
-    pairs = np.stack([confidence, 1 - confidence], axis=1)  # min keeps the second column the smaller one
+    pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
+    # column 0 must be the larger one, so that calibration_error takes it as the prediction
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -225,7 +226,7 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 
 
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
-    """Measure the influence of the order of the choices. Return None if the prompt does not list them.
+    """Measure the influence of the order of the choices. Return None if the prompt does not list the choices.
 
     Choices that are scored as separate texts have no order.
     """

@@ -2,7 +2,7 @@
 
     PERTURBATIONS["doubled"]("四川的省会是哪里？", random.Random(0))
 
-Each takes a text and a generator of random numbers, and returns the changed text.
+Each function takes a text and a generator of random numbers, and returns the changed text.
 """
 
 import random

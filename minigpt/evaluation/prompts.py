@@ -37,7 +37,7 @@ def encode_pair(
         start: the token that takes the place of an empty context. The first token is predicted from it.
 
     Raises:
-        InputError: for an empty context without such a token.
+        InputError: if the context is empty and `start` is None.
     """
     n_blanks = len(context) - len(context.rstrip())
     if n_blanks:
@@ -58,7 +58,7 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return the shots of each subject.
 
-    If they come from the measured file, one more is returned: a question must not be its own shot.
+    If the shots come from the measured file, one more shot is returned: a question must not be its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -92,7 +92,7 @@ class Prompter:
         start: the token that begins an empty text.
 
     Raises:
-        InputError: if the tokenizer lacks what the form needs.
+        InputError: if the tokenizer lacks a token or a template that the form needs.
     """
 
     def __init__(self, tokenizer: AnyTokenizer, form: PromptFormat, start: int | None) -> None:

@@ -2,8 +2,8 @@
 
     write_report(Path("report"), "output/best", results, profiles)
 
-The page is one file without scripts. Markdown shows the same; its pictures lie beside it as SVG. Texts of
-models and tasks are escaped.
+The page is one file without scripts. Markdown shows the same; its pictures are SVG files in the same folder.
+Texts of models and tasks are escaped.
 """
 
 import html
@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return the wrong answers with the highest probability, and the right ones with the lowest."""
+    """Return the wrong answers with the highest probability, and the right answers with the lowest."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:
@@ -296,7 +296,7 @@ def write_report(
     """Write index.html, README.md and the pictures. Returns the files.
 
     Args:
-        model: its name, for the title.
+        model: the model's name, for the title.
         profiles: a task's name -> its profile.
     """
     folder.mkdir(parents=True, exist_ok=True)

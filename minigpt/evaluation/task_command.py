@@ -1,4 +1,4 @@
-"""What `minigpt eval --task` and `minigpt compare` do with their flags: load, measure, print."""
+"""The functions behind `minigpt eval --task` and `minigpt compare`: load, measure, print."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -142,7 +142,7 @@ def profiles_of(
     training: Sequence[Path],
     say: Say = _ENGLISH,
 ) -> "dict[str, Profile]":
-    """Return the profile of each task and print it. Without `helm`, it is only about training data."""
+    """Return the profile of each task and print it. Without `helm`, it only has the contamination."""
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
     from minigpt.evaluation.report import profile_tables

@@ -102,7 +102,7 @@ class Answered:
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
     logprobs: tuple[float, ...] = ()  # log-probability of each choice, or of the continuation
-    greedy: tuple[bool, ...] = ()  # for each of them: True if every token is the most likely one
+    greedy: tuple[bool, ...] = ()  # for each entry of logprobs: True if every token is the most likely
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -188,14 +188,14 @@ class LoadedModel:
 
     @property
     def ends(self) -> list[int]:
-        """The ids that end an answer: those in the model's folder, or else those of the tokenizer."""
+        """The ids that end an answer, from the model's folder or else from the tokenizer."""
         named = recommended_options(self.folder).get("eos_token_id") if self.folder is not None else None
         return list(named or ends_of_answer(self.tokenizer))
 
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        if form is None and isinstance(self.tokenizer, Tokenizer):  # a model that minigpt trained
+        if form is None and isinstance(self.tokenizer, Tokenizer):  # minigpt trained the model
             form = "question"
             if self.folder is not None:
                 form = prompt_format(self.folder, self.tokenizer, self.adapter)
@@ -249,7 +249,7 @@ def _peak_mib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     try:
-        import resource  # Windows lacks it
+        import resource  # does not exist on Windows
     except ImportError:
         return math.nan
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # in KiB; on macOS in bytes
@@ -320,7 +320,7 @@ def _generate(
 def generate_texts(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: GenerationOptions, name: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Continue prompts, always with the most likely token. Their common beginning is read once.
+    """Continue prompts, always with the most likely token. The common beginning of the prompts is read once.
 
     Returns: the texts without stop strings, and counts of tokens.
     """
@@ -336,7 +336,7 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    if shared > 64:  # read it now: all prompts start at once, and each would read it again
+    if shared > 64:  # read the beginning first, or prompts that start together would each read it
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
         engine.run()

@@ -62,7 +62,7 @@ class Example:
 
     form: Form
     line: int  # number of the line in the file
-    prompt: str  # what the model reads
+    prompt: str  # text that the model reads
     choices: tuple[str, ...] = ()  # multiple choice, classification: possible continuations of the prompt
     answer: int = -1  # index of the right choice
     references: tuple[str, ...] = ()  # cloze: the continuation; generation: all right answers
@@ -90,7 +90,7 @@ class Example:
         return self.references[0]
 
     def reordered(self, order: Sequence[int]) -> "Example":
-        """Return the example with its choices in another order. The first one is then choices[order[0]]."""
+        """Return the example with its choices in another order. Its first choice is choices[order[0]]."""
         choices, answer = tuple(self.choices[i] for i in order), list(order).index(self.answer)
         changed = replace(self, choices=choices, answer=answer)
         return replace(changed, prompt=render_question(changed)) if self.letters else changed
@@ -432,7 +432,7 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 def render(template: str, item: Mapping[str, Any]) -> str:
-    """Return a template with the fields of a record in place of {field}. Raises BadLine for a missing one."""
+    """Return a template with a record's fields in place of {field}. Raises BadLine for a missing field."""
 
     def value(match: re.Match[str]) -> str:
         found = item.get(match[1].lower())

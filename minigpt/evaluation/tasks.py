@@ -88,7 +88,7 @@ def read_tasks(
     """Read tasks from files, folders and TOML files.
 
     Args:
-        dev: a file or folder to take shots from, instead of the one beside the task.
+        dev: a file or folder to take shots from, instead of the task's own dev part.
         style: changes to the tasks' own styles. Fields with their default value change nothing.
         strict: raise an error at the first bad record, instead of skipping it.
 
@@ -107,7 +107,7 @@ def read_tasks(
 
 
 def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style(), name: str = "task") -> Task:  # noqa: B008
-    """Return the task of records in memory. Raises InputError at the first bad one."""
+    """Return the task of records in memory. Raises InputError at the first bad record."""
     examples: list[Example] = []
     for number, record in enumerate(records, 1):
         try:
@@ -122,7 +122,7 @@ def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style()
 
 
 def _merged(base: Style, over: Style) -> Style:
-    """Return `base` with the fields of `over` that were set."""
+    """Return `base` with those fields of `over` that differ from the default."""
     changed = {f.name: getattr(over, f.name) for f in dataclasses.fields(Style)
                if getattr(over, f.name) != f.default}  # fmt: skip
     return replace(base, **changed)
@@ -287,7 +287,7 @@ def _with_labels(
 
 
 def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example], int]:
-    """Read the examples of a file. Also return how many records were skipped, after naming them."""
+    """Read the examples of a file. Also return the number of skipped records, which a warning names."""
     report = ReadReport(path)
     found: list[Example] = []
     for line, value in _records(path, report):
@@ -361,7 +361,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
 def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
     """Return the records of MMLU's own tables, which have no head: question, choices, letter; else [].
 
-    The reader takes the first row for the head. So the cells of the first row are the keys of the other rows.
+    The reader takes the first row as the head. So the cells of the first row are the keys of the other rows.
     """
     first = rows[0].value
     if not isinstance(first, Mapping) or len(first) < 4:

@@ -75,7 +75,7 @@ def rouge_l(given: str, expected: str) -> float:
 
 
 def number_of(text: str) -> Fraction | None:
-    """Return the final number of an answer: the one after "####", else the last one; None without a number.
+    """Return the final number of an answer: the number after "####", or else the last number, or None.
 
     >>> [str(number_of(t)) for t in ("9 * 2 = 18\\n#### 1,080", "一共是 3/4 千米", "２５%", "none")]
     ['1080', '3/4', '1/4', 'None']
@@ -112,7 +112,7 @@ CORPUS_METRICS = ("bleu", "chrf")  # computed over all texts together
 
 
 def check_metric(name: str) -> None:
-    """Raise InputError for an unknown metric of texts, or one whose package is not installed."""
+    """Raise InputError for an unknown metric of texts, or a metric whose package is not installed."""
     if name in CORPUS_METRICS and importlib.util.find_spec("sacrebleu") is None:
         raise InputError(f"the metric {name} needs sacrebleu: pip install 'minigpt[evaluate]'")
     if name not in (*TEXT_METRICS, *CORPUS_METRICS):
@@ -141,6 +141,6 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
         metric._compute_f_score = lambda statistics: float(compute(statistics))
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
-    if len(given) > 1:  # sacrebleu keeps the samples' mean and half of the interval's width
+    if len(given) > 1:  # `_mean` is the mean of the samples, `_ci` half of the interval's width
         found |= {"low": float(score._mean - score._ci), "high": float(score._mean + score._ci)}
     return found

@@ -1,4 +1,4 @@
-"""The model families (GPT-2 and Qwen3), and everything in which they differ.
+"""The model families (GPT-2 and Qwen3), and all code that differs between families.
 
 This folder may import errors, console, storage, devices and model. In reading order:
 

@@ -1,6 +1,7 @@
 """Checks of settings and weight names in other tools' files. Each error is an InputError of one line.
 
-Nothing is guessed or ignored. This module knows no family, opens no file and does not need torch.
+An unknown setting or name is an error. This module knows no family, opens no file and does not
+need torch.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -47,7 +48,7 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
     Without this check, a damaged configuration could make minigpt list the names of a billion layers.
 
     Args:
-        names: names of the tensors; those of layer i begin with `prefix`, i and a dot.
+        names: names of the tensors; in layer i they begin with `prefix`, i and a dot.
         prefix: the part of these names before the layer's number.
         count: number of layers in the configuration.
         key: name of that setting, for the message.
@@ -102,8 +103,8 @@ def differences(
 
     Args:
         found: name of each tensor -> its type and shape as text, for example "float32 (8, 2)".
-        expected: the same for every tensor that may be there.
-        optional: names that may be absent.
+        expected: name of each tensor that is expected -> its type and shape.
+        optional: names in `expected` that may be absent.
         complaints: problems that the caller has already found.
         in_file: unexpected name -> its name in the file, for the message.
     """

@@ -37,7 +37,7 @@ HEAD = "lm_head.weight"  # name of the output matrix in every family
 
 
 class Weight(NamedTuple):
-    """A weight's names, ours and Hugging Face's. `*`: the block's number. transposed: stored as (in, out)."""
+    """A weight's name in our model and its Hugging Face name. `*`: block number. transposed: as (in, out)."""
 
     ours: str
     theirs: str
@@ -59,30 +59,30 @@ class Family:
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
     prefix: str  # beginning of each weight's name; files of a model without its head leave it out
-    layer_prefix: str  # Hugging Face's name of a block's weights, up to the number of the block
+    layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
-    head: str = HEAD  # name of the head's weight; a classifier has another head
+    head: str = HEAD  # name of the head's weight; other for a classifier
     ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights
-    # configuration -> the configuration of a model with all weights that Hugging Face's files have. Files
-    # have zeros for weights that our model lacks.
+    # configuration -> the configuration of a model with all weights that Hugging Face's files have. The files
+    # hold zeros for weights that our model lacks.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
     # names of the last matrices of attention and MLP, which add to the residual stream
     residual_projections: tuple[str, ...]
-    # Hugging Face's names of the layers whose outputs, or whose inputs, IA3 multiplies; PEFT has the same
+    # Hugging Face names of the layers whose outputs and inputs IA3 multiplies by default, as in PEFT
     rescaled_outputs: tuple[str, ...]
     rescaled_inputs: tuple[str, ...]
-    # name that minigpt.lens gives a part of a block -> the module's own name in the block
+    # name of a part of a block in minigpt.lens -> name of its module in the block
     block_parts: Mapping[str, str]
     final_norm: str  # our name of the norm before lm_head
     # end of a weight's name -> number of matrices that are stacked in it
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # configuration -> number of matrix weights in all blocks
-    # configuration -> {NAME: value}, which GGUFWriter.add_NAME(value) writes
+    # configuration -> {NAME: value}; for each entry, GGUFWriter.add_NAME(value) is called
     gguf_values: Callable[[Any], dict[str, float]]
-    # model -> sentences that say what llama.cpp computes differently
+    # model -> sentences about differences in llama.cpp's results
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
     # For generation.native: list_operations(operation_list, model) adds the operations of a forward pass;
     # rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D); None: no RoPE.
@@ -130,8 +130,8 @@ class Family:
         A tied lm_head is left out.
 
         Raises:
-            InputError: if a tensor holds NaN or infinity, or a parameter has no name in a folder of the
-                family; the message names it.
+            InputError: if a tensor holds NaN or infinity, or a parameter has no Hugging Face name; the
+                message names it.
         """
         state, own = dict(model.named_parameters()), self.parameter_shapes(model.config)
         if other := sorted(state.keys() ^ own.keys()):
@@ -156,15 +156,15 @@ class Family:
         """Return weights under our names, copied to `dtype`: every parameter, a tied lm_head once.
 
         Args:
-            tensors: tensors under Hugging Face's names, with or without the prefix. Of `WeightFiles`, two
-                tensors at a time are in memory besides the result.
+            tensors: tensors under Hugging Face's names, with or without the prefix. If it is a WeightFiles,
+                two of its tensors at a time are in memory besides the result.
             config: configuration of the model.
             dtype: dtype of the result.
 
         Raises:
-            InputError: listing, in one line, all tensors that are missing, unexpected, or of a wrong shape or
-                type. Or naming the first tensor that is not finite in `dtype`, that should be zero, or an
-                lm_head that differs from the embedding although the two are tied.
+            InputError: if tensors are missing, unexpected, or of a wrong shape or type (the message lists all
+                of them); if a tensor is not finite in `dtype`, or should be zero; or if lm_head differs from
+                the embedding although the two are tied.
         """
         name_of, twice = full_names(tensors, self.prefix, f"{self.head.partition('.')[0]}.")
         require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)

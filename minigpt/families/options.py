@@ -17,8 +17,8 @@ FamilyName = Literal["gpt", "qwen3"]
 class FamilyOptions(Protocol):
     """The interface of a family's `options` module."""
 
-    # flag of another family -> its value when it is not set. Any other value is an error: to ignore the flag
-    # would train another model than the user asked for.
+    # flag of another family -> its value if the user does not give it. Any other value is an error, because
+    # without the flag minigpt would train another model than the user wants.
     UNSUPPORTED: dict[str, Any]
 
     def model_config(self, options: Any, /, vocab_size: int) -> Any:
@@ -26,5 +26,5 @@ class FamilyOptions(Protocol):
 
 
 OPTIONS: dict[FamilyName, FamilyOptions] = {"gpt": gpt2, "qwen3": qwen3}
-# Qwen3 reaches a lower loss than GPT in equal time, with equal parameters (LOG.md)
+# with the same time and number of parameters, Qwen3 reaches a lower loss than GPT (LOG.md)
 RECOMMENDED: FamilyName = "qwen3"

@@ -54,7 +54,7 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
 
 
 def is_classifier(values: Mapping[str, Any]) -> bool:
-    """Do the contents of a config.json describe a classifier instead of a language model?"""
+    """Return True if the content of a config.json describes a classifier instead of a language model."""
     return values.get("architectures") in [[family.classifier] for family in FAMILIES.values()]
 
 
@@ -66,7 +66,7 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
         zero_projections: set the last matrices of attention and MLP in each block to zero, and an untied
             lm_head. Each block then adds nothing at first (https://arxiv.org/abs/1901.09321), and all tokens
             are equally likely (https://arxiv.org/abs/2203.03466). The other matrices of the blocks get a
-            gradient only from the second step on, so this needs high learning rates.
+            gradient only from the second step on, so zero_projections needs high learning rates.
     """
     family = family_of(config)
     model: LanguageModel = family.model_class(config)
@@ -81,9 +81,9 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 
 
 def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
-    """Return our names of a model's weights -> (Hugging Face's name, is it stored transposed?).
+    """Return our name of each weight -> (Hugging Face name, True if it is stored transposed).
 
-    A classifier has `score` in the place of lm_head, under the same name in both.
+    A classifier has `score` instead of lm_head. Its name is the same at Hugging Face.
     """
     names = family_of(model.config).weight_names(model.config)
     if not hasattr(model, "score"):

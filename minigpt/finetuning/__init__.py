@@ -1,9 +1,9 @@
-"""Fine-tuning: chooses the weights of a given model that are trained, and adds adapters or new rows.
+"""Fine-tuning: chooses which weights of a given model are trained, and adds adapters or new embedding rows.
 
 It may import errors, storage and families. minigpt/training/objective.py uses it. In reading order:
 
     freezing.py     trains some parameters and freezes the others
-    layers.py       adapters in general: layers around linear layers; add, switch, by row of a batch, merge
+    layers.py       adapters in general: adds, switches and merges them; several in one batch
     lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA)
     bottleneck.py   small modules after attention and MLP
     ia3.py          factors for channels

@@ -50,7 +50,7 @@ __all__ = [
 ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 # Keys that do not influence the result: settings for the start of a training, information about the file, and
-# the layout of Hugging Face's weights, which is known. Any other unknown key must have an empty value.
+# the layout of Hugging Face's weights, which minigpt knows. Any other unknown key must have an empty value.
 _NO_MATTER = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ephemeral_gpu_offload", "eva_config"),
     *(
@@ -76,8 +76,8 @@ _KINDS: dict[str, type[LoraConfig | IA3Config | BottleneckConfig]] = {
     "LORA": LoraConfig, "IA3": IA3Config, "BOTTLENECK": BottleneckConfig,
 }  # fmt: skip
 _NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})
-# Initialisations of A and B that do not change the model's own weights. With the others (pissa, olora, corda,
-# loftq, lora_ga), PEFT changes these weights when it loads the adapter.
+# Initialisations of A and B that do not change the model's own weights. With other values (pissa, olora,
+# corda, loftq, lora_ga), PEFT changes these weights when it loads the adapter.
 _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -90,7 +90,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return the adapter's folder of a path, which may be the folder of a run. Verify its manifest, if any.
+    """Return the adapter's folder of a path, which may be a run's folder. Verify the manifest, if any.
 
     Raises:
         InputError: if there is no adapter, or a file differs from the manifest.
@@ -111,7 +111,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def advice(folder: Path) -> str:
-    """Return advice for an adapter's folder that was given in place of a model."""
+    """Return advice for a user who gave an adapter's folder in place of a model."""
     values = read_json(folder / ADAPTER_CONFIG)
     base = values.get("base_model_name_or_path") or "MODEL"
     model, given = shlex.quote(str(base)), shlex.quote(str(folder))
@@ -191,7 +191,7 @@ def save_adapter(
 
 
 def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[str, Any]:
-    """Return the keys of a file that only one kind of adapters has."""
+    """Return the keys of adapter_config.json that depend on the kind of adapter, with their values."""
     transposed = any(flip for _, flip in weight_names(model).values())
     if isinstance(config, BottleneckConfig):
         layers = list(config.layers_to_transform) or None
@@ -200,7 +200,7 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         target = _targets(model, config, adapter)
         inputs: str | Sequence[str] = config.feedforward_modules or ()
         if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
-            names = module_names(model)  # PEFT requires feedforward_modules to be among target_modules
+            names = module_names(model)  # PEFT requires that target_modules includes feedforward_modules
             own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
             target = sorted(own)
             inputs = [name for name in target if getattr(own[name], "is_feedforward", False)]
@@ -225,12 +225,12 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 
 
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
-    """Return target_modules for the file: short names, if they choose the same layers, or else full names."""
+    """Return target_modules for the file: short names if they choose the same layers, else full names."""
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # PEFT requires feedforward_modules to be among them
+        return list(target)  # unchanged: PEFT requires that it includes feedforward_modules
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
@@ -253,14 +253,14 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
-    if values.get("task_type") == "SEQ_CLS":  # PEFT lists all possible names of a head
+    if values.get("task_type") == "SEQ_CLS":  # keep only the names that this model has: PEFT lists several
         if not isinstance(model, SequenceClassifier) and f"{_PREFIX}score.weight" in tensors:
             raise InputError(f"{folder} does not fit a model that writes text: {_of_classifier(folder)}")
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         there = tuple(name for name in config.modules_to_save if name in modules)
         config = _with(config, modules_to_save=there)
     if isinstance(config, LoraConfig | IA3Config) and not isinstance(config.target_modules, str):
-        # PEFT skips names that no layer has
+        # as in PEFT, names that no layer has are skipped
         names, wanted = module_names(model).values(), config.target_modules
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
@@ -295,7 +295,7 @@ def _on_meta(model: Any) -> Any:
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     """Read the tensors of a file, except weights of the base model.
 
-    PEFT also saves the weight of lm_head under an adapter of lm_head.
+    For example, PEFT also saves the weight of lm_head if lm_head has an adapter.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")

@@ -3,8 +3,8 @@
     model = SequenceClassifier(config, Labels(("bad", "good")), pad_token_id=0)
     logits = model(input_ids)                     # (B, K), one row per text
 
-It is equal to GPT2ForSequenceClassification and Qwen3ForSequenceClassification of transformers: the names of
-weights and the logits are the same. In a causal model, only the last token attends to the whole text.
+Names of weights and logits are those of GPT2ForSequenceClassification and Qwen3ForSequenceClassification of
+transformers. The last token is used because only this token attends to the whole text in a causal model.
 
 Letters in shapes: B rows, T tokens, C channels, K labels.
 """
@@ -149,7 +149,7 @@ def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | N
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
     """Return the content of config.json.
 
-    Without pad_token_id in it, transformers can only classify one text at a time.
+    If the content lacks pad_token_id, transformers can only classify one text at a time.
     """
     family = family_of(model.config)
     content = family.config_to_hugging_face(

@@ -30,7 +30,7 @@ def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
-    return named | {name: own[name] for name in own if name not in table}  # the head of a classifier
+    return named | {name: own[name] for name in own if name not in table}  # a classifier's head
 
 
 def train_only(model: LanguageModel, which: str) -> None:

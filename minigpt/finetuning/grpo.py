@@ -1,7 +1,7 @@
 """GRPO (https://arxiv.org/abs/2402.03300): advantages within groups of answers, and the loss of their tokens.
 
-An answer is better than its group if its reward is above the group's mean. With r = p / p_old, the
-probability of a token now over that when it was sampled, and the advantage A of its answer:
+The advantage A of an answer compares its reward with the mean of its group. Let r = p / p_old: the present
+probability of a token, divided by its probability when it was sampled. The loss of the token is
 
     -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
 
@@ -77,7 +77,7 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        if options.use_bias_correction_kl:  # the tokens were drawn with the old probabilities
+        if options.use_bias_correction_kl:  # `ratio` corrects that old probabilities drew the tokens
             kl = kl * ratio
         loss = loss + options.beta * kl
     is_low, is_high = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)

@@ -53,7 +53,7 @@ class IA3Config(AdapterConfig):
         if isinstance(some, str):
             is_feedforward = re.fullmatch(some, theirs) is not None
         else:
-            is_feedforward = any(theirs.endswith(name) for name in some)  # as in PEFT
+            is_feedforward = any(theirs.endswith(name) for name in some)  # PEFT has the same rule
         return IA3Layer(base, is_feedforward, adapter, draw)
 
 

@@ -1,4 +1,4 @@
-"""Adapters in general: layers around linear layers, copies of modules, and which adapters are active.
+"""Adapters in general: layers around linear layers, copies of modules, and switching adapters on and off.
 
     add_adapter(model, config)            # config: a LoraConfig, a BottleneckConfig or an IA3Config
     set_adapter(model, ["zh", "en"])      # the sum of both
@@ -78,14 +78,14 @@ class AdaptedLayer(nn.Module):
 
     @property
     def actives(self) -> "list[AdaptedLayer]":
-        """Return the active layers among this layer and the layers inside it."""
+        """Return the active layers: this layer, if active, and active layers inside it."""
         inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
         return [*inner, self] if self.is_active else inner
 
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        is_rounded = hasattr(linear, "dequantized")  # int4 weights have padded inputs
+        is_rounded = hasattr(linear, "dequantized")  # then cut off the padding of int4 weights
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
 
@@ -107,7 +107,7 @@ class AdaptedLayer(nn.Module):
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) of the linear layer that gives the same outputs as this one."""
+        """Return weight (N, K) and bias (N,) of a linear layer with the same outputs as this layer."""
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -185,7 +185,7 @@ def module_names(model: LanguageModel) -> dict[str, str]:
 
 
 def is_called(theirs: str, name: str) -> bool:
-    """Return True if a name in target_modules means the layer with this name of Hugging Face's."""
+    """Return True if a name in target_modules means the layer with the Hugging Face name `theirs`."""
     return f".{theirs}".endswith(f".{name}")
 
 
@@ -259,7 +259,7 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model and add an adapter to some of its linear layers, in place. Only it is then active.
+    """Freeze a model and add an adapter to some of its linear layers, in place. Only the new one is active.
 
     Modules in `modules_to_save` are copied, and the copies are trained. As in PEFT, a tied lm_head then has
     its own weight.
@@ -289,7 +289,7 @@ def add_adapter(
     for name, theirs in chosen.items():
         parent, _, last = name.rpartition(".")
         layer = config.new_layer(modules[name], theirs, adapter, draw)
-        setattr(modules[parent], last, layer.train(modules[name].training))  # keeps the mode
+        setattr(modules[parent], last, layer.train(modules[name].training))  # keep train or eval mode
     for name in saved:
         parent, _, last = name.rpartition(".")
         whole = replaced.setdefault(name, WholeModule(modules[parent], last, modules[name], {}))
@@ -299,7 +299,7 @@ def add_adapter(
 
 @dataclass
 class WholeModule:
-    """A module of which adapters train a whole copy (`modules_to_save`)."""
+    """A module in `modules_to_save`: each adapter trains its own copy of it."""
 
     parent: nn.Module
     attribute: str  # name of the module's attribute in the parent
@@ -318,7 +318,7 @@ class WholeModule:
 
 
 def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
-    """Return the modules that adapters replace: our name -> original and copies."""
+    """Return the modules that adapters replace by copies: our name -> WholeModule."""
     found: dict[str, WholeModule] = vars(model).setdefault("_whole_modules", {})
     return found
 
@@ -334,7 +334,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
 
 
 def adapter_names(model: LanguageModel) -> dict[str, bool]:
-    """Return the names of a model's adapters -> True if the adapter is active."""
+    """Return name -> True if active, for each adapter of a model."""
     return {layer.adapter: layer.is_active for _, layer in adapted_layers(model)}
 
 
@@ -359,7 +359,7 @@ def check_adapters(model: LanguageModel, names: Sequence[str]) -> None:
 
 
 def set_adapter(model: LanguageModel, adapter: str | Sequence[str]) -> None:
-    """Activate these adapters and no others. Only they require gradients. Several adapters are summed.
+    """Activate only these adapters. Only their parameters require gradients. Several adapters are summed.
 
     Raises:
         InputError: if an adapter does not exist, or several cannot be summed.
@@ -441,11 +441,11 @@ class _ByRow(nn.Module):
 
     @property
     def weight(self) -> Any:
-        """Return the weight of the original."""
+        """Return the weight of the original module."""
         return self.original.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute each row by its own module."""
+        """Compute each row by its copy, or else by the original module."""
         out: Tensor = self.original(x)
         for rows, module in self._copies:
             out = out.index_copy(0, rows, module(x[rows]))

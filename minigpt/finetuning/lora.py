@@ -107,7 +107,7 @@ class LoraConfig(AdapterConfig):
 class LoraLinear(AdaptedLayer):
     """A frozen linear layer with an adapter.
 
-    If the layer's weights have fewer bits, the adapter is float32, as in PEFT.
+    If the layer's weights have fewer than 32 bits, the adapter is float32, as in PEFT.
 
     Args:
         base: an nn.Linear, a quantised layer, or an AdaptedLayer. It is used directly, not copied.
@@ -188,7 +188,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def add_weighted_adapter(
     model: LanguageModel, adapters: Sequence[str], weights: Sequence[float], adapter: str
 ) -> LoraConfig:
-    """Combine several adapters into one, as PEFT's combination type "linear". Only it is then active.
+    """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
 
     A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. The result is exact for one
     adapter, and an approximation for several. `set_adapter` with several names gives the exact sum.
@@ -200,7 +200,7 @@ def add_weighted_adapter(
     Returns: the configuration of the new adapter, for `save_adapter`.
 
     Raises:
-        InputError: if an adapter does not exist or is not LoRA, ranks differ, or one has use_dora or
+        InputError: if an adapter does not exist or is not LoRA, ranks differ, or an adapter has use_dora or
             modules_to_save.
     """
     if len(adapters) != len(weights) or not adapters:

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 MASK = "\ue000"
-SHOWN = "[MASK]"  # the user's notation of [MASK]
+SHOWN = "[MASK]"  # text that a user types for the mask token
 
 
 class _Encoder(Protocol):
@@ -43,7 +43,7 @@ class _Encoder(Protocol):
 
 def mask_token_id(tokenizer: _Encoder) -> int | None:
     """Return the id of [MASK], or None if the vocabulary has none."""
-    if tokenizer.unknown_characters(MASK):  # some tokenizers cannot encode it at all
+    if tokenizer.unknown_characters(MASK):  # some vocabularies lack the character
         return None
     ids = tokenizer.encode_array(MASK).tolist()
     return int(ids[0]) if len(ids) == 1 else None
@@ -81,7 +81,7 @@ def mask_tokens(
         keys: one key per row, which seeds the random choice.
         mask_id: id of [MASK]. Random tokens have lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
-        words: ids -> number of each token's word. With it, whole words are chosen: at most `hidden_count`
+        words: ids -> number of each token's word. If given, whole words are chosen: at most `hidden_count`
             tokens, but at least one word.
 
     Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.

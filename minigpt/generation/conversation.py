@@ -155,7 +155,7 @@ class Conversation:
     # -- the model's input ----------------------------------------------------------------------------------
 
     def _fitting(self, text: str) -> list[int]:
-        """Build the prompt from as many turns as fit, with room for an answer (at most a quarter)."""
+        """Build the prompt from as many turns as fit, and leave room for an answer."""
         context = self.model.config.max_position_embeddings
         room = context - max(1, min(self.options.wanted, context // 4))
         while True:

@@ -51,7 +51,7 @@ class GenerateOutput:
         None  # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     )
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
-    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, then each layer's
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, layer outputs
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  a row is a distribution
     logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, before any option
     top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, descending
@@ -74,8 +74,8 @@ class Recorder:
         hooks = []
         self._states, self._attentions = [], []
         if self.options.output_hidden_states:
-            # The input of each block is a state. As in Hugging Face, the last state is the output of the last
-            # norm, and the output of the last block before this norm is not included.
+            # The input of each block is a hidden state. As in Hugging Face, the last hidden state is the
+            # output of the last norm. The output of the last block before this norm is not included.
             for block in model.blocks:
                 hooks.append(
                     block.register_forward_pre_hook(lambda _, inputs: self._states.append(inputs[0]))

@@ -6,22 +6,22 @@
     lens.record(model, ids, ["blocks.*.attn"])                                  # activations by name
 
 May import every folder below it: diagnosis, training, evaluation, generation, weights, finetuning, data,
-families, tokenization, storage, console. `minigpt look`, `plot` and `experiment` print what it returns.
+families, tokenization, storage, console. `minigpt look`, `plot` and `experiment` print its results.
 
 In reading order:
 
     recorder        activations by name, ablation, patching
     results         tables and charts of a view: terminal, notebook, page, JSON
-    words           their words in Chinese
+    words           the texts of views in Chinese
     reading         a question and an answer as ids
     text            tokens, and BPE's merges
-    examples        what a training example is; the hardest ones
+    examples        training examples as tensors; the examples with the highest loss
     predictions     loss of each token, the next token, sampled answers
-    heads           attention, and what heads are worth
+    heads           attention, and the loss without each head
     layers          the logit lens
     vectors         nearest tokens
     memory          the KV cache
-    parameters      where the parameters sit, and what training changed
+    parameters      sizes and norms of the parameters, and their change in training
     growth          a view along the checkpoints of a run
     curves          several runs beside each other
     experiments     runs that fail on purpose

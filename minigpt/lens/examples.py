@@ -56,7 +56,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Example(View):
-    """A batch: the rows that training reads, padded to the longest one."""
+    """A batch: the rows that training reads, padded to the longest row."""
 
     lines: list[int]
     places: list[Place]

@@ -1,9 +1,9 @@
-"""Trains a model that fails on purpose, and the usual one beside it: curves, answers, and the reason.
+"""Trains a model that fails on purpose, and the usual model to compare: curves, answers, and the reason.
 
     experiment("no-causal-mask", conversations).runs
 
-Both runs have the same small model, seed, data and number of steps. One thing is different: the model or an
-option of training. The training step is the usual one.
+Both runs have the same small model, seed, data and number of steps. Only one detail differs: the model, or an
+option of training. The training step is that of `minigpt train`.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ _CPU = torch.device("cpu")
 class Experiment:
     """An experiment: the difference that makes a run fail, and the reason."""
 
-    what: str  # the difference, in English; minigpt.lens.words has the Chinese
+    what: str  # the difference, in English; minigpt.lens.words translates it
     why: str
     model: Callable[[Any], None] = lambda model: None  # changes the model in place
     options: dict[str, Any] = field(default_factory=dict)  # training options of the run that fails
@@ -177,7 +177,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result(View):
-    """An experiment's two runs: the usual one, and the one that fails."""
+    """An experiment's two runs: the usual run, and the run that fails."""
 
     name: str
     runs: list[Run]
@@ -221,7 +221,7 @@ def experiment(
     seed: int = 42,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Result:
-    """Train the usual small model, and the one that fails, on the same data.
+    """Train the usual small model, and the model that fails, on the same data.
 
     Args:
         name: a key of EXPERIMENTS.
@@ -258,7 +258,7 @@ def experiment(
 
 
 def _with_few_answers(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Return the conversations with one of the first answers. If answers rarely repeat, return all."""
+    """Return the conversations with the first `_ANSWERS` answers. If answers rarely repeat, return all."""
     chosen = set(list(dict.fromkeys(each.answer for each in conversations))[:_ANSWERS])
     found = [each for each in conversations if each.answer in chosen]
     return found if len(found) > 2 * len(chosen) else list(conversations)
@@ -304,7 +304,7 @@ def _run(
 
 @torch.inference_mode()
 def _answer(model: LanguageModel, tokenizer: Tokenizer, question: str, most: int = 24) -> str:
-    """Answer with the most likely tokens. No cache is used, because the changed models need whole texts."""
+    """Answer with the most likely tokens. Without a cache: a changed model must read the whole text."""
     ids = [*tokenizer.encode_text(question), tokenizer.sep_token_id]
     start = len(ids)
     model.eval()

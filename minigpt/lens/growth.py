@@ -75,7 +75,7 @@ def along(
         on_progress: called with the number of checkpoints that were looked at.
 
     Raises:
-        InputError: if the run has no checkpoints, or one of them cannot be read.
+        InputError: if the run has no checkpoints, or a checkpoint cannot be read.
     """
     folders = kept_checkpoints(run)
     views = []

@@ -25,10 +25,10 @@ __all__ = ["Ablation", "Attention", "ablate", "attention"]
 
 @dataclass(frozen=True)
 class Attention(View):
-    """The attention of all heads on one text, and which of them are shown."""
+    """The attention of all heads on one text, and the choice of heads to show."""
 
     pieces: list[str]  # (T) texts of the tokens
-    probabilities: Floats  # (layers, heads, T, T)  row: the token that looks; column: the token looked at
+    probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
     start: int  # position of the last token of the prompt; from it on, the model writes its answer
     layer: int | None = None
     head: int | None = None
@@ -68,7 +68,7 @@ class Attention(View):
         return [Table(title, (say("reads"), say("writes"), say("looks at")), rows), *maps]
 
     def _overview(self, say: Say) -> Table:
-        """Return a row for each head: what the prompt's last token attends to, and what tokens usually do."""
+        """Return a row for each head: its attention from the prompt's last token, and three mean shares."""
         T = len(self.pieces)
         rows = []
         for layer, head in self.chosen:
@@ -106,8 +106,8 @@ def attention(
 
     Args:
         answer: the answer; None: the model's own.
-        layer: the layer to show, from 0; None: all of them.
-        head: the head to show, from 0; None: all of them.
+        layer: the layer to show, from 0; None: all layers.
+        head: the head to show, from 0; None: all heads.
 
     Raises:
         InputError: if the layer or the head does not exist, or the text is too long for the model.

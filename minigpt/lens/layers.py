@@ -1,4 +1,4 @@
-"""The logit lens: what the model would answer after each layer.
+"""The logit lens: the answer that the model would give after each layer.
 
 The residual stream after a block goes through the last norm and lm_head, as if no block followed
 (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
@@ -73,7 +73,7 @@ def logit_lens(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> LogitLens:
-    """Compute what the model would write after each layer, for each token of an answer.
+    """Compute the token that the model would write after each layer, for each token of an answer.
 
     Args:
         answer: the answer; None: the model's own.

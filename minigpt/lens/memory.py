@@ -27,7 +27,7 @@ class Cache(View):
     bytes_per_token: int
     context: int  # largest number of tokens that the model can read
     key_norms: Floats  # (layers, S)  mean length of a token's key vectors over the heads
-    value_norms: Floats  # (layers, S)  the same for value vectors
+    value_norms: Floats  # (layers, S)  mean length of its value vectors
 
     def parts(self, say: Say) -> list[Part]:
         """See `View`."""

@@ -1,4 +1,4 @@
-"""Where the parameters sit: parts, sub-totals, norms, spectra; what training changed between two models."""
+"""The parameters of a model: parts, sub-totals, norms, spectra, and the change between two models."""
 
 import re
 from collections.abc import Iterator
@@ -104,8 +104,9 @@ def weights(model: LanguageModel, against: LanguageModel | None = None, name: st
 
     Args:
         model: the model. Quantised weights are dequantised; adapters are added to the weights of their
-        layers. against: an earlier model of the same shape, to measure the change.
-        name: what the view calls the earlier model.
+            layers.
+        against: an earlier model of the same shape, to measure the change.
+        name: name of the earlier model in the view.
 
     Raises:
         InputError: if the two models have different weights.

@@ -21,7 +21,7 @@ from minigpt.storage.files import atomic_write
 __all__ = ["check_picture", "write_picture"]
 
 _MOST = 144  # largest number of charts in a picture
-_LABELS = 48  # largest number of labels on an axis; others are left out
+_LABELS = 48  # largest number of labels on an axis; more are left out
 _ROWS = 40  # largest number of rows of a table in a picture
 
 
@@ -36,7 +36,7 @@ def check_picture(path: Path, flag: str = "--plot") -> None:
 
 
 def write_picture(views: Sequence[View], path: Path, language: Language = "en") -> None:
-    """Write views to a file; its name's end decides: .html, .png, .svg, ...
+    """Write views to a file. The suffix decides the format: .html, .png, .svg, ...
 
     Raises:
         InputError: without matplotlib (but for HTML), for an unknown type, or if the file cannot be written.
@@ -50,7 +50,7 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (min(40.0, max(8.0, 5.0 * columns)), min(40.0, max(4.0, 4.2 * rows)))
-    if count == 1 and isinstance(only := _chosen(every)[0], Heat):  # room for its labels
+    if count == 1 and isinstance(only := _chosen(every)[0], Heat):  # gets room for its labels
         size = (min(16.0, max(8.0, 0.3 * len(only.columns))), min(13.0, max(4.0, 0.25 * len(only.rows))))
 
     def draw(figure: Any, has_chinese: bool) -> None:

@@ -1,4 +1,4 @@
-"""What a model predicts: the loss of each token, the distribution of the next one, sampled answers.
+"""What a model predicts: the loss of each token, the distribution of the next token, sampled answers.
 
 loss(model, tokenizer, "四川的省会是哪里？", "成都。").mean
 next_token(model, tokenizer, "四川的省会是哪里？", temperatures=(0.5, 2)).probabilities
@@ -105,14 +105,14 @@ def loss(
     form: PromptFormat | None = None,
     others: int = 5,
 ) -> Loss:
-    """Compute the loss and the rank of each token of an answer, and the candidates that it lost to.
+    """Compute loss and rank of each token of an answer, and the most likely other tokens.
 
     Args:
         answer: the answer; None: the model's own.
-        others: number of candidates.
+        others: number of other tokens.
 
     Raises:
-        InputError: if nothing is answered, or the text is too long for the model.
+        InputError: if the answer is empty, or the text is too long for the model.
     """
     reading = read_question(model, tokenizer, question, answer, form)
     if not reading.answer:
@@ -136,7 +136,7 @@ class NextToken(View):
     """The distribution of the next token under several options."""
 
     before: str  # end of the text before the token
-    options: list[str]  # the first one is the model's own distribution
+    options: list[str]  # the first entry is the model's own distribution
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the options forbid the token
     kept: list[int]  # for each of the options: number of tokens that can still be drawn

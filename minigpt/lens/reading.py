@@ -73,7 +73,7 @@ def read_question(
         max_new_tokens: largest number of tokens of the model's own answer.
 
     Raises:
-        InputError: if both are longer than the model can read.
+        InputError: if question and answer together are longer than the model can read.
     """
     if isinstance(question, Reading):
         return question
@@ -111,5 +111,5 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    last = read_logits(model, [*prompt, *ids])[-1]  # shows which of the tokens ended the answer
+    last = read_logits(model, [*prompt, *ids])[-1]  # shows which end token ended the answer
     return [*ids, max(ends, key=last.__getitem__)]

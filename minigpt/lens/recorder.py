@@ -64,7 +64,7 @@ def record(
         input_ids: (B, T).
         names: names, or patterns such as "blocks.*.mlp".
         changes: name -> a tensor that replaces the activation, or a function of it. Later parts of the model
-            compute with the changed one, and the changed one is recorded.
+            compute with the changed activation, which is also recorded.
 
     Raises:
         InputError: if there is no such name, or a replacement has another shape.
@@ -219,7 +219,7 @@ def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
 def _hook(
     name: str, change: Change | None, found: dict[str, Tensor], heads: int, is_input: bool
 ) -> Callable[..., Any]:
-    """Make a hook. As a pre-hook it returns the module's inputs, as a forward hook the module's output."""
+    """Make a hook. A pre-hook returns the module's inputs, a forward hook returns the module's output."""
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:
         value: Tensor = inputs[0] if is_input else output

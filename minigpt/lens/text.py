@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 class Merges(NamedTuple):
-    """The merges of one word: its parts after each step. The first step has bytes, the last one tokens."""
+    """The merges of one word: its parts after each step. The first step has bytes, the last step tokens."""
 
     word: str
     steps: list[list[str]]

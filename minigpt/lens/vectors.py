@@ -63,7 +63,7 @@ class Neighbours(View):
 
 @torch.inference_mode()
 def neighbours(model: LanguageModel, tokenizer: AnyTokenizer, text: str, count: int = 10) -> Neighbours:
-    """Find the tokens whose vectors have the highest cosine with those of a text's tokens.
+    """Find for each token of a text the tokens whose vectors have the highest cosine with its vector.
 
     Raises:
         InputError: if the text is empty, or has a character that the vocabulary lacks.

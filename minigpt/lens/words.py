@@ -1,4 +1,4 @@
-"""The words of the views in Chinese. The English text in the code is the key.
+"""The texts of the views in Chinese. The English text in the code is the key.
 
 say = speaker("zh")
 say("layer")                              # 层

@@ -15,7 +15,7 @@ Array: TypeAlias = Any  # numpy.ndarray or jax.Array; the functions work with bo
 
 
 def softmax(x: Array, np: Any = numpy) -> Array:
-    """Return positive numbers that sum to 1 along the last axis. Subtracting the largest avoids overflow.
+    """Return positive numbers that sum to 1 along the last axis. Subtracting the maximum avoids overflow.
 
     >>> softmax(numpy.array([1000.0, 1000.0]))
     array([0.5, 0.5])
@@ -58,7 +58,7 @@ def remember(
     """Write k, v (G, T, D) at their positions into a layer's cache. Returns all keys, all values, the cache.
 
     NumPy writes in place and returns views of the S used slots. JAX arrays cannot change, so a new cache is
-    returned. It returns all slots, because jax.jit does not know the number of used ones when it compiles;
+    returned. All slots are returned, because jax.jit does not know the number of used slots when it compiles;
     the causal mask hides the unused slots.
     """
     if cache is None:

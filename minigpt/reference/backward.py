@@ -109,7 +109,7 @@ def block_backward(
 def next_token_losses_backward(logits: Array, targets: Array, mask: Array) -> Array:
     """Gradient of the loss, the mean of -log softmax(logits)[target] where mask is 1; (T, V) -> (T, V).
 
-    It is simple: the predicted probabilities minus the one-hot target.
+    The gradient is simple: the predicted probabilities minus the one-hot target.
     """
     g = softmax(logits)  # (T, V)
     g[np.arange(len(targets)), targets] -= 1

@@ -20,7 +20,7 @@ __all__ = ["encode", "split", "train"]
 
 Pair = tuple[bytes, bytes]
 
-# GPT-2's order of the bytes: printable ones first. The order decides between equally frequent pairs.
+# GPT-2's order of the bytes: printable bytes first. The order decides between equally frequent pairs.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = [bytes([byte]) for byte in (*_PRINTABLE, *sorted({*range(256)} - {*_PRINTABLE}))]
 
@@ -77,7 +77,7 @@ def train(
         for word, parts in words.items():
             for pair in pairwise(parts):
                 pairs[pair] += counts[word]
-        # take the most frequent pair; of equally frequent ones, the pair with the lowest ids
+        # take the most frequent pair; in a tie, the pair with the lowest ids
         best = min(pairs, key=lambda pair: (-pairs[pair], ids[pair[0]], ids[pair[1]]), default=None)
         if best is None or pairs[best] < min_frequency:
             break

@@ -18,7 +18,7 @@ __all__ = ["check_ids", "generate"]
 
 
 def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | None = None) -> None:
-    """Check ids. NumPy and JAX would accept wrong ones: NumPy counts negative ids from the end, JAX clips.
+    """Check ids. NumPy and JAX would accept wrong ids: NumPy counts negative ids from the end, JAX clips.
 
     Raises:
         InputError: for an empty prompt, an id outside the vocabulary, or more than N tokens in total.
@@ -62,7 +62,7 @@ def generate(
         step, forward, cache: functions of the model.
         settings: further arguments of these functions.
         n_tokens_to_generate: largest number of new tokens.
-        eos_token_id: the end token or several.
+        eos_token_id: one end token or several.
         use_cache: see the top of this file.
         rng: random generator for sampling. None: always take the most likely token.
         temperature, top_k, top_p: see `sampling.filtered`; used only with rng.

@@ -55,7 +55,7 @@ def gelu_exact(x: Array, np: Any = numpy) -> Array:
 
 
 def erf(x: Array, np: Any = numpy) -> Array:
-    """The error function. NumPy has none, so math.erf computes each number. JAX has a differentiable one."""
+    """The error function. NumPy lacks it, so math.erf computes each number. JAX has its own erf."""
     if np is numpy:
         return numpy.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)
     from jax.scipy.special import erf as jax_erf
@@ -133,7 +133,7 @@ def forward(ids: Array, params: names.Tree, *, n_head: int, gelu: str = "tanh", 
 def step(
     ids: Array, cache: Any, params: names.Tree, *, n_head: int, gelu: str = "tanh", np: Any = numpy
 ) -> tuple[Array, Any]:
-    """The next ids (T,) after those in the cache -> logits after the last one (V,), and the new cache.
+    """The next ids (T,) after those in the cache -> logits after the last id (V,), and the new cache.
 
     With NumPy the cache changes in place. Always use the returned cache afterwards.
     """
@@ -166,8 +166,8 @@ def generate(
         params: the weights.
         n_head, gelu: see `settings`.
         n_tokens_to_generate: largest number of new tokens.
-        eos_token_id: the end token or several; the end token is not in the result.
-        use_cache: keep keys and values. Without, everything is computed again for each token.
+        eos_token_id: one end token or several; an end token is not in the result.
+        use_cache: keep keys and values. If False, everything is computed again for each token.
         np: numpy or jax.numpy. With jax.numpy, `step` is compiled.
         sampling: rng, temperature, top_k, top_p: see `generation.generate`.
 

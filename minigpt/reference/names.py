@@ -73,10 +73,10 @@ def layer_count(names: Mapping[str, Any], prefix: str) -> int:
 
 
 def check_names(tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Compare the names and shapes of tensors with the expected ones.
+    """Compare the names and shapes of tensors with the expected names and shapes.
 
     Raises:
-        InputError: listing, in one line, all that are missing, unexpected, or of the wrong shape.
+        InputError: if tensors are missing, unexpected, or of the wrong shape; the message lists them.
     """
     complaints = {
         "missing": [name for name in shapes if name not in tensors],

@@ -48,7 +48,7 @@ def silu(x: Array, np: Any = numpy) -> Array:
 def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = numpy) -> tuple[Array, Array]:
     """Return cos and sin, (T, D/2) each, of position * rope_theta^(-2i/D) for each pair of channels i.
 
-    They are computed in the precision of the weights, as in the published model.
+    Both are computed in the precision of the weights, as in the published model.
     """
     frequencies = 1 / rope_theta ** (np.arange(0, D, 2).astype(dtype) / D)  # (D/2,)
     angles = positions[:, None].astype(dtype) * frequencies  # (T, D/2)
@@ -138,7 +138,7 @@ def transformer(
 
 
 def head(params: names.Tree) -> Array:
-    """Return the matrix (V, C) from hidden states to logits: lm_head, or the embedding if it is tied."""
+    """Return the matrix (V, C) from hidden states to logits: lm_head, or the embedding if lm_head is tied."""
     return params["lm_head" if "lm_head" in params else "embed_tokens"]["weight"]
 
 
@@ -153,7 +153,7 @@ def forward(
 def step(
     ids: Array, cache: Any, params: names.Tree, *, rope_theta: float, eps: float = 1e-6, np: Any = numpy
 ) -> tuple[Array, Any]:
-    """The next ids (T,) after those in the cache -> logits after the last one (V,), and the new cache.
+    """The next ids (T,) after those in the cache -> logits after the last id (V,), and the new cache.
 
     With NumPy the cache changes in place. Always use the returned cache afterwards.
     """

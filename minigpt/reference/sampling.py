@@ -18,7 +18,7 @@ __all__ = ["check", "filtered", "greedy", "sample"]
 
 
 def greedy(logits: Array, np: Any = numpy) -> Array:
-    """Return the most likely token, (V,) -> (); the first of several equal ones."""
+    """Return the most likely token, (V,) -> (); in a tie, the first."""
     return np.argmax(logits)
 
 
@@ -27,7 +27,7 @@ def filtered(
 ) -> Array:
     """(V,) -> (V,): apply temperature (1: off), top_k (0: off) and top_p (1: off). Excluded tokens get -inf.
 
-    top_k keeps the k most likely tokens. top_p keeps the most likely tokens whose probabilities add up to it
+    top_k keeps the k most likely tokens. top_p keeps the most likely tokens whose probabilities add up to p
     (nucleus sampling, https://arxiv.org/abs/1904.09751, section 3.1).
     """
     logits = logits / temperature
@@ -46,15 +46,15 @@ def filtered(
 def sample(logits: Array, uniform: Array, np: Any = numpy) -> Array:
     """Draw a token from softmax(logits), (V,) -> (), with a random number 0 <= uniform < 1.
 
-    It is the first token at which the cumulative sum of probabilities exceeds the number. So a token of
-    probability 0 is never drawn.
+    The drawn token is the first at which the cumulative sum of probabilities exceeds the number. So a token
+    of probability 0 is never drawn.
     """
     cumulative = np.cumsum(softmax(logits, np))  # (V,)
     return np.argmax(cumulative > uniform * cumulative[-1])  # argmax returns the index of the first True
 
 
 def check(temperature: float, top_k: int, top_p: float) -> None:
-    """Raise ValueError for values that make no sense."""
+    """Raise ValueError for a value outside its range."""
     if not (temperature > 0 and math.isfinite(temperature)):
         raise ValueError(f"temperature must be above 0 and finite: got temperature={temperature!r}")
     if top_k < 0:

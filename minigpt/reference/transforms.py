@@ -90,8 +90,9 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
 
     Arguments of the result: ids (T,), an empty cache for all tokens, params and jax.random.key(seed). By
     keyword: n_tokens_to_generate, do_sample=False (the key is then ignored), temperature=1.0, top_k=0,
-    top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token all are end tokens.
-    It is compiled again for another length of ids, size of the cache, n_tokens_to_generate, top_k or top_p.
+    top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token, all ids are end
+    tokens. The loop is compiled again for another length of ids, size of the cache, n_tokens_to_generate,
+    top_k or top_p.
     """
     jax = imported_jax()
     np = jax.numpy

@@ -37,7 +37,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     """Load a folder. Returns the content of config.json, and the weights as a tree for `gpt2` or `qwen3`.
 
     Args:
-        folder: a folder from transformers or minigpt. If it has a manifest.json, that is verified.
+        folder: a folder from transformers or minigpt. A manifest.json in it is verified.
         dtype: dtype of the weights, for example numpy.float64. Default: float32 or float64 as in the file.
 
     Raises:
@@ -82,7 +82,7 @@ def _without_tied_head(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare_sizes(path: Path, config: dict[str, Any], params: Tree) -> None:
-    """Check that the sizes in config.json are those of the weights. Sizes that it lacks are not checked."""
+    """Check that the sizes in config.json are those of the weights. Missing sizes are not checked."""
     if config["model_type"] == "gpt2":
         V, C = params["wte"]["weight"].shape
         sizes = {"vocab_size": V, "n_embd": C, "n_layer": len(params["h"])}

@@ -62,7 +62,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     goal = Path(os.path.realpath(path))
     temporary = _temporary_name(goal)
     with _explained(Path(path), goal, temporary):
-        if goal.is_symlink():  # a link that realpath could not resolve: it leads to itself
+        if goal.is_symlink():  # realpath could not resolve the link, because it leads to itself
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(goal))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
@@ -162,10 +162,10 @@ def _temporary_name(goal: Path) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
-    """Convert an OSError to an InputError that names the path which the user knows."""
+    """Convert an OSError to an InputError that names the user's path."""
     try:
         yield
-    except InputError as error:  # the message names a file in the temporary folder: name the goal instead
+    except InputError as error:  # replace the temporary path in the message by the user's path
         raise InputError(str(error).replace(str(temporary), str(name))) from error
     except OSError as error:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
@@ -181,7 +181,7 @@ def _reason(error: OSError, goal: Path) -> str:
 
 
 def _sync_entry(goal: Path) -> None:
-    """Flush the folder after a rename. An error has its own message, because the file itself is complete."""
+    """Flush the folder after a rename. An error says that the file is written but may be lost."""
     try:
         sync_folder(goal.parent)
         reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
@@ -192,7 +192,7 @@ def _sync_entry(goal: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk. A rename survives a power cut only after that."""
+    """Flush a folder to the disk. Only then does a rename survive a power cut."""
     if os.name == "nt":  # Windows cannot open a folder to flush it
         return
     descriptor = os.open(folder, os.O_RDONLY)

@@ -23,7 +23,7 @@ __all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "read_utf8", "re
 
 MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
-_MAX_DIGITS = 300  # longest integer: with so many digits it is still finite as a float
+_MAX_DIGITS = 300  # longest integer; with 300 digits it is still finite as a float
 
 
 def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:
@@ -57,8 +57,8 @@ def read_toml(path: Path | str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]
     """Read a TOML file.
 
     Raises:
-        OSError: if it cannot be opened, or is no regular file.
-        ValueError: if it is too large or not TOML; the message is one line.
+        OSError: if the file cannot be opened, or is no regular file.
+        ValueError: if the file is too large or not TOML; the message is one line.
     """
     with open_regular(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > max_bytes:
@@ -95,7 +95,7 @@ def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
         missing: end of the error message if the file does not exist.
 
     Raises:
-        InputError: if it is not a regular file, or cannot be opened or read.
+        InputError: if the path is not a regular file, or cannot be opened or read.
     """
     try:
         with open_regular(path) as file:
@@ -114,7 +114,7 @@ def parse_json(content: bytes | str) -> Any:
     """Parse a JSON text.
 
     Raises:
-        ValueError: if it is invalid or exceeds a limit; the message is one line.
+        ValueError: if the text is invalid or exceeds a limit; the message is one line.
     """
     try:
         text = content.decode("utf-8-sig") if isinstance(content, bytes) else content

@@ -1,10 +1,10 @@
 """Copies of weights in large pages of memory.
 
-    pages = LargePages()          # one for all weights of a model
+    pages = LargePages()          # the same object for all weights of a model
     weight = pages.copied(tensor)
 
 A decoding step reads every weight once. With pages of 4 KiB, the processor must look up an address after
-every 64 cache lines; with pages of 2 MiB hardly ever. From large pages, GPT-2's 124M generates a fifth faster
+every 64 cache lines; with pages of 2 MiB hardly ever. With large pages, GPT-2's 124M generates a fifth faster
 in float32, and two fifths faster in int8 (LOG.md). Matrices are rarely a multiple of 2 MiB, so several share
 a block of memory. If the system has no large pages, the memory is ordinary.
 """
@@ -26,7 +26,7 @@ _ALIGNED = 256  # the address of each copy is a multiple of this number
 
 
 def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
-    """Allocate memory. Returns it, and a view of `size` bytes that begins at a multiple of a large page."""
+    """Return new memory, and a view of `size` bytes in it that begins at a multiple of a large page."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, -(-size // PAGE) * PAGE + PAGE, **private)
     begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE
@@ -34,7 +34,7 @@ def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
 
 
 def ask_for_large_pages(memory: mmap.mmap) -> None:
-    """Ask Linux for large pages (madvise). For memory in use, the kernel may convert it later."""
+    """Ask Linux for large pages (madvise). If the memory is in use, the kernel may convert it later."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # the kernel may not support large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
@@ -55,8 +55,8 @@ class LargePages:
         Args:
             tensor: the tensor.
             dtype: dtype of the copy. Default: the tensor's.
-            own: True: the caller does not need the tensor any more. If the dtype is the same, its memory is
-                reused.
+            own: True: the caller does not need the tensor any more. If the dtype is the same, the tensor's
+                memory is reused.
         """
         import torch  # imported here, because .read_ahead uses this module while torch is being imported
 

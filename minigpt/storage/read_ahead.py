@@ -4,8 +4,9 @@
     import torch  # keeps one core busy for a second
     model, tokenizer = load_model_and_tokenizer("output/best", ahead=ahead)
 
-Loading a model is slow mainly because new memory is used for the first time; here that happens during the
-import. This module raises no errors: for a damaged file, `minigpt.storage.safetensors_files` raises one.
+Loading a model is slow mainly because the system must prepare new memory at its first use. Here this happens
+during the import. This module raises no errors: for a damaged file, `minigpt.storage.safetensors_files`
+raises one.
 """
 
 import contextlib
@@ -56,7 +57,7 @@ class ReadAhead:
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
-        with contextlib.suppress(OSError, RuntimeError):  # ignore: no access to a file, or too many threads
+        with contextlib.suppress(OSError, RuntimeError):  # ignore a file without access, or too many threads
             if hasattr(os, "preadv"):  # os.preadv does not exist on Windows
                 folder = folder_of_weights(folder)
                 pattern = WEIGHTS if (folder / WEIGHTS).exists() else "model-*-of-*.safetensors"
@@ -67,9 +68,9 @@ class ReadAhead:
                 self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
-        """Return a tensor's bytes, for the caller alone; None if they were taken, or the file has changed.
+        """Return a tensor's bytes for the caller alone; None if already taken, or if the file has changed.
 
-        Waits until the bytes are read. They keep their whole block in memory.
+        Waits until the bytes are read. The bytes keep their whole block in memory.
         """
         if (path, name) not in self._blocks:
             return None
@@ -80,7 +81,7 @@ class ReadAhead:
         return None
 
     def _planned(self, path: Path) -> "list[_Block]":
-        """Plan the blocks of a file. For a damaged file there are none."""
+        """Plan the blocks of a file. A damaged file has no blocks."""
         blocks: list[_Block] = []
         with contextlib.suppress(OSError, InputError):
             self._states[path] = path.stat()
@@ -92,7 +93,7 @@ class ReadAhead:
 
     def _read(self, blocks: "list[_Block]") -> None:
         for block in blocks:
-            # After an error, `take` must not wait for ever: it returns None, and its caller reads the file.
+            # Ignore errors: `take` then returns None, and its caller reads the file.
             with contextlib.suppress(Exception):
                 first = block.places[0].begin
                 content = _bytes_of(block.path, first, block.size)

@@ -56,7 +56,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     Args:
         path: the file.
-        ahead: a ReadAhead that may have its bytes in memory.
+        ahead: a ReadAhead that may have the file's bytes in memory.
         missing: end of the error message if the file does not exist.
 
     Raises:
@@ -65,15 +65,15 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        self.own: set[str] = set()  # names of tensors that were returned in memory that nothing else uses
+        self.own: set[str] = set()  # names of returned tensors whose memory is used by nothing else
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
             for name, entry in read_header(path, missing).items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        # The file is opened for each tensor. A tensor is a memory-mapped view of the file, and the mapping
-        # ends with its last user. With one mapping for the file, all of it would soon be in memory twice.
+        # The file is opened again for each tensor. The tensor is a memory-mapped view of the file, and the
+        # mapping ends with the tensor. One mapping for all tensors would keep the whole file in memory.
         form, content = self.described[name], self._ahead.take(self.path, name) if self._ahead else None
         self.own.discard(name)
         if content is not None and content.nbytes == form.nbytes:
@@ -144,7 +144,7 @@ def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 
 
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
-    """Return True if nothing else uses the memory of the tensor that was looked up."""
+    """Return True if only the caller uses the memory of the tensor `name`, after looking it up."""
     return isinstance(tensors, WeightFiles | TensorFile) and name in tensors.own
 
 
@@ -158,7 +158,7 @@ def safetensors_parts(
     only their owner may read, and raises errors that are not OSErrors.
 
     Args:
-        tensors: contiguous tensors on the CPU, of the dtypes above.
+        tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.
         metadata: texts for the header.
     """
     places = {dtype: (place, name) for place, (name, dtype) in enumerate(_DTYPES.items())}

@@ -59,7 +59,7 @@ class BpeTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # encode something, because some damage shows only then
+            tokenizer._encoding("a 1")  # try it, because some damage shows only when it encodes
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer
@@ -99,7 +99,7 @@ class BpeTokenizer(SubwordTokenizer):
         return _Bytes(self._definition, self._text_of)
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if the library leaves out bytes. It does so with bytes that have no token."""
+        """Raise InputError if the library has left out bytes. It leaves out bytes that have no token."""
         if self._drops and (unknown := self.unknown_characters(text)):
             raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
 
@@ -166,7 +166,7 @@ class _Bytes(dict[int, bytes]):
         token = self._tokens.get(index, "")  # "": the vocabulary has no token with this id
         if self._byte_of.keys() >= set(map(ord, token)):
             found = token.translate(self._byte_of).encode("latin-1")
-        else:  # the entry is not written in byte symbols: no text becomes this token; it decodes to itself
+        else:  # the entry is not written in byte symbols: no text becomes this token, so return it as it is
             found = token.encode("utf-8", "replace")
         self[index] = found
         return found

@@ -30,8 +30,8 @@ __all__ = ["GPT2_WORDS", "KINDS", "QWEN_WORDS", "byte_level_of", "frame_of", "re
 LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "gpt2"}
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json. Differences from GPT-2's: each digit is a word; also
-# contractions in capitals; line ends are words of their own; one symbol before a word belongs to it.
+# https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json. Differences from GPT-2's rule: each digit is a word;
+# contractions may be in capitals; line ends are separate words; one symbol before a word belongs to the word.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"

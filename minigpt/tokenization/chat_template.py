@@ -6,13 +6,13 @@
 Only the template can write special tokens: `<|im_end|>` in a message stays ten characters. To distinguish the
 two, the template is rendered twice. In the second rendering, the constants that the template *writes* have a
 private Unicode character in place of each special token. Constants that it *compares* with do not change, and
-neither do the messages: `message.content.split('</think>')` still finds what it looks for. A template
+neither do the messages, so `message.content.split('</think>')` still finds `</think>`. A template
 may build special tokens from shorter constants (`'<|' + message.role + '|>'`). Then it is rendered a third
 time, with a private character in place of each character of its constants.
 
-An answer of the model keeps the ids that the model wrote, where they are given (`token_ids`). Otherwise its
-text is encoded again. Special tokens in that text that have no role in the tokenizer and do not occur in the
-template, such as `<think>`, are read as tokens: no user typed them.
+If the ids of a model's answer are given (`token_ids`), they are kept. Otherwise the answer's text is encoded
+again. In this text, a special token such as `<think>` is read as a token, because no user typed it. That
+holds for special tokens without a role in the tokenizer that the template does not contain.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
@@ -145,7 +145,7 @@ def _encoded(
 
     Args:
         before: None: the template marks the assistant's text. Otherwise the contents of the assistant's
-            messages are marked, from after the last `before` on, if they contain it.
+            messages are marked. If a content contains the text `before`, marking begins after its last one.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -181,7 +181,7 @@ def _encoded(
             mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # for each character of the piece: 1 where the assistant says it, else 0
+        said_at: list[int] = []  # for each character of the piece: 1 in the assistant's text, else 0
         for char in piece:
             if char in (begin, end):
                 is_said = int(char == begin)
@@ -234,12 +234,12 @@ class _Reading:
     given: dict[str, Any]  # the template's variables; contents may have marks
     plain: str  # the text as `render_chat` renders it
     stand_ins: dict[str, str]  # special token, longest first -> private character
-    twins: dict[str, str]  # character of special tokens -> private character
-    marks: tuple[str, str]  # begin and end of what the assistant says
+    twins: dict[str, str]  # character that occurs in special tokens -> private character
+    marks: tuple[str, str]  # characters that mark begin and end of the assistant's text
     count: int | None  # number of contents with marks; None: the template writes the marks
 
     def marked(self, own: dict[int, str]) -> str:
-        """Return the text.
+        """Return the rendered text with private characters in place of special tokens.
 
         Args:
             own: index of a message -> private character for its content. If the template examines a content,
@@ -273,7 +273,7 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Find special tokens that are whole in the template's constants."""
+        """Find special tokens that the template's constants contain as a whole."""
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
@@ -302,7 +302,7 @@ class _Reading:
         return compiled.render({**named, **self.given, "messages": messages})
 
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
-        """Return a message. In an answer, special tokens that only a model writes are private characters."""
+        """Return a message. In an answer, replace special tokens that only a model writes."""
         content = message.get("content")
         if message["role"] != "assistant" or not content:
             return message
@@ -316,9 +316,9 @@ class _Reading:
         return {**message, "content": _replaced(inner, content)}
 
     def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
-        """Return whether a text is the plain text once its private characters are replaced.
+        """Return whether a text equals the plain text after its private characters are replaced.
 
-        It must have all marks, too, and no special token as text that users did not type.
+        It must also have all marks, and contain special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):
@@ -436,12 +436,12 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Compare() | nodes.Test():
             pass
         case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
-            for child in node.iter_child_nodes():  # `format` and `join` write their arguments
+            for child in node.iter_child_nodes():  # arguments are written, as those of `format` and `join`
                 _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)
         case nodes.Call() if not isinstance(node.node, nodes.Name):
-            # the argument of .split('<think>') is compared; the argument of a macro or namespace is written
+            # .split('<think>') compares with its argument; a macro or namespace writes its arguments
             _mark(mark, node.node)
         case _:
             for child in node.iter_child_nodes():

@@ -1,4 +1,4 @@
-"""Definition: everything that decides a tokenizer's ids; and the files that all kinds of tokenizers share.
+"""Definition: everything that decides a tokenizer's ids; the files that all kinds of tokenizers share.
 
 tokenizer_config.json, and the files of older releases beside it, say which tokens have a role, which tokens
 are added, and which tokens are put around each text. The result equals that of `transformers`: AutoTokenizer
@@ -96,7 +96,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read tokenizer_config.json, and add what older releases store in separate files.
+    """Read tokenizer_config.json, and add settings that older releases store in separate files.
 
     Raises:
         InputError: if a file is wrong; the message names the file and the key.
@@ -137,7 +137,7 @@ def class_of(folder: Path, config: dict[str, Any]) -> str | None:
 def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str, Any], name: str) -> None:
     """Check that tokenizer.json prepares text in the same way as the class that its folder names.
 
-    transformers 5 follows the class, transformers 4 follows the file. No file says which of them the model
+    transformers 5 follows the class, transformers 4 follows the file. No file says which release the model
     was trained with.
 
     Args:
@@ -147,7 +147,7 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
         name: the class.
 
     Raises:
-        InputError: if they differ; the message names the file and the first key that differs.
+        InputError: if the two differ; the message names the file and the first key that differs.
     """
     for key in ("normalizer", "pre_tokenizer"):
         if _without_switches(frame.get(key)) != _without_switches(built[key]):
@@ -222,7 +222,7 @@ def assembled(
     frame = {**frame, "added_tokens": ordered}
     config |= {
         key: named[key] for key in named if isinstance(config.get(key), dict)
-    }  # keep only the text, because the frame has the flags
+    }  # keep only the tokens' texts; `frame` has their flags
     config.setdefault(
         "tokenizer_class", name or "PreTrainedTokenizerFast"
     )  # tells transformers how to read the files that minigpt writes
@@ -236,7 +236,7 @@ def assembled(
 def _roles(
     config: dict[str, Any], path: Path, defaults: Mapping[str, str]
 ) -> Iterator[tuple[str, str | dict[str, Any]]]:
-    """Yield (role, token or its flags), in the order in which transformers adds the new ones.
+    """Yield (role, token or its flags), in the order in which transformers adds new tokens.
 
     Args:
         config: tokenizer_config.json.
@@ -289,7 +289,7 @@ def _with_ids(
     """Return text -> flags and id of each added token.
 
     The `tokenizers` library ignores the ids in the files. A token gets its id in the vocabulary, or the next
-    free one. A file with another id was made for other weights, or by hand.
+    free id. A file with another id was made for other weights, or by hand.
     """
     tokens: dict[str, dict[str, Any]] = {}
     highest = -1
@@ -390,7 +390,7 @@ def checked(definition: Definition, source: str) -> Definition:
     The `tokenizers` library checks only the merges. With other errors it would silently drop text.
 
     Raises:
-        InputError: if an id is not a number or given twice, or if a special token is text.
+        InputError: if an id is not a number or occurs twice, or if a special token is text.
     """
     tokens, made = definition.tokens, _made(definition.merges, definition.special)
     for text, index in tokens.items():

@@ -17,7 +17,7 @@ from minigpt.tokenization.definition import Definition
 
 __all__ = ["in_one_line", "library_of", "panics_without_trace", "prepared", "require_whole_characters"]
 
-# This text is encoded when a tokenizer is loaded, because some damaged tokenizers panic on any text.
+# Some damaged tokenizers panic on any text. Encoding this text when a tokenizer is loaded finds them.
 _PROBE = "A word, 2 words. 你好"
 _ONE_AT_A_TIME = threading.Lock()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
@@ -62,9 +62,9 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 
 @contextlib.contextmanager
 def panics_without_trace() -> Iterator[None]:
-    """Hide what the library writes to standard error in a panic: several lines, or a stack trace.
+    """Hide the lines or the stack trace that the library writes to standard error in a panic.
 
-    The output of other threads is delayed to the end of the block. After a panic it is lost.
+    The output of other threads to standard error is delayed to the end of the block. A panic loses it.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
@@ -124,7 +124,7 @@ def _prepared(frame: dict[str, Any]) -> Library:
 def in_one_line(error: BaseException, problem: str) -> BaseException:
     """Convert an error of the library to an InputError. (A panic of the library is not an Exception.)"""
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # KeyboardInterrupt and the like are no errors of the library
+        return error  # for example KeyboardInterrupt, which is no error of the library
     return InputError(f"{problem}: {' '.join(str(error).split())}")
 
 

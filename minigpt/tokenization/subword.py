@@ -3,7 +3,7 @@
 Decoding differs between them; see bpe.py and wordpiece.py.
 
 The text of a special token never becomes that token, because the library's object does not know the special
-tokens (library.py). With `allow_special` it does, and the ids are those of `transformers`.
+tokens (library.py). With `allow_special`, the library knows them, and the ids are those of `transformers`.
 """
 
 import hashlib
@@ -71,7 +71,7 @@ class SubwordTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """Return the tokenizer's Jinja template (of several, the one named "default"), or None."""
+        """Return the tokenizer's Jinja template, or None. Of several templates, return "default"."""
         template = self._definition.config.get("chat_template")
         if isinstance(template, list):  # older files have a list: [{"name": ..., "template": ...}, ...]
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
@@ -87,7 +87,7 @@ class SubwordTokenizer:
         return [start for _, (start, _) in self._words(text)]
 
     def _normalized(self, text: str) -> str:
-        """Return a text as the library changes it before it cuts it into words."""
+        """Return the text after the library's normaliser, which runs before the split into words."""
         normalizer = self._library.normalizer
         try:
             return text if normalizer is None else str(normalizer.normalize_str(text))
@@ -117,7 +117,7 @@ class SubwordTokenizer:
         return type(self)(replace(old, named=named, config=config))
 
     def with_tokens(self, texts: Iterable[str]) -> Self:
-        """Return the same tokenizer with one more token for each text that is not one token already.
+        """Return the same tokenizer with a new token for each text that is not yet a single token.
 
         A text becomes its token everywhere in a longer text. The new ids follow the old ones.
 
@@ -126,7 +126,7 @@ class SubwordTokenizer:
         """
         old = self._definition
         new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
-        # the library gives this id to the next token
+        # the library would give this id to the next added token
         first = max(len(old.vocab), *(1 + token["id"] for token in old.frame["added_tokens"]), 0)
         if new and first < self._size:
             raise InputError(
@@ -161,7 +161,7 @@ class SubwordTokenizer:
             text: the text.
             add_special_tokens: put `before_text` and `after_text` around the ids.
             allow_special: convert the text of a special token to that token. Use it only for text that no
-                user has written: with such text, a prompt could pretend to be part of the template.
+                user has written. A user's text could otherwise pretend to be part of the template.
 
         Raises:
             InputError: for a lone surrogate (half a character); the message names its position.
@@ -187,7 +187,7 @@ class SubwordTokenizer:
         return encoding.ids, encoding.offsets
 
     def encode_array(self, text: str) -> npt.NDArray[np.int32]:
-        """Return the ids of a text as an array, (number of tokens,). Nothing is put around them.
+        """Return the ids of a text as an array, (number of tokens,), without `before_text` and `after_text`.
 
         Raises:
             InputError: as `encode_text`, and for a character that the tokenizer would leave out.

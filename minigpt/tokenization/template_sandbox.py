@@ -6,7 +6,8 @@
 Jinja's immutable sandbox hides Python's internals, but does not limit time or memory. This module adds a
 budget. Each text that the template makes, and each entry of a list that it builds, is charged to the budget,
 and each charge also checks the thread's CPU time. No operation may cost much more than its charge. Operations
-that make much from little (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) are charged before they run, or forbidden.
+that make a large result from small inputs (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) are charged before they
+run, or forbidden.
 
 Templates can use what transformers offers: `raise_exception`, `strftime_now`, its `tojson`,
 `{% generation %}` blocks, `break` and `continue`. Filters that no chat template needs are left out.
@@ -38,11 +39,11 @@ from minigpt.errors import InputError
 
 __all__ = ["SandboxedTemplate"]
 
-MAX_TEMPLATE = 200_000  # most characters of a template; published templates have up to 30,000
+MAX_TEMPLATE = 200_000  # largest number of characters; published templates have up to 30,000
 # budget of a rendering: a base, and an amount for each character of the variables
 CHARACTERS, PER_CHARACTER = 1_000_000, 100
 STEP = 10  # charge for each call and each iteration of a loop
-SECONDS = 5.0  # most CPU time of a rendering; Qwen3's template needs about 0.1 s for 1,000 messages
+SECONDS = 5.0  # largest CPU time of a rendering; Qwen3's template needs about 0.1 s for 1,000 messages
 MAX_NUMBER = 10**15  # largest operand of arithmetic: larger numbers could be slow
 
 FILTERS = (
@@ -121,7 +122,7 @@ class SandboxedTemplate:
 
 
 class _LimitError(BaseException):
-    """Raised when a limit is exceeded. Not an Exception, because some of Jinja's filters catch those."""
+    """Raised when a limit is exceeded. Not an Exception, because some of Jinja's filters catch Exceptions."""
 
 
 class _RefusalError(Exception):
@@ -330,12 +331,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> None:
-        """Switch off Jinja's handling of str.format; `call` handles it here."""
+        """Switch off Jinja's handling of str.format, because `call` handles str.format."""
 
     # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
-        """Wrap one of Jinja's filters so that its result is charged; as_text: its arguments, too."""
+        """Wrap a Jinja filter so that its result is charged. With as_text, its arguments are charged, too."""
 
         @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment
         def filtered(*args: Any, **kwargs: Any) -> Any:
@@ -350,7 +351,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return filtered
 
     def widened(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a filter of Jinja whose numbers among its arguments decide how large the result is."""
+        """Wrap a Jinja filter whose result grows with the numbers in its arguments. Charge before it runs."""
 
         @functools.wraps(function)
         def filtered(*args: Any, **kwargs: Any) -> Any:

@@ -25,7 +25,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # transformers applies it to single tokens only
+    (" do not", " don't"),  # transformers looks for this in each token alone
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -55,7 +55,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # encode something, because some damage shows only then
+            tokenizer._encoding("a 1")  # try it, because some damage shows only when it encodes
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer

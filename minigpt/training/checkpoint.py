@@ -184,12 +184,12 @@ def clear_leftovers(output: Path) -> None:
 
 
 def prune(output: Path, keep: int, keep_every: int = 0) -> None:
-    """Delete old checkpoints. Keep the newest `keep` and those that `best` and `last` point at.
+    """Delete old checkpoints. Keep the newest `keep`, and the targets of the links `best` and `last`.
 
-    With `keep_every`, those of every `keep_every` steps stay, too.
+    With `keep_every`, the checkpoints of every `keep_every` steps stay, too.
 
-    At least one undamaged checkpoint stays: before deleting, the checkpoints to keep are compared with their
-    manifests until one is good. If all are damaged, the newest good one among the others stays, too.
+    At least one undamaged checkpoint stays. To ensure this, the checkpoints to keep are compared with their
+    manifests until a good one is found. If all are damaged, the newest good other checkpoint stays, too.
 
     Raises:
         InputError: if a folder cannot be removed.

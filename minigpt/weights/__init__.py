@@ -5,13 +5,13 @@ finetuning. In reading order:
 
     pretrained.py           model folders in Hugging Face's format
     classifiers.py          folders of classifiers
-    derived_folders.py      folders made from another one, with other weights
+    derived_folders.py      folders made from another folder, with other weights
     quantized.py            linear layers in 16, 8 and 4 bits; set_precision
     quantized_folders.py    folders of int8 and int4 weights
     gguf_file.py            GGUF files, for llama.cpp
     onnx_file.py            ONNX files, for onnxruntime
     html_file.py            a model as one HTML file
-    html_tokenizer.py       its tokenizer, for the page
-    html_prompt.py          its prompt format, for the page
+    html_tokenizer.py       describes the tokenizer for this page
+    html_prompt.py          describes the prompt format for this page
     download.py             downloads a published model
 """

@@ -1,4 +1,4 @@
-"""Writes model folders that are derived from another one: new weights, same tokenizer and settings."""
+"""Writes model folders that are derived from another folder: new weights, same tokenizer and settings."""
 
 import json
 import shutil

@@ -44,14 +44,14 @@ class Patience:
 
 
 class _DroppedError(Exception):
-    """Raised for errors that may go away: a broken connection, a busy server. Another attempt follows."""
+    """Raised for errors after which another attempt follows: a broken connection, a busy server."""
 
 
 def download_model(folder: Path, addresses: dict[str, str], patience: Patience | None = None) -> None:
     """Download the files that are not yet in `folder`.
 
     Args:
-        folder: where the files go.
+        folder: the folder for the files.
         addresses: name of each file -> its URL, as from `urls`.
         patience: timeout, attempts and pauses.
 
@@ -125,7 +125,7 @@ class _Part:
         with contextlib.suppress(ValueError, TypeError):
             self.version = _Version(**read_json(self.notes))
         if self.version is None:
-            self.restart(None)  # without the notes, the part may belong to another version of the file
+            self.restart(None)  # the bytes may belong to another version of the file
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -139,7 +139,7 @@ class _Part:
     def restart(self, version: _Version | None) -> None:
         """Delete the bytes so far, and note which version is downloaded next."""
         with self._explained():
-            self.file.truncate(0)  # before the notes change, because they describe the bytes
+            self.file.truncate(0)  # first, so that `notes` never describes wrong bytes
             self.size, self.version = 0, version
             if version is not None:
                 self.notes.write_text(json.dumps(asdict(version)) + "\n", encoding="utf-8")
@@ -204,7 +204,7 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
 
 
 def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
-    """Compare the server's headers with the part that we have. Returns the length of the whole file."""
+    """Compare the server's headers with the downloaded part. Returns the length of the whole file."""
     if headers.get("Content-Encoding", "identity") != "identity":
         raise InputError(f"{url} comes as {headers['Content-Encoding']}, which was not asked for")
     given = headers.get("Content-Length", "")

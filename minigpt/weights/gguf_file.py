@@ -49,7 +49,7 @@ def write_gguf(
             position embeddings are always f32, as llama.cpp expects.
         name: the model's name to show.
 
-    Returns: sentences about what llama.cpp does differently from minigpt.
+    Returns: sentences about differences between llama.cpp and minigpt.
 
     Raises:
         InputError: if the gguf package is missing, llama.cpp does not support the tokenizer, a value is too
@@ -152,7 +152,7 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))  # equal scores; llama.cpp itself lowers that of <unk>
+    writer.add_token_scores([0.0] * len(tokens))  # equal scores; llama.cpp lowers the score of <unk>
     writer.add_token_types([int(kind) for kind in types])
     writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
@@ -205,7 +205,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # the same token, as in GPT-2; llama.cpp's default would be an id that we lack
+        bos = eos  # as in GPT-2; llama.cpp's default may not be in the vocabulary
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

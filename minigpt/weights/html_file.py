@@ -4,7 +4,7 @@
 
 The page holds the weights, the tokenizer and a program in JavaScript (the files in minigpt/weights/html),
 which computes the same logits. A family's list of operations, which minigpt.generation.native runs in C,
-describes the computation; so the program knows no family.
+describes the computation, so the program works for every family.
 
 The file, in order: a policy that allows this script and nothing from outside, the style, the page's
 elements, the description of the model (JSON), the weights, the program. Description and weights are
@@ -80,11 +80,11 @@ def write_html(
             ids, "ids": the answer's, "isOwn": written by the model, "view", "layer", "head"}.
         max_bytes: most bytes of weights, before compression.
 
-    Returns: sentences about what the page does differently from minigpt.
+    Returns: sentences about differences between the page and minigpt.
 
     Raises:
         InputError: if the model has adapters or quantised weights, or fills gaps; if the weights are too
-            large for a page, or a value for float16; if the page does not know such a tokenizer.
+            large for a page; if a value is too large for float16; if the page does not support the tokenizer.
     """
     if dtype not in get_args(HtmlDtype):
         raise InputError(f"dtype must be one of {', '.join(get_args(HtmlDtype))}: got {dtype!r}")
@@ -179,7 +179,7 @@ def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
             page = page.replace(mark, text)
     before, after = page.split("{{model}}")
     before = before.replace("{{title}}", filled["{{title}}"])
-    # half a character cannot be written in UTF-8
+    # "replace", because a lone surrogate cannot be written in UTF-8
     return before.encode("utf-8", "replace"), after.replace("{{script}}", script).encode()
 
 

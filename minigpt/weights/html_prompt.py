@@ -5,9 +5,9 @@ assistant as fixed pieces between the messages:
 
     head, user, between[0], answer, between[1], user, ..., user, tail
 
-The pieces are found by rendering conversations with marks for messages, and checked with longer ones. A piece
-is a list of texts and ids of special tokens. If a template is not of this kind, the page asks each question
-alone.
+The pieces are found by rendering conversations with marks for messages, and checked with longer
+conversations. A piece is a list of texts and ids of special tokens. If a template is not of this kind, the
+page asks each question alone.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,10 +28,10 @@ _THOUGHTS_END = "</think>"
 def describe_prompt(
     tokenizer: AnyTokenizer, form: Literal["chat", "question", "text"]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the description, and sentences about what the page does differently.
+    """Return the description, and sentences about differences between the page and minigpt.
 
     Raises:
-        InputError: if the tokenizer lacks what the format needs, or its template fails.
+        InputError: if the tokenizer lacks a token or template that the format needs, or its template fails.
     """
     found: dict[str, Any] = {"separator": tokenizer.sep_token_id, "chat": None}
     if form == "question" and tokenizer.sep_token_id is None:

@@ -18,7 +18,7 @@ __all__ = ["describe_tokenizer"]
 
 # White space by Unicode, which the library's \s means. JavaScript's \s lacks U+0085 and has U+FEFF.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# Expressions in JavaScript, with the flag u. It has no (?i:...) in older browsers; U+017F is a form of s.
+# Expressions in JavaScript, with the flag u. Older browsers lack (?i:...). U+017F is a form of s.
 _PATTERNS = {
     GPT2_WORDS: GPT2_WORDS,
     QWEN_WORDS: QWEN_WORDS.replace(
@@ -29,10 +29,10 @@ _PATTERNS = {
 
 
 def describe_tokenizer(tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """Return all that decides a tokenizer's ids, as JSON can hold it.
+    """Return everything that decides a tokenizer's ids, in types that JSON can hold.
 
     Raises:
-        InputError: if the page's program does not know such a tokenizer.
+        InputError: if the page's program does not support the tokenizer.
     """
     if isinstance(tokenizer, Tokenizer):
         return {

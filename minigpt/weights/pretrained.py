@@ -98,7 +98,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     """Load the tokenizer of a folder, or the character tokenizer of a vocab.json file.
 
     tokenizer.json decides the kind of tokenizer. Without it, vocab.json and merges.txt are byte-level BPE, as
-    in the folders of GPT-2 and Qwen, and vocab.txt is WordPiece, as in BERT's.
+    in the folders of GPT-2 and Qwen, and vocab.txt is WordPiece, as in BERT's folder.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -106,7 +106,8 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    return _read_tokenizer(path if is_adapter(path) else model_folder(path))  # adapters may have one
+    # an adapter's folder may have its own tokenizer
+    return _read_tokenizer(path if is_adapter(path) else model_folder(path))
 
 
 def load_model_and_tokenizer(
@@ -123,7 +124,7 @@ def load_model_and_tokenizer(
         device: as in `load_model`.
         dtype: as in `load_model`.
         ahead: a ReadAhead of the same folder that has been started. If the dtype does not change, the model
-            uses its memory. Otherwise the file and the model may both be in memory for a moment.
+            uses this object's memory. Otherwise both file and model may be in memory for a moment.
         adapter: as in `load_model`.
 
     Raises:
@@ -216,7 +217,7 @@ def save_pretrained(
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     for name, index in special_ids.items():
-        if index is not None and index >= model.config.vocab_size:  # a token that was added without a row
+        if index is not None and index >= model.config.vocab_size:  # the model has no row for the token
             special_ids[name] = None
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
     write_json(folder / CONFIG, {**config, "dtype": _STORED[stored]})

@@ -24,7 +24,7 @@ Adapters can be trained beside weights in int8 and int4 ("QLoRA", https://arxiv.
 weights do not change and stay small: forward and backward pass convert them to floats, layer by layer, and
 keep no copy. In training the inputs are not rounded, because rounding has no gradient.
 
-torchao is not used: its int4 kernels need a further package, and its int8 product is this one.
+torchao is not used: its int4 kernels need a further package, and its int8 product is the same as here.
 
 Letters in shapes: N outputs, K inputs, G groups of neighbours.
 """
@@ -299,8 +299,8 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
     """Store the weights of a model's linear layers in another precision. Returns the model, in eval mode.
 
     The model changes in place. Norms and position embeddings become float32 on a CPU and 16 bits on a GPU. An
-    embedding in 16 bits stays so. With None, the precision does not change, but the layers are prepared for
-    the device.
+    embedding in 16 bits does not change. With None, the precision does not change, but the layers are
+    prepared for the device.
 
     Raises:
         InputError: for an unknown precision; if the model is quantised and another precision is given,
@@ -315,7 +315,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # the model was loaded on a CPU and then moved to a GPU
+        for module in model.modules():  # needed if the model was made on a CPU and then moved to a GPU
             if isinstance(module, QuantizedLinear):
                 module.rounds_inputs = False
         return cast_parameters(model, torch.bfloat16)

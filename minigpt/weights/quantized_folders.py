@@ -5,7 +5,8 @@
                         has one float32 per output, in a shape for which NAME.weight * NAME.scale is the
                         matrix: (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. All other
                         tensors (embeddings, norms, biases) are float32. lm_head has its own weights.
-    int4.safetensors    lm_head as above. NAME.weight of each other linear layer is uint8 (N, K / 2), outputs
+    int4.safetensors    lm_head is stored as above. NAME.weight of each other linear layer is uint8 (N, K /
+    2), outputs
                         by inputs in every family. Of two neighbours, the first is in the upper four bits. K
                         is padded to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): scale and
                         offset of each group of 64. A weight is about (integer - 8) * scale + offset.
@@ -147,7 +148,7 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
 
 
 def _stored_form(entry: _Entry, form: Tensor) -> str:
-    """Return dtype and shape in the file of a tensor that has the dtype and shape of `form` in the model."""
+    """Return a tensor's dtype and shape in the file. `form` has its dtype and shape in the model."""
     shape = (*form.shape, 1) if entry.ours.endswith(".scale") else tuple(form.shape)
     return f"{form.dtype} {shape[::-1] if entry.transposed else shape}"
 

@@ -2,7 +2,7 @@
 
     minigpt.model.GPTLMHeadModel  <->  transformers.GPT2LMHeadModel (model.safetensors, config.json)
 
-Two things differ besides names. Hugging Face stores matrices as (in, out), like the original TensorFlow
+Besides the names, two details differ. Hugging Face stores matrices as (in, out), like the original TensorFlow
 weights; torch's Linear has (out, in). And our models with `bias=False` lack some of GPT-2's biases: these are
 saved as zeros, which does not change the result, and dropped when the folder is read.
 """
@@ -53,7 +53,7 @@ _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
 }
-# Keys of config.json for dropout. GPTConfig has one number, the first; a loaded model does not use it.
+# Keys of config.json for dropout. GPTConfig.dropout is the first of these values. Loading ignores them.
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
 _BIAS = "minigpt_bias"  # minigpt's own key of config.json; without it, the model has all biases

@@ -23,7 +23,7 @@ OPENAI_FILES = (
     "encoder.json",
     "vocab.bpe",
     "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # the largest file is last, so that a wrong address shows at once
+    "model.ckpt.data-00000-of-00001",  # the largest file is last: a wrong address fails at a small file
 )
 HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 
@@ -79,7 +79,7 @@ def preset(name: str) -> Preset:
     """Return the preset of a name: OpenAI's, as "124M", or Hugging Face's, as "gpt2".
 
     Raises:
-        InputError: for an unknown name; the message says which one is nearest.
+        InputError: for an unknown name; the message suggests the most similar name.
     """
     known = {row.name: row for row in PRESETS} | {row.repository.split("/")[1]: row for row in PRESETS}
     if name not in known:
@@ -88,7 +88,7 @@ def preset(name: str) -> Preset:
 
 
 def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Return the address of each file of a model: at the mirror if given, else `hf_endpoint`, else OpenAI.
+    """Return the address of each file of a model: at `mirror`, or else `hf_endpoint`, or else OpenAI.
 
     Args:
         model: the published model.

@@ -58,7 +58,7 @@ _NAMES = (
 )
 _GELUS: dict[str, Gelu] = {  # program -> its GELU
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # since 2023; tanh before
+    "nanoGPT": "exact",  # tanh GELU before 2023
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",
@@ -71,7 +71,7 @@ class Imported:
 
     model: GPTLMHeadModel  # float32, eval mode
     step: str  # "epoch 7", "iteration 2000", or ""
-    origin: str  # the program that uses such names and shapes: one of _GELUS
+    origin: str  # the program that writes such names and shapes: a key of _GELUS
 
 
 def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
@@ -181,7 +181,8 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
     first = "tok_emb.weight" in state
     if not first and (fused is None or embedding is None or fused.ndim != 2):
         return _without_masks(state), "the tutorial"
-    transposed = fused is not None and fused.shape[1] == 3 * fused.shape[0]  # transformers stores (in, out)
+    # transformers stores matrices as (in, out)
+    transposed = fused is not None and fused.shape[1] == 3 * fused.shape[0]
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         for pattern, ours in _NAMES:

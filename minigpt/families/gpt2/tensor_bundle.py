@@ -32,7 +32,7 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 class _DamageError(Exception):
-    """Raised when a file is damaged. The message says how; `read_bundle` adds the name of the file."""
+    """Raised when a file is damaged. The message says the damage; `read_bundle` adds the file's name."""
 
 
 class _Entry(NamedTuple):
@@ -81,7 +81,7 @@ def _mapped(path: Path) -> NDArray[np.uint8]:
     if path.stat().st_size == 0:
         return np.zeros(0, np.uint8)  # an empty file cannot be memory-mapped
     with open_regular(path) as file:
-        # Mode "c" keeps writes in memory. A read-only array would also do, but torch would warn about it.
+        # Mode "c" keeps writes in memory. (For a read-only array, torch would print a warning.)
         return np.asarray(np.memmap(file, np.uint8, mode="c"))
 
 

@@ -4,8 +4,9 @@
 
 Our model has the same attribute names and shapes as Hugging Face's, so no name is translated.
 
-A config.json may ask for something that this model does not compute (another activation, LongRoPE). Such a
-key is an error unless it is off. Keys that do not change the result, like `auto_map`, are not read.
+A config.json may have a key for a feature that this model lacks (another activation, LongRoPE). Such a key
+is an error unless its value switches the feature off. Keys that do not change the result, like `auto_map`,
+are not read.
 """
 
 import math
@@ -28,7 +29,7 @@ _WEIGHTS = tuple(
         "embed_tokens.weight",
         "layers.*.input_layernorm.weight",
         *(f"layers.*.self_attn.{part}.weight" for part in (*_PROJECTIONS, "q_norm", "k_norm")),
-        *(f"layers.*.self_attn.{part}.bias" for part in _PROJECTIONS),  # with attention_bias
+        *(f"layers.*.self_attn.{part}.bias" for part in _PROJECTIONS),  # exist only with attention_bias
         "layers.*.post_attention_layernorm.weight",
         *(f"layers.*.mlp.{part}.weight" for part in ("gate_proj", "up_proj", "down_proj")),
         "norm.weight",
@@ -86,14 +87,14 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
     sizes = [field.name for field in fields(Qwen3Config) if field.type is int]
     require_keys(values, sizes)
     chosen = {name: values[name] for name in sizes}
-    if chosen["num_key_value_heads"] is None:  # null in older files: as many as query heads
+    if chosen["num_key_value_heads"] is None:  # null in older files means the number of query heads
         chosen["num_key_value_heads"] = chosen["num_attention_heads"]
     try:
         config = Qwen3Config(
             **chosen,
             rms_norm_eps=values.get("rms_norm_eps", 1e-6),
             rope_theta=_rope_theta(values),
-            # without the key: False, as in transformers
+            # the default is that of transformers
             tie_word_embeddings=values.get("tie_word_embeddings", False),
             attention_bias=values.get("attention_bias", False),
         )
@@ -131,7 +132,7 @@ def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None
             raise InputError(f"max_window_layers must be a whole number: got {first!r:.80}")
         if first >= count:
             return None, None
-        # min: a damaged file may say a billion layers
+        # `min`, because a damaged file may have a billion layers
         kinds = [_LAYERS[index >= first] for index in range(min(count, MAX_LAYERS))]
     return window, tuple(kinds)
 
@@ -150,7 +151,7 @@ def _rope_parameters(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _rope_theta(values: Mapping[str, Any]) -> Any:
-    """Return the base of RoPE. It has different places in older and newer files."""
+    """Return the base of RoPE. Older and newer files have it under different keys."""
     key, inside = _rope_parameters(values)
     found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
     if "rope_theta" in inside:
@@ -202,7 +203,7 @@ def _rope_scaling(values: Mapping[str, Any], config: Qwen3Config) -> RopeScaling
 
 
 def _yarn_attention_factor(factor: float, inside: Mapping[str, Any]) -> float:
-    """Return the factor of cos and sin: equation 22 of https://arxiv.org/abs/2309.00071, or DeepSeek's."""
+    """Return YaRN's factor of cos and sin: https://arxiv.org/abs/2309.00071, equation 22, or DeepSeek's."""
 
     def grown(scale: Any) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0
@@ -221,7 +222,7 @@ def _shown(value: object) -> str:
 
 
 def _block_weights(config: Qwen3Config) -> int:
-    # heads in q_proj and o_proj, and in k_proj and v_proj
+    # query heads are in q_proj and o_proj, key and value heads in k_proj and v_proj
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     block = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     return config.num_hidden_layers * block

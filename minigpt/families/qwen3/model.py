@@ -38,12 +38,12 @@ class RopeScaling:
     rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
     factor: float  # the slowest frequencies are divided by this number
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
-    attention_factor: float = 1.0  # yarn: cos and sin are multiplied by it
+    attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
     beta_slow: float = 1.0  # yarn: the frequency of pairs with fewer rotations is divided by `factor`
-    truncate: bool = True  # yarn: round the limits between these pairs to whole numbers
-    high_freq_factor: float = 4.0  # llama3: as beta_fast
-    low_freq_factor: float = 1.0  # llama3: as beta_slow
+    truncate: bool = True  # yarn: round the pair indices that beta_fast and beta_slow give
+    high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
+    low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ def window_mask(
     if visible is None:
         visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
     held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S)
-    if attention_mask is not None:  # padding in the cache does not count as distance
+    if attention_mask is not None:  # padding does not count as distance
         held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
     place = held.cumsum(-1)  # (1 or B, S): the position of each token in its text
     return visible & (place[:, past:, None] - place[:, None, :] < window)[:, None]
@@ -218,8 +218,8 @@ class _RMSNormOnCpu(torch.autograd.Function):
     """RMSNorm with a gradient written by hand, for training on a CPU.
 
     Torch has no CPU kernel for this gradient. It would chain the gradients of a square, a mean, a root and
-    two products, and pass over the activations a dozen times. This one takes half the time (LOG.md). With
-    r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss with respect to y:
+    two products, and pass over the activations a dozen times. This function takes half the time (LOG.md).
+    With r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss with respect to y:
 
         dw = sum over all vectors of g n        dx = r (g w - n mean(g w n))
 
@@ -346,7 +346,7 @@ class Attention(nn.Module):
             k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
             out, weights = eager_attention(q, k, v, visible)
             attentions.append(weights)
-        elif visible is None and T > 1:  # enable_gqa: SDPA shares heads without copies
+        elif visible is None and T > 1:  # with enable_gqa, SDPA shares heads without copies
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)
@@ -414,7 +414,7 @@ class Qwen3Model(nn.Module):
     def initialize(self) -> None:
         """Initialise as GPT: normal(0, 0.02), smaller where a layer adds to the stream; norms keep 1.
 
-        The report does not describe Qwen3's initialisation. With GPT-2's, only the architectures differ.
+        The report does not describe Qwen3's own initialisation, so GPT-2's is used.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -462,7 +462,7 @@ class Qwen3ForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Qwen3Model(config)
-        # A tied lm_head gets embed_tokens' tensor. On "meta" its own takes no memory and no random numbers.
+        # A tied lm_head gets embed_tokens' tensor. Made on "meta", it takes no memory and no random numbers.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:

@@ -19,7 +19,7 @@ _FLAGS = {  # field of Qwen3Config -> flag that all families share
 
 
 def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
-    """Build the model configuration from the flags. A flag that is 0 gets a value that fits the others.
+    """Build the model configuration from the flags. A flag that is 0 gets a value that fits the other flags.
 
     Raises:
         InputError: for sizes that do not make a model (n_head must divide n_embd, ...).

@@ -63,7 +63,7 @@ def preset(name: str) -> Preset:
     """Return the preset of a name, "0.6B" or "Qwen3-0.6B".
 
     Raises:
-        InputError: for an unknown name; the message says which one is nearest.
+        InputError: for an unknown name; the message suggests the most similar name.
     """
     known = {row.name: row for row in PRESETS} | {f"Qwen3-{row.name}": row for row in PRESETS}
     if name not in known:
