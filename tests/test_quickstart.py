@@ -17,6 +17,7 @@ import pytest
 from minigpt import build_vocab
 from minigpt.commands import chat, quickstart
 from minigpt.data import corpus, file_formats, reader
+from minigpt.errors import InputError
 from minigpt.training import autosize
 from minigpt.training.autosize import Shape
 from minigpt.training.step import TrainStep
@@ -378,6 +379,13 @@ def test_what_to_compute_on_is_passed_on(tmp_path: Path) -> None:
         computing = [c for c in made.commands if c.split()[1] in ("train", "eval", "generate", "chat")]
         assert all("--device cpu --threads 1" in command for command in computing), computing
         assert len(computing) == 4
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text(SHOP, encoding="utf-8")
+    with pytest.raises(InputError, match="device 'cuda:99' cannot be used here"):
+        make(tmp_path / "shop.csv", tmp_path / "made", device="cuda:99")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_file_is_opened_once_to_make_its_vocabulary(

@@ -91,7 +91,7 @@ class _Quickstart:
     def run(self) -> dict[str, Any]:
         with self._explains_interruption():
             is_text, opened = build_vocab.recognised(self._vocabulary(is_typed=False))
-            self._set_threads()
+            self._set_machine()
             found, *more = self._text(opened) if is_text else self._pairs(opened)
         result = {"file": self.options.file, "output": self.folder, **found}
         talks = sys.stdin.isatty() and not self.options.json
@@ -235,7 +235,12 @@ class _Quickstart:
         """Return the command-line flags that say what to compute on."""
         return self._flags("device", "threads")
 
-    def _set_threads(self) -> None:
+    def _set_machine(self) -> None:
+        """Set the number of threads, and check the device before anything is written."""
+        if self.options.device != "auto":
+            from minigpt.devices import pick_device
+
+            pick_device(self.options.device)
         if self.options.threads:
             import torch
 
