@@ -45,7 +45,7 @@ _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 _ONCE = 0.9  # least share of unique answers for which new questions cannot be answered
 _BY_HEART = 1000  # largest number of pairs that the model memorises in this case
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # largest number of pairs for which training questions are asked, too; this takes seconds
+_RECALLED = 500  # largest number of answers for which training questions are asked, too; this takes seconds
 _MEASURED = 2000  # largest number of conversations for the validation
 _SHOWN = 4  # number of right answers in the table, and of wrong ones
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # usually tables
@@ -149,7 +149,7 @@ class _Quickstart:
                 f"it read the data {size['because']['epochs']:g} times in {self.minutes:g} minutes; ten "
                 "times as many would help most (with another --output)"
             )
-        if not by_heart and len(conversations) <= _RECALLED:
+        if not by_heart and report.answers <= _RECALLED:
             print("\nand the questions that it learned from:")
             found["recall"], _ = self._evaluated(train, reading)
         several = any(len(each.exchanges) > 1 for each in conversations)
