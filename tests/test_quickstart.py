@@ -17,6 +17,7 @@ import pytest
 from minigpt import build_vocab
 from minigpt.commands import chat, quickstart
 from minigpt.data import corpus, file_formats, reader
+from minigpt.errors import InputError
 from minigpt.training import autosize
 from minigpt.training.autosize import Shape
 from minigpt.training.step import TrainStep
@@ -161,7 +162,9 @@ def quickstart_pair(question: str, answer: str) -> Any:
     return conversation_of_pair(question, answer)
 
 
-def test_conversations_are_talked_about_with_their_history(tmp_path: Path) -> None:
+def test_conversations_are_talked_about_with_their_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     turns = [line.split(",") for line in SHOP.splitlines()[1:]]
     lines = []
     for first, second in zip(turns, turns[7:] + turns[:7]):
@@ -169,9 +172,11 @@ def test_conversations_are_talked_about_with_their_history(tmp_path: Path) -> No
         messages = [{"role": role, "content": text} for role, text in roles]
         lines.append(json.dumps({"messages": messages}, ensure_ascii=False))
     (tmp_path / "talks.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    monkeypatch.setattr(quickstart, "_RECALLED", 99)  # 50 conversations, but 100 answers take their time
     made = make(tmp_path / "talks.jsonl", tmp_path / "made", steps=2)
     assert made.commands[-1].endswith("--history")
     assert made.result["read"]["pairs"] == 100
+    assert "recall" not in made.result
 
 
 def test_on_a_terminal_the_conversation_begins(
@@ -378,6 +383,13 @@ def test_what_to_compute_on_is_passed_on(tmp_path: Path) -> None:
         computing = [c for c in made.commands if c.split()[1] in ("train", "eval", "generate", "chat")]
         assert all("--device cpu --threads 1" in command for command in computing), computing
         assert len(computing) == 4
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_path: Path) -> None:
+    (tmp_path / "shop.csv").write_text(SHOP, encoding="utf-8")
+    with pytest.raises(InputError, match="device 'cuda:99' cannot be used here"):
+        make(tmp_path / "shop.csv", tmp_path / "made", device="cuda:99")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_file_is_opened_once_to_make_its_vocabulary(

@@ -45,7 +45,7 @@ _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 _ONCE = 0.9  # share of unique answers from which on a model cannot answer new questions
 _BY_HEART = 1000  # largest number of pairs that the model memorises if nearly all answers are unique
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # with up to so many pairs, the model is also asked training questions
+_RECALLED = 500  # largest number of answers for which training questions are asked, too; this takes seconds
 _MEASURED = 2000  # largest number of conversations for the validation
 _SHOWN = 4  # number of right answers, and of wrong answers, in the table
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
@@ -91,7 +91,7 @@ class _Quickstart:
     def run(self) -> dict[str, Any]:
         with self._explains_interruption():
             is_text, opened = build_vocab.recognised(self._vocabulary(is_typed=False))
-            self._set_threads()
+            self._set_machine()
             found, *more = self._text(opened) if is_text else self._pairs(opened)
         result = {"file": self.options.file, "output": self.folder, **found}
         talks = sys.stdin.isatty() and not self.options.json
@@ -149,7 +149,7 @@ class _Quickstart:
                 f"it read the data {size['because']['epochs']:g} times in {self.minutes:g} minutes; ten "
                 "times as many would help most (with another --output)"
             )
-        if not by_heart and len(conversations) <= _RECALLED:
+        if not by_heart and report.answers <= _RECALLED:
             print("\nand the questions that it learned from:")
             found["recall"], _ = self._evaluated(train, reading)
         several = any(len(each.exchanges) > 1 for each in conversations)
@@ -235,7 +235,12 @@ class _Quickstart:
         """Return the command-line flags for device and threads."""
         return self._flags("device", "threads")
 
-    def _set_threads(self) -> None:
+    def _set_machine(self) -> None:
+        """Set the number of threads, and check the device before anything is written."""
+        if self.options.device != "auto":
+            from minigpt.devices import pick_device
+
+            pick_device(self.options.device)
         if self.options.threads:
             import torch
 

@@ -77,7 +77,7 @@ def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
 
 
 def _scalar(text: str) -> str:
-    """Return a text of YAML without quotation marks.
+    r"""Return a text of YAML without quotation marks.
 
     >>> _scalar("'it''s'"), _scalar('"a\\n"'), _scalar("plain")
     ("it's", 'a\n', 'plain')

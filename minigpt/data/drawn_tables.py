@@ -85,7 +85,7 @@ def _cells(line: str) -> list[str]:
     r"""Return the cells of a row.
 
     >>> _cells(r"| a \| b | c<br>d |"), _cells(" a | b")
-    (['a | b', 'c\\nd'], ['a', 'b'])
+    (['a | b', 'c\nd'], ['a', 'b'])
     """
     row = line.strip().removeprefix("|")
     if row.endswith("|") and not row.endswith("\\|"):
