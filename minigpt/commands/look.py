@@ -370,8 +370,6 @@ def _form(folder: Path, tokenizer: "AnyTokenizer", adapter: Path | None = None) 
 
 def _view_of_tokenizer(options: Options) -> "View":
     from minigpt.console.terminal import note
-    from minigpt.lens.examples import batch
-    from minigpt.lens.text import tokens
     from minigpt.weights.pretrained import load_tokenizer
 
     usual = Path("data/vocab.json")
@@ -380,9 +378,13 @@ def _view_of_tokenizer(options: Options) -> "View":
         require_model(source)
     tokenizer = load_tokenizer(source)
     if options.view == "tokens":
+        from minigpt.lens.text import tokens
+
         if len(options.text) > _MOST_CHARACTERS:
             note(f"the text is long: its first {_MOST_CHARACTERS:,} characters are looked at")
         return tokens(tokenizer, options.text[:_MOST_CHARACTERS])
+    from minigpt.lens.examples import batch
+
     found = {each.line: each for each in _read(options, options.train_data)}
     lines = options.line or tuple(found)[:1]
     if missing := [line for line in lines if line not in found]:
