@@ -6,6 +6,7 @@ result = train(TrainConfig(...))
 
 import contextlib
 import dataclasses
+import math
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -137,7 +138,7 @@ def _run(
         done = f"{trainer.progress.steps_done} of {trainer.step.total_steps}"
         print(f"resumed from {folder}: {done} steps are done")
     if processes.size == 1:
-        expected = estimate.estimate(trainer)
+        expected = estimate.estimate(trainer, math.inf if config.dry_run else autosize.free_memory(config))
         print(expected.sentence())
         if config.dry_run:
             counted = {"parameters": sum(count for _, count in parameter_table(trainer.model))}
