@@ -4,11 +4,15 @@ Most cases run a command inside this process, as Python runs a script. A few sta
 that shows exit codes, a closed pipe, or a full disk behind stdout.
 """
 
+import gzip
+import importlib
+import io
 import itertools
 import json
 import os
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -295,6 +299,41 @@ def test_odd_but_good(command: Command, place: Workplace) -> None:
     assert command("split", *place.arguments("split")).code == 0
     sides = (place.folder / "train.jsonl").read_bytes() + (place.folder / "val.jsonl").read_bytes()
     assert sorted(sides.split(b"\n")) == sorted([b"", odd.encode(), GOOD.encode()])
+
+
+# Small files that unpack to much
+
+
+def bomb(kind: str) -> bytes:
+    """A small file that unpacks to 150 MB or more."""
+    packed = io.BytesIO()
+    if kind == "gzip":
+        with gzip.open(packed, "wb", 9) as file:
+            for _ in range(150):
+                file.write(bytes(10**6))
+    elif kind == "workbook":
+        with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+            archive.writestr("xl/worksheets/sheet1.xml", bytes(150 * 10**6))
+    else:
+        pyarrow = pytest.importorskip("pyarrow", reason="the extra `datasets` is not installed")
+        text = pyarrow.array(["a" * 10**6])
+        shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 150, pyarrow.int8()), text)
+        whole = shared if kind == "parquet, shared" else shared.dictionary_decode()
+        table = pyarrow.table({"question": whole, "answer": whole})
+        importlib.import_module("pyarrow.parquet").write_table(
+            table, packed, use_dictionary=kind == "parquet, shared", compression="zstd"
+        )
+    return packed.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["gzip", "workbook", "parquet, shared", "parquet"])
+def test_a_small_file_that_unpacks_to_much(command: Command, place: Workplace, kind: str) -> None:
+    if kind == "workbook":
+        pytest.importorskip("python_calamine", reason="the extra `excel` is not installed")
+    place.data.write_bytes(content := bomb(kind))
+    assert len(content) < 10**6
+    result = command("vocab", *place.arguments("vocab"))
+    assert_refused(result, "vocab", f"{place.data} has {len(content):,} bytes and unpacks to more than")
 
 
 # Processes of their own

@@ -1,5 +1,6 @@
 """Flags are read as users write them. An error gives one line and an exit code."""
 
+import contextlib
 import dataclasses
 import json
 import math
@@ -756,3 +757,29 @@ def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.
     with pytest.raises(SystemExit) as stopped:
         run(CommandOptions, lambda options: None)
     assert stopped.value.code == 143
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGUSR1"), reason="Windows has no thread for signals")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM", "SIGUSR1"])
+def test_a_signal_is_obeyed_within_one_long_call_of_a_library(number: str) -> None:
+    """Python runs a handler only after the call: here a hash that takes minutes."""
+    program = (
+        "import dataclasses, hashlib, sys\n"
+        "from minigpt.console import command_line\n"
+        "command_line._PATIENCE = 0.2\n"
+        "def main(options):\n"
+        "    print('ready', flush=True)\n"
+        "    hashlib.pbkdf2_hmac('sha256', b'a', b'b', 2**31 - 1)\n"
+        "sys.argv = ['x']\n"
+        "command_line.run(command_line.CommandOptions, main)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        while process.poll() is None:  # once may be too early: before the call
+            process.send_signal(getattr(signal, number))
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
+        assert process.returncode == 128 + getattr(signal, number)

@@ -14,6 +14,7 @@ from rich.cells import cell_len
 
 from minigpt.__main__ import COMMANDS
 from minigpt.console.terminal import ProgressLine, histogram, seconds, table, table_text, warn
+from minigpt.errors import InputError, printable, printable_lines
 
 ROOT = Path(__file__).parents[1]
 
@@ -454,3 +455,25 @@ def test_results_in_a_file_stay_there_while_the_bar_is_on_the_terminal(tmp_path:
     assert "━" in text
     assert "warning: careful" in text
     assert "a result" not in text
+
+
+@pytest.mark.parametrize(
+    "code", [0, 7, 0x1B, 0x7F, 0x9B, 0x61C, 0x200E, 0x202E, 0x2066, 0x2069, 0x2028, 0xD800, 0xE0041]
+)
+def test_what_steers_a_terminal_is_escaped_wherever_text_is_shown(code: int) -> None:
+    """Control characters, marks of direction, surrogates: in tables, errors and samples."""
+    text = f"a{chr(code)}b"
+    for shown in (
+        printable(text),
+        printable_lines(text),
+        table_text("t", ("c",), [(text,)]),
+        str(InputError(text)),
+    ):
+        assert chr(code) not in shown
+        assert f"{code:x}b" in shown
+
+
+def test_an_error_is_one_line_whatever_it_quotes() -> None:
+    assert str(InputError("a.txt:\n  Couldn't read\r\nit\n")) == "a.txt: Couldn't read it"
+    assert len(str(InputError("a" * 10**6))) <= 3000
+    assert str(InputError("two  blanks stay")) == "two  blanks stay"

@@ -18,9 +18,11 @@ import io
 import json
 import math
 import os
+import select
 import signal
 import sys
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -38,6 +40,7 @@ __all__ = [
     "exit_code",
     "lasting_imports",
     "obey_swallowed",
+    "patient_signals",
     "remembered_signals",
     "run",
     "stop_signals",
@@ -163,7 +166,12 @@ def run(
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # without freeze, Python's garbage collection of torch's objects would delay the exit by half a second
     atexit.register(gc.freeze)
-    sys.exit(exit_code(program, work))
+
+    def watched() -> None:
+        with _watched_signals():  # its pipe must not get the number of a closed stream, so not earlier
+            work()
+
+    sys.exit(exit_code(program, watched))
 
 
 def exit_code(program: str, work: Callable[[], object]) -> int:
@@ -255,6 +263,72 @@ class _Terminated(SystemExit):
 
 def _terminate(signum: int, frame: object) -> NoReturn:
     raise _Terminated(128 + signum)
+
+
+_PATIENCE = 5.0  # seconds in which the main thread has to notice a signal
+_waits = False  # True: a signal is waited for, however long a call takes
+
+
+@contextlib.contextmanager
+def patient_signals() -> Iterator[None]:
+    """Inside the context, wait for the end of a library's call, however long: the work is then saved."""
+    global _waits
+    before, _waits = _waits, True
+    try:
+        yield
+    finally:
+        _waits = before
+
+
+@contextlib.contextmanager
+def _watched_signals() -> Iterator[None]:
+    """Inside the context, end the process if the main thread does not notice a signal for five seconds.
+
+    Python runs a signal's handler between two of its instructions, and a library's call may take minutes.
+    A thread learns of the signal at once, and looks whether the main thread gets any further.
+    """
+    if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
+        yield  # Windows, or no thread for signals
+        return
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    before = signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    thread = threading.Thread(target=_watch, args=(reading,), daemon=True, name="signals")
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        os.close(writing)
+        thread.join()
+
+
+def _watch(reading: int) -> None:
+    with open(reading, "rb", buffering=0) as pipe:
+        while data := pipe.read(1):
+            begin, end = _place(), time.monotonic() + _PATIENCE
+            while data[0] in stop_signals() and _place() == begin:
+                if select.select([pipe], [], [], 0.05)[0]:  # a second signal, or the end of the command
+                    break
+                if time.monotonic() > end and not _waits:
+                    with contextlib.suppress(OSError):
+                        os.write(2, b"terminated within a long computation; nothing was saved\n")
+                    os._exit(128 + data[0])
+
+
+def _forget_pipe() -> None:
+    if threading.current_thread() is threading.main_thread():
+        signal.set_wakeup_fd(-1)
+
+
+if hasattr(os, "register_at_fork"):  # a forked process has no such thread, and must not write into its pipe
+    os.register_at_fork(after_in_child=_forget_pipe)
+
+
+def _place() -> tuple[int, int]:
+    """Return where the main thread is: it changes with each instruction of Python."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    return id(frame), frame.f_lasti if frame else 0
 
 
 def stop_signals() -> list[signal.Signals]:

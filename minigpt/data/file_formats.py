@@ -34,6 +34,7 @@ from minigpt.data.tables import (
     csv_records,
     parquet_records,
     require_package,
+    require_unpacked,
     table_in,
     workbook_records,
 )
@@ -92,11 +93,18 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _all_of(file: BinaryIO, what: str) -> bytes:
-    """Read the rest of a file. If it is too large, the error message begins with `what`."""
+def _all_of(file: BinaryIO, what: str, packed: int | None = None) -> bytes:
+    """Read the rest of a file.
+
+    Args:
+        what: the beginning of the error message if there is too much.
+        packed: bytes of the compressed file.
+    """
     buffer = io.BytesIO()
     while block := file.read(_BLOCK):
         buffer.write(block)
+        if packed is not None:
+            require_unpacked(what.removesuffix(" unpacks to"), packed, buffer.tell())
         if buffer.tell() > _MOST:
             raise _too_large(f"{what} more than {_MOST >> 30} GiB")
     return buffer.getvalue()
@@ -149,7 +157,7 @@ def _decompressed(data: bytes, name: str) -> tuple[bytes, str]:
             openers: dict[str, Any] = {"gzip": gzip.open, "bzip2": bz2.open, "xz": lzma.open}
             stream = openers[method](io.BytesIO(data))
         with stream as file:
-            return _all_of(file, f"{name} unpacks to"), method
+            return _all_of(file, f"{name} unpacks to", packed=len(data)), method
     except InputError:
         raise
     except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError) as error:

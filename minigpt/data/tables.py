@@ -3,10 +3,12 @@
 A table without column names gets the names "0", "1", ...
 """
 
+import contextlib
 import csv
 import importlib.util
 import io
 import itertools
+import zipfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,8 +18,8 @@ from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
 
 __all__ = [
-    "IsHead", "csv_records", "parquet_records", "require_package", "row_record", "rows_of", "suffix_of",
-    "table_in", "workbook_records",
+    "IsHead", "csv_records", "most_unpacked", "parquet_records", "require_package", "require_unpacked",
+    "row_record", "rows_of", "suffix_of", "table_in", "workbook_records",
 ]  # fmt: skip
 
 # Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, the
@@ -33,13 +35,31 @@ _BESIDE = (  # columns that have a meaning beside others
     *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
     "mapping",
 )
-_LARGEST = 4 << 30  # largest number of uncompressed bytes of a Parquet row group
+_AT_ONCE = 1 << 26  # most bytes of the rows that become Python objects at once
 
 
 def require_package(module: str, what: str, extra: str) -> None:
     """Raise InputError if a module is missing. The message names the extra that installs it."""
     if importlib.util.find_spec(module) is None:
         raise InputError(f"{what} needs {module}: pip install 'minigpt[{extra}]'")
+
+
+def most_unpacked(size: int) -> int:
+    """Return how many bytes a compressed file of `size` bytes may unpack to.
+
+    Texts shrink to a tenth, tables of equal cells to a hundredth. What unpacks to more was made to fill the
+    memory.
+    """
+    return (1 << 27) + 100 * size
+
+
+def require_unpacked(name: str, size: int, unpacked: int) -> None:
+    """Raise InputError if a file of `size` bytes unpacks to too many."""
+    if unpacked > most_unpacked(size):
+        raise InputError(
+            f"{name} has {size:,} bytes and unpacks to more than {most_unpacked(size):,}: it is damaged, or "
+            "was made to fill the memory; unpack it yourself if you trust it"
+        )
 
 
 def suffix_of(path: Path) -> str:
@@ -239,6 +259,13 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
     require_package("python_calamine", f"{path}: reading a workbook", "excel")
     from python_calamine import CalamineWorkbook
 
+    unpacked = 0
+    with (
+        contextlib.suppress(zipfile.BadZipFile, ValueError, OSError),
+        zipfile.ZipFile(io.BytesIO(content)) as parts,
+    ):
+        unpacked = sum(part.file_size for part in parts.infolist())
+    require_unpacked(str(path), len(content), unpacked)
     try:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
         names = book.sheet_names
@@ -312,22 +339,32 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             wanted += [each for each in names if each.strip().lower() in _BESIDE and each not in wanted]
             if not any(is_read([each.strip().lower()]) for each in wanted):
                 wanted = names
+            kinds = {each: file.schema_arrow.field(each).type for each in wanted}
+            nested = any(map(pyarrow.types.is_nested, kinds.values()))
             # the columns' sizes are not used: in a damaged file, asking for them can crash the process
             groups = range(file.metadata.num_row_groups)
-            largest = max((file.metadata.row_group(i).total_byte_size for i in groups), default=0)
-            if largest > _LARGEST or file.metadata.num_rows > 100 * size:
-                raise InputError(
-                    f"{name} says that it holds {largest >> 20} MiB in one group, "
-                    f"{file.metadata.num_rows} rows in all"
-                )
-            number = 0
-            for batch in file.iter_batches(batch_size=256, columns=wanted):
-                for row in _rows_of_batch(batch):
-                    number += 1
-                    yield Record(number, _plain(row), "")
+            require_unpacked(name, size, sum(file.metadata.row_group(i).total_byte_size for i in groups))
+            if file.metadata.num_rows > 100 * size:
+                raise InputError(f"{name} has {size:,} bytes and claims {file.metadata.num_rows:,} rows")
+        # With dictionaries, a text that a million rows share is in memory once.
+        types = pyarrow.types
+        texts = [each for each, kind in kinds.items() if types.is_string(kind) or types.is_binary(kind)]
+        if not isinstance(source, Path):
+            where = pyarrow.BufferReader(source)
+        number = unpacked = 0
+        with pyarrow.parquet.ParquetFile(where, read_dictionary=texts) as file:
+            for batch in file.iter_batches(batch_size=16 if nested else 256, columns=wanted):
+                for rows in _in_pieces(batch):
+                    for row in rows:
+                        number += 1
+                        unpacked += sum(len(cell) for cell in row.values() if isinstance(cell, str | bytes))
+                        yield Record(number, _plain(row), "")
+                    require_unpacked(name, size, unpacked)
+                if nested:
+                    unpacked += batch.nbytes
     except InputError:
         raise
-    except (pyarrow.ArrowException, OSError, ValueError, MemoryError, OverflowError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
         raise InputError(f"{name} is damaged or no Parquet file: {str(error)[:200]}") from None
 
 
@@ -339,13 +376,40 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
         rows: list[dict[str, Any]] = batch.to_pylist()
     except UnicodeDecodeError:
         columns = [
+            column.dictionary_decode() if pyarrow.types.is_dictionary(column.type) else column
+            for column in batch.columns
+        ]
+        columns = [
             column.cast(pyarrow.large_binary())
             if pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)
             else column
-            for column in batch.columns
+            for column in columns
         ]
         rows = pyarrow.RecordBatch.from_arrays(columns, batch.schema.names).to_pylist()
     return rows
+
+
+def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
+    """Yield the rows of a batch. If many rows share a long text, only some become Python objects at once."""
+    import pyarrow
+    import pyarrow.compute
+
+    arrays = batch.columns
+    shared = [array for array in arrays if pyarrow.types.is_dictionary(array.type) and len(array.dictionary)]
+    longest = sum(
+        pyarrow.compute.max(pyarrow.compute.binary_length(array.dictionary)).as_py() or 0
+        for array in shared
+        if pyarrow.types.is_binary(array.dictionary.type) or pyarrow.types.is_string(array.dictionary.type)
+    )
+    if longest * batch.num_rows > _AT_ONCE:
+        step = max(1, _AT_ONCE // longest)
+        for begin in range(0, batch.num_rows, step):
+            yield _rows_of_batch(batch.slice(begin, step))
+        return
+    decoded = [
+        array.dictionary_decode() if pyarrow.types.is_dictionary(array.type) else array for array in arrays
+    ]
+    yield _rows_of_batch(pyarrow.RecordBatch.from_arrays(decoded, names=batch.schema.names))
 
 
 def _plain(value: Any) -> Any:

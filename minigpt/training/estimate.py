@@ -5,9 +5,11 @@ The model is not trained: gradients are thrown away; weights and random states d
 """
 
 import copy
+import math
 import os
 import time
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from torch import Tensor
 from minigpt.console.language import say
 from minigpt.console.terminal import seconds, table
 from minigpt.devices import random_state, set_random_state
+from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, parameter_table
 from minigpt.training.flops import model_flops
 from minigpt.training.loop import Trainer
@@ -36,6 +39,7 @@ TORCH_ITSELF = 350 * 2**20  # bytes of a process after the imports for training,
 # in changing order, which leaves gaps in the C library's heap. The factor was measured on Linux with
 # benchmarks/memory.py. It does not apply to GPUs, which have other allocators.
 HELD = 1.4
+_LONGEST = 2048  # tokens of a row with which anything is measured; what a longer one needs is computed
 
 
 def print_parameters(trainer: Trainer) -> None:
@@ -93,9 +97,23 @@ class Estimate:
         return "\n".join(filter(None, (sentence, busy())))
 
 
-def estimate(trainer: Trainer) -> Estimate:
-    """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it."""
+def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
+    """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it.
+
+    Args:
+        trainer: the run.
+        free: free bytes of memory.
+
+    Raises:
+        InputError: if the run needs more memory, before anything is computed with a whole batch.
+    """
     config = trainer.config
+    needed = memory_needed(trainer)
+    if needed - TORCH_ITSELF > HELD * free:  # without the reserve of HELD: what surely does not fit
+        raise InputError(
+            f"a step needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: lower "
+            "--batch_size, --max_length or --block_size, or the model's size (or --gradient_checkpointing)"
+        )
     pad_to = config.max_length if config.pad_to_max_length else 0
     shapes, answer_share = _shapes(trainer, pad_to), _answer_share(trainer)
     sampling_seconds = 0.0
@@ -122,7 +140,7 @@ def estimate(trainer: Trainer) -> Estimate:
         step_seconds=step_seconds,
         evaluation_seconds=evaluation_seconds,
         seconds=steps * step_seconds + evaluations * evaluation_seconds,
-        memory_bytes=memory_needed(trainer),
+        memory_bytes=needed,
     )
 
 
@@ -182,6 +200,9 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     keep = max(1, min(B, round(B * 1e11 / batch_flops(trainer, B, T, answer_share))))
     piece = trainer.data.train.batch(rows[:keep], pad_to)
     keep, T = piece.input_ids.shape
+    while T > _LONGEST and batch_flops(trainer, keep, T, answer_share) > 1e10:  # one very long row
+        T //= 2
+    piece = _cut(piece, T)
     before = random_state(trainer.device)
     best = float("inf")
     for _ in range(3):
@@ -194,6 +215,20 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     trainer.model.zero_grad()
     set_random_state(trainer.device, before)
     return batch_flops(trainer, keep, T, answer_share) / best
+
+
+def _cut(piece: Any, width: int) -> Any:
+    """Return a batch with the first columns only."""
+    old = piece.input_ids.shape[1]
+    if width == old:
+        return piece
+    found = {}
+    for name, value in piece._asdict().items():
+        if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == old:
+            found[name] = value[:, :width]
+        elif name == "last":  # places of the last tokens
+            found[name] = value.clamp(max=width - 1)
+    return piece._replace(**found)
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
@@ -224,11 +259,8 @@ def memory_needed(trainer: Trainer) -> int:
     T = longest - 1
     answer_share = min(1.0, trainer.step.loss.longest_sample / T) or _answer_share(trainer)
     config, width = trainer.model.config, trainer.model.config.hidden_size
-    row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
-    # Bytes per row: the difference between three rows and two, in which weights and autocast's copies of them
-    # cancel out. One row is not used, because torch reshapes a single row without a copy.
-    per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
+    per_row = _bytes_per_row(trainer, T)
     set_random_state(trainer.device, before)
     # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its
     # gradient (vocab_size each). A float has 4 bytes.
@@ -243,6 +275,24 @@ def memory_needed(trainer: Trainer) -> int:
     weights += trainer.step.loss.other_bytes
     counted = weights + per_row * rows + head
     return int(counted * (HELD if trainer.device.type == "cpu" else 1.0)) + TORCH_ITSELF
+
+
+def _bytes_per_row(trainer: Trainer, T: int) -> float:
+    """Return the bytes that autograd keeps of a row of T tokens."""
+    if T > _LONGEST:
+        # Attention keeps at most T * T numbers, all else keeps a multiple of T: three lengths tell all.
+        lengths = (_LONGEST // 4, _LONGEST // 2, _LONGEST)
+        a, b, c = (_bytes_per_row(trainer, length) for length in lengths)
+        x, y, z = lengths
+        return (
+            a * (T - y) * (T - z) / ((x - y) * (x - z))
+            + b * (T - x) * (T - z) / ((y - x) * (y - z))
+            + c * (T - x) * (T - y) / ((z - x) * (z - y))
+        )
+    row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
+    # The difference between three rows and two, in which weights and autocast's copies of them cancel out.
+    # One row is not used, because torch reshapes a single row without a copy.
+    return _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:

@@ -6,6 +6,7 @@ result = train(TrainConfig(...))
 
 import contextlib
 import dataclasses
+import math
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -142,7 +143,7 @@ def _run(
         values = {"folder": folder, "done": trainer.progress.steps_done, "total": trainer.step.total_steps}
         print(say("resumed from {folder}: {done} of {total} steps are done", **values))
     if processes.size == 1:
-        expected = estimate.estimate(trainer)
+        expected = estimate.estimate(trainer, math.inf if config.dry_run else autosize.free_memory(config))
         print(expected.sentence())
         if config.dry_run:
             counted = {"parameters": sum(count for _, count in parameter_table(trainer.model))}

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from minigpt.console.command_line import stop_signals
+from minigpt.console.command_line import patient_signals, stop_signals
 from minigpt.console.language import say
 from minigpt.training.distributed import SINGLE_PROCESS, Processes, Stopped
 
@@ -40,7 +40,8 @@ class StopRequest:
             return
         before = {number: signal.signal(number, self._note) for number in stop_signals()}
         try:
-            yield
+            with patient_signals():
+                yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
