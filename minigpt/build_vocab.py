@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.language import say
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 from minigpt.errors import InputError
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from typing import Any
 
 from minigpt.console import command_line
 from minigpt.console.language import say
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 
 
 @dataclass(frozen=True, kw_only=True)

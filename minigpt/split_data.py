@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
 from minigpt.console.language import say, translated
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 
 if TYPE_CHECKING:
     from minigpt.data.conversation import Conversation

@@ -16,8 +16,8 @@ from torch import Tensor
 from minigpt.data.batches import encode_conversation
 from minigpt.data.chat_encoding import encode_chat_conversation
 from minigpt.data.conversation import Conversation, Turn, conversation_of_pair
+from minigpt.data.field_names import FieldNames
 from minigpt.data.prompts import EncodedPrompts, encode_prompts, read_prompts
-from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.finetuning.grpo import GrpoOptions, group_advantages, token_losses, token_weights

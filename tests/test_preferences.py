@@ -14,6 +14,7 @@ from torch import Tensor
 
 from minigpt.data.batches import encode_conversation
 from minigpt.data.chat_encoding import encode_chat_conversation
+from minigpt.data.field_names import FieldNames
 from minigpt.data.json_values import BadLine
 from minigpt.data.preferences import (
     EncodedPreferences,
@@ -23,7 +24,6 @@ from minigpt.data.preferences import (
     read_preferences,
     split_preferences,
 )
-from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, new_model
 from minigpt.model import GPTConfig

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.language import chosen_language
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions, TaskOptions
 from minigpt.generation.loading import adapter_note, require_model, warn_of_gaps

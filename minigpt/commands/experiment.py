@@ -13,7 +13,7 @@ from typing import Any, Literal
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
 from minigpt.console.language import chosen_language
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 from minigpt.errors import InputError, unknown_name
 
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
 from minigpt.console.language import chosen_language
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 from minigpt.errors import InputError
 from minigpt.generation.loading import load_to_answer, require_model
 from minigpt.generation.options import GenerationOptions

@@ -24,7 +24,7 @@ from minigpt import build_vocab, dataset_stats, split_data
 from minigpt.commands import chat, evaluate
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL, parse
-from minigpt.data.records import FIELDS, DataOptions
+from minigpt.data.field_names import FIELDS, DataOptions
 from minigpt.data.tables import suffix_of
 from minigpt.errors import InputError, printable_lines
 from minigpt.storage.files import atomic_write

@@ -24,9 +24,10 @@ from typing import Any, NamedTuple
 
 from minigpt.data.conversation import ROLES, Role
 from minigpt.data.dialogue_files import dialogues_in
+from minigpt.data.field_names import FIELDS, MESSAGE_COLUMNS, FieldNames, is_head
 from minigpt.data.file_formats import advised
 from minigpt.data.json_values import BadLine, Record
-from minigpt.data.records import FIELDS, MESSAGE_COLUMNS, FieldNames, is_head, lower_keys, text_of
+from minigpt.data.records import lower_keys, text_of
 from minigpt.errors import InputError
 
 __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messages"]

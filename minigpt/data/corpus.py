@@ -21,6 +21,7 @@ from minigpt.console.terminal import note, warn
 from minigpt.data.chat_logs import holds_chat, message_columns
 from minigpt.data.documents import Piece, Source, read_document, read_lines, whole_characters
 from minigpt.data.drawn_tables import drawn_tables
+from minigpt.data.field_names import FIELDS, FieldNames, head_test, is_head
 from minigpt.data.file_formats import (
     COMPRESSED,
     DataFile,
@@ -31,7 +32,7 @@ from minigpt.data.file_formats import (
 )
 from minigpt.data.json_values import BadLine, Record, as_json, looks_like_json, parse_line, shown_before
 from minigpt.data.nested_records import is_message_tree, unfolded
-from minigpt.data.records import FIELDS, FieldNames, Text, head_test, is_head, meaning_of
+from minigpt.data.records import Text, meaning_of
 from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
 from minigpt.errors import InputError, Message

@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from minigpt.data.field_names import has_answers
 from minigpt.data.json_values import Record
-from minigpt.data.records import has_answers
 from minigpt.data.tables import IsHead, row_record
 
 __all__ = ["DrawnTables", "drawn_tables"]

@@ -22,10 +22,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from minigpt.data.field_names import FIELDS
 from minigpt.data.file_formats import DataFile, open_data
 from minigpt.data.json_values import REPEATED, BadLine, Record
 from minigpt.data.reader import ReadReport, read_records
-from minigpt.data.records import FIELDS, ProblemType, lower_keys, shown_keys, text_of
+from minigpt.data.records import ProblemType, lower_keys, shown_keys, text_of
 from minigpt.data.split import normalise
 from minigpt.devices import move
 from minigpt.errors import InputError

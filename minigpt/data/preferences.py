@@ -26,10 +26,11 @@ import numpy.typing as npt
 
 from minigpt.data.batches import Batch, Encode, EncodedExamples
 from minigpt.data.conversation import Conversation, Turn
+from minigpt.data.field_names import FIELDS, FieldNames
 from minigpt.data.file_formats import open_data
 from minigpt.data.json_values import REPEATED, BadLine
 from minigpt.data.reader import ReadReport, read_records
-from minigpt.data.records import FIELDS, FieldNames, lower_keys, meaning_of, shown_keys
+from minigpt.data.records import lower_keys, meaning_of, shown_keys
 from minigpt.data.split import split_conversations
 from minigpt.errors import InputError
 

@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from minigpt.data.batches import Encode, EncodedExamples
 from minigpt.data.conversation import Conversation
+from minigpt.data.field_names import FIELDS, FieldNames, head_test
 from minigpt.data.file_formats import open_data
 from minigpt.data.json_values import BadLine, Record, parse_value
 from minigpt.data.reader import ReadReport, read_conversations, read_records
-from minigpt.data.records import FIELDS, FieldNames, head_test, prompt_of
+from minigpt.data.records import prompt_of
 from minigpt.errors import InputError
 
 __all__ = ["EncodedPrompts", "Prompt", "encode_prompts", "read_prompts"]

@@ -18,10 +18,11 @@ from typing import Any, TypeVar
 from minigpt.console.terminal import ProgressLine, note, warn
 from minigpt.data.chat_logs import message_columns, read_chat, read_messages
 from minigpt.data.conversation import Conversation
+from minigpt.data.field_names import FieldNames, head_test
 from minigpt.data.file_formats import DataFile, advised, open_data
 from minigpt.data.json_values import BadLine, Record
 from minigpt.data.nested_records import is_message_tree, message_trees, unfolded
-from minigpt.data.records import KNOWN_SHAPES, NO_KNOWN_FIELD, FieldNames, Text, head_test, meaning_of
+from minigpt.data.records import KNOWN_SHAPES, NO_KNOWN_FIELD, Text, meaning_of
 from minigpt.data.tables import rows_of
 from minigpt.errors import InputError, Message
 

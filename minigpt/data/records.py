@@ -19,14 +19,13 @@ Field names are compared without case, in English and Chinese (`FIELDS`). Option
 
 import json
 import math
-import re
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
+from minigpt.data.field_names import ALIKE, FIELDS, TITLES, FieldNames
 from minigpt.data.json_values import (
-    NESTED,
     NOT_TEXT,
     REPEATED,
     BadLine,
@@ -38,70 +37,14 @@ from minigpt.data.json_values import (
 )
 from minigpt.data.marked_turns import answer_turns, marked_turns
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
-from minigpt.errors import InputError
 
 __all__ = [
-    "FIELDS", "KNOWN_SHAPES", "MESSAGE_COLUMNS", "NO_ANSWER", "NO_KNOWN_FIELD",
-    "DataOptions", "FieldNames", "ProblemType", "Text",
-    "has_answers", "head_test", "is_head", "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of",
-    "whole_text_of",
+    "KNOWN_SHAPES", "NO_ANSWER", "NO_KNOWN_FIELD", "ProblemType", "Text",
+    "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
-FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the most usual names first
-    "question": (
-        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source", "problem"),
-        *("问题", "提问", "指令", "问", "用户", "问句"),
-        *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
-    ),
-    "answer": (
-        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
-        *("solution", "answers"),
-        *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
-        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
-    ),
-    "input": ("input", "context", "输入"),
-    "system": ("system", "system_prompt", "系统", "系统提示"),
-    "history": ("history", "历史"),
-    "turns": (
-        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents"),
-        *("对话", "消息"),
-    ),
-    "text": (
-        *("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
-        *("paragraphs",),
-    ),
-    "tools": ("tools",),
-}
-MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with one message per row
-    "speaker": (
-        *SPEAKER_KEYS,
-        *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
-    ),
-    "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息"),
-    "time": (
-        *("time", "date", "timestamp", "datetime", "created_at", "createtime", "strtime"),
-        *("时间", "发送时间", "日期"),
-    ),
-    "number": (
-        *("conversation_id", "session_id", "dialog_id", "dialogue_id", "chat_id", "thread_id"),
-        *("会话id", "对话id", "会话编号", "会话号"),
-    ),
-}
-# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
-# the record has no usual name for that part.
-_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
-_ALIKE = {
-    "question": re.compile(
-        rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"
-    ),
-    "answer": re.compile(
-        r"\*?(?:.{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)"
-        + _NOTE
-    ),
-}
 NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
 NO_ANSWER = "the question has no answer"
-_TITLES = ("title", "标题", "题目")  # of a question in a forum; the description stands below it
 _OPTIONS = ("choices", "options", "选项")
 _DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 KNOWN_SHAPES = (
@@ -118,78 +61,7 @@ class Text(str):
     __slots__ = ()
 
 
-@dataclass(frozen=True)
-class FieldNames:
-    """Field names given by the user. Empty: the usual names."""
-
-    question: str = ""
-    answer: str = ""
-    speaker: str = ""  # for a chat log: the name of the speaker who answers
-
-    def __post_init__(self) -> None:
-        if bool(self.question) != bool(self.answer):
-            raise InputError("--question_field and --answer_field go together: give both")
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataOptions:
-    """Options for reading a data file."""
-
-    # How the data is read
-    encoding: str = ""
-    """encoding of the data file, such as gb18030 or big5; left out: found out"""
-    question_field: str = ""
-    """name of the question's field or column; left out: the usual names are known"""
-    answer_field: str = ""
-    """name of the answer's field or column"""
-    speaker: str = ""
-    """of a chat log: name of the speaker whose messages are the answers; left out: found out, or asked for"""
-    strict: bool = False
-    """stop at the first bad record instead of skipping it"""
-
-    @property
-    def field_names(self) -> FieldNames:
-        """Return the field names given by the user."""
-        return FieldNames(self.question_field, self.answer_field, self.speaker)
-
-
 _NO_ANSWER = "\ufdd0"  # stands for an answer that a prompt lacks; no text has this character
-_LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
-
-
-def is_head(cells: Collection[str]) -> bool:
-    """Return True if cells in lower case are the column names of a table of conversations or texts.
-
-    >>> is_head(["id", "question", "answer"]), is_head(["label", "text"]), is_head(["hello", "text and more"])
-    (True, True, False)
-    """
-    found = {part for part, names in FIELDS.items() if set(names) & set(cells)}
-    found |= {part for part, pattern in _ALIKE.items() if sum(map(bool, map(pattern.fullmatch, cells))) == 1}
-    of_messages = {part for part, names in MESSAGE_COLUMNS.items() if set(names) & set(cells)}
-    if len(cells) == 1:
-        return bool(found | of_messages)
-    known = {"speaker", "text"} <= of_messages
-    known |= (
-        {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
-    )
-    known |= "answer" in found and bool(set(_TITLES) & set(cells))
-    known |= bool((NESTED.keys() - {"prompt"}) & set(cells)) or set(cells) == {"id", "data"}
-    return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
-
-
-def has_answers(cells: Collection[str]) -> bool:
-    """Return True if one of the column names in lower case is that of answers.
-
-    >>> has_answers(["问题", "答案"]), has_answers(["title", "content"])
-    (True, False)
-    """
-    return any(cell in FIELDS["answer"] or _ALIKE["answer"].fullmatch(cell) for cell in cells)
-
-
-def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
-    """Return a function like `is_head` that also knows the field names given by the user."""
-    own = {name.strip().lower() for name in (names.question, names.answer) if name}
-    return (lambda cells: bool(own & set(cells))) if own else is_head
 
 
 def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation | Text:
@@ -264,7 +136,7 @@ def _is_forum(item: Mapping[str, Any]) -> bool:
 
 def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | None]:
     """Return the fields of a question with a title: {"title", "desc", "answer"}."""
-    title = next((name for name in _TITLES if not _is_nothing(item.get(name))), None)
+    title = next((name for name in TITLES if not _is_nothing(item.get(name))), None)
     description = next((name for name in _DESCRIPTIONS if item.get(name) is not None), None)
     if title is None:
         return {}
@@ -318,9 +190,9 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 def _first(item: Mapping[str, Any], part: str) -> str | None:
     usual = next((name for name in FIELDS[part] if item.get(name) is not None), None)
-    if usual is not None or part not in _ALIKE:
+    if usual is not None or part not in ALIKE:
         return usual
-    alike = [name for name in item if item[name] is not None and _ALIKE[part].fullmatch(name)]
+    alike = [name for name in item if item[name] is not None and ALIKE[part].fullmatch(name)]
     return alike[0] if len(alike) == 1 else None
 
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from minigpt.data.field_names import is_head
 from minigpt.data.file_formats import open_data
-from minigpt.data.records import is_head
 from minigpt.evaluation.task_shapes import Example
 from minigpt.evaluation.text_metrics import words_of
 

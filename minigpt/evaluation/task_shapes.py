@@ -23,9 +23,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from minigpt.data.field_names import FIELDS
 from minigpt.data.json_values import REPEATED, BadLine
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS
-from minigpt.data.records import FIELDS
 from minigpt.data.text_encoding import HALF_CHARACTER
 
 __all__ = ["FORMS", "Example", "Form", "Style", "read_record", "render", "render_question"]

@@ -25,11 +25,12 @@ from typing import Any, get_args, get_type_hints
 
 from minigpt.console.terminal import note, warn
 from minigpt.data.conversation import Conversation
+from minigpt.data.field_names import FIELDS, FieldNames, is_head
 from minigpt.data.file_formats import open_data
 from minigpt.data.json_values import BadLine, Record
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS, LabelledOptions, read_labelled
 from minigpt.data.reader import ReadReport
-from minigpt.data.records import FIELDS, FieldNames, is_head, meaning_of
+from minigpt.data.records import meaning_of
 from minigpt.errors import InputError, unknown_name
 from minigpt.evaluation.task_shapes import FORMS, Example, Form, Style, read_record
 from minigpt.storage.json_files import read_toml, read_utf8, reading

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from minigpt.console.command_line import CommandOptions
-from minigpt.data.records import DataOptions
+from minigpt.data.field_names import DataOptions
 from minigpt.data.sample_weights import parse_keyword_weights
 from minigpt.errors import InputError, Message, shown, unknown_name
 from minigpt.families.options import OPTIONS, FamilyName

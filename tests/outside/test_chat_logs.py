@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from minigpt.data.corpus import read_texts, recognise
+from minigpt.data.field_names import FieldNames
 from minigpt.data.reader import read_conversations
-from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 from tests.commands import RunCommand
 

@@ -15,8 +15,8 @@ import pytest
 
 from minigpt.data.conversation import Turn
 from minigpt.data.corpus import QuietTextOptions, TextOptions, read_texts
+from minigpt.data.field_names import FieldNames
 from minigpt.data.reader import read_conversations
-from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 
 # The text is long enough to make its encoding certain. The answers contain characters that break simple

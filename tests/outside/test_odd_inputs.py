@@ -12,10 +12,10 @@ import pytest
 
 from minigpt.data.conversation import Turn
 from minigpt.data.corpus import TextOptions, read_texts
+from minigpt.data.field_names import FieldNames
 from minigpt.data.file_formats import open_data, read_bytes
 from minigpt.data.questions import parse_questions
 from minigpt.data.reader import ReadReport, read_conversations
-from minigpt.data.records import FieldNames
 from minigpt.data.split import split_conversations, write_split
 from minigpt.errors import InputError
 from minigpt.storage.json_files import read_json

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from minigpt.data.corpus import TextOptions, read_texts
+from minigpt.data.field_names import FieldNames
 from minigpt.data.json_values import BadLine
 from minigpt.data.labelled import LabelledOptions, read_labelled
 from minigpt.data.preferences import preference_of, read_preferences
 from minigpt.data.reader import read_conversations
-from minigpt.data.records import FieldNames
 from minigpt.errors import InputError
 
 PAIRS = [("天？", "蓝。"), ("草？", "绿。"), ("雪？", "白。")]

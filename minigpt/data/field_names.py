@@ -1,0 +1,142 @@
+"""The names of fields and columns: what each part of a record is called, and which row holds column names.
+
+Names are compared without case, in English and Chinese. Options of a command can name other fields.
+"""
+
+import re
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from minigpt.data.conversation import SPEAKER_KEYS, TEXT_KEYS
+from minigpt.data.json_values import NESTED
+from minigpt.errors import InputError
+
+__all__ = [
+    "ALIKE", "FIELDS", "MESSAGE_COLUMNS", "TITLES", "DataOptions", "FieldNames", "has_answers", "head_test",
+    "is_head",
+]  # fmt: skip
+
+FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the most usual names first
+    "question": (
+        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source", "problem"),
+        *("问题", "提问", "指令", "问", "用户", "问句"),
+        *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
+    ),
+    "answer": (
+        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
+        *("solution", "answers"),
+        *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
+        *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
+    ),
+    "input": ("input", "context", "输入"),
+    "system": ("system", "system_prompt", "系统", "系统提示"),
+    "history": ("history", "历史"),
+    "turns": (
+        *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents"),
+        *("对话", "消息"),
+    ),
+    "text": (
+        *("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
+        *("paragraphs",),
+    ),
+    "tools": ("tools",),
+}
+MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with one message per row
+    "speaker": (
+        *SPEAKER_KEYS,
+        *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+    ),
+    "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息"),
+    "time": (
+        *("time", "date", "timestamp", "datetime", "created_at", "createtime", "strtime"),
+        *("时间", "发送时间", "日期"),
+    ),
+    "number": (
+        *("conversation_id", "session_id", "dialog_id", "dialogue_id", "chat_id", "thread_id"),
+        *("会话id", "对话id", "会话编号", "会话号"),
+    ),
+}
+# Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
+# the record has no usual name for that part.
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
+ALIKE = {
+    "question": re.compile(
+        rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"
+    ),
+    "answer": re.compile(
+        r"\*?(?:.{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)"
+        + _NOTE
+    ),
+}
+TITLES = ("title", "标题", "题目")  # of a question in a forum; the description stands below it
+_LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
+
+
+@dataclass(frozen=True)
+class FieldNames:
+    """Field names given by the user. Empty: the usual names."""
+
+    question: str = ""
+    answer: str = ""
+    speaker: str = ""  # for a chat log: the name of the speaker who answers
+
+    def __post_init__(self) -> None:
+        if bool(self.question) != bool(self.answer):
+            raise InputError("--question_field and --answer_field go together: give both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """Options for reading a data file."""
+
+    # How the data is read
+    encoding: str = ""
+    """encoding of the data file, such as gb18030 or big5; left out: found out"""
+    question_field: str = ""
+    """name of the question's field or column; left out: the usual names are known"""
+    answer_field: str = ""
+    """name of the answer's field or column"""
+    speaker: str = ""
+    """of a chat log: name of the speaker whose messages are the answers; left out: found out, or asked for"""
+    strict: bool = False
+    """stop at the first bad record instead of skipping it"""
+
+    @property
+    def field_names(self) -> FieldNames:
+        """Return the field names given by the user."""
+        return FieldNames(self.question_field, self.answer_field, self.speaker)
+
+
+def is_head(cells: Collection[str]) -> bool:
+    """Return True if cells in lower case are the column names of a table of conversations or texts.
+
+    >>> is_head(["id", "question", "answer"]), is_head(["label", "text"]), is_head(["hello", "text and more"])
+    (True, True, False)
+    """
+    found = {part for part, names in FIELDS.items() if set(names) & set(cells)}
+    found |= {part for part, pattern in ALIKE.items() if sum(map(bool, map(pattern.fullmatch, cells))) == 1}
+    of_messages = {part for part, names in MESSAGE_COLUMNS.items() if set(names) & set(cells)}
+    if len(cells) == 1:
+        return bool(found | of_messages)
+    known = {"speaker", "text"} <= of_messages
+    known |= (
+        {"question", "answer"} <= found or {"input", "answer"} <= found or bool(found & {"turns", "text"})
+    )
+    known |= "answer" in found and bool(set(TITLES) & set(cells))
+    known |= bool((NESTED.keys() - {"prompt"}) & set(cells)) or set(cells) == {"id", "data"}
+    return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
+
+
+def has_answers(cells: Collection[str]) -> bool:
+    """Return True if one of the column names in lower case is that of answers.
+
+    >>> has_answers(["问题", "答案"]), has_answers(["title", "content"])
+    (True, False)
+    """
+    return any(cell in FIELDS["answer"] or ALIKE["answer"].fullmatch(cell) for cell in cells)
+
+
+def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
+    """Return a function like `is_head` that also knows the field names given by the user."""
+    own = {name.strip().lower() for name in (names.question, names.answer) if name}
+    return (lambda cells: bool(own & set(cells))) if own else is_head
