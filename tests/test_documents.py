@@ -86,7 +86,7 @@ TO_SHORTEN_LENS = {
 }
 # What these print depends on the model. The columns' names are compared, in the page's own language.
 ABOUT_A_MODEL = {"look.py", "plot.py", "experiment.py", "doctor.py", "evaluate.py"}
-IN_CHINESE = {"look.py", "plot.py", "doctor.py"}  # what the page shows of these; of others, English
+IN_CHINESE = ABOUT_A_MODEL - {"evaluate.py"}  # what the page shows of these; of others, English
 # What quickstart has trained in seconds answers as the reader will see it.
 NOT_SHORTENED = "output/shop/run/best"
 TO_GO_ON = f"{_TINY} --max_steps 6"  # with --resume: beyond the four steps that were done
