@@ -94,7 +94,7 @@ TO_SHORTEN_LENS = {
 # The output of these depends on the model, so only the names of columns are compared, in the page's language.
 ABOUT_A_MODEL = {"look.py", "plot.py", "experiment.py", "doctor.py", "evaluate.py"}
 # quickstart trains this model in seconds, so its answers are those that a reader sees.
-IN_CHINESE = {"look.py", "plot.py", "doctor.py"}  # what the page shows of these; of others, English
+IN_CHINESE = ABOUT_A_MODEL - {"evaluate.py"}  # what the page shows of these; of others, English
 NOT_SHORTENED = "output/shop/run/best"
 TO_GO_ON = f"{_TINY} --max_steps 6"  # for --resume: more than the four steps that were done
 NOT_RUN = {  # command that is not run -> reason

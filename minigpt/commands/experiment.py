@@ -8,7 +8,7 @@ minigpt experiment no-warmup --plot no-warmup.png
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
@@ -35,8 +35,6 @@ class Options(command_line.CommandOptions, DataOptions):
     """number of CPU threads; so small a model is fastest with one"""
     plot: Path | None = None
     """also draw the curves: .png, .svg, .pdf, or .html"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 def main(options: Options) -> dict[str, Any]:
