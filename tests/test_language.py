@@ -41,6 +41,7 @@ NAMES = {
     "{error}; {remedy}",
     "{name} {value} ({how})",
 }  # the same in both languages
+EVALUATIONS = ("evaluate.py", "compare.py")  # of commands/
 MAY_BE_TRANSLATED = {"InputError", "warn", "note"}  # their constants are, if the catalogue has them
 
 
@@ -107,7 +108,8 @@ def texts_of(functions: frozenset[str]) -> frozenset[str]:
     """The texts that the package gives to these functions."""
     found: set[str] = set()
     for path in (ROOT / "minigpt").rglob("*.py"):
-        own = {"say"} if path.parent.name == "lens" else set()  # its words are in lens/words.py
+        # the words of the lens and of evaluations are in their own words.py
+        own = {"say"} if path.parent.name in ("lens", "evaluation") or path.name in EVALUATIONS else set()
         source = path.read_text(encoding="utf-8")
         if re.search(rf"\b({'|'.join(functions - own)})\(", source):
             found |= {*marked(ast.parse(source), {*functions - own})}
