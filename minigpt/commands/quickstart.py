@@ -259,7 +259,7 @@ class _Quickstart:
     def _typed(
         self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
     ) -> Given:
-        """Parse a command line and print it, so that the printed command is the one that runs.
+        """Parse a command line and print it, so that the printed command is the command that runs.
 
         Args:
             also: words that are printed but are not options of `kind`.

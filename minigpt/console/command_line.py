@@ -5,7 +5,7 @@ Exit codes: 0 done; 2 wrong input, usage, or too little memory (one line on stde
 143 by SIGTERM, 138 by SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its
 traceback and exits with 1.
 With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
-warnings are printed as one line on stderr, like all of its warnings.
+warnings are printed as one line on stderr, like all warnings of minigpt.
 
 This module does not depend on models or data.
 """

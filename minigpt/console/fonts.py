@@ -81,7 +81,7 @@ def picture_bytes(
 
 
 def chinese_font(characters: Iterable[str] = _USUAL) -> str | None:
-    """Return the name of a font with Chinese characters, registered with matplotlib; None if there is none.
+    """Return the name of a font with Chinese characters, registered with matplotlib; None: no such font.
 
     Args:
         characters: the characters that the font must have. Default: some usual characters.

@@ -14,7 +14,7 @@ words:
 - after a line end that has characters other than white space on both sides (and no "/" on the right, because
   newer rules join it to the left side);
 - before a space that has characters other than white space on both sides;
-- if there are none of these: before Chinese punctuation that follows a Chinese character.
+- if there is no such position: before Chinese punctuation that follows a Chinese character.
 
 White space next to the cut is not safe: GPT-2's rules read "\\n\\n" as one word at the end of a text, but as
 two words before a letter. With a character tokenizer (`any_place`), only CRLF must not be cut.

@@ -180,7 +180,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
 def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> Fields:
     """Choose the keys of text and label for the whole file.
 
-    A usual name is chosen if at least half of the records have it, else the most frequent one.
+    A usual name is chosen if at least half of the records have it, else the most frequent name.
 
     Raises:
         InputError: if no record has such a key; the message lists the keys of the first record.

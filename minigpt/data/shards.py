@@ -237,7 +237,7 @@ def prepare(
     A printed line says whether shards were used or written.
 
     Args:
-        path: a text file, or a folder of them.
+        path: a text file, or a folder of text files.
         folder: the folder of the shards.
         tokenizer: None: a character tokenizer of the corpus, saved as `folder`/vocab.json.
         options: options for reading the files.

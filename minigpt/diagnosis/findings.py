@@ -21,7 +21,7 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # the worst firs
 
 
 class Words(NamedTuple):
-    """The texts of a finding in both languages. The advice says what to try, and may be empty."""
+    """The texts of a finding in both languages. The advice may be empty."""
 
     level: Level
     en: str
@@ -51,7 +51,7 @@ class Finding:
         return WORDS[self.code].level
 
     def text(self, language: Language) -> str:
-        """Return the sentence that says what was found."""
+        """Return the finding as a sentence."""
         words = WORDS[self.code]
         return (words.zh if language == "zh" else words.en).format(**self.numbers)
 
@@ -65,7 +65,7 @@ class Finding:
         return dataclasses.replace(self, before=before, flags=flags or None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of the finding, in both languages, for `--json`."""
+        """Return the whole finding, in both languages, for `--json`."""
         said = {
             f"{name}_{language}": getattr(self, name)(language)
             for name in ("text", "advice")

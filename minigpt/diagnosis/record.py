@@ -63,7 +63,7 @@ class Event:
     step: int
     kind: str
     loss: float = math.nan
-    what: tuple[str, ...] = ()  # sentences that say what the resume changed
+    what: tuple[str, ...] = ()  # sentences about the changes at a resume
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Scores answers: exact match and character F1 of a model's answers against the expected ones.
+"""Scores answers: exact match and character F1 of a model's answers against the expected answers.
 
     references = by_question(conversations)  # a question may have several right answers
     report = score_answers(given, list(references.values()))

@@ -1,4 +1,4 @@
-"""Compares two models on the same questions, and says in words whether the data can tell them apart.
+"""Compares two models on the same questions, and says in words whether the data shows which is better.
 
 found = compare_results(result_a, result_b)
 print(found.in_words("A", "B"))
@@ -35,7 +35,7 @@ class Comparison:
         return 2 if self.difference.value > 0 else 1
 
     def in_words(self, a: str, b: str) -> str:
-        """Say what was found, in one or two sentences.
+        """Return the result in one or two sentences.
 
         Args:
             a, b: names of the models.

@@ -358,7 +358,7 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
     Args:
         start: the token before the text.
         length: number of tokens that the model reads at once.
-        stride: number of tokens that each window after the first one predicts; the others are context.
+        stride: number of tokens that each window after the first one predicts; the other tokens are context.
             0: as many as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)

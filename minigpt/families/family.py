@@ -87,7 +87,7 @@ class Family:
     # For generation.native: list_operations(operation_list, model) adds the operations of a forward pass;
     # rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D); None: no RoPE.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # module classes whose forward these operations replace
+    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
     # configuration -> angles between neighbouring positions, (D / 2,), and the factor of cos and sin;
     # None: no RoPE

@@ -327,7 +327,7 @@ def _with(config: AdapterConfig, **values: Any) -> AdapterConfig:
 
 
 def _require_size(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError if the rank, or the size of the bottlenecks, is not that of the configuration."""
+    """Raise InputError if rank or bottleneck size differ between tensors and configuration."""
     if isinstance(config, LoraConfig):
         key, size, end, name = "r", config.r, ".lora_A.weight", "rank"
     elif isinstance(config, BottleneckConfig):

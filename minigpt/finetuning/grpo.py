@@ -6,7 +6,7 @@ probability of a token, divided by its probability when it was sampled. The loss
     -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
 
 KL to the reference is estimated from each sampled token: ref / p - log(ref / p) - 1, the estimator k3 of
-http://joschu.net/blog/kl-approx.html. The names are those of TRL's GRPOConfig.
+http://joschu.net/blog/kl-approx.html. Options have the names of TRL's GRPOConfig.
 
 Letters in shapes: N prompts, G answers of each, P tokens of answers.
 """
@@ -46,7 +46,7 @@ class TokenLosses(NamedTuple):
 def group_advantages(rewards: Tensor, scale_rewards: Literal["group", "none"] = "group") -> Tensor:
     """Return rewards minus their group's mean, divided by its standard deviation; (N, G) -> (N, G).
 
-    A group whose rewards are all equal teaches nothing: its advantages are zeros.
+    If all rewards of a group are equal, its advantages are zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards == "none":

@@ -190,7 +190,7 @@ def is_called(theirs: str, name: str) -> bool:
 
 
 def _is_in(name: str, modules: Collection[str]) -> bool:
-    """Return True if a module is one of `modules`, or inside one of them."""
+    """Return True if a module is in the list `modules`, or inside a module of the list."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
@@ -307,7 +307,7 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the copy that one of these adapters has. If none has a copy, return the original."""
+        """Return the first copy that belongs to one of these adapters, or else the original."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)

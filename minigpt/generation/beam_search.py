@@ -1,4 +1,4 @@
-"""Beam search: follows several sequences at once, and returns those that are most likely as a whole.
+"""Beam search: follows several sequences at once, and returns the most likely whole sequences.
 
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
 sequences. Each step tries all tokens after each of them, and keeps the K most likely unfinished sequences.
@@ -24,7 +24,7 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# The score that transformers gives to a beam without content. Such a beam, a copy of another one, must lose
+# The score that transformers gives to a beam without content. Such a beam, a copy of another beam, must lose
 # against each real beam, but win against a forbidden token, whose score is -inf.
 NO_SCORE = -1e9
 

@@ -1,4 +1,4 @@
-"""Constrains answers to one of some choices, a match of a regular expression, or JSON that fits a schema.
+"""Constrains answers to a list of choices, to a regular expression, or to JSON that fits a schema.
 
 `make_constraint` returns the state before the first token. Each token leads to the next state. `allow_only`
 forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is complete. So an

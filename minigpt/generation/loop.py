@@ -252,7 +252,7 @@ class DecodingLoop:
     def _choose_by_kind(
         self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None
     ) -> list[Sequence]:
-        """Do the work of `_choose`. Return the sequences, including new ones that have forked from them."""
+        """Do the work of `_choose`. Return the sequences, and new sequences that forked from them."""
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
         for number, sequence in enumerate(sequences):

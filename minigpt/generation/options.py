@@ -2,7 +2,7 @@
 
     GenerationOptions(max_new_tokens=32, do_sample=True, top_p=0.9, stop_strings=["\\n"])
 
-Names and meanings are those of Hugging Face's `generate`, if it has the option. `presence_penalty`,
+Names and meanings are as in Hugging Face's `generate`, if it has the option. `presence_penalty`,
 `frequency_penalty`, `logit_bias` and `logprobs` are those of OpenAI and vLLM; `seed`, `window` and `sinks`
 are minigpt's own. Four defaults differ from Hugging Face's:
 
@@ -236,7 +236,7 @@ class GenerationOptions:
 
     @property
     def constraint(self) -> str | None:
-        """Name of the option that constrains the answer: choices, regex or json_schema; None if none does."""
+        """The option that constrains the answer: choices, regex or json_schema; None: no constraint."""
         return next(iter(self._constraints()), None)
 
     def _constraints(self) -> list[str]:

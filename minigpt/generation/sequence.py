@@ -193,7 +193,7 @@ class Sequence(StopChecker):
         embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholders.
 
     Attributes:
-        context: tokens that the model sees: all tokens, or those of the window and later ones.
+        context: tokens that the model sees: all tokens, or the tokens of the window and later tokens.
         slot: slot of the cache; -1 before the sequence joins a loop.
         error: error with which the sequence failed, or None.
     """
@@ -213,7 +213,7 @@ class Sequence(StopChecker):
         self._history: npt.NDArray[np.int64] | None = None
         self._n_known = 0  # number of new ids in _history
         self.error: Exception | None = None
-        self.adapters: tuple[str, ...] | None = None  # names of its adapters; None: the model's active ones
+        self.adapters: tuple[str, ...] | None = None  # its adapters' names; None: the active adapters
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
         if seed is not None:
@@ -328,7 +328,7 @@ class IncrementalDetokenizer:
         """Take the next id. Return the text that has become final: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        # Only the last U+FFFD can still become a character. Earlier ones were followed by other bytes.
+        # Only the last U+FFFD can still become a character. Earlier U+FFFD were followed by other bytes.
         whole = text.removesuffix(REPLACEMENT)
         if not self._joins:  # the last three words may still be joined: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""

@@ -12,7 +12,7 @@ The names are the same for both families, for any precision, and with adapters:
     blocks.3.norm_1, norm_2          (B, T, C)     the inputs of attention and MLP
     blocks.3.attn.heads              (B, T, H, D)  the mean of the values that each head takes
     blocks.3.attn.probabilities      (B, H, T, T)  attention weights; can be recorded, not replaced
-    blocks.3.attn, blocks.3.mlp      (B, T, C)     what attention and MLP add to the residual stream
+    blocks.3.attn, blocks.3.mlp      (B, T, C)     the outputs of attention and MLP
     blocks.3                         (B, T, C)     the residual stream after the block
     norm                             (B, T, C)     the input of lm_head
     logits                           (B, T, V)

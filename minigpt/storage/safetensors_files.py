@@ -153,9 +153,9 @@ def safetensors_parts(
 ) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
-    The format: https://github.com/huggingface/safetensors. The bytes are the same as those of
-    `safetensors.torch.save`, which copies all tensors. Its `save_file` does not copy, but makes files that
-    only their owner may read, and raises errors that are not OSErrors.
+    The format: https://github.com/huggingface/safetensors. `safetensors.torch.save` gives the
+    same bytes, but copies all tensors. Its `save_file` does not copy, but makes files that only their owner
+    may read, and raises errors that are not OSErrors.
 
     Args:
         tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.
@@ -183,8 +183,8 @@ def safetensors_parts(
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
     """Write weights to a folder. The dict is emptied meanwhile. Equal tensors give equal bytes.
 
-    Weights up to `max_shard_size` go into one model.safetensors. Larger ones go into shards, in the order of
-    the dict, with an index. Weight files of an earlier call that are not needed any more are removed.
+    Weights up to `max_shard_size` go into one model.safetensors. Larger weights go into shards, in the order
+    of the dict, with an index. Weight files of an earlier call that are not needed any more are removed.
 
     Args:
         folder: the folder.

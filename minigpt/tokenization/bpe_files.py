@@ -120,7 +120,7 @@ def frame_of(kind: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def byte_level_of(pre_tokenizer: Any) -> dict[str, Any]:
-    """Return the ByteLevel step at the end of a pre_tokenizer, or {} if it has none."""
+    """Return the ByteLevel step at the end of a pre_tokenizer, or {} if there is no such step."""
     last: dict[str, Any] = {}
     match pre_tokenizer:
         case {"type": "ByteLevel"}:

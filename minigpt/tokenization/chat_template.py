@@ -63,7 +63,7 @@ def render_chat(
 ) -> str:
     """Render a conversation as text, like transformers' `apply_chat_template(..., tokenize=False)`.
 
-    The text is for people, because special tokens that a user typed look like those of the template. Use
+    The text is for people, because special tokens that a user typed look like the template's own. Use
     `encode_chat` for the input of a model.
 
     Args:
@@ -196,7 +196,7 @@ def _encoded(
 
 
 def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
-    """Return the `token_ids` of an answer; an empty list if there are none."""
+    """Return the `token_ids` of an answer; [] if the message has no `token_ids`."""
     ids = message.get("token_ids")
     if not ids or not message.get("content") or message["role"] != "assistant":
         return []

@@ -52,7 +52,7 @@ BYTE_SYMBOLS = _byte_symbols()
 
 @dataclass(frozen=True)
 class Definition:
-    """Everything that decides a tokenizer's ids, and everything else that its files must keep."""
+    """Everything that decides a tokenizer's ids, and the other settings that its files must keep."""
 
     vocab: dict[str, int]
     """token, as the files write it -> id; GPT-2's vocabulary includes its special token"""
@@ -108,7 +108,7 @@ def read_config(folder: Path) -> dict[str, Any]:
             config["chat_template"] = read_text(template)
         except ValueError as error:
             raise InputError(f"{template} is not text in UTF-8: {error}") from None
-    if "added_tokens_decoder" in config:  # since transformers 4.34, this file has everything
+    if "added_tokens_decoder" in config:  # since transformers 4.34, this file has all settings
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
         return config

@@ -190,7 +190,7 @@ class SubwordTokenizer:
         return np.array(ids, dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of many texts, computed on all cores. Ids and errors are those of `encode_array`."""
+        """Return the ids of many texts, computed on all cores. Ids and errors are as in `encode_array`."""
         texts = list(texts)
         try:
             rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]

@@ -192,7 +192,7 @@ class Checkpointer:
     # -- loading ---------------------------------------------------------------------------------------------
 
     def newest(self, acceptable: Callable[[dict[str, Any]], bool] = lambda _: True) -> Snapshot:
-        """Find the newest undamaged checkpoint. Process 0 chooses it; the others read the same one.
+        """Find the newest undamaged checkpoint. Process 0 chooses it, and all processes read it.
 
         Raises:
             InputError: if no checkpoint is `acceptable` (see `checkpoint.read_newest`).

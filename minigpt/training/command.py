@@ -13,7 +13,7 @@ __all__ = ["train_command"]
 
 
 def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, Any]:
-    """Train; returns what --json prints.
+    """Train. Return the dict that --json prints.
 
     Args:
         given: the flags.

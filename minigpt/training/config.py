@@ -347,7 +347,7 @@ def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig
         kind: the class of the run's options: TrainConfig, or FinetuneConfig.
 
     Raises:
-        InputError: if the folder holds no run, or one of another command, or its run.json is damaged.
+        InputError: if the folder holds no run, or a run of another command, or its run.json is damaged.
     """
     path = output / RUN_FILE
     if not path.exists():

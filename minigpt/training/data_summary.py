@@ -47,9 +47,9 @@ class DataSummary:
     val_examples: int
     val_targets: int
     vocab_size: int
-    train_unigram_loss: float  # nats per target; the frequencies are those of the training data
-    val_unigram_loss: float  # nats per target; the frequencies are those of the training data
-    held_out_unigram_loss: float  # loss of each training quarter with the frequencies of the others
+    train_unigram_loss: float  # nats per target, with the frequencies of the training data
+    val_unigram_loss: float  # nats per target, with the frequencies of the training data
+    held_out_unigram_loss: float  # loss of each training quarter with the frequencies of the other quarters
     is_same: bool  # True if training and validation data are the same
 
     @property

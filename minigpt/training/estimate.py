@@ -141,7 +141,7 @@ def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
 
 
 def _sampling_seconds(trainer: Trainer) -> float:
-    """Measure the time in which the model samples the answers of a step. Training samples them once more."""
+    """Measure the time to sample the answers of a step. Training samples these answers again."""
     if not trainer.step.loss.is_sampled:
         return 0.0
     start = time.perf_counter()
@@ -202,7 +202,7 @@ def memory_needed(trainer: Trainer) -> int:
     config, width = trainer.model.config, trainer.model.config.hidden_size
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     before = random_state(trainer.device)
-    # Bytes per row: the difference between three rows and two, in which weights and autocast's copies of them
+    # Bytes per row: the difference between three rows and two, in which weights and autocast's copies
     # cancel out. One row is not used, because torch reshapes a single row without a copy.
     per_row = _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
     set_random_state(trainer.device, before)

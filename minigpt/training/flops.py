@@ -1,8 +1,8 @@
 """Model FLOPs, and the peak speed of a GPU: how much of a GPU a run uses.
 
 Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is the number of FLOPs that the
-model needs for the tokens, divided by what the device could do in that time at its peak. Padding and
-recomputed activations do not count. CPUs have no published peak, so they have no MFU.
+model needs for the tokens, divided by the number that the device could do in that time at its peak. Padding
+and recomputed activations do not count. CPUs have no published peak, so they have no MFU.
 
 Letter: T tokens of a row.
 """

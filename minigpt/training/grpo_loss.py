@@ -1,10 +1,10 @@
-"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from the better ones.
+"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from better answers.
 
 The answers of a step follow from the weights, the seed, the number of the step and the line of the prompt: a
 resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If that is more
 than one step, a checkpoint holds the answers.
 
-The reference is the model before the first step: its weights without the adapter, or a copy of them. A
+The reference is the model before the first step: the model without its adapter, or a copy of the model. A
 resumed run begins with the same weights.
 
 Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.

@@ -9,7 +9,7 @@
     StopRequest      Ctrl-C and SIGTERM                 stop_request.py
     Processes        communication between processes    distributed.py
 
-A checkpoint holds everything that the rest of a run depends on. Measured speed and time change nothing.
+A checkpoint holds everything that the rest of a run depends on. Measured speed and time do not affect a run.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class RunFinishedError(InputError):
 
 
 class Trainer:
-    """A training run. `run()` does all of it. Call `resume()` before it to continue an earlier run.
+    """A training run. `run()` does the whole run. Call `resume()` before it to continue an earlier run.
 
     Args:
         config: options of the run.

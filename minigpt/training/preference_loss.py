@@ -2,7 +2,7 @@
 
 The reference is the model before the first step. Its log-probabilities are computed once for all pairs. They
 are not saved: a resumed run computes them again from the same weights, with the same result to the bit. With
-adapters, these weights are the frozen ones, because a new adapter does not change the output.
+adapters, the frozen weights are enough, because a new adapter does not change the output.
 
 Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
 answers, then the rejected answers.

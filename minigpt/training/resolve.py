@@ -30,7 +30,7 @@ SHAPE = (
 
 
 def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Build the whole configuration: `given`, and for the rest a recipe, or with `resume` the earlier run.
+    """Build the whole configuration. A recipe, or with `resume` the earlier run, completes `given`.
 
     If no recipe is given, the device and the data decide which one is used, and a line says so.
 
@@ -40,7 +40,7 @@ def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> 
 
     Raises:
         InputError: for an unknown option (the message names the nearest one) or a bad value; for a recipe or
-            run that cannot be read; for a recipe or size that differs from that of the run to resume.
+            run that cannot be read; for a recipe or size that differs from the run to resume.
     """
     check_ranges(kind, given)  # quick check first: looking for a GPU imports torch
     if given.get("resume"):

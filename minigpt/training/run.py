@@ -33,7 +33,7 @@ __all__ = ["finetune", "run_training", "train"]
 
 
 def finetune(**options: Any) -> dict[str, Any]:
-    """Continue to train a model; returns what `minigpt finetune --json` prints.
+    """Continue to train a model. Return the dict that `minigpt finetune --json` prints.
 
     Args:
         options: fields of FinetuneConfig, as the flags of `minigpt finetune` have them; paths may be text.

@@ -39,7 +39,7 @@ _FIXED = (
     *("task", "method", "train_only", "base_precision", "r", "use_dora", "bottleneck_size"),
     *("target_modules", "layers_to_transform", "modules_to_save", "problem_type"),
 )
-# options that decide what an evaluation measures
+# options that decide which loss an evaluation measures
 _MEASURED = (
     *("loss_on", "loss_type", "label_smoothing", "simpo_gamma", "mlm_probability", "whole_words"),
     *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
@@ -138,7 +138,7 @@ class Progress:
         self.skipped = [*before, [min([first, *(w[0] for w in joined)]), last]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the progress as a dict for JSON. Infinity becomes None, because JSON lacks it."""
+        """Return the progress as a dict for JSON. Infinity becomes None, because JSON has no infinity."""
         best = self.best_val_loss if math.isfinite(self.best_val_loss) else None
         return {**dataclasses.asdict(self), "best_val_loss": best}
 

@@ -88,7 +88,7 @@ class Trackers:
     Args:
         output: folder of the run.
         steps_done: 0, or the number of steps that a resumed run has done.
-        report_to: "none", "tensorboard", "wandb" or "all"; one that is not installed is left out.
+        report_to: "none", "tensorboard", "wandb" or "all"; a tracker that is not installed is left out.
         settings: the run's options, in types that JSON can hold, shown beside its curves.
     """
 

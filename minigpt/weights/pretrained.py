@@ -302,7 +302,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """Read the configuration of a folder's model; for a classifier, that of its body.
+    """Read the configuration of a folder's model; for a classifier, the configuration of its body.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.

@@ -5,7 +5,7 @@
 
 Such a file is a zip with a pickle, and a pickle can call any function. Only torch.load with weights_only
 reads it here. It calls no function except those that make tensors. Only tensors and plain numbers are taken
-from the result. The sizes of the model are those of its tensors. The tensors do not show n_head and the kind
+from the result. The tensors' shapes give the sizes of the model. The tensors do not show n_head and the kind
 of GELU: nanoGPT's file has n_head, and the program decides the GELU.
 """
 
@@ -38,7 +38,7 @@ _STATES = (
     "model",
     "state_dict",
 )  # keys under which a file may hold the weights
-# GPT-2's names, which nanoGPT, minGPT and transformers have, and those of minGPT's first release -> ours
+# names in nanoGPT, minGPT and transformers, and in minGPT's first release -> our names
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
     (r"transformer\.h\.(\d+)\.attn\.c_proj\.", r"transformer.blocks.\1.attn.out_proj."),
