@@ -50,7 +50,7 @@ def main(options: Options) -> dict[str, Any]:
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
     config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the older name of dtype
     config |= {"dtype": dtype}
-    is_tied = model.config.tie_word_embeddings  # an adapter of a tied lm_head unties it
+    is_tied = model.config.tie_word_embeddings  # merging an adapter of lm_head unties lm_head
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
     config = with_prompt_format(config, folder, adapter)

@@ -72,7 +72,7 @@ def picture_bytes(
     families = ["DejaVu Sans"] if font is None else [font, "DejaVu Sans"]
     picture = io.BytesIO()
     with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # for example an emoji
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji, for example
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, font is not None)

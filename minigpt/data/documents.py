@@ -346,7 +346,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if isinstance(value, str) and source.path != source.origin:
-        return BadLine(value)  # in a decoded copy, a text is the error message of a bad record
+        return BadLine(value)  # a decoded copy has an error message in place of a bad record
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:

@@ -149,7 +149,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # for Parquet: return True if this column is to be read
+    if len(cells) == 1:  # Parquet asks for one column at a time: True if it is read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 

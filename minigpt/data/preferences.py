@@ -106,7 +106,7 @@ def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
-        if len(cells) == 1:  # for Parquet: return True if this column is to be read
+        if len(cells) == 1:  # Parquet asks for one column at a time: True if it is read
             return bool(known & set(cells))
         is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
         return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))

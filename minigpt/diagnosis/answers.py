@@ -84,8 +84,8 @@ def measure(
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair with another answer. The search begins half the list
-    # away.
+    # For each answer, choose the question of a pair with another answer. The search begins half a list after
+    # the answer.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))

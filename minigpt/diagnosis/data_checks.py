@@ -495,7 +495,7 @@ def mostly_questions(data: DataRecord) -> Finding | None:
     if data.config.loss_on != "all":
         return None
     statistics = data.statistics
-    answers = float((statistics.answers + statistics.exchanges).sum())  # with the <sep> after each answer
+    answers = float((statistics.answers + statistics.exchanges).sum())  # tokens, <sep> included
     share = 1 - answers / float((statistics.pairs - 1).sum())
     if share <= QUESTIONS_SHARE:
         return None

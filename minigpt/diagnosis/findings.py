@@ -28,7 +28,7 @@ class Words(NamedTuple):
     zh: str
     advice_en: str
     advice_zh: str
-    explains: frozenset[str]  # codes of findings that are consequences of this one
+    explains: frozenset[str]  # codes of findings that are consequences of this finding
     rank: int  # position in findings.toml, where causes come before consequences
 
 

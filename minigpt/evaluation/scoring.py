@@ -152,7 +152,7 @@ class ContinuationScorer:
     # -- trees ----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Return the end of the batch that begins at `start`, and the number of tokens that it shares."""
+        """Return the end of the batch that begins at `start`, and the length of its common beginning."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):

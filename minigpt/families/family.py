@@ -49,7 +49,7 @@ class Family:
     """The description of a model family."""
 
     model_type: str  # model_type in config.json
-    name: FamilyName  # as the flag --family spells it
+    name: FamilyName  # name for the flag --family
     config_class: type[Any]  # class of the configuration
     model_class: type[Any]  # class of the model
     # (content of a config.json) -> configuration; raises InputError that names the wrong key

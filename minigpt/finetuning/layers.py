@@ -85,7 +85,7 @@ class AdaptedLayer(nn.Module):
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        is_rounded = hasattr(linear, "dequantized")  # then cut off the padding of int4 weights
+        is_rounded = hasattr(linear, "dequantized")  # the slice cuts off int4's padding
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
 
@@ -304,7 +304,7 @@ class WholeModule:
     parent: nn.Module
     attribute: str  # name of the module's attribute in the parent
     original: nn.Module
-    copies: dict[str, nn.Module]  # adapter -> its copy
+    copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
         """Return the first copy that belongs to one of these adapters, or else the original."""

@@ -54,12 +54,12 @@ class BeamSearch:
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
         """Continue all beams of the search by one token. Return the new beams, or none if the search ends."""
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
-        length, limit = len(beams[0].ids) + 1, beams[0].limit  # new tokens of a candidate, and their maximum
+        length, limit = len(beams[0].ids) + 1, beams[0].limit  # number of new tokens, and its maximum
         log_p = logits.log_softmax(dim=-1)  # (K, V); at first (1, V)
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # Each eos may end each beam. There must still be K candidates that continue.
+        # Up to K * len(eos) candidates may end with an eos. At least K other candidates must continue.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
         # the most likely continuations of all beams, in descending order
         so_far = [self._totals.get(beam, 0.0) for beam in beams]

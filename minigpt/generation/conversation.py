@@ -59,7 +59,7 @@ class Choice(NamedTuple):
 
     token: int
     probability: float
-    others: list[tuple[int, float]]  # in descending order, without the token itself
+    others: list[tuple[int, float]]  # the most likely first, without the token itself
     # Probabilities of the token and of `others` after temperature, top_k and the like; empty without
     # sampling.
     drawn: list[float]

@@ -63,7 +63,7 @@ class QueueFullError(InputError):
 
 @dataclass
 class Statistics:
-    """Counts of an engine's work since it was made."""
+    """Numbers of requests, tokens and steps of an engine so far."""
 
     finished: int = 0  # number of requests that ended, without cancelled and failed requests
     cancelled: int = 0
@@ -257,7 +257,7 @@ class Engine:
     def close(self) -> None:
         """Cancel all requests at once, and refuse new ones. Only the thread that steps may call it."""
         with self.changed:
-            self._failure = InputError("it was closed")  # first, or a new request would wait forever
+            self._failure = InputError("it was closed")  # first, so that no new request waits forever
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:
             self.cancel(handle)

@@ -27,7 +27,7 @@ PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
 _FORM = "prompt_format"  # key of config.json in a folder that was derived from a run's folder
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # no effect without do_sample
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # need do_sample
 # The options that are read. Lengths are not read, because published files give the whole context as length.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),

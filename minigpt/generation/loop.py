@@ -76,7 +76,7 @@ class DecodingLoop:
         self.cache, self.max_length, self.chunk = cache, max_length, chunk
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.model, self.runner = model, runner_for(model)
-        self.running: list[Sequence] = []  # in the order in which they joined
+        self.running: list[Sequence] = []  # in the order in which the sequences joined
         self.tokens_read = self.tokens_reused = 0  # number of read and of reused prompt tokens
         self._n_special = 0  # number of running sequences that are not plain
 
@@ -130,7 +130,7 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        has_own = any(one.adapters is not None for one in ready)  # True: sequences choose their adapters
+        has_own = any(one.adapters is not None for one in ready)  # True: a sequence names adapters
         alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
         if alone:
             ready = [sequence for sequence in ready if sequence not in alone]

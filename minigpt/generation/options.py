@@ -36,7 +36,7 @@ class GenerationOptions:
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_new_tokens": (1, 10**9),
         "min_new_tokens": (0, 10**9),
-        # At the lower end, scores in single precision are still finite, and sampling is practically greedy.
+        # At the lower limit, scores in single precision are still finite, and sampling is practically greedy.
         "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
         "top_k": (0, 10**9),
         "top_p": (1e-12, 1.0),

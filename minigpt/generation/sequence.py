@@ -321,7 +321,7 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text is not yet final as a whole
-        self._taken = 0  # number of characters of the text of `_ids` that are final
+        self._taken = 0  # number of final characters in the text of `_ids`
         self._held = ""  # final text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
@@ -356,7 +356,7 @@ class IncrementalDetokenizer:
         return text[:end]
 
     def _open_end(self, text: str) -> int:
-        """Return the length of the longest end of a text that is the beginning of a stop string."""
+        """Return how many characters at the end of a text may be the beginning of a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):

@@ -155,7 +155,7 @@ class NgramDrafter:
     def draft(self, sequence: Sequence, count: int) -> Draft:
         """Guess the tokens that followed the last n-gram when it occurred before."""
         ids = [*sequence.prompt, *sequence.ids]
-        for end in range(self._seen + 1, len(ids)):  # only n-grams that a token follows
+        for end in range(self._seen + 1, len(ids)):  # skip the last n-gram, which no token follows
             for size in range(1, min(self._size, end) + 1):
                 self._ends[tuple(ids[end - size : end])] = end
         self._seen = max(self._seen, len(ids) - 1)

@@ -112,7 +112,7 @@ class WeightFiles(Mapping[str, Tensor]):
         self.path = _find(folder)  # the file that messages name
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
-        self.described: dict[str, Tensor] = {}  # on "meta": dtype and shape
+        self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", with dtype and shape
         names_of = _read_index(self.path) if self.path.name == INDEX else {self.path.name: None}
         for file_name, names in names_of.items():
             file = TensorFile(folder / file_name, ahead)

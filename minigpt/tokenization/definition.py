@@ -75,7 +75,7 @@ class Definition:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Return all tokens, as the files write them -> id."""
+        """Return the id of each token. The tokens are written as in the files."""
         return self.vocab | self.words | self.special
 
 
@@ -261,7 +261,7 @@ def _roles(
 def _listed(
     path: Path, frame: dict[str, Any], config: dict[str, Any], name: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the added tokens that the files list, in the order in which they are added."""
+    """Yield the added tokens of the files, in the order of adding."""
     beside = path.parent / CONFIG
     added, decoder = frame.get("added_tokens") or [], config.get("added_tokens_decoder", {})
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):

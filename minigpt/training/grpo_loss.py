@@ -182,7 +182,7 @@ class GrpoLoss(Objective):
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(8, dtype=torch.float64)
-        self._kept: tuple[int, list[Rollout]] | None = None  # (number of a block of steps, its answers)
+        self._kept: tuple[int, list[Rollout]] | None = None  # (number of the group of steps, its answers)
         samples = train.prompts[:2]  # try the rewards now, so that an error in them shows before training
         answers = [one.answer for one in samples]
         rewards(answers, [one.question for one in samples], answers)

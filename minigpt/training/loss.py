@@ -243,7 +243,7 @@ def _cross_entropies(
 ) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
-    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapter needs its own forward
+    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapted lm_head must run its own forward
         padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)

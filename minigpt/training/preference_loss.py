@@ -30,7 +30,7 @@ from minigpt.training.loss import (
 
 __all__ = ["PairLossBatch", "PreferenceLoss", "PreferenceOptions", "PreferenceReport"]
 
-_ROWS = 128  # number of rows of a batch of the reference and of an evaluation
+_ROWS = 128  # rows per batch when the reference or an evaluation is computed
 
 
 class PairLossBatch(NamedTuple):

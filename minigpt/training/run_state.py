@@ -287,7 +287,7 @@ def changes(
 
 
 def _require_same_weights(before: dict[str, Any], config: TrainConfig, folder: Path) -> None:
-    """Raise InputError if an option has changed that decides which weights the checkpoint holds."""
+    """Raise InputError if an option in `_FIXED` has changed since the checkpoint."""
     for key, value in config.as_dict().items():
         if key in _FIXED and key in before and before[key] != value:
             raise InputError(
