@@ -244,7 +244,7 @@ def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
 
 def _as_text(path: Path, encoding: str) -> str:
     """Return advice for a file of texts."""
-    if path.exists() and not path.is_file():  # a pipe cannot be read twice
+    if path.exists() and not path.is_file():  # a pipe, which cannot be read again
         return "write it into a file, and learn from it with `minigpt train --text FILE`"
     return f"to learn from it: {advised('train --text', path, encoding)}"
 

@@ -320,7 +320,7 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
             raise BadLine(f"{where} is text, not a list of turns") from None
     if not isinstance(value, list):
         raise _not_a(value, "a list of turns", where)
-    if value and all(isinstance(each, str) for each in value):  # user and assistant in turn
+    if value and all(isinstance(each, str) for each in value):  # texts of user and assistant, alternating
         return [Turn("assistant" if i % 2 else "user", _checked(text, where)) for i, text in enumerate(value)]
     turns = []
     for number, each in enumerate(value, 1):

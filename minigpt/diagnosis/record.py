@@ -68,7 +68,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The recorded data of a run. Points are in the order of steps. A step's last line gives its point."""
+    """The recorded data of a run. Points are in the order of steps, one for each recorded step."""
 
     folder: Path
     config: TrainConfig

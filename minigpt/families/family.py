@@ -107,7 +107,8 @@ class Family:
     def rows(self, config: Any) -> Iterator[Weight]:
         """Yield the weights with block numbers filled in, block by block; an untied lm_head comes last.
 
-        Weights of the table that neither a model nor a file of this configuration has are left out.
+        The table may have weights that this configuration lacks in the model and in the file. They are left
+        out.
         """
         every = self.parameter_shapes(self.with_all_weights(config))
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):

@@ -59,7 +59,7 @@ def capacity(max_length: int, context: int) -> int:
 def sizes(largest: int, least: int) -> list[int]:
     """Return the sizes to which numbers of rows or columns are rounded up, so that there are few graphs.
 
-    These are powers of two from `least` on, and `largest`.
+    The sizes are powers of two from `least` on, and `largest`.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]

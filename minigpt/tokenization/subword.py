@@ -129,7 +129,7 @@ class SubwordTokenizer:
         ids = {text: index for index, text in enumerate(new, first)}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         config = dict(old.config)
-        if listed := config.get("added_tokens_decoder"):  # transformers reads this list first
+        if listed := config.get("added_tokens_decoder"):  # transformers uses it, not tokenizer.json's list
             more = {str(index): {"content": text, **flags} for text, index in ids.items()}
             config["added_tokens_decoder"] = {**listed, **more}
         tokens = [{"id": index, "content": text, **flags} for text, index in ids.items()]

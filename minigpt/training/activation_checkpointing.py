@@ -26,7 +26,8 @@ def checkpoint_activations(
 
     Args:
         blocks: the model's blocks.
-        has_dropout: restore the random state, so that the second pass drops the same values (a small cost).
+        has_dropout: True: restore the random state, so that the second pass drops the same values (a small
+            cost).
         autocast: returns the context manager of the forward pass; the second pass uses it again.
     """
     for block in blocks:

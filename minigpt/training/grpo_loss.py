@@ -77,12 +77,12 @@ class RolloutBatch(NamedTuple):
     weights: Tensor  # (P,): factor of each token in the sum
     old: Tensor | None  # (P,)
     reference: Tensor | None  # (P,)
-    positions: Tensor  # (P,) int64: positions of the targets among the B * T
+    positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
 @dataclass
 class GrpoReport:
-    """Sums over validation prompts, each with the most likely answer."""
+    """Sums over validation prompts, which the model answers with the most likely tokens."""
 
     prompts: float = 0.0
     reward: float = 0.0

@@ -161,7 +161,7 @@ class Logger:
         """Flush metrics.jsonl to the disk.
 
         Raises:
-            InputError: if that fails. The missing lines are kept and written with the next line.
+            InputError: if the flush fails. The missing lines are kept and written with the next line.
         """
         self._metrics.flush()
 
@@ -241,7 +241,7 @@ class Metrics:
         """Flush all lines to the disk.
 
         Raises:
-            InputError: if that fails. The missing lines are kept and written with the next line.
+            InputError: if the flush fails. The missing lines are kept and written with the next line.
         """
         error = self._write_pending()
         try:

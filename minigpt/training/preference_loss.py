@@ -40,7 +40,7 @@ class PairLossBatch(NamedTuple):
     targets: Tensor  # (P,) int64: tokens of the answers
     rows: Tensor  # (P,) int64: row of each token
     reference: Tensor  # (2, B) float32: log-probabilities of the answers before training
-    positions: Tensor  # (P,) int64: positions of the targets among the 2 B * T
+    positions: Tensor  # (P,) int64: positions of the targets in the flat 2 B * T tokens
 
 
 class PreferenceOptions(NamedTuple):
