@@ -51,7 +51,7 @@ class GPTConfig:
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
-    # The names that the configurations of all families share; they are Hugging Face's.
+    # Hugging Face's names, which the configurations of all families have.
     hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)

@@ -216,7 +216,7 @@ def recognise(
 ) -> Recognised:
     """Find out whether a file holds texts or conversations. The first good record decides.
 
-    If the options name the field of the text, it holds texts.
+    If the options name the field of the text, the file holds texts.
 
     Raises:
         InputError: as `read_conversations`, if the file is not data.

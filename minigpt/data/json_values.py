@@ -268,7 +268,7 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]
         if all(key.isdigit() for item in keys for key in item) and len(set(map(tuple, keys))) == 1:
-            # A column as an object from row name to value is the format of pandas' `to_json`.
+            # pandas' `to_json` writes a column as an object: row name -> value.
             return [{name: column[key] for name, column in value.items()} for key in keys[0]]
     return None
 

@@ -1,4 +1,4 @@
-"""Reads preferences: two answers to one prompt, a better and a worse one.
+"""Reads preferences: two answers to one prompt, a better and a worse answer.
 
     {"prompt": ..., "chosen": ..., "rejected": ...}            texts, or lists of messages
     {"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}
@@ -43,7 +43,7 @@ REJECTED = (
     *("rejected", "dispreferred", "worse", "rejected_response"),
     *("劣选", "更差的回答", "更差", "差回答", "拒绝"),
 )
-_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers: the better one first
+_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers: the better answer first
 _SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
 _LONGEST_NAME = 30  # largest number of characters of a column's name
 _NO_LIMIT = 2**62

@@ -36,7 +36,7 @@ END_SHARE = 0.9
 # A model that has learned little also ends its answers late. Only if the loss of the end token is a nat
 # above the loss of other tokens, the model has not learned to end.
 END_NATS = 1.0
-# If more than half of all questions get one answer, the answer does not depend on the question.
+# If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
 # An empty answer is never right, because the data has no empty answers.
 EMPTY_SHARE = 0.1

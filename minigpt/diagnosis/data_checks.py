@@ -37,7 +37,7 @@ __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data
 SKIPPED_SHARE = 0.01
 # If one in five questions has the same answer, a model gives this answer when it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` leaves no question in both parts. If one in two hundred is, another program made the split.
+# `minigpt split` leaves no question in both parts. If one in two hundred is in both, another program made it.
 LEAK_SHARE = 0.005
 # 1 % of unknown characters is about one in every third sentence.
 UNKNOWN_SHARE = 0.01

@@ -228,7 +228,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """Return the values that a type allows: those of a Literal, else ()."""
+    """Return the values that a Literal allows; () for other types."""
     members = (hint, *typing.get_args(hint))
     return next((typing.get_args(one) for one in members if typing.get_origin(one) is typing.Literal), ())
 

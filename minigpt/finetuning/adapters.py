@@ -4,7 +4,7 @@
     config = load_adapter(model, Path("output/mine"))    # add_adapter, then the adapter's weights
 
 The names of weights are PEFT's: base_model.model.<Hugging Face's name of the layer>.lora_A.weight, and so on.
-A folder that PEFT wrote is read unchanged. If it needs a feature that minigpt lacks, an error names the key.
+Folders that PEFT wrote can be read. If a folder needs a feature that minigpt lacks, an error names the key.
 Bottleneck adapters, which PEFT does not have, are in folders of the same kind, with peft_type "BOTTLENECK".
 """
 

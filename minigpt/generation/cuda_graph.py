@@ -347,7 +347,7 @@ class GraphDecoder:
         return logits
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
-        """Choose the next token of each row, (B,), with the same functions and numbers as the host."""
+        """Choose the next token of each row, (B,), with the same functions and random numbers as the host."""
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)

@@ -205,7 +205,7 @@ class NativeRunner:
         return self._run(rows, slots, cache, every=True)
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """Return the token with the highest logit in each row, the first of several, and this logit.
+        """Return the token with the highest logit in each row, in a tie the first, and this logit.
 
         In a row with a NaN, the NaN counts as the highest.
         """

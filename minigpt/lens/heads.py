@@ -68,7 +68,7 @@ class Attention(View):
         return [Table(title, (say("reads"), say("writes"), say("looks at")), rows), *maps]
 
     def _overview(self, say: Say) -> Table:
-        """Return a row for each head: its attention from the prompt's last token, and three mean shares."""
+        """Return a row for each head: attention of the prompt's last token, and means over all tokens."""
         T = len(self.pieces)
         rows = []
         for layer, head in self.chosen:

@@ -65,7 +65,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
 
     Args:
         folder: the folder.
-        kind: "gpt2" or "qwen2", for files that do not define it; tokenizer.json always does.
+        kind: "gpt2" or "qwen2", for files that do not define the kind; tokenizer.json always defines it.
         whole: the parsed tokenizer.json, if the caller has it.
 
     Raises:

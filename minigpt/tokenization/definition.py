@@ -26,7 +26,7 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the key in transformers 5 and in 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # keys in transformers 5 and 4
 
 _END = "<|endoftext|>"
 CLASSES: dict[str, dict[str, str]] = {  # class -> role -> token, for roles that the files do not mention

@@ -249,7 +249,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise _LimitError(f"it takes more than {SECONDS:g} seconds")
 
     def size(self, value: Any, as_text: bool = False) -> int:
-        """Count the entries of a value, nested ones included. Counting stops above the budget.
+        """Count the entries of a value, including nested entries. Counting stops above the budget.
 
         Args:
             value: the value.

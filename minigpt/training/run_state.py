@@ -212,7 +212,7 @@ def _fingerprints(config: TrainConfig, data: AnyData) -> list[tuple[str, str, st
 class Changes:
     """The changes since a checkpoint was written."""
 
-    settings: list[str]  # changes that change the training, such as "seed 42 -> 7"
+    settings: list[str]  # changed options that affect training, such as "seed 42 -> 7"
     rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
     measure: bool  # True if validation losses cannot be compared: other data, or another loss
 
