@@ -12,7 +12,7 @@ __all__ = ["InputError", "check_ranges", "printable", "printable_lines", "shown"
 
 
 class InputError(ValueError):
-    """Bad input or usage. The message is the one line that a user sees: what, where, what to do."""
+    """Bad input or usage. The message is one line for the user: what, where, what to do."""
 
 
 # name of an option in other programs -> names of the same option here

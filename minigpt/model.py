@@ -148,7 +148,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer  # number of this layer in the cache
         self.n_head, self.dropout = config.n_head, config.dropout
-        # Queries, keys and values are one matrix, because one large product is faster than three small ones.
+        # Queries, keys and values are one matrix, because one large product is faster than three small
+        # products.
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)

@@ -105,7 +105,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
     """Parse a command line into a dictionary, field -> value, of the fields that were given.
 
     Raises:
-        InputError: if a flag is unknown (the message suggests the most similar one), or a value is missing,
+        InputError: if a flag is unknown (the message suggests a similar name), or a value is missing,
             cannot be read, or is outside the range that RANGES gives.
     """
     flags = flags_of(options)

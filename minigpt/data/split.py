@@ -212,7 +212,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        takes = size <= left and bool(later >> (left - size) & 1)  # True: later groups can fill the rest
+        takes = size <= left and bool(later >> (left - size) & 1)  # True: later groups can fill `left`
         chosen.append(takes)
         left -= size * takes
     return chosen + [False] * (len(sizes) - len(chosen))

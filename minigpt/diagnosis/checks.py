@@ -208,7 +208,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
 
 
 def still_falling(record: RunRecord) -> Finding | None:
-    """Check whether the last evaluation is still much better than the one before it."""
+    """Check whether the last evaluation is still much better than the previous evaluation."""
     val = finite(record.val)
     if not record.is_finished or len(val) < 3 or val[-2].loss <= 0:
         return None

@@ -36,7 +36,8 @@ class Words(NamedTuple):
 class Finding:
     """A code of findings.toml and the numbers that fill its templates.
 
-    The advice may have commands: first those in `before`, then the run's own command with `flags` changed.
+    The advice may have commands: first the commands in `before`, then the run's own command with `flags`
+    changed.
     """
 
     code: str

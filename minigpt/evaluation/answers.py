@@ -114,7 +114,7 @@ def answer_rows(
 ) -> list[Row]:
     """Return table rows (mark, question, expected, given) of `count` questions, spread evenly over all.
 
-    If a question has several right answers, the one most similar to the given answer is shown.
+    If a question has several right answers, the answer most similar to the given answer is shown.
     """
     count = min(count, len(questions))
     rows = []

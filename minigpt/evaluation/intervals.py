@@ -39,7 +39,7 @@ def bootstrap(
 
     Args:
         values: (N,), one value per question.
-        weights: (N,), such as numbers of tokens; None: ones, so that the ratio is the mean.
+        weights: (N,), such as numbers of tokens; None: all 1, so that the ratio is the mean.
         transform: a function applied to the ratio, such as exp for perplexity.
 
     If all questions are right, or all wrong, all samples are equal. Then the binomial distribution gives the

@@ -49,7 +49,7 @@ class Scored(NamedTuple):
 
 
 class _Request(NamedTuple):
-    read: tuple[int, ...]  # tokens that the model reads: all except the last one
+    read: tuple[int, ...]  # tokens that the model reads: all except the last
     first: int  # position whose logits predict the first token of the continuation
     targets: tuple[int, ...]
     n_cut: int

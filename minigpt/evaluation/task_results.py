@@ -131,7 +131,7 @@ class TaskResult:
 
     @property
     def main(self) -> str:
-        """The name of the main metric, which is the first one."""
+        """The name of the main metric, which is the first metric."""
         return next(iter(self.metrics))
 
     @property
@@ -358,8 +358,8 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
     Args:
         start: the token before the text.
         length: number of tokens that the model reads at once.
-        stride: number of tokens that each window after the first one predicts; the other tokens are context.
-            0: as many as possible.
+        stride: number of tokens that each window after the first window predicts; the other tokens are
+            context. 0: as many as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
     [([0], [1, 2, 3]), ([2, 3], [4, 5])]

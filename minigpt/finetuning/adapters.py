@@ -164,7 +164,8 @@ def save_adapter(
         config: the configuration that was given to `add_adapter`.
         base: folder or name of the base model, for programs that load the adapter.
         adapter: name of the adapter in the model.
-        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new one.
+        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new
+            result.
         task_type: PEFT's name of the task; SEQ_CLS for a classifier.
 
     Raises:

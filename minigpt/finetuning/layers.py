@@ -259,7 +259,7 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model and add an adapter to some of its linear layers, in place. Only the new one is active.
+    """Freeze a model and add an adapter to some of its linear layers, in place. Only this adapter is active.
 
     Modules in `modules_to_save` are copied, and the copies are trained. As in PEFT, a tied lm_head then has
     its own weight.

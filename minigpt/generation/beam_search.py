@@ -3,7 +3,7 @@
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
 sequences. Each step tries all tokens after each of them, and keeps the K most likely unfinished sequences.
 Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum would favour
-short sequences. Ids and scores equal those of transformers' `generate` for a single prompt.
+short sequences. Ids and scores are the same as in transformers' `generate` for a single prompt.
 
 A search consists of K sequences in minigpt.generation.loop, which share one `BeamSearch`. The prompt is read
 once; then the sequence forks. The result does not depend on other searches in the loop.

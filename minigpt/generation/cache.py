@@ -116,7 +116,7 @@ class KeyValueCache:
         return self.lengths[slot]
 
     def reserve(self, slot: int, tokens: int) -> int:
-        """Check that `tokens` more tokens fit into a slot, and return the column of the first one.
+        """Check that `tokens` more tokens fit into a slot, and return the column of the first new token.
 
         Raises:
             InputError: if the tokens do not fit.
@@ -133,7 +133,7 @@ class KeyValueCache:
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
-        """Keep only the first `length` tokens of a slot. New tokens overwrite the rest."""
+        """Keep only the first `length` tokens of a slot. New tokens overwrite the dropped tokens."""
         if not 0 <= length <= self.lengths[slot]:
             raise InputError(f"the slot holds {self.lengths[slot]} tokens: cannot keep {length}")
         self.lengths[slot] = length

@@ -73,7 +73,7 @@ class Conversation:
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
         system: system message of a chat model; "" for none.
         thinking: True lets a chat model think before it answers, False does not; None: the template decides.
-        turns: all turns, including those that the model does not read any more.
+        turns: all turns, including old turns that the model does not read any more.
         forgotten: number of the first turns that the model does not read any more.
         saved: files that `save` wrote.
     """
@@ -307,7 +307,7 @@ class QuestionAnswering:
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answer questions in order: num_return_sequences for each one. A blank question gets blank answers.
+        """Answer questions in order, num_return_sequences times each. A blank question gets blank answers.
 
         Args:
             batch_size: largest number of answers that are generated at once.

@@ -241,7 +241,7 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
         self._tick = whole(1)  # number of the next step within the burst
-        # several buffers, because one is filled while earlier ones are read
+        # several buffers, because one buffer is filled while earlier buffers are read
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )

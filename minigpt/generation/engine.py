@@ -255,7 +255,7 @@ class Engine:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Cancel all requests at once, and refuse new ones. Only the thread that steps may call it."""
+        """Cancel all requests at once, and refuse new requests. Only the thread that steps may call it."""
         with self.changed:
             self._failure = InputError("it was closed")  # first, so that no new request waits forever
             handles = [*self._waiting, *self._running.values()]
@@ -291,7 +291,7 @@ class Engine:
         return not self.is_idle
 
     def fail(self, error: Exception) -> None:
-        """End all requests with this error, and refuse new ones."""
+        """End all requests with this error, and refuse new requests."""
         with self.changed:
             self._failure = error
             waiting = list(self._waiting)
@@ -335,7 +335,7 @@ class EngineThread:
     """A thread that drives an engine inside a `with` block, so that other threads can wait for tokens.
 
     The thread sleeps while the engine is idle. The end of the block cancels all requests and closes the
-    engine. If a step fails, all requests end with its error, and new ones are refused.
+    engine. If a step fails, all requests end with its error, and new requests are refused.
     """
 
     def __init__(self, engine: Engine) -> None:

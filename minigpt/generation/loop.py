@@ -162,7 +162,7 @@ class DecodingLoop:
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
-        """Move sequences from the highest slots to free lower ones. Adjacent slots are read in place."""
+        """Move sequences from the highest slots to lower free slots. Adjacent slots are read in place."""
         for sequence in sorted(self.running, key=lambda one: -one.slot):
             if sequence.slot < len(self.running):
                 break

@@ -6,7 +6,7 @@
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
 of the time. The family's folder builds the list from the modules and weights of the PyTorch model, and
 neither copies nor changes them. So there is no second model. Tests compare the
-results with those of the slower PyTorch modules. The library is compiled at first use (.native_library).
+results with the slower PyTorch modules. The library is compiled at first use (.native_library).
 
 The bits of a token's logits do not depend on other slots or other tokens in the call.
 

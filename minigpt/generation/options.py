@@ -3,7 +3,7 @@
     GenerationOptions(max_new_tokens=32, do_sample=True, top_p=0.9, stop_strings=["\\n"])
 
 Names and meanings are as in Hugging Face's `generate`, if it has the option. `presence_penalty`,
-`frequency_penalty`, `logit_bias` and `logprobs` are those of OpenAI and vLLM; `seed`, `window` and `sinks`
+`frequency_penalty`, `logit_bias` and `logprobs` come from OpenAI and vLLM; `seed`, `window` and `sinks`
 are minigpt's own. Four defaults differ from Hugging Face's:
 
 - `top_k` is 0 (off), not 50, so that plain sampling draws from the model's distribution;

@@ -243,7 +243,7 @@ class Sequence(StopChecker):
 
     @property
     def n_cached_at_first(self) -> int:
-        """Number of prompt tokens without the last one, which is read to choose the first new token."""
+        """Number of prompt tokens without the last token, which is read to choose the first new token."""
         return len(self.prompt) - 1
 
     def push(self, token: int) -> None:

@@ -28,7 +28,7 @@ def obey(talk: Conversation, line: str) -> str:
     """Run the command in a line. Return the text to show, perhaps several lines.
 
     Raises:
-        InputError: if the command is unknown (the message suggests the most similar one), or its value is
+        InputError: if the command is unknown (the message suggests a similar name), or its value is
             wrong.
     """
     _, _, value = line.partition(" ")
@@ -39,7 +39,7 @@ def command_name(line: str) -> str:
     """Return the command that a line names. The first letters are enough if they fit only one command.
 
     Raises:
-        InputError: if the command is unknown (the message suggests the most similar one), or several commands
+        InputError: if the command is unknown (the message suggests a similar name), or several commands
             begin with these letters.
     """
     name = line.split(maxsplit=1)[0]

@@ -64,7 +64,7 @@ def read_question(
         tokenizer: the model's tokenizer.
         question: the question, or for a model of texts the beginning of a text.
         answer: the answer; None: the model's own. An end token is added, except in plain text.
-        form: the prompt format; None: the tokenizer's usual one.
+        form: the prompt format; None: the tokenizer's usual format.
         max_new_tokens: largest number of tokens of the model's own answer.
 
     Raises:

@@ -58,7 +58,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def read_bytes(path: Path | str, *, or_pipe: bool = False) -> bytes:
-    """Return the bytes of a regular file. Arguments and errors are those of `open_regular`."""
+    """Return the bytes of a regular file. Arguments and errors: see `open_regular`."""
     with open_regular(path, or_pipe=or_pipe) as file:
         return file.read()
 

@@ -145,7 +145,8 @@ def _encoded(
 
     Args:
         before: None: the template marks the assistant's text. Otherwise the contents of the assistant's
-            messages are marked. If a content contains the text `before`, marking begins after its last one.
+            messages are marked. If a content contains the text `before`, marking begins after its last
+            occurrence.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -427,7 +428,7 @@ def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
-    """Replace special tokens in the constants that a template writes, not in those it compares with."""
+    """Replace special tokens in constants that a template writes, not in constants of comparisons."""
     match node:
         case nodes.TemplateData():
             node.data = mark(node.data)
@@ -436,7 +437,7 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Compare() | nodes.Test():
             pass
         case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
-            for child in node.iter_child_nodes():  # arguments are written, as those of `format` and `join`
+            for child in node.iter_child_nodes():  # filters such as `join` write their arguments
                 _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)

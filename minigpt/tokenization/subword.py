@@ -3,7 +3,8 @@
 Decoding differs between them; see bpe.py and wordpiece.py.
 
 The text of a special token never becomes that token, because the library's object does not know the special
-tokens (library.py). With `allow_special`, the library knows them, and the ids are those of `transformers`.
+tokens (library.py). With `allow_special`, the library knows them, and the ids are the same as in
+`transformers`.
 """
 
 import hashlib
@@ -112,7 +113,7 @@ class SubwordTokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """Return the same tokenizer with a new token for each text that is not yet a single token.
 
-        A text becomes its token everywhere in a longer text. The new ids follow the old ones.
+        A text becomes its token everywhere in a longer text. The new ids follow the old ids.
 
         Raises:
             InputError: for a lone surrogate (half a character), or if the tokenizer's ids have gaps.

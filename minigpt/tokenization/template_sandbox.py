@@ -298,7 +298,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # charge more, because strip, rfind and others may compare every character with every other one
+            # charge more, because strip, rfind and others may compare each character with all others
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)

@@ -237,8 +237,8 @@ class _Choice:
     def _costs(self, shape: Shape) -> tuple[float, float]:
         """Return the costs of a step and an evaluation in the unit of the budget, seconds or FLOPs.
 
-        If a shape was not measured, its seconds are computed from those of a measured shape, in proportion to
-        FLOPs.
+        If a shape was not measured, its seconds are computed from the seconds of a measured shape, in
+        proportion to FLOPs.
         """
         step, evaluation = self._flops(shape)
         if self.size.unit != "seconds":

@@ -86,8 +86,8 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    A checkpoint of the same step may exist: a damaged one, or one saved before its evaluation. It is
-    replaced only when the new one is complete and on the disk.
+    A checkpoint of the same step may exist: it is damaged, or was saved before its evaluation. It is
+    replaced only when the new checkpoint is complete and on the disk.
 
     Raises:
         InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.

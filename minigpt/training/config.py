@@ -320,8 +320,8 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
     recipe, instead of the default of TrainConfig.
 
     Raises:
-        InputError: for a recipe that does not exist, invalid TOML, an unknown key (the message names the
-            nearest one), or a value of the wrong type.
+        InputError: for a recipe that does not exist, invalid TOML, an unknown key (the message suggests a
+            similar key), or a value of the wrong type.
     """
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
     known = sorted(file.stem for file in RECIPES.glob("*.toml"))

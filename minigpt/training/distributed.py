@@ -27,8 +27,8 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["SINGLE_PROCESS", "Processes", "Stopped", "is_restarted", "join_processes"]
 
-# One process may encode a corpus or write to a slow disk for long while the others wait. A process that dies
-# is noticed at once in spite of this, because its connections close.
+# One process may encode a corpus or write to a slow disk for long while the other processes wait. A process
+# that dies is noticed at once in spite of this, because its connections close.
 _TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 

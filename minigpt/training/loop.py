@@ -77,7 +77,7 @@ class Trainer:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
         # Process 0 resolves `auto` for all processes. The resolved precision is recorded, so that a resumed
-        # run computes in the same one.
+        # run computes in the same precision.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():

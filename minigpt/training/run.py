@@ -52,7 +52,7 @@ def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
         options: fields of TrainConfig, named as the flags of `minigpt train`; a path may be a string.
 
     Raises:
-        InputError: for an unknown option (the message names the nearest one), a bad value, unreadable data,
+        InputError: for an unknown option (the message suggests a similar name), a bad value, unreadable data,
             or an output folder that already holds a run.
         Stopped: after Ctrl-C or SIGTERM. The run has been saved; `resume=True` continues it.
     """

@@ -64,7 +64,7 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT") or "minigpt",
             dir=os.environ.get("WANDB_DIR") or output,
             id=known or os.environ.get("WANDB_RUN_ID") or None,
-            resume="allow",  # "allow": continue the run of this id, or start a new one
+            resume="allow",  # "allow": continue the run of this id, or start a new run
             config=dict(settings),
             # The console is not sent: it shows answers, which may be private. wandb would also break our
             # progress bar.

@@ -4,9 +4,9 @@
     found.model, found.step            # found.origin is the program that the file seems to come from
 
 Such a file is a zip with a pickle, and a pickle can call any function. Only torch.load with weights_only
-reads it here. It calls no function except those that make tensors. Only tensors and plain numbers are taken
-from the result. The tensors' shapes give the sizes of the model. The tensors do not show n_head and the kind
-of GELU: nanoGPT's file has n_head, and the program decides the GELU.
+reads it here. It calls no function except functions that make tensors. Only tensors and plain numbers are
+taken from the result. The tensors' shapes give the sizes of the model. The tensors do not show n_head and the
+kind of GELU: nanoGPT's file has n_head, and the program decides the GELU.
 """
 
 import re
