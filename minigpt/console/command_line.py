@@ -265,7 +265,7 @@ def remembered_signals() -> Iterator[None]:
     """Remember signals inside the context, so that no signal is lost.
 
     A signal's exception is raised at once, and again at the end if a library has swallowed it. Libraries
-    written in C may swallow an exception or turn it into another one. Importing torch loses some
+    written in C may swallow an exception or turn it into another exception. Importing torch loses some
     KeyboardInterrupts. A Ctrl-C while safetensors and torch read a file became the error "could not determine
     the shape of object type ...".
     """

@@ -190,7 +190,7 @@ class LoadedModel:
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        if form is None and isinstance(self.tokenizer, Tokenizer):  # minigpt trained the model
+        if form is None and isinstance(self.tokenizer, Tokenizer):  # only minigpt trains such models
             form = "question"
             if self.folder is not None:
                 form = prompt_format(self.folder, self.tokenizer, self.adapter)

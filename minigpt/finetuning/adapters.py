@@ -296,7 +296,7 @@ def _on_meta(model: Any) -> Any:
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     """Read the tensors of a file, except weights of the base model.
 
-    For example, PEFT also saves the weight of lm_head if lm_head has an adapter.
+    PEFT also saves a weight of the base model: that of lm_head, if lm_head has an adapter.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")

@@ -6,7 +6,7 @@
 
 Two losses are baselines. ln V is the loss of a uniform guess among V tokens. The unigram loss is the loss of
 a model that predicts the token frequencies of the training part, without context. A model whose loss is not
-below the unigram loss has learned nothing about the context.
+below the unigram loss has learned nothing from the context.
 """
 
 import dataclasses

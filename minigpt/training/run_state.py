@@ -156,8 +156,8 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
     Let q be the loss that one in 16 of the recent losses exceeds. The threshold is q + 6 sigma, but at least
     q + 0.1 nats and q + 12 % of the median. sigma is 1.4826 times the median distance from the median: a
-    standard deviation that spikes do not change. The threshold starts at q, not at the median, because a few
-    batches with hard answers always have a higher loss.
+    standard deviation on which spikes have no effect. The threshold starts at q, not at the median, because a
+    few batches with hard answers always have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
     3.08956
