@@ -35,7 +35,7 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the random generators of Python, NumPy and torch, those of devices included."""
+    """Seed the random generators of Python, NumPy, torch and torch's devices."""
     random.seed(seed)
     np.random.seed(seed % 2**32)  # NumPy's seed has at most 32 bits
     torch.manual_seed(seed)

@@ -51,7 +51,7 @@ class GPTConfig:
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
-    # The names that the configurations of all families share; they are Hugging Face's.
+    # Hugging Face's names, which the configurations of all families have.
     hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
@@ -148,7 +148,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer  # number of this layer in the cache
         self.n_head, self.dropout = config.n_head, config.dropout
-        # Queries, keys and values are one matrix, because one large product is faster than three small ones.
+        # Queries, keys and values are one matrix, because one large product is faster than three small
+        # products.
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)

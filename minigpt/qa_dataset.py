@@ -30,7 +30,7 @@ class QADataset(Dataset[dict[str, Tensor]]):
     Args:
         path: the data file. Bad records are skipped with a warning.
         tokenizer: encodes the conversations.
-        max_length: longer conversations are cut to this number of tokens; shorter ones are padded.
+        max_length: longer conversations are cut to this number of tokens; shorter conversations are padded.
 
     Raises:
         InputError: if the file cannot be read, or max_length is less than 2.

@@ -88,7 +88,7 @@ class Tokenizer:
         return self.sep_token_id
 
     def with_tokens(self, characters: Iterable[str]) -> "Tokenizer":
-        """Return the same vocabulary with more characters after the old ones. Known characters are skipped.
+        """Return the same vocabulary with more characters at its end. Known characters are skipped.
 
         Raises:
             InputError: for a text that is not one character.

@@ -15,7 +15,7 @@ minigpt/training/loop.py.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: in sys.path, replace this folder by the one above it
+if not __package__:  # run as a script: in sys.path, replace this folder by its parent
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from typing import Any

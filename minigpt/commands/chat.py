@@ -1,4 +1,4 @@
-r"""A conversation in the terminal, with any model: one that you trained, GPT-2, or Qwen3.
+r"""A conversation in the terminal, with any model: your own, GPT-2, or Qwen3.
 
     minigpt chat                                   # /help lists the commands of the conversation
     minigpt chat --model Qwen3-0.6B --think off

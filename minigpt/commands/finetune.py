@@ -5,7 +5,7 @@
     minigpt finetune --model output/best --method freeze --train_only last:2 --train_data chats.jsonl
     minigpt finetune --output mine --resume
 
-The training loop and most flags are those of `minigpt train` (minigpt/training/loop.py).
+The training loop and most flags are the same as in `minigpt train` (minigpt/training/loop.py).
 """
 
 from typing import Any

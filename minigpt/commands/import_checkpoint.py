@@ -4,9 +4,9 @@
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported
     minigpt import out/ckpt.pt --vocab gpt2     # nanoGPT, with GPT-2's tokenizer from the folder gpt2
 
-The folder is like those that training writes: `minigpt generate --model FOLDER` answers with it, and Hugging
-Face's libraries read it. Only weights are read from the file; no code in it is run. The optimiser's state is
-not kept: training cannot be resumed from the folder.
+The folder has the same format as a checkpoint of a training run: `minigpt generate --model FOLDER` answers
+with it, and Hugging Face's libraries read it. Only weights are read from the file; no code in it is run. The
+optimiser's state is not kept: training cannot be resumed from the folder.
 """
 
 from dataclasses import dataclass, field

@@ -165,7 +165,7 @@ USES: dict[str, tuple[str, ...]] = {  # view -> its flags, besides --json, --plo
 
 
 def build(given: dict[str, Any]) -> Options:
-    """Make the options. Raises InputError for a flag that the view does not use, or lacks."""
+    """Make the options. Raises InputError for a flag that the view does not use, and for a missing flag."""
     view = given.get("view", "all")
     for name in given:
         if name not in ("view", "json", "plot", "language", *USES[view]):

@@ -48,9 +48,9 @@ def main(options: Options) -> dict[str, Any]:
     layers = sum(1 for _ in adapted_layers(model))
     merge_and_unload(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    config = {key: value for key, value in config.items() if key != "torch_dtype"}  # the older name of dtype
+    config = {key: value for key, value in config.items() if key != "torch_dtype"}  # old name of dtype
     config |= {"dtype": dtype}
-    is_tied = model.config.tie_word_embeddings  # an adapter of a tied lm_head unties it
+    is_tied = model.config.tie_word_embeddings  # merging an adapter of lm_head unties lm_head
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
     config = with_training_facts(config, folder, adapter)

@@ -4,8 +4,8 @@ r"""Makes a model to talk to from a file: vocabulary, split, statistics, trainin
     minigpt quickstart novel.txt --minutes 10 --output output/novel
     minigpt quickstart faq.xlsx                    # after Ctrl-C: the same command continues
 
-Each step is a minigpt command. It is printed as the user would type it, followed by its output. So the folder
-has the files of the single commands: vocab.json, train.jsonl, val.jsonl, and the run with its best/.
+Each step is a minigpt command. The command is printed as a user would type it, and then its output. So the
+folder has the files of the single commands: vocab.json, train.jsonl, val.jsonl, and the run with its best/.
 """
 
 import contextlib
@@ -264,7 +264,7 @@ class _Quickstart:
     def _typed(
         self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
     ) -> Given:
-        """Parse a command line and print it, so that the printed command is the one that runs.
+        """Parse a command line and print it, so that the printed command is the command that runs.
 
         Args:
             also: words that are printed but are not options of `kind`.

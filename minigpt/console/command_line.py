@@ -5,7 +5,7 @@ Exit codes: 0 done; 2 wrong input, usage, or too little memory (one line on stde
 143 by SIGTERM, 138 by SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its
 traceback and exits with 1.
 With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
-warnings are printed as one line on stderr, like all of its warnings.
+warnings are printed as one line on stderr, like all warnings of minigpt.
 
 This module does not depend on models or data.
 """
@@ -344,7 +344,7 @@ def remembered_signals() -> Iterator[None]:
     """Remember signals inside the context, so that no signal is lost.
 
     A signal's exception is raised at once, and again at the end if a library has swallowed it. Libraries
-    written in C may swallow an exception or turn it into another one. Importing torch loses some
+    written in C may swallow an exception or turn it into another exception. Importing torch loses some
     KeyboardInterrupts. A Ctrl-C while safetensors and torch read a file became the error "could not determine
     the shape of object type ...".
     """

@@ -10,7 +10,7 @@ Each field is a flag. The text below a field is its help. A comment right above 
     HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
     generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
 
-minigpt does not use argparse, because all of its error messages and its help would have to be replaced.
+minigpt does not use argparse, because all error messages and the help of argparse would have to be replaced.
 """
 
 import ast
@@ -67,7 +67,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """Return the flags of a dataclass by their names: for all of its fields, or for the named ones."""
+    """Return the flags of a dataclass by their names: for all fields, or for the fields in `names`."""
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -107,7 +107,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
     """Parse a command line into a dictionary, field -> value, of the fields that were given.
 
     Raises:
-        InputError: if a flag is unknown (the message suggests the most similar one), or a value is missing,
+        InputError: if a flag is unknown (the message suggests a similar name), or a value is missing,
             cannot be read, or is outside the range that RANGES gives.
     """
     flags = flags_of(options)
@@ -220,7 +220,7 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
         program: the command's name in the line of usage.
         source: file of the command, which defines the classes of the module `__main__`. Under `minigpt VERB`,
             sys.modules has another `__main__`.
-        defaults: an object whose values are shown as defaults instead of those of the class.
+        defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)
     flags = {name: flag._replace(default=getattr(defaults, name, flag.default))

@@ -72,7 +72,7 @@ def picture_bytes(
     families = ["DejaVu Sans"] if font is None else [font, "DejaVu Sans"]
     picture = io.BytesIO()
     with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # for example an emoji
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji, for example
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, font is not None)
@@ -81,7 +81,7 @@ def picture_bytes(
 
 
 def chinese_font(characters: Iterable[str] = _USUAL) -> str | None:
-    """Return the name of a font with Chinese characters, registered with matplotlib; None if there is none.
+    """Return the name of a font with Chinese characters, registered with matplotlib; None: no such font.
 
     Args:
         characters: the characters that the font must have. Default: some usual characters.

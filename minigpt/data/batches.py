@@ -75,7 +75,7 @@ class EncodedExamples:
     ids: npt.NDArray[np.int32]  # all rows, one after another
     is_answer: npt.NDArray[
         np.bool_
-    ]  # for each id: True if the id belongs to an answer, or is the <sep> after one
+    ]  # for each id: True if the id belongs to an answer, or is the <sep> after an answer
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
     lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
     n_cut: int  # number of rows that max_length shortened
@@ -318,7 +318,7 @@ class BatchPlan:
     def rows(self, number: int) -> npt.NDArray[np.int64]:
         """Return the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # cached for speed; the result does not depend on it
+        if epoch != self._epoch:  # the order of an epoch is cached, for speed only
             random = np.random.default_rng([*self._entropy, epoch])
             shuffle = random.permutation(len(self._lengths))
             if self._by_length:

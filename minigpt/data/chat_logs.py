@@ -35,7 +35,7 @@ __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messag
 _SAMPLE, _LINES = 16_000, 200  # number of characters, and of lines, by which a log is recognised
 _FEWEST = 4  # least number of messages of a log
 _PAUSE = 30  # minutes of silence that end a conversation
-_ANSWERS = 8  # largest number of answers of a conversation that nothing else ends
+_ANSWERS = 8  # largest number of answers of a conversation without a pause
 _MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen to answer
 _SHOWN = 6  # number of speakers that a message lists
 
@@ -253,7 +253,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     said = names.total()
     if said < _FEWEST or len(names) < 2 or 2 * len(names) > said:
         return False
-    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a name has a letter; a time has none
+    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a name has a letter, a time has no letter
         return False
     if any(name.split()[0].lower() in _LEVELS for name in names if name.split()):
         return False

@@ -5,7 +5,7 @@ conversation in the plain form:
 
     <system text, a line end,> question <sep> answer <sep> question <sep> answer <sep> ...
 
-An `Exchange` is one answer with all turns between the previous answer and this one. The loss counts each
+An `Exchange` is one answer with all turns since the previous answer. The loss counts each
 answer and the <sep> after it.
 """
 

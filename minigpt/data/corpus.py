@@ -63,11 +63,11 @@ class TextOptions:
     document_separator: str = "auto"
     """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
 
-    is_quiet: ClassVar[bool] = False  # True: no notes, because another reading of the files prints them
+    is_quiet: ClassVar[bool] = False  # True: an earlier reading has printed the notes
 
     @property
     def separator(self) -> str | None:
-        """Return the separator as `Source.separator` holds it."""
+        """Return the separator line; "": an empty line; None: each file is one document."""
         special = {"auto": END_OF_TEXT, "none": None, "blank": ""}
         return special.get(self.document_separator, self.document_separator.rstrip())
 
@@ -226,7 +226,7 @@ def recognise(
 ) -> Recognised:
     """Find out whether a file holds texts or conversations. The first good record decides.
 
-    If the options name the field of the text, it holds texts.
+    If the options name the field of the text, the file holds texts.
 
     Raises:
         InputError: as `read_conversations`, if the file is not data.

@@ -14,7 +14,7 @@ words:
 - after a line end that has characters other than white space on both sides (and no "/" on the right, because
   newer rules join it to the left side);
 - before a space that has characters other than white space on both sides;
-- if there are none of these: before Chinese punctuation that follows a Chinese character.
+- if there is no such position: before Chinese punctuation that follows a Chinese character.
 
 White space next to the cut is not safe: GPT-2's rules read "\\n\\n" as one word at the end of a text, but as
 two words before a letter. With a character tokenizer (`any_place`), only CRLF must not be cut.
@@ -346,7 +346,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if isinstance(value, str) and source.path != source.origin:
-        return BadLine(value)  # in a decoded copy, a text is the error message of a bad record
+        return BadLine(value)  # a decoded copy has an error message in place of a bad record
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:

@@ -191,8 +191,8 @@ def open_data(
         encoding: encoding of the text; "": detect it.
         is_head: gets the cells of a table's first row in lower case, and returns True if they are column
             names. For Parquet it gets one column name, and returns True if the column is read.
-        needs_head: if True, tab-separated lines without column names are plain text, unless the file's suffix
-            is that of a table.
+        needs_head: if True, tab-separated lines without column names are plain text, unless the file has a
+            table's suffix.
 
     Raises:
         InputError: for a folder, an empty or binary file, an LFS pointer, or a web page.
@@ -254,7 +254,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def refuse_foreign(content: bytes, path: Path) -> None:
-    """Raise InputError if the first bytes are those of a PDF, a picture, a model or the like."""
+    """Raise InputError if the file begins like a PDF, a picture, a model or the like."""
     for mark, what in _FOREIGN.items():
         if content.startswith(mark):
             raise InputError(f"{path} is {what}, not data to learn from")

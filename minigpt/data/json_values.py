@@ -36,7 +36,7 @@ _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or fo
 
 
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
-    """The error of a record that is left out: a `reason` that many records share, and this one's `detail`."""
+    """The error of a record that is left out: a `reason` that many records share, and a `detail`."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)

@@ -150,7 +150,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # for Parquet: return True if this column is to be read
+    if len(cells) == 1:  # Parquet asks for one column at a time: True if it is read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
@@ -181,7 +181,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
 def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> Fields:
     """Choose the keys of text and label for the whole file.
 
-    A usual name is chosen if at least half of the records have it, else the most frequent one.
+    A usual name is chosen if at least half of the records have it, else the most frequent name.
 
     Raises:
         InputError: if no record has such a key; the message lists the keys of the first record.

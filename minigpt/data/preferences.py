@@ -1,4 +1,4 @@
-"""Reads preferences: two answers to one prompt, a better and a worse one.
+"""Reads preferences: two answers to one prompt, a better and a worse answer.
 
     {"prompt": ..., "chosen": ..., "rejected": ...}            texts, or lists of messages
     {"instruction": ..., "input": ..., "chosen": ..., "rejected": ...}
@@ -44,7 +44,7 @@ REJECTED = (
     *("rejected", "dispreferred", "worse", "rejected_response"),
     *("劣选", "更差的回答", "更差", "差回答", "拒绝"),
 )
-_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers: the better one first
+_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers: the better answer first
 _SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
 _LONGEST_NAME = 30  # largest number of characters of a column's name
 _NO_LIMIT = 2**62
@@ -107,7 +107,7 @@ def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
-        if len(cells) == 1:  # for Parquet: return True if this column is to be read
+        if len(cells) == 1:  # Parquet asks for one column at a time: True if it is read
             return bool(known & set(cells))
         is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
         return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))

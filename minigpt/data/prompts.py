@@ -1,4 +1,4 @@
-"""Prompts that a model answers during training, with the answers that the file gives to them.
+"""Prompts that a model answers during training, with the file's answers.
 
 A prompt is a conversation up to its last answer. The answer itself is not learned; rewards compare with it.
 So a record may lack it: {"prompt": ...}. The other fields of a record are kept for rewards.

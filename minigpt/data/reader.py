@@ -146,7 +146,7 @@ def read_conversations(
         path = Path("the data set")
     data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
     if data.kind == "chat":
-        names = replace(names, speaker="")  # the turns of the chat log have roles now
+        names = replace(names, speaker="")  # not needed: the log's turns have roles now
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
@@ -254,7 +254,7 @@ def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
 
 def _as_text(path: Path, encoding: str) -> str:
     """Return advice for a file of texts."""
-    if path.exists() and not path.is_file():  # a pipe cannot be read twice
+    if path.exists() and not path.is_file():  # a pipe, which cannot be read again
         return "write it into a file, and learn from it with `minigpt train --text FILE`"
     return f"to learn from it: {advised('train --text', path, encoding)}"
 

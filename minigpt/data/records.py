@@ -418,7 +418,7 @@ def _weight(item: Mapping[str, Any]) -> float:
 
 
 def _tools(value: Any) -> str:
-    """Return a list of tools as JSON, or "" for none. The value may be a list, or a text with JSON."""
+    """Return a list of tools as JSON, or "" without tools. The value may be a list, or a text with JSON."""
     if isinstance(value, str) and value.strip():
         try:
             value = parse_value(value)

@@ -237,7 +237,7 @@ def prepare(
     A printed line says whether shards were used or written.
 
     Args:
-        path: a text file, or a folder of them.
+        path: a text file, or a folder of text files.
         folder: the folder of the shards.
         tokenizer: None: a character tokenizer of the corpus, saved as `folder`/vocab.json.
         options: options for reading the files.
@@ -266,7 +266,7 @@ def prepare(
     read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
     key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
-    (folder / MANIFEST).unlink(missing_ok=True)  # the next writes make it wrong
+    (folder / MANIFEST).unlink(missing_ok=True)  # removed, because the next writes make it wrong
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
         print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")

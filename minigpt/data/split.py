@@ -212,7 +212,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        takes = size <= left and bool(later >> (left - size) & 1)  # True: later groups can fill the rest
+        takes = size <= left and bool(later >> (left - size) & 1)  # True: later groups can fill `left`
         chosen.append(takes)
         left -= size * takes
     return chosen + [False] * (len(sizes) - len(chosen))
@@ -230,7 +230,7 @@ def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
 def write_split(
     split: Split, report: ReadReport, directory: Path, *, train_ratio: float, seed: int
 ) -> dict[str, Any]:
-    """Write train.jsonl, val.jsonl and split.json. No file is replaced before all are on the disk.
+    """Write train.jsonl, val.jsonl and split.json. No file is replaced before all files are on the disk.
 
     Lines of JSON are copied from the input unchanged. Records of other formats, or with field names given by
     the user, are written as JSON with the usual field names.

@@ -91,8 +91,8 @@ def table_in(
     """Recognise a table in CSV or the like. Return None if the text is no table.
 
     Args:
-        needs_head: if True, tab-separated lines without column names are only a table if the file's suffix is
-            that of a table.
+        needs_head: if True, tab-separated lines without column names are only a table if the file has a
+            table's suffix.
         is_whole: False if the text may be cut off at any position.
     """
     named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
@@ -250,8 +250,8 @@ class Sheet(NamedTuple):
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
     """Read the first sheet of a workbook that has known column names, or else the first sheet with rows.
 
-    The column names are in the first row, or in one of the next rows below a title. As in CSV, unknown names
-    count as column names if there are more than two columns. A sheet of one column is a list of texts.
+    The column names are in the first row, or in one of the next few rows, below a title. As in CSV, unknown
+    names count as column names if there are more than two columns. A sheet of one column is a list of texts.
 
     Raises:
         InputError: for a damaged workbook, for another zip file, or without python-calamine.
@@ -422,7 +422,7 @@ def _plain(value: Any) -> Any:
 
 
 def rows_of(rows: Iterable[Any]) -> Iterator[Record]:
-    """Yield rows in memory, such as those of a datasets.Dataset, as records."""
+    """Yield rows in memory, such as a datasets.Dataset, as records."""
     for number, row in enumerate(rows, 1):
         value = _plain(dict(row)) if hasattr(row, "keys") else row
         yield Record(number, value, "")

@@ -55,7 +55,7 @@ _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
 _ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
-_ENOUGH = 8  # smallest number of bytes that are not ASCII for a certain result
+_ENOUGH = 8  # with fewer bytes that are not ASCII, no result is certain
 # codecs that Python has for its own use
 _NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")
 _SHOWN = 12  # number of characters that an error message shows

@@ -124,7 +124,7 @@ class WindowPlan:
     def rows(self, number: int) -> npt.NDArray[np.int64]:
         """Return the starts of the windows of batch `number`, (B,)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # cached for speed; the result does not depend on it
+        if epoch != self._epoch:  # offset and keys of an epoch are cached, for speed only
             random = np.random.default_rng([*self._entropy, epoch])
             self._offset = int(random.integers(self._offsets))
             self._keys = random.integers(2**64, size=_ROUNDS, dtype=np.uint64)

@@ -26,7 +26,7 @@ from minigpt.tokenizer import Tokenizer
 
 __all__ = ["WordFinder"]
 
-_SPECIAL = b"\n"  # stands for a special token, so that no word goes across it
+_SPECIAL = b"\n"  # stands for a special token, because no word contains a line end
 
 
 class WordFinder:

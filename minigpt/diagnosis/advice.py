@@ -47,7 +47,7 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
     AdamW's best rate falls as the width grows (https://arxiv.org/abs/2203.03466). Recipes for small GPTs have
     1e-3 at 256 channels. Muon's best rate does not depend on the width, and AdamW then trains embeddings and
-    vectors only. The two rates with Muon are those of the recipe qa-cpu.
+    vectors only. For Muon, the two rates come from the recipe qa-cpu.
     """
     if config.optimizer == "muon":
         return {"learning_rate": 1e-2, "muon_learning_rate": 0.02}

@@ -33,12 +33,12 @@ PAIRS = 64  # more than questions, because a loss needs no generation
 MAX_NEW_TOKENS = 128  # the default of `minigpt eval` and `minigpt generate`
 # In a healthy run at least nine in ten answers end. A few questions always lead to endless answers.
 END_SHARE = 0.9
-# A model that has learned little also ends its answers late. Only if the loss of the end is a nat higher than
-# that of other tokens, the model has not learned to end.
+# A model that has learned little also ends its answers late. Only if the loss of the end token is a nat
+# above the loss of other tokens, the model has not learned to end.
 END_NATS = 1.0
-# If more than half of all questions get one answer, the answer does not depend on the question.
+# If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# An empty answer is never right, because the data has none.
+# An empty answer is never right, because the data has no empty answers.
 EMPTY_SHARE = 0.1
 # The right question must lower the loss of its answer: at least by 2 %, and by two standard errors.
 OWN_SHARE, OWN_ERRORS = 0.02, 2.0
@@ -79,13 +79,13 @@ def measure(
 ) -> AnswerLoss | None:
     """Measure the loss of answers to first questions.
 
-    Returns: None if all answers are the same, or a pair does not fit the model.
+    Returns: None if all answers are the same, or a pair is too long for the model.
     """
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair with another answer. The search begins half the list
-    # away.
+    # For each answer, choose the question of a pair with another answer. The search begins half a list after
+    # the answer.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))

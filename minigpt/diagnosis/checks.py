@@ -4,7 +4,7 @@
         found = check(record)
 
 Each threshold is a named constant with a reason. The thresholds are rules of thumb, set on the runs of
-benchmarks/doctor.py and tried on others. Each finding shows its numbers, so that the reader can judge.
+benchmarks/doctor.py and tried on other runs. Each finding shows its numbers, so that the reader can judge.
 """
 
 import math
@@ -66,7 +66,7 @@ def metrics_damaged(record: RunRecord) -> Finding | None:
 
 
 def unfinished(record: RunRecord) -> Finding | None:
-    """Check whether the run did all of its steps."""
+    """Check whether the run did all its steps."""
     if record.is_finished or not record.total_steps:
         return None
     verb = "finetune" if isinstance(record.config, FinetuneConfig) else "train"
@@ -208,7 +208,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
 
 
 def still_falling(record: RunRecord) -> Finding | None:
-    """Check whether the last evaluation is still much better than the one before it."""
+    """Check whether the last evaluation is still much better than the previous evaluation."""
     val = finite(record.val)
     if not record.is_finished or len(val) < 3 or val[-2].loss <= 0:
         return None

@@ -4,7 +4,7 @@
     found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
     found += [check(record) for check in SIZE_CHECKS]      # uses the run's summary, so plain text works, too
 
-The files are those that run.json names, if they still exist and have not changed since the run.
+run.json names the files. They are checked if they still exist and have not changed since the run.
 """
 
 import math
@@ -37,7 +37,7 @@ __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data
 SKIPPED_SHARE = 0.01
 # If one in five questions has the same answer, a model gives this answer when it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` leaves no question in both parts. If one in two hundred is, another program made the split.
+# `minigpt split` leaves no question in both parts. If one in two hundred is in both, another program made it.
 LEAK_SHARE = 0.005
 # 1 % of unknown characters is about one in every third sentence.
 UNKNOWN_SHARE = 0.01
@@ -76,9 +76,10 @@ MARKS = (
 )
 # If answers are less than a quarter of the counted tokens, most of the training is spent on questions.
 QUESTIONS_SHARE = 0.75
-# The unigram loss of the validation data may be this much higher than that of held-out training data. Half a
-# nat is a factor of 1.65. With n tokens, chance can cause more: a token's loss has a deviation of about 1.7
-# nats, the tokens of a row are not independent, and four deviations of the mean are about 10 / sqrt(n).
+# The unigram loss of the validation data may be this much above the unigram loss of held-out training data.
+# Half a nat is a factor of 1.65. With n tokens, chance can cause more: a token's loss has a deviation of
+# about 1.7 nats, the tokens of a row are not independent, and four deviations of the mean are about 10 /
+# sqrt(n).
 UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 
@@ -287,7 +288,7 @@ def _asks(text: str) -> bool:
 
 
 def _names_of(conversation: Conversation) -> tuple[str, str] | None:
-    """Return the names of the fields with the question and the answer; None if they are not found."""
+    """Return the names of the fields with question and answer; None if the names are not found."""
     try:
         row = parse_json(conversation.raw)
     except ValueError:
@@ -300,7 +301,7 @@ def _names_of(conversation: Conversation) -> tuple[str, str] | None:
 
 
 def answers_fit(data: DataRecord) -> bool:
-    """Return whether answers share more pairs of characters with their own questions than with others.
+    """Return whether answers share more character pairs with their own questions than with other questions.
 
     In most languages an answer repeats words of its question. Labels and translations do not, so False alone
     does not mean that answers and questions are mixed up.
@@ -393,7 +394,7 @@ def duplicates(data: DataRecord) -> Finding | None:
 
 
 def template_differs(data: DataRecord) -> Finding | None:
-    """Check for a phrase at the beginning or end of the questions that only one of the two parts has."""
+    """Check whether only one part has a phrase at the beginning or end of nearly all questions."""
     parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
     for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
         for turned in (False, True):
@@ -490,11 +491,11 @@ def answers_cut_away(data: DataRecord) -> Finding | None:
 
 
 def mostly_questions(data: DataRecord) -> Finding | None:
-    """Check whether the loss counts all tokens, and answers are a small part of them."""
+    """Check whether the loss counts all tokens, but few of these tokens belong to answers."""
     if data.config.loss_on != "all":
         return None
     statistics = data.statistics
-    answers = float((statistics.answers + statistics.exchanges).sum())  # with the <sep> after each answer
+    answers = float((statistics.answers + statistics.exchanges).sum())  # tokens, <sep> included
     share = 1 - answers / float((statistics.pairs - 1).sum())
     if share <= QUESTIONS_SHARE:
         return None

@@ -21,14 +21,14 @@ LEVELS: tuple[Level, ...] = ("error", "warning", "note", "ok")  # the worst firs
 
 
 class Words(NamedTuple):
-    """The texts of a finding in both languages. The advice says what to try, and may be empty."""
+    """The texts of a finding in both languages. The advice may be empty."""
 
     level: Level
     en: str
     zh: str
     advice_en: str
     advice_zh: str
-    explains: frozenset[str]  # codes of findings that are consequences of this one
+    explains: frozenset[str]  # codes of findings that are consequences of this finding
     rank: int  # position in findings.toml, where causes come before consequences
 
 
@@ -36,7 +36,8 @@ class Words(NamedTuple):
 class Finding:
     """A code of findings.toml and the numbers that fill its templates.
 
-    The advice may have commands: first those in `before`, then the run's own command with `flags` changed.
+    The advice may have commands: first the commands in `before`, then the run's own command with `flags`
+    changed.
     """
 
     code: str
@@ -51,7 +52,7 @@ class Finding:
         return WORDS[self.code].level
 
     def text(self, language: Language) -> str:
-        """Return the sentence that says what was found."""
+        """Return the finding as a sentence."""
         words = WORDS[self.code]
         return (words.zh if language == "zh" else words.en).format(**self.numbers)
 
@@ -65,7 +66,7 @@ class Finding:
         return dataclasses.replace(self, before=before, flags=flags or None)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of the finding, in both languages, for `--json`."""
+        """Return the whole finding, in both languages, for `--json`."""
         said = {
             f"{name}_{language}": getattr(self, name)(language)
             for name in ("text", "advice")

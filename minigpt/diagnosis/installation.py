@@ -74,7 +74,7 @@ def facts() -> list[Fact]:
 def _probed(name: str, probe: Callable[[], tuple[str | dict[str, str], Any]]) -> Fact:
     try:
         text, data = probe()
-    except Exception as error:  # one failed fact must not hide the others
+    except Exception as error:  # one failed fact must not hide the other facts
         text = f"unknown: {_one_line(error)}"
         data = {"error": _one_line(error)}
     return Fact(name.replace(" ", "_"), text if isinstance(text, dict) else {name: text}, data)

@@ -63,12 +63,12 @@ class Event:
     step: int
     kind: str
     loss: float = math.nan
-    what: tuple[str, ...] = ()  # sentences that say what the resume changed
+    what: tuple[str, ...] = ()  # sentences about the changes at a resume
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The recorded data of a run. Points are in the order of steps. A step's last line gives its point."""
+    """The recorded data of a run. Points are in the order of steps, one for each recorded step."""
 
     folder: Path
     config: TrainConfig
@@ -228,7 +228,7 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
 
 
 def _choices(hint: Any) -> tuple[Any, ...]:
-    """Return the values that a type allows: those of a Literal, else ()."""
+    """Return the values that a Literal allows; () for other types."""
     members = (hint, *typing.get_args(hint))
     return next((typing.get_args(one) for one in members if typing.get_origin(one) is typing.Literal), ())
 

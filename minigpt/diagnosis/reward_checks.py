@@ -1,7 +1,7 @@
 """Checks a run that learned from rewards: did the rewards rise in an unwanted way (reward hacking)?
 
-The losses of such a run say nothing by themselves, so the checks of losses are left out. The thresholds are
-rules of thumb; each finding shows its numbers.
+The losses of such a run do not show whether it went well, so the checks of losses are left out. The
+thresholds are rules of thumb; each finding shows its numbers.
 """
 
 import math
@@ -25,7 +25,7 @@ EQUAL = 0.9  # share of groups with equal rewards at which little can be learned
 
 
 def learns_from_rewards(record: RunRecord) -> bool:
-    """Return whether the run is one of `--task grpo`."""
+    """Return whether the run's task is grpo."""
     return isinstance(record.config, FinetuneConfig) and record.config.task == "grpo"
 
 
@@ -69,7 +69,7 @@ def _numbers(first: ValPoint, last: ValPoint) -> dict[str, float]:
 
 
 def rewards_equal(record: RunRecord) -> Finding | None:
-    """Check whether nearly all groups had equal rewards, so that there was nothing to learn from."""
+    """Check whether nearly all groups had equal rewards, which teach nothing."""
     shares = [point.equal_groups for point in record.train if math.isfinite(point.equal_groups)]
     if not shares:
         return None

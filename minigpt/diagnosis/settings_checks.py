@@ -38,7 +38,7 @@ LOW, HIGH = 0.1, 10.0
 # loss by 0.15, or if, at a high rate, one of the first ten lines is half a nat above an earlier line.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with so many warm-up steps, a rising loss is no sign of a missing warm-up
-# AdamW's decay limits weights to |w| <= 1 / decay in the long run. A limit below 0.2 keeps them too small.
+# AdamW's decay limits weights to |w| <= 1 / decay in the long run. A limit below 0.2 keeps weights too small.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # No recipe drops half of all activations.
 DROPOUT = 0.5
@@ -190,7 +190,7 @@ def leapt(record: RunRecord) -> bool:
 
 
 def first_lines(record: RunRecord) -> list[TrainPoint]:
-    """Return the first tenth of the lines, at least ten. Return none if the first lines are missing."""
+    """Return the first tenth of the lines, at least ten. Return no lines if the first lines are missing."""
     train = finite(record.train)
     if not train or math.isnan(untrained(record)) or train[0].step > 2 * max(record.lines_every, 10):
         return []

@@ -1,4 +1,4 @@
-"""Scores answers: exact match and character F1 of a model's answers against the expected ones.
+"""Scores answers: exact match and character F1 of a model's answers against the expected answers.
 
     references = by_question(conversations)  # a question may have several right answers
     report = score_answers(given, list(references.values()))
@@ -114,7 +114,7 @@ def answer_rows(
 ) -> list[Row]:
     """Return table rows (mark, question, expected, given) of `count` questions, spread evenly over all.
 
-    If a question has several right answers, the one most similar to the given answer is shown.
+    If a question has several right answers, the answer most similar to the given answer is shown.
     """
     count = min(count, len(questions))
     rows = []

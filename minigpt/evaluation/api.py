@@ -5,7 +5,7 @@
     evaluate(model, tokenizer, text="novel.txt")["bits_per_byte"]
 
 The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
-question, always with the most likely token, and the answers are compared with the right ones.
+question, always with the most likely token, and the answers are compared with the right answers.
 """
 
 from collections.abc import Iterator, Sequence

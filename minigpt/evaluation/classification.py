@@ -90,7 +90,7 @@ class ClassificationReport:
 
     @property
     def pearson(self) -> float:
-        """Return the correlation of true values and predictions, or nan if one of them is constant."""
+        """Return the correlation of true values and predictions, or nan if either is constant."""
         n, x, y, xx, yy, xy = self.counts[0].tolist()
         spread = max(n * xx - x * x, 0.0) * max(n * yy - y * y, 0.0)
         return (n * xy - x * y) / math.sqrt(spread) if spread > 0 else math.nan

@@ -1,4 +1,4 @@
-"""Compares two models on the same questions, and says in words whether the data can tell them apart.
+"""Compares two models on the same questions, and says in words whether the data shows which is better.
 
 found = compare_results(result_a, result_b)
 print(found.in_words("A", "B"))

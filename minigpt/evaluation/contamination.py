@@ -3,8 +3,8 @@
     found = contamination(task.examples, [Path("data/train.jsonl")])
     found.exact, found.near          # lines of the task
 
-A question is "exact" if all of its n-grams are in the training data, and "near" if at least half of them are.
-The memory grows with the task, not with the training data.
+A question is "exact" if all of its n-grams are in the training data, and "near" if at least half of its
+n-grams are. The memory grows with the task, not with the training data.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -39,11 +39,11 @@ def bootstrap(
 
     Args:
         values: (N,), one value per question.
-        weights: (N,), such as numbers of tokens; None: ones, so that the ratio is the mean.
+        weights: (N,), such as numbers of tokens; None: all 1, so that the ratio is the mean.
         transform: a function applied to the ratio, such as exp for perplexity.
 
-    If all questions are right, or all wrong, resampling says nothing. Then the bound is that of the binomial
-    distribution: with 30 of 30 right, the true share is at least 0.884.
+    If all questions are right, or all wrong, all samples are equal. Then the binomial distribution gives the
+    bound: with 30 of 30 right, the true share is at least 0.884.
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -90,7 +90,7 @@ def _of_logarithms(n: int, less: int) -> float:
 class Difference:
     """The difference of two models, measured question by question."""
 
-    value: float  # mean of the second minus mean of the first
+    value: float  # mean of the second model minus mean of the first
     low: float  # lower end of the 95 % interval
     high: float
     p: float  # p-value of McNemar's exact test if scores are 0 or 1, else of random signs

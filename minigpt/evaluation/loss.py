@@ -70,7 +70,7 @@ class Report(Protocol):
         """Return the sums of this process."""
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """Replace the sums of this process by those of all processes."""
+        """Replace the sums of this process by the sums over all processes."""
 
     def metrics(self) -> dict[str, float]:
         """Return the numbers for metrics.jsonl, by their names there. `val_loss` is `loss`."""

@@ -71,7 +71,7 @@ def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> st
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Split a card into the header, without its lines of dashes, and the rest."""
+    """Split a card into the header, without its lines of dashes, and the text below it."""
     if not text.startswith("---\n"):
         return "", text
     end = text.find("\n---", 3)

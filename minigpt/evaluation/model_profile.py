@@ -61,8 +61,8 @@ class Calibration:
 class Positions:
     """The influence of the order of the choices."""
 
-    chosen: dict[str, float]  # letter -> share of answers that choose it
-    right: dict[str, float]  # letter -> accuracy on questions whose right answer it is
+    chosen: dict[str, float]  # letter -> share of answers that choose this letter
+    right: dict[str, float]  # letter -> accuracy on questions with this right answer
     consistent: float  # share of questions with the same choice in every order
     spread: float  # highest minus lowest accuracy of a letter
 

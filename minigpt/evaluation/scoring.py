@@ -56,7 +56,7 @@ class Scored(NamedTuple):
 
 
 class _Request(NamedTuple):
-    read: tuple[int, ...]  # tokens that the model reads: all except the last one
+    read: tuple[int, ...]  # tokens that the model reads: all except the last
     first: int  # position whose logits predict the first token of the continuation
     targets: tuple[int, ...]
     n_cut: int
@@ -167,7 +167,7 @@ class ContinuationScorer:
     # -- rows -----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Return the end of the batch that begins at `start`, and the number of tokens that it shares."""
+        """Return the end of the batch that begins at `start`, and the length of its common beginning."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):

@@ -135,7 +135,7 @@ class TaskResult:
 
     @property
     def main(self) -> str:
-        """The name of the main metric, which is the first one."""
+        """The name of the main metric, which is the first metric."""
         return next(iter(self.metrics))
 
     @property
@@ -195,7 +195,7 @@ class LoadedModel:
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        if form is None and isinstance(self.tokenizer, Tokenizer):  # minigpt trained the model
+        if form is None and isinstance(self.tokenizer, Tokenizer):  # only minigpt trains such models
             form = "question"
             if self.folder is not None:
                 form = prompt_format(self.folder, self.tokenizer, self.adapter)
@@ -369,8 +369,8 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
     Args:
         start: the token before the text.
         length: number of tokens that the model reads at once.
-        stride: number of tokens that each window after the first one predicts; the others are context.
-            0: as many as possible.
+        stride: number of tokens that each window after the first window predicts; the other tokens are
+            context. 0: as many as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
     [([0], [1, 2, 3]), ([2, 3], [4, 5])]

@@ -58,7 +58,7 @@ class Task:
     dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)  # subject -> its examples
     skipped: int = 0  # number of bad records
     files: tuple[Path, ...] = ()  # files of the examples
-    is_own_dev: bool = False  # True if shots come from the measured file, without the asked question
+    is_own_dev: bool = False  # True: the shots are other questions of the measured file
 
     @property
     def style(self) -> Style:
@@ -335,7 +335,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         yield from headless
         return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
-        texts, _ = read_labelled(path, LabelledOptions())  # a table without a head: texts with labels
+        texts, _ = read_labelled(path, LabelledOptions())  # a table without column names has texts and labels
         names = path.parent / "class.txt"
         names_of = read_utf8(names).split("\n") if names.exists() else []
         for one in texts:

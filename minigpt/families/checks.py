@@ -74,7 +74,7 @@ def unwrapped(names: Collection[str]) -> dict[str, str]:
 
 
 def full_names(names: Collection[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
-    """Add the prefix to names that lack it (files of a model without its head): wte is transformer.wte.
+    """Add the prefix to names that lack it (files of a model without its head): wte becomes transformer.wte.
 
     A wrapper's prefix before all names is removed.
 

@@ -49,7 +49,7 @@ class Family:
     """The description of a model family."""
 
     model_type: str  # model_type in config.json
-    name: FamilyName  # as the flag --family spells it
+    name: FamilyName  # name for the flag --family
     config_class: type[Any]  # class of the configuration
     model_class: type[Any]  # class of the model
     # (content of a config.json) -> configuration; raises InputError that names the wrong key
@@ -87,7 +87,7 @@ class Family:
     # For generation.native: list_operations(operation_list, model) adds the operations of a forward pass;
     # rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D); None: no RoPE.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # module classes whose forward these operations replace
+    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
     # configuration -> angles between neighbouring positions, (D / 2,), and the factor of cos and sin;
     # None: no RoPE
@@ -107,7 +107,8 @@ class Family:
     def rows(self, config: Any) -> Iterator[Weight]:
         """Yield the weights with block numbers filled in, block by block; an untied lm_head comes last.
 
-        Weights of the table that neither a model nor a file of this configuration has are left out.
+        The table may have weights that this configuration lacks in the model and in the file. They are left
+        out.
         """
         every = self.parameter_shapes(self.with_all_weights(config))
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):

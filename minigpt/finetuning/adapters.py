@@ -4,7 +4,7 @@
     config = load_adapter(model, Path("output/mine"))    # add_adapter, then the adapter's weights
 
 The names of weights are PEFT's: base_model.model.<Hugging Face's name of the layer>.lora_A.weight, and so on.
-A folder that PEFT wrote is read unchanged. If it needs a feature that minigpt lacks, an error names the key.
+Folders that PEFT wrote can be read. If a folder needs a feature that minigpt lacks, an error names the key.
 Bottleneck adapters, which PEFT does not have, are in folders of the same kind, with peft_type "BOTTLENECK".
 """
 
@@ -164,7 +164,8 @@ def save_adapter(
         config: the configuration that was given to `add_adapter`.
         base: folder or name of the base model, for programs that load the adapter.
         adapter: name of the adapter in the model.
-        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new one.
+        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new
+            result.
         task_type: PEFT's name of the task; SEQ_CLS for a classifier.
 
     Raises:
@@ -295,7 +296,7 @@ def _on_meta(model: Any) -> Any:
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     """Read the tensors of a file, except weights of the base model.
 
-    For example, PEFT also saves the weight of lm_head if lm_head has an adapter.
+    PEFT also saves a weight of the base model: that of lm_head, if lm_head has an adapter.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")
@@ -327,7 +328,7 @@ def _with(config: AdapterConfig, **values: Any) -> AdapterConfig:
 
 
 def _require_size(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError if the rank, or the size of the bottlenecks, is not that of the configuration."""
+    """Raise InputError if rank or bottleneck size differ between tensors and configuration."""
     if isinstance(config, LoraConfig):
         key, size, end, name = "r", config.r, ".lora_A.weight", "rank"
     elif isinstance(config, BottleneckConfig):

@@ -108,7 +108,7 @@ def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: P
 
     Args:
         logits: (B, K).
-        labels: (B,) int64: numbers of the right outputs; or (B, K) float32: zeros and ones, or target values.
+        labels: (B,) int64: numbers of the right outputs; or (B, K) float32: 0 and 1, or target values.
         weights: (B,): factor for the loss of each row.
     """
     logits = logits.float()

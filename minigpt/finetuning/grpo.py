@@ -6,7 +6,7 @@ probability of a token, divided by its probability when it was sampled. The loss
     -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
 
 KL to the reference is estimated from each sampled token: ref / p - log(ref / p) - 1, the estimator k3 of
-http://joschu.net/blog/kl-approx.html. The names are those of TRL's GRPOConfig.
+http://joschu.net/blog/kl-approx.html. Options have the names of TRL's GRPOConfig.
 
 Letters in shapes: N prompts, G answers of each, P tokens of answers.
 """

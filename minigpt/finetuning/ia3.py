@@ -35,7 +35,7 @@ class IA3Config(AdapterConfig):
     """names of modules that are trained whole, such as lm_head"""
 
     def of_family(self, model: LanguageModel) -> "IA3Config":
-        """Return a configuration in which all layers are named."""
+        """Return this configuration with the defaults of the model's family filled in."""
         family = family_of(model.config)
         inputs = family.rescaled_inputs if self.feedforward_modules is None else self.feedforward_modules
         outputs = (*family.rescaled_outputs, *family.rescaled_inputs)

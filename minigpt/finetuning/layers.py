@@ -85,7 +85,7 @@ class AdaptedLayer(nn.Module):
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        is_rounded = hasattr(linear, "dequantized")  # then cut off the padding of int4 weights
+        is_rounded = hasattr(linear, "dequantized")  # the slice cuts off int4's padding
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
 
@@ -190,7 +190,7 @@ def is_called(theirs: str, name: str) -> bool:
 
 
 def _is_in(name: str, modules: Collection[str]) -> bool:
-    """Return True if a module is one of `modules`, or inside one of them."""
+    """Return True if a module is in the list `modules`, or inside a module of the list."""
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
@@ -259,7 +259,7 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model and add an adapter to some of its linear layers, in place. Only the new one is active.
+    """Freeze a model and add an adapter to some of its linear layers, in place. Only this adapter is active.
 
     Modules in `modules_to_save` are copied, and the copies are trained. As in PEFT, a tied lm_head then has
     its own weight.
@@ -304,10 +304,10 @@ class WholeModule:
     parent: nn.Module
     attribute: str  # name of the module's attribute in the parent
     original: nn.Module
-    copies: dict[str, nn.Module]  # adapter -> its copy
+    copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the copy that one of these adapters has. If none has a copy, return the original."""
+        """Return the first copy that belongs to one of these adapters, or else the original."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)

@@ -188,7 +188,7 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def add_weighted_adapter(
     model: LanguageModel, adapters: Sequence[str], weights: Sequence[float], adapter: str
 ) -> LoraConfig:
-    """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
+    """Combine several adapters into one, as PEFT's combination type "linear". Only the result is active.
 
     A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. The result is exact for one
     adapter, and an approximation for several. `set_adapter` with several names gives the exact sum.

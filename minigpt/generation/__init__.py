@@ -15,7 +15,7 @@ order:
     native.py                runs the model in one call of C (native.c, products.h)
     loop.py                  the decoding loop: decode, prefill, choose
     beam_search.py           beam search
-    speculative_decoding.py  guesses tokens, so that one step gives several
+    speculative_decoding.py  guesses tokens, so that one step gives several tokens
     api.py                   generate, stream, answer_questions, generate_ids, generate_output
     loading.py               loads model, tokenizer and assistant model
     generation_config.py     reads generation_config.json and the prompt format of a model

@@ -109,7 +109,7 @@ def generate(
         options: fields of GenerationOptions.
 
     Raises:
-        InputError: if an option is unknown (the message names the most similar one), a value is wrong, or the
+        InputError: if an option is unknown (the message names a similar name), a value is wrong, or the
             question is too long.
     """
     chosen = options_from(options, also=["return_dict_in_generate", "assistant_model"])
@@ -133,7 +133,7 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
         also: names of other arguments, which an error may also suggest.
 
     Raises:
-        InputError: if a name is unknown; the message suggests the most similar one.
+        InputError: if a name is unknown; the message suggests a similar name.
     """
     if not values:
         return _DEFAULTS
@@ -177,7 +177,8 @@ def answer_questions(
 ) -> list[Answer]:
     """Answer questions. The answers have the questions' order: num_return_sequences for each question.
 
-    With a seed, the answer to question number i depends on (seed, i) and the question, not on the others.
+    With a seed, the answer to question number i depends on (seed, i) and the question, not on other
+    questions.
 
     Args:
         batch_size: largest number of answers that are generated at once.

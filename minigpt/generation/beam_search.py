@@ -1,9 +1,9 @@
-"""Beam search: follows several sequences at once, and returns those that are most likely as a whole.
+"""Beam search: follows several sequences at once, and returns the most likely whole sequences.
 
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
 sequences. Each step tries all tokens after each of them, and keeps the K most likely unfinished sequences.
 Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum would favour
-short ones. Ids and scores equal those of transformers' `generate` for a single prompt.
+short sequences. Ids and scores are the same as in transformers' `generate` for a single prompt.
 
 A search consists of K sequences in minigpt.generation.loop, which share one `BeamSearch`. The prompt is read
 once; then the sequence forks. The result does not depend on other searches in the loop.
@@ -24,7 +24,7 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# The score that transformers gives to a beam without content. Such a beam, a copy of another one, must lose
+# The score that transformers gives to a beam without content. Such a beam, a copy of another beam, must lose
 # against each real beam, but win against a forbidden token, whose score is -inf.
 NO_SCORE = -1e9
 
@@ -54,12 +54,12 @@ class BeamSearch:
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
         """Continue all beams of the search by one token. Return the new beams, or none if the search ends."""
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
-        length, limit = len(beams[0].ids) + 1, beams[0].limit  # new tokens of a candidate, and their maximum
+        length, limit = len(beams[0].ids) + 1, beams[0].limit  # number of new tokens, and its maximum
         log_p = logits.log_softmax(dim=-1)  # (K, V); at first (1, V)
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # Each eos may end each beam. There must still be K candidates that continue.
+        # Up to K * len(eos) candidates may end with an eos. At least K other candidates must continue.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
         # the most likely continuations of all beams, in descending order
         so_far = [self._totals.get(beam, 0.0) for beam in beams]

@@ -40,7 +40,7 @@ class BurstPipeline:
         only if two bursts are pending, or if no sequence needs another burst.
 
         Args:
-            rows: slot -> sequence. The slot holds all tokens of the sequence but the last one.
+            rows: slot -> sequence. The slot holds all tokens of the sequence but the last token.
             columns: largest number of tokens that other slots hold. These tokens stay unchanged.
         """
         self._take_over(rows)

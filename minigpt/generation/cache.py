@@ -42,8 +42,8 @@ class KeyValueCache:
         slots: largest number of sequences at once.
         max_length: largest number of tokens of a sequence.
         max_cache_mib: largest number of MiB (2**20 bytes) that the cache may take; None: no limit.
-        keeps: False: all layers share the memory of one layer. This is enough for sequences whose tokens are
-            all read again in each step.
+        keeps: False: all layers share the memory of one layer. This is enough if each step reads all
+            tokens of a sequence again.
 
     Attributes:
         lengths: number of tokens that each slot holds.
@@ -108,7 +108,7 @@ class KeyValueCache:
         self._free.append(slot)
 
     def clear(self, slot: int) -> None:
-        """Set a slot's keys and values to 0. A NaN among them would spread even where attention masks it."""
+        """Set a slot's keys and values to 0. A NaN in them would spread, even if attention masks it."""
         self._keys[:, slot] = self._values[:, slot] = 0
 
     def length(self, slot: int) -> int:
@@ -116,7 +116,7 @@ class KeyValueCache:
         return self.lengths[slot]
 
     def reserve(self, slot: int, tokens: int) -> int:
-        """Check that `tokens` more tokens fit into a slot, and return the column of the first one.
+        """Check that `tokens` more tokens fit into a slot, and return the column of the first new token.
 
         Raises:
             InputError: if the tokens do not fit.
@@ -133,7 +133,7 @@ class KeyValueCache:
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
-        """Keep only the first `length` tokens of a slot. New tokens overwrite the rest."""
+        """Keep only the first `length` tokens of a slot. New tokens overwrite the dropped tokens."""
         if not 0 <= length <= self.lengths[slot]:
             raise InputError(f"the slot holds {self.lengths[slot]} tokens: cannot keep {length}")
         self.lengths[slot] = length
@@ -208,7 +208,7 @@ class CacheView:
             self.mask = held
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add k and v (n, H, T, D) to a layer. Return all of its keys and values, (n, H, S + T, D) each."""
+        """Add k and v (n, H, T, D) to a layer. Return the layer's keys and values, (n, H, S + T, D) each."""
         S, T = self.length, k.shape[2]
         found = []
         for held, new in zip(self._cache.layer(layer), (k, v)):

@@ -1,4 +1,4 @@
-"""Constrains answers to one of some choices, a match of a regular expression, or JSON that fits a schema.
+"""Constrains answers to a list of choices, to a regular expression, or to JSON that fits a schema.
 
 `make_constraint` returns the state before the first token. Each token leads to the next state. `allow_only`
 forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is complete. So an
@@ -76,7 +76,7 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
 
 def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
-    """Set the scores (B, V) of all tokens to -inf, except those that are allowed in the same row."""
+    """Set the scores (B, V) of all tokens to -inf, except the tokens that are allowed in the same row."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)
     for row, ids in enumerate(allowed):
         mask[row, torch.tensor(ids, dtype=torch.int64)] = True

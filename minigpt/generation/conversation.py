@@ -61,7 +61,7 @@ class Choice(NamedTuple):
 
     token: int
     probability: float
-    others: list[tuple[int, float]]  # in descending order, without the token itself
+    others: list[tuple[int, float]]  # the most likely first, without the token itself
     # Probabilities of the token and of `others` after temperature, top_k and the like; empty without
     # sampling.
     drawn: list[float]
@@ -75,7 +75,7 @@ class Conversation:
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
         system: system text, for a chat model or a model of questions and answers; "" for none.
         thinking: True lets a chat model think before it answers, False does not; None: the template decides.
-        turns: all turns, including those that the model does not read any more.
+        turns: all turns, including old turns that the model does not read any more.
         forgotten: number of the first turns that the model does not read any more.
         saved: files that `save` wrote.
     """
@@ -322,7 +322,7 @@ class QuestionAnswering:
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answer questions in order: num_return_sequences for each one. A blank question gets blank answers.
+        """Answer questions in order, num_return_sequences times each. A blank question gets blank answers.
 
         Args:
             batch_size: largest number of answers that are generated at once.

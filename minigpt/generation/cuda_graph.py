@@ -57,9 +57,9 @@ def capacity(max_length: int, context: int) -> int:
 
 
 def sizes(largest: int, least: int) -> list[int]:
-    """Return the sizes to which numbers are rounded up, so that there are few graphs.
+    """Return the sizes to which numbers of rows or columns are rounded up, so that there are few graphs.
 
-    These are powers of two from `least` on, and `largest`.
+    The sizes are powers of two from `least` on, and `largest`.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]
@@ -241,7 +241,7 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
         self._tick = whole(1)  # number of the next step within the burst
-        # several buffers, because one is filled while earlier ones are read
+        # several buffers, because one buffer is filled while earlier buffers are read
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
@@ -347,7 +347,7 @@ class GraphDecoder:
         return logits
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
-        """Choose the next token of each row, (B,), with the same functions and numbers as the host."""
+        """Choose the next token of each row, (B,), with the same functions and random numbers as the host."""
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)

@@ -12,8 +12,9 @@ Prompts and results are ids. Iterating over a handle drives the engine, unless a
     with EngineThread(Engine(model)) as engine:
         handle = engine.submit(prompt, options)      # from any thread
 
-The result of a request equals that of generate_ids, and does not depend on other requests. A prompt is always
-read in the same chunks, and C computes each token in the same way (minigpt.generation.native). There is one
+The result of a request equals the result of generate_ids, and does not depend on other requests. A prompt is
+always read in the same chunks, and C computes each token in the same way (minigpt.generation.native). There
+is one
 difference: generate_ids reads a long prompt at once, and so rounds in another order than the engine, which
 reads it in chunks. A reused prefix changes nothing, because it ends at the end of a chunk.
 
@@ -22,7 +23,7 @@ then gives a request no token or several. CUDA graphs cannot decode requests wit
 window or guesses. While there is such a request, all requests are decoded without graphs, which is slow.
 
 A model may have several adapters beside its weights (load_model(..., adapter={"zh": ..., "en": ...})). A
-request may name its own, and one batch holds requests with different ones:
+request may name an adapter, and one batch holds requests with different adapters:
 
     engine.submit(prompt, options, adapter="zh")
 
@@ -62,9 +63,9 @@ class QueueFullError(InputError):
 
 @dataclass
 class Statistics:
-    """Counts of an engine's work since it was made."""
+    """Numbers of requests, tokens and steps of an engine so far."""
 
-    finished: int = 0  # number of requests that ended, without cancelled and failed ones
+    finished: int = 0  # number of requests that ended, without cancelled and failed requests
     cancelled: int = 0
     failed: int = 0
     tokens_read: int = 0  # number of prompt tokens that were computed
@@ -131,7 +132,7 @@ class Engine:
         self.prefixes = PrefixCache(self.cache, chunk, prefix_mib) if prefix_mib else None
         self.loop = DecodingLoop(model, self.cache, length, chunk, self.prefixes, self.pipeline)
         self.statistics = Statistics()
-        self.is_driven = False  # True: a thread calls step, so others must not
+        self.is_driven = False  # True: a thread calls step, so other threads must not
         self.changed = threading.Condition()  # guards the attributes below; notified when there is work
         self._waiting: deque[RequestHandle] = deque()
         self._running: dict[Sequence, RequestHandle] = {}
@@ -220,7 +221,8 @@ class Engine:
                 f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
             )
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        # Without max_new_tokens, the answer may fill max_length. With it, the limit is that of generate_ids.
+        # Without max_new_tokens, the answer may fill max_length. With it, the limit is the same as in
+        # generate_ids.
         longest = self.max_length
         if options.max_new_tokens is not None:
             longest = self.model.config.max_position_embeddings
@@ -253,9 +255,9 @@ class Engine:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Cancel all requests at once, and refuse new ones. Only the thread that steps may call it."""
+        """Cancel all requests at once, and refuse new requests. Only the thread that steps may call it."""
         with self.changed:
-            self._failure = InputError("it was closed")  # first, or a new request would wait forever
+            self._failure = InputError("it was closed")  # first, so that no new request waits forever
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:
             self.cancel(handle)
@@ -289,7 +291,7 @@ class Engine:
         return not self.is_idle
 
     def fail(self, error: Exception) -> None:
-        """End all requests with this error, and refuse new ones."""
+        """End all requests with this error, and refuse new requests."""
         with self.changed:
             self._failure = error
             waiting = list(self._waiting)
@@ -333,7 +335,7 @@ class EngineThread:
     """A thread that drives an engine inside a `with` block, so that other threads can wait for tokens.
 
     The thread sleeps while the engine is idle. The end of the block cancels all requests and closes the
-    engine. If a step fails, all requests end with its error, and new ones are refused.
+    engine. If a step fails, all requests end with its error, and new requests are refused.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -87,7 +87,7 @@ def recommended_options(folder: Path) -> dict[str, Any]:
 
 
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
-    """Return the token that begins an empty text: the BOS, or else the EOS, which separates texts."""
+    """Return the token that begins an empty text: the BOS, or else the EOS, which is put between texts."""
     size = _object(folder / _CONFIG).get("vocab_size")
     ids = [_object(_source(folder)).get("bos_token_id")]
     ids += [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos")]

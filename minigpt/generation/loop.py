@@ -76,7 +76,7 @@ class DecodingLoop:
         self.cache, self.max_length, self.chunk = cache, max_length, chunk
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.model, self.runner = model, runner_for(model)
-        self.running: list[Sequence] = []  # in the order in which they joined
+        self.running: list[Sequence] = []  # in the order in which the sequences joined
         self.tokens_read = self.tokens_reused = 0  # number of read and of reused prompt tokens
         self._n_special = 0  # number of running sequences that are not plain
 
@@ -130,7 +130,7 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        has_own = any(one.adapters is not None for one in ready)  # True: sequences choose their adapters
+        has_own = any(one.adapters is not None for one in ready)  # True: a sequence names adapters
         alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
         if alone:
             ready = [sequence for sequence in ready if sequence not in alone]
@@ -162,7 +162,7 @@ class DecodingLoop:
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
-        """Move sequences from the highest slots to free lower ones. Adjacent slots are read in place."""
+        """Move sequences from the highest slots to lower free slots. Adjacent slots are read in place."""
         for sequence in sorted(self.running, key=lambda one: -one.slot):
             if sequence.slot < len(self.running):
                 break
@@ -252,7 +252,7 @@ class DecodingLoop:
     def _choose_by_kind(
         self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None
     ) -> list[Sequence]:
-        """Do the work of `_choose`. Return the sequences, including new ones that have forked from them."""
+        """Do the work of `_choose`. Return the sequences, and new sequences that forked from them."""
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
         for number, sequence in enumerate(sequences):

@@ -74,7 +74,7 @@ class TorchRunner:
         return self._logits(torch.cat(found))
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """Return the token with the highest logit in each row, the first of several, and this logit."""
+        """Return the token with the highest logit in each row, in a tie the first, and this logit."""
         tokens = sampling.greedy(logits)
         return tokens.tolist(), logits.gather(-1, tokens[:, None])[:, 0].tolist()
 

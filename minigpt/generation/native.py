@@ -6,7 +6,7 @@
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
 of the time. The family's folder builds the list from the modules and weights of the PyTorch model, and
 neither copies nor changes them. So there is no second model. Tests compare the
-results with those of the slower PyTorch modules. The library is compiled at first use (.native_library).
+results with the slower PyTorch modules. The library is compiled at first use (.native_library).
 
 The bits of a token's logits do not depend on other slots or other tokens in the call.
 
@@ -151,8 +151,8 @@ class NativeRunner:
     """Runs one model in C. Holds its list of operations and their scratch memory.
 
     The list holds the addresses of the weights. If a module is replaced or quantised, make a new runner; if
-    training changes the values, this is not necessary. Arguments and results of `prefill` and `decode` are
-    those of TorchRunner. The next call overwrites the logits.
+    training changes the values, this is not necessary. `prefill` and `decode` have the same arguments and
+    results as in TorchRunner. The next call overwrites the logits.
     """
 
     in_any_slot = True  # True: C gets the slot of each token, so no slot is copied
@@ -205,11 +205,11 @@ class NativeRunner:
         return self._run(rows, slots, cache, every=True)
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """Return the token with the highest logit in each row, the first of several, and this logit.
+        """Return the token with the highest logit in each row, in a tie the first, and this logit.
 
         In a row with a NaN, the NaN counts as the highest.
         """
-        if logits is not self._logits:  # the logits are not those of the last call
+        if logits is not self._logits:  # `logits` are not the result of the last call
             return self.torch.argmax(logits)
         if self._found is None or len(self._found[0]) != self._n_logits:
             self._found = (ctypes.c_int64 * self._n_logits)(), (ctypes.c_float * self._n_logits)()

@@ -124,7 +124,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """Return the undamaged libraries of this name, and remove damaged ones."""
+    """Return the undamaged libraries of this name, and remove damaged libraries."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():

@@ -2,8 +2,8 @@
 
     GenerationOptions(max_new_tokens=32, do_sample=True, top_p=0.9, stop_strings=["\\n"])
 
-Names and meanings are those of Hugging Face's `generate`, if it has the option. `presence_penalty`,
-`frequency_penalty`, `logit_bias` and `logprobs` are those of OpenAI and vLLM; `seed`, `window` and `sinks`
+Names and meanings are as in Hugging Face's `generate`, if it has the option. `presence_penalty`,
+`frequency_penalty`, `logit_bias` and `logprobs` come from OpenAI and vLLM; `seed`, `window` and `sinks`
 are minigpt's own. Four defaults differ from Hugging Face's:
 
 - `top_k` is 0 (off), not 50, so that plain sampling draws from the model's distribution;
@@ -36,7 +36,7 @@ class GenerationOptions:
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_new_tokens": (1, 10**9),
         "min_new_tokens": (0, 10**9),
-        # At the lower end, scores in single precision are still finite, and sampling is practically greedy.
+        # At the lower limit, scores in single precision are still finite, and sampling is practically greedy.
         "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
         "top_k": (0, 10**9),
         "top_p": (1e-12, 1.0),
@@ -236,7 +236,7 @@ class GenerationOptions:
 
     @property
     def constraint(self) -> str | None:
-        """Name of the option that constrains the answer: choices, regex or json_schema; None if none does."""
+        """The option that constrains the answer: choices, regex or json_schema; None: no constraint."""
         return next(iter(self._constraints()), None)
 
     def _constraints(self) -> list[str]:

@@ -38,10 +38,11 @@ class Completion(NamedTuple):
 class GenerateOutput:
     """The result for all prompts. An output that was not selected is None.
 
-    Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput); those of
-    log-probabilities are minigpt's. A tuple has an entry for each step. In hidden_states and attentions, this
-    entry is a tuple with an entry for each layer. Rows that end early are padded: sequences with eos (or 0),
-    other outputs with zeros. The completions have no padding. In speculative decoding, each token is a step.
+    Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput); the
+    log-probabilities have minigpt's own names. A tuple has an entry for each step. In hidden_states and
+    attentions, this entry is a tuple with an entry for each layer. Rows that end early are padded: sequences
+    with eos (or 0), other outputs with zeros. The completions have no padding. In speculative decoding, each
+    token is a step.
     """
 
     completions: list[Completion]

@@ -16,7 +16,7 @@ __all__ = ["RequestHandle"]
 class Driver(Protocol):
     """The interface of an engine that a handle needs."""
 
-    is_driven: bool  # True: a thread calls step, so others must not
+    is_driven: bool  # True: a thread calls step, so other threads must not
 
     def step(self) -> bool:
         """Do one step for all requests. Return whether requests are left."""

@@ -34,7 +34,7 @@ def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
 
 
 def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
-    """Keep the top_k highest scores, and all scores equal to the lowest of them.
+    """Keep the top_k highest scores, and all scores equal to the lowest kept score.
 
     If top_k is a tensor, int64 (B, 1), 0 keeps all scores of a row.
     """

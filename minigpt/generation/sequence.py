@@ -193,7 +193,7 @@ class Sequence(StopChecker):
         embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholders.
 
     Attributes:
-        context: tokens that the model sees: all tokens, or those of the window and later ones.
+        context: tokens that the model sees: all tokens, or the tokens of the window and later tokens.
         slot: slot of the cache; -1 before the sequence joins a loop.
         error: error with which the sequence failed, or None.
     """
@@ -213,7 +213,7 @@ class Sequence(StopChecker):
         self._history: npt.NDArray[np.int64] | None = None
         self._n_known = 0  # number of new ids in _history
         self.error: Exception | None = None
-        self.adapters: tuple[str, ...] | None = None  # names of its adapters; None: the model's active ones
+        self.adapters: tuple[str, ...] | None = None  # its adapters' names; None: the active adapters
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
         if seed is not None:
@@ -243,7 +243,7 @@ class Sequence(StopChecker):
 
     @property
     def n_cached_at_first(self) -> int:
-        """Number of prompt tokens without the last one, which is read to choose the first new token."""
+        """Number of prompt tokens without the last token, which is read to choose the first new token."""
         return len(self.prompt) - 1
 
     def push(self, token: int) -> None:
@@ -321,14 +321,14 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text is not yet final as a whole
-        self._taken = 0  # number of characters of the text of `_ids` that are final
+        self._taken = 0  # number of final characters in the text of `_ids`
         self._held = ""  # final text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
         """Take the next id. Return the text that has become final: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        # Only the last U+FFFD can still become a character. Earlier ones were followed by other bytes.
+        # Only the last U+FFFD can still become a character. Earlier U+FFFD were followed by other bytes.
         whole = text.removesuffix(REPLACEMENT)
         if not self._joins:  # the last three words may still be joined: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""
@@ -356,7 +356,7 @@ class IncrementalDetokenizer:
         return text[:end]
 
     def _open_end(self, text: str) -> int:
-        """Return the length of the longest end of a text that is the beginning of a stop string."""
+        """Return how many characters at the end of a text may be the beginning of a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):

@@ -2,7 +2,7 @@
 
     reply = obey(talk, "/temperature 0.8")     # "temperature 0.8 (drawn at random)"
 
-A command changes the conversation or shows something. `obey` returns the text to show and prints nothing.
+A command changes the conversation or shows information. `obey` returns the text to show and prints nothing.
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ def obey(talk: Conversation, line: str) -> str:
     """Run the command in a line. Return the text to show, perhaps several lines.
 
     Raises:
-        InputError: if the command is unknown (the message suggests the most similar one), or its value is
+        InputError: if the command is unknown (the message suggests a similar name), or its value is
             wrong.
     """
     _, _, value = line.partition(" ")
@@ -39,10 +39,10 @@ def obey(talk: Conversation, line: str) -> str:
 
 
 def command_name(line: str) -> str:
-    """Return the command that a line names. The first letters are enough if only one command has them.
+    """Return the command that a line names. The first letters are enough if they fit only one command.
 
     Raises:
-        InputError: if the command is unknown (the message suggests the most similar one), or several commands
+        InputError: if the command is unknown (the message suggests a similar name), or several commands
             begin with these letters.
     """
     name = line.split(maxsplit=1)[0]

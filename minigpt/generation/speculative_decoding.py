@@ -4,7 +4,7 @@
     sequence.speculation = Speculation(ModelDrafter(small), 4)       # a smaller model guesses
 
 Decoding one token reads all weights, and decoding a few tokens takes about as long. So a drafter guesses some
-tokens, and the model reads all of them at once. Guesses are accepted up to the first wrong one, which the
+tokens, and the model reads all of them at once. Guesses are accepted up to the first wrong guess, which the
 model's own choice replaces. The tokens have the same distribution as without guesses:
 
 - Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
@@ -97,7 +97,7 @@ class Speculation:
         return self._draft.ids
 
     def take(self, sequence: Sequence, logits: Tensor) -> None:
-        """Push the guesses before the first wrong one, then the model's choice; logits (1 + k, V)."""
+        """Push the guesses before the first wrong guess, then the model's choice; logits (1 + k, V)."""
         for place, guess in enumerate(self._draft.ids):
             token = self._next(sequence, logits, place, guess)
             if token != guess or sequence.has_ended:
@@ -155,7 +155,7 @@ class NgramDrafter:
     def draft(self, sequence: Sequence, count: int) -> Draft:
         """Guess the tokens that followed the last n-gram when it occurred before."""
         ids = [*sequence.prompt, *sequence.ids]
-        for end in range(self._seen + 1, len(ids)):  # only n-grams that a token follows
+        for end in range(self._seen + 1, len(ids)):  # skip the last n-gram, which no token follows
             for size in range(1, min(self._size, end) + 1):
                 self._ends[tuple(ids[end - size : end])] = end
         self._seen = max(self._seen, len(ids) - 1)

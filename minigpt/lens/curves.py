@@ -99,7 +99,7 @@ def compare_runs(folders: Sequence[Path], questions: Sequence[str] = ()) -> Runs
     """Read the records of runs, and ask their best models the same questions.
 
     Raises:
-        InputError: if a folder is not that of a run.
+        InputError: if a folder holds no run.
     """
     records = [read_record(folder) for folder in folders]
     return Runs([_curve(record, questions) for record in records], list(questions))

@@ -53,7 +53,7 @@ class Experiment:
 
 
 def _see_everything(model: Any) -> None:
-    """Let each token attend to all tokens of its row, also to later ones."""
+    """Let each token attend to all tokens of its row, also to later tokens."""
 
     def hook(_: nn.Module, inputs: tuple[Tensor, ...], values: dict[str, Any]) -> Any:
         ids = inputs[0]
@@ -225,7 +225,7 @@ def experiment(
 
     Args:
         name: a key of EXPERIMENTS.
-        conversations: questions and answers; a fifth of them is held out.
+        conversations: questions and answers; a fifth of the conversations is held out.
         steps: number of training steps of each run.
         on_progress: called with the number of steps that both runs have done so far.
 
@@ -265,7 +265,7 @@ def _with_few_answers(conversations: Sequence[Conversation]) -> list[Conversatio
 
 
 def _config(steps: int, seed: int, changes: dict[str, Any]) -> TrainConfig:
-    """Return the options of a run: those of the recipe qa-cpu, with a smaller GPT."""
+    """Return the options of a run: the recipe qa-cpu, with a smaller GPT."""
     values: dict[str, Any] = {
         "family": "gpt", "n_layer": 2, "n_embd": 64, "n_head": 4, "block_size": 64, "max_length": 64,
         "tie_word_embeddings": True, "zero_projections": False, "batch_size": 32, "tokens_per_batch": 1024,

@@ -68,7 +68,7 @@ class Attention(View):
         return [Table(title, (say("reads"), say("writes"), say("looks at")), rows), *maps]
 
     def _overview(self, say: Say) -> Table:
-        """Return a row for each head: its attention from the prompt's last token, and three mean shares."""
+        """Return a row for each head: attention of the prompt's last token, and means over all tokens."""
         T = len(self.pieces)
         rows = []
         for layer, head in self.chosen:
@@ -124,7 +124,7 @@ def attention(
 class Ablation(View):
     """The rise of the loss when a head or layer is switched off, in nats per token of the answers."""
 
-    loss: float  # nats per token, with everything switched on
+    loss: float  # nats per token, with all heads and layers switched on
     count: int  # number of tokens of the answers
     heads: Floats  # (layers, heads)  loss without the head, minus `loss`
     layers: Floats  # (layers,)  loss without attention and MLP of the layer, minus `loss`
@@ -165,7 +165,7 @@ def ablate(
     """Switch off each head, each layer, and each layer's attention and MLP, one at a time.
 
     Args:
-        pairs: questions and answers; an answer of None is the model's own.
+        pairs: questions and answers; None: the model writes the answer.
 
     Raises:
         InputError: if a text is too long for the model.

@@ -20,7 +20,7 @@ __all__ = ["Cache", "cache"]
 class Cache(View):
     """The KV cache after a question and an answer."""
 
-    pieces: list[str]  # (S) all tokens; the last one is not in the cache yet
+    pieces: list[str]  # (S) all tokens; the last token is not in the cache yet
     prompt: int  # number of tokens of the prompt, which are read at once
     shape: tuple[int, int, int, int]  # numbers of layers, key and value heads, tokens, channels of a head
     query_heads: int

@@ -21,7 +21,7 @@ __all__ = ["Weights", "weights"]
 class PartOfModel(NamedTuple):
     """A matrix or a vector of the model."""
 
-    name: str  # as this project names it: transformer.blocks.0.attn.qkv_proj.weight
+    name: str  # name in minigpt, such as transformer.blocks.0.attn.qkv_proj.weight
     group: str  # "embedding", "block 0", "final norm", "lm_head"
     shape: tuple[int, ...]
     number: int  # number of parameters

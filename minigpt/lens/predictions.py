@@ -135,12 +135,12 @@ def loss(
 class NextToken(View):
     """The distribution of the next token under several options."""
 
-    before: str  # end of the text before the token
+    before: str  # last characters of the text before the token
     options: list[str]  # the first entry is the model's own distribution
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the options forbid the token
-    kept: list[int]  # for each of the options: number of tokens that can still be drawn
-    entropy: list[float]  # for each of the options, in nats
+    kept: list[int]  # for each entry of options: number of tokens that can be drawn
+    entropy: list[float]  # for each entry of options, in nats
     show: int = 10
 
     def parts(self, say: Say) -> list[Part]:

@@ -28,8 +28,8 @@ def attend(q: Array, k: Array, v: Array, positions: Array, np: Any = numpy) -> A
     """Compute softmax(QK^T / sqrt(D)) V: q (H, T, D), k and v (G, S, D) -> (T, H * D), heads side by side.
 
     The query at position p attends to the keys 0 ... p. Each group of H / G query heads shares one head of
-    keys and values (grouped-query attention, https://arxiv.org/abs/2305.13245). For that nothing is copied:
-    the queries of a group are stacked as if they were more tokens of one head.
+    keys and values (grouped-query attention, https://arxiv.org/abs/2305.13245). Keys and values need
+    no copies: the queries of a group are stacked as if they were more tokens of one head.
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
     """

@@ -25,7 +25,7 @@ _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = [bytes([byte]) for byte in (*_PRINTABLE, *sorted({*range(256)} - {*_PRINTABLE}))]
 
 _CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
-# a word as a pattern of character kinds: L letter, N number, _ space, S other white space, O all others
+# a word as a pattern of character kinds: L letter, N number, _ space, S other white space, O other character
 _WORD = re.compile(r"_?L+|_?N+|_?O+|[_S]+(?=[_S]|$)|[_S]")
 
 

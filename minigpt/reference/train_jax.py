@@ -4,8 +4,8 @@
     python -m minigpt.reference.train_jax --text poems.txt --steps 1000
 
 jax.vmap runs the pure functions of `gpt2.py` on a batch, jax.value_and_grad computes the gradients, jax.jit
-compiles a step. Text, initial weights, batches, Adam and output are those of `train_numpy.py`. So with the
-same seed both print the same losses, up to rounding.
+compiles a step. Text, initial weights, batches, Adam and output are the same as in `train_numpy.py`. So with
+the same seed both print the same losses, up to rounding.
 """
 
 from typing import Any

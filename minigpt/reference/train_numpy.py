@@ -130,7 +130,8 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     params = names.map_tree(numpy.asarray, params)
     written = [index.get("\n", 0)]
     rng = numpy.random.default_rng(options.seed)
-    # The model has block_size positions. When they are full, generation restarts from the last half of them.
+    # The model has block_size positions. When all positions are full, generation restarts from the last half
+    # of the tokens.
     while len(written) <= options.sample:
         context = written[-max(1, options.block_size // 2) :]
         count = min(options.block_size - len(context), options.sample + 1 - len(written))

@@ -82,7 +82,7 @@ def _without_tied_head(tensors: dict[str, Any]) -> dict[str, Any]:
 
 
 def _compare_sizes(path: Path, config: dict[str, Any], params: Tree) -> None:
-    """Check that the sizes in config.json are those of the weights. Missing sizes are not checked."""
+    """Check that the sizes in config.json fit the weights. Missing sizes are not checked."""
     if config["model_type"] == "gpt2":
         V, C = params["wte"]["weight"].shape
         sizes = {"vocab_size": V, "n_embd": C, "n_layer": len(params["h"])}

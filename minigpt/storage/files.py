@@ -135,7 +135,7 @@ def atomic_folder(
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and its parents, and flush them, so that they survive a power cut. It may already exist.
+    """Make a folder and its parents, if they do not exist. Flush them, so that they survive a power cut.
 
     Raises:
         InputError: if it cannot be made; the message has the path, the reason and the free bytes.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["LargePages", "ask_for_large_pages", "new_memory"]
 
 PAGE = 2**21  # bytes of a large page
-_BLOCK = 2**24  # bytes of a block of copies; it is freed when no tensor uses it any more
+_BLOCK = 2**24  # bytes of a block of copies; a block is freed when no tensor uses it any more
 _ALIGNED = 256  # the address of each copy is a multiple of this number
 
 

@@ -134,7 +134,7 @@ def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
             if not count:
                 raise EOFError(f"{path} ends early")
             filled += count
-    ask_for_large_pages(memory)  # Linux may later merge small pages into large ones
+    ask_for_large_pages(memory)  # Linux may later merge small pages into large pages
     return content
 
 

@@ -4,7 +4,7 @@
     read_bytes(path), read_text(path)
 
 Opening a pipe would wait until another program writes to it, and a device may give bytes for ever. Errors
-are OSErrors whose text has the path. A caller may convert them to a clearer error.
+are OSErrors whose text has the path. A caller may convert the OSError to a clearer error.
 """
 
 import errno

@@ -112,7 +112,7 @@ class WeightFiles(Mapping[str, Tensor]):
         self.path = _find(folder)  # the file that messages name
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
-        self.described: dict[str, Tensor] = {}  # on "meta": dtype and shape
+        self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", with dtype and shape
         names_of = _read_index(self.path) if self.path.name == INDEX else {self.path.name: None}
         for file_name, names in names_of.items():
             file = TensorFile(folder / file_name, ahead)
@@ -153,9 +153,9 @@ def safetensors_parts(
 ) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
-    The format: https://github.com/huggingface/safetensors. The bytes are the same as those of
-    `safetensors.torch.save`, which copies all tensors. Its `save_file` does not copy, but makes files that
-    only their owner may read, and raises errors that are not OSErrors.
+    The format: https://github.com/huggingface/safetensors. `safetensors.torch.save` gives the
+    same bytes, but copies all tensors. Its `save_file` does not copy, but makes files that only their owner
+    may read, and raises errors that are not OSErrors.
 
     Args:
         tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.
@@ -183,8 +183,8 @@ def safetensors_parts(
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
     """Write weights to a folder. The dict is emptied meanwhile. Equal tensors give equal bytes.
 
-    Weights up to `max_shard_size` go into one model.safetensors. Larger ones go into shards, in the order of
-    the dict, with an index. Weight files of an earlier call that are not needed any more are removed.
+    Weights up to `max_shard_size` go into one model.safetensors. Larger weights go into shards, in the order
+    of the dict, with an index. Weight files of an earlier call that are not needed any more are removed.
 
     Args:
         folder: the folder.

@@ -1,4 +1,4 @@
-"""Byte-level byte-pair encoding (BPE): GPT-2's tokenizer, Qwen's, or one trained on your own texts.
+"""Byte-level byte-pair encoding (BPE): GPT-2's tokenizer, Qwen's, or your own.
 
     >>> tokenizer = BpeTokenizer.train(["low lower lowest", "new newer newest"] * 2, vocab_size=265)
     >>> ids = tokenizer.encode_text("lowest 你")
@@ -153,7 +153,7 @@ class BpeTokenizer(SubwordTokenizer):
 
 
 class _Bytes(dict[int, bytes]):
-    """A dict: id -> bytes of the token. Computed on first use: an answer needs few of 100,000 tokens."""
+    """A dict: id -> bytes of the token. Entries are computed on first use, because few tokens are used."""
 
     _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 

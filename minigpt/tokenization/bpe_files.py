@@ -64,7 +64,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
 
     Args:
         folder: the folder.
-        kind: "gpt2" or "qwen2", for files that do not define it; tokenizer.json always does.
+        kind: "gpt2" or "qwen2", for files that do not define the kind; tokenizer.json always defines it.
         whole: the parsed tokenizer.json, if the caller has it.
 
     Raises:
@@ -119,7 +119,7 @@ def frame_of(kind: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 def byte_level_of(pre_tokenizer: Any) -> dict[str, Any]:
-    """Return the ByteLevel step at the end of a pre_tokenizer, or {} if it has none."""
+    """Return the ByteLevel step at the end of a pre_tokenizer, or {} if there is no such step."""
     last: dict[str, Any] = {}
     match pre_tokenizer:
         case {"type": "ByteLevel"}:

@@ -63,7 +63,7 @@ def render_chat(
 ) -> str:
     """Render a conversation as text, like transformers' `apply_chat_template(..., tokenize=False)`.
 
-    The text is for people, because special tokens that a user typed look like those of the template. Use
+    The text is for people, because special tokens that a user typed look like the template's own. Use
     `encode_chat` for the input of a model.
 
     Args:
@@ -145,7 +145,8 @@ def _encoded(
 
     Args:
         before: None: the template marks the assistant's text. Otherwise the contents of the assistant's
-            messages are marked. If a content contains the text `before`, marking begins after its last one.
+            messages are marked. If a content contains the text `before`, marking begins after its last
+            occurrence.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -196,7 +197,7 @@ def _encoded(
 
 
 def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
-    """Return the `token_ids` of an answer; an empty list if there are none."""
+    """Return the `token_ids` of an answer; [] if the message has no `token_ids`."""
     ids = message.get("token_ids")
     if not ids or not message.get("content") or message["role"] != "assistant":
         return []
@@ -427,7 +428,7 @@ def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
-    """Replace special tokens in the constants that a template writes, not in those it compares with."""
+    """Replace special tokens in constants that a template writes, not in constants of comparisons."""
     match node:
         case nodes.TemplateData():
             node.data = mark(node.data)
@@ -436,7 +437,7 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Compare() | nodes.Test():
             pass
         case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
-            for child in node.iter_child_nodes():  # arguments are written, as those of `format` and `join`
+            for child in node.iter_child_nodes():  # filters such as `join` write their arguments
                 _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)

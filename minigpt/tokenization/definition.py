@@ -26,7 +26,7 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the key in transformers 5 and in 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # keys in transformers 5 and 4
 
 _END = "<|endoftext|>"
 CLASSES: dict[str, dict[str, str]] = {  # class -> role -> token, for roles that the files do not mention
@@ -52,7 +52,7 @@ BYTE_SYMBOLS = _byte_symbols()
 
 @dataclass(frozen=True)
 class Definition:
-    """Everything that decides a tokenizer's ids, and everything else that its files must keep."""
+    """Everything that decides a tokenizer's ids, and the other settings that its files must keep."""
 
     vocab: dict[str, int]
     """token, as the files write it -> id; GPT-2's vocabulary includes its special token"""
@@ -75,7 +75,7 @@ class Definition:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Return all tokens, as the files write them -> id."""
+        """Return the id of each token. The tokens are written as in the files."""
         return self.vocab | self.words | self.special
 
 
@@ -259,7 +259,7 @@ def _roles(
 def _listed(
     path: Path, frame: dict[str, Any], config: dict[str, Any], name: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the added tokens that the files list, in the order in which they are added."""
+    """Yield the added tokens of the files, in the order of adding."""
     beside = path.parent / CONFIG
     added, decoder = frame.get("added_tokens") or [], config.get("added_tokens_decoder", {})
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):

@@ -3,7 +3,8 @@
 Decoding differs between them; see bpe.py and wordpiece.py.
 
 The text of a special token never becomes that token, because the library's object does not know the special
-tokens (library.py). With `allow_special`, the library knows them, and the ids are those of `transformers`.
+tokens (library.py). With `allow_special`, the library knows them, and the ids are the same as in
+`transformers`.
 """
 
 import hashlib
@@ -119,7 +120,7 @@ class SubwordTokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """Return the same tokenizer with a new token for each text that is not yet a single token.
 
-        A text becomes its token everywhere in a longer text. The new ids follow the old ones.
+        A text becomes its token everywhere in a longer text. The new ids follow the old ids.
 
         Raises:
             InputError: for a lone surrogate (half a character), or if the tokenizer's ids have gaps.
@@ -136,7 +137,7 @@ class SubwordTokenizer:
         ids = {text: index for index, text in enumerate(new, first)}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         config = dict(old.config)
-        if listed := config.get("added_tokens_decoder"):  # transformers prefers it to tokenizer.json's list
+        if listed := config.get("added_tokens_decoder"):  # transformers uses it, not tokenizer.json's list
             more = {str(index): {"content": text, **flags} for text, index in ids.items()}
             config["added_tokens_decoder"] = {**listed, **more}
         tokens = [{"id": index, "content": text, **flags} for text, index in ids.items()]
@@ -197,7 +198,7 @@ class SubwordTokenizer:
         return np.array(ids, dtype=np.int32)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return the ids of many texts, computed on all cores. Ids and errors are those of `encode_array`."""
+        """Return the ids of many texts, computed on all cores. Ids and errors are as in `encode_array`."""
         texts = list(texts)
         try:
             rows = [row.ids for row in self._library.encode_batch_fast(texts, add_special_tokens=False)]

@@ -9,7 +9,7 @@ and each charge also checks the thread's CPU time. No operation may cost much mo
 that make a large result from small inputs (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) are charged before they
 run, or forbidden.
 
-Templates can use what transformers offers: `raise_exception`, `strftime_now`, its `tojson`,
+Templates can use all features that transformers offers: `raise_exception`, `strftime_now`, its `tojson`,
 `{% generation %}` blocks, `break` and `continue`. Filters that no chat template needs are left out.
 """
 
@@ -111,8 +111,8 @@ class SandboxedTemplate:
             variables: values of JSON's types: text, numbers, booleans, None, lists and dicts.
 
         Raises:
-            InputError: if the template rejects its variables (raise_exception), fails, tries something
-                forbidden, or exceeds a limit.
+            InputError: if the template rejects its variables (raise_exception), fails, uses a forbidden
+                operation, or exceeds a limit.
         """
         with _explained():
             budget = self._sandbox.budget
@@ -249,7 +249,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise _LimitError(f"it takes more than {SECONDS:g} seconds")
 
     def size(self, value: Any, as_text: bool = False) -> int:
-        """Count the entries of a value, nested ones included. Counting stops above the budget.
+        """Count the entries of a value, including nested entries. Counting stops above the budget.
 
         Args:
             value: the value.
@@ -298,7 +298,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # charge more: strip, rfind and others may compare each character with each
+            # charge more, because strip, rfind and others may compare each character with all others
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)

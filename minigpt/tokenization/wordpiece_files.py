@@ -1,6 +1,6 @@
 """The files of a WordPiece tokenizer (see wordpiece.py). Two layouts are read.
 
-vocab.txt         one token per line; tokenizer_config.json has the rest
+vocab.txt         one token per line; tokenizer_config.json has the settings
 tokenizer.json    one file for everything (the `tokenizers` library)
 """
 

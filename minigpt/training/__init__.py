@@ -8,13 +8,13 @@ In reading order:
     config                    all options of a run; recipes
     resolve                   completes the options of the user from a recipe or an earlier run
     finetune_config           the options of fine-tuning
-    command                   what the commands `train` and `finetune` do with their flags
+    command                   the commands `train` and `finetune`: from their flags to a run
     run                       one run, from its configuration to its result
     loop                      Trainer: the loop
     step                      TrainStep: one step
-    objective                 the model that a run trains, which of its parameters, with which loss
+    objective                 the model of a run, its trainable parameters, its loss
     loss                      the loss of next-token prediction
-    weighted_loss             the same with weights for samples
+    weighted_loss             the loss of next-token prediction with weights for samples
     preference_loss           the loss of pairs of answers
     masked_loss               the loss of hidden tokens
     rewards                   rewards of answers: built in, or of the user's file

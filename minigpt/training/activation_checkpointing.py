@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps only its input, and computes the rest again in the backward pass.
+"""Activation checkpointing: a block keeps only its input, and computes all else again in the backward pass.
 
 https://arxiv.org/abs/1604.06174. Training does a third more arithmetic, and keeps only the inputs of the
 blocks in memory. It is for batches or models that do not fit otherwise. The model's code and the names of
@@ -26,7 +26,8 @@ def checkpoint_activations(
 
     Args:
         blocks: the model's blocks.
-        has_dropout: restore the random state, so that the second pass drops the same values (a small cost).
+        has_dropout: True: restore the random state, so that the second pass drops the same values (a small
+            cost).
         autocast: returns the context manager of the forward pass; the second pass uses it again.
     """
     for block in blocks:

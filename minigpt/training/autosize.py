@@ -44,9 +44,10 @@ __all__ += ["read_record", "write_record"]
 RECORD = "size"  # key of the record in run.json
 _TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
 _TOKENS_OF_A_NAME = 20  # tokens per parameter of --size small, base, large (https://arxiv.org/abs/2203.15556)
-_EPOCHS_OF_TEXT = 16.0  # most passes over a text; more gain little (https://arxiv.org/abs/2305.16264)
+# largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
+_EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer, Muon would hardly be past its warm-up
-_STEPS_OF_LITTLE_DATA = 150  # at least so many steps are allowed, even if they repeat little data often
+_STEPS_OF_LITTLE_DATA = 150  # a run may have so many steps, even if they repeat little data often
 # largest number of evaluations in a run, and largest share of the budget for them
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
@@ -236,8 +237,8 @@ class _Choice:
     def _costs(self, shape: Shape) -> tuple[float, float]:
         """Return the costs of a step and an evaluation in the unit of the budget, seconds or FLOPs.
 
-        If a shape was not measured, its seconds are computed from those of a measured shape, in proportion to
-        FLOPs.
+        If a shape was not measured, its seconds are computed from the seconds of a measured shape, in
+        proportion to FLOPs.
         """
         step, evaluation = self._flops(shape)
         if self.size.unit != "seconds":

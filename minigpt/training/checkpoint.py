@@ -3,9 +3,9 @@
 A checkpoint is a Hugging Face model folder, or a PEFT adapter folder, with four more files. A resume needs
 `optimizer.safetensors`, `rng.safetensors` (random states) and `training_state.json`. `manifest.json` lists
 sizes and hashes; every load compares the files with it first. With several processes,
-`rng-rank-00001.safetensors` and so on hold the random states of the others. With FSDP, the optimiser's state
-is in `shard-00001-*.safetensors`, one file per process. No file is a pickle. Each step of a save calls
-`files.step_hook`, where tests kill the process.
+`rng-rank-00001.safetensors` and so on hold the random states of the other processes. With FSDP, the
+optimiser's state is in `shard-00001-*.safetensors`, one file per process. No file is a pickle. Each step of a
+save calls `files.step_hook`, where tests kill the process.
 """
 
 import contextlib
@@ -87,8 +87,8 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    A checkpoint of the same step may exist: a damaged one, or one saved before its evaluation. It is
-    replaced only when the new one is complete and on the disk.
+    A checkpoint of the same step may exist: it is damaged, or was saved before its evaluation. It is
+    replaced only when the new checkpoint is complete and on the disk.
 
     Raises:
         InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.
@@ -220,7 +220,7 @@ def prune(output: Path, keep: int, keep_every: int = 0) -> None:
 
 
 def verifies(folder: Path) -> bool:
-    """Return True if all files of a checkpoint agree with its manifest. Reads all of them."""
+    """Return True if all files of a checkpoint agree with its manifest. Reads all files."""
     try:
         verify_manifest(folder)
     except (InputError, OSError):
@@ -245,7 +245,7 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
 def read_newest(
     output: Path, acceptable: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Snapshot, list[str]]:
-    """Read the newest undamaged checkpoint. Also return a sentence about each newer one that is damaged.
+    """Read the newest undamaged checkpoint. Also return a sentence about each damaged newer checkpoint.
 
     Args:
         output: folder of the run.

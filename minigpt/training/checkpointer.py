@@ -142,7 +142,7 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # only a warning: the new checkpoint is saved, but old ones could not be deleted
+            warn(str(error))  # only a warning, because the new checkpoint is saved
 
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Returns True if it succeeded. Raises as `save` does."""
@@ -185,14 +185,14 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # another error is being raised already, so this one is only printed
+            if self._error is not None:  # another error is raised already, so `_error` is only printed
                 warn(str(self._error))
         # SystemExit comes from a second signal: do not wait for the thread, it ends with the process
 
     # -- loading ---------------------------------------------------------------------------------------------
 
     def newest(self, acceptable: Callable[[dict[str, Any]], bool] = lambda _: True) -> Snapshot:
-        """Find the newest undamaged checkpoint. Process 0 chooses it; the others read the same one.
+        """Find the newest undamaged checkpoint. Process 0 chooses it, and all processes read it.
 
         Raises:
             InputError: if no checkpoint is `acceptable` (see `checkpoint.read_newest`).

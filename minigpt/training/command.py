@@ -14,14 +14,14 @@ __all__ = ["train_command"]
 
 
 def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, Any]:
-    """Train; returns what --json prints.
+    """Train. Return the dict that --json prints.
 
     Args:
         given: the flags.
         kind: the class of the command's options.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
-        # With several processes, only process 0 prints results; the others print to /dev/null.
+        # With several processes, only process 0 prints results; other processes print to /dev/null.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
     if given.get("task") == "classification" and "model" not in given:
         check_ranges(kind, given)  # report bad numbers before torch is imported

@@ -331,8 +331,8 @@ def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConf
     recipe, instead of the default of TrainConfig.
 
     Raises:
-        InputError: for a recipe that does not exist, invalid TOML, an unknown key (the message names the
-            nearest one), or a value of the wrong type.
+        InputError: for a recipe that does not exist, invalid TOML, an unknown key (the message suggests a
+            similar key), or a value of the wrong type.
     """
     path = Path(recipe) if recipe.endswith(".toml") else RECIPES / f"{recipe}.toml"
     known = sorted(file.stem for file in RECIPES.glob("*.toml"))
@@ -361,7 +361,7 @@ def read_run(output: Path, kind: type[TrainConfig] = TrainConfig) -> TrainConfig
         kind: the class of the run's options: TrainConfig, or FinetuneConfig.
 
     Raises:
-        InputError: if the folder holds no run, or one of another command, or its run.json is damaged.
+        InputError: if the folder holds no run, or a run of another command, or its run.json is damaged.
     """
     path = output / RUN_FILE
     if not path.exists():

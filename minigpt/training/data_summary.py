@@ -6,7 +6,7 @@
 
 Two losses are baselines. ln V is the loss of a uniform guess among V tokens. The unigram loss is the loss of
 a model that predicts the token frequencies of the training part, without context. A model whose loss is not
-below the unigram loss has learned nothing about the context.
+below the unigram loss has learned nothing from the context.
 """
 
 import dataclasses
@@ -48,9 +48,9 @@ class DataSummary:
     val_examples: int
     val_targets: int
     vocab_size: int
-    train_unigram_loss: float  # nats per target; the frequencies are those of the training data
-    val_unigram_loss: float  # nats per target; the frequencies are those of the training data
-    held_out_unigram_loss: float  # loss of each training quarter with the frequencies of the others
+    train_unigram_loss: float  # nats per target, with the frequencies of the training data
+    val_unigram_loss: float  # nats per target, with the frequencies of the training data
+    held_out_unigram_loss: float  # loss of each training quarter with the frequencies of the other quarters
     is_same: bool  # True if training and validation data are the same
 
     @property

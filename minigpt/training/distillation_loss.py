@@ -93,7 +93,7 @@ class DistillationLoss(NextTokenLoss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, loss_on, device)
-        self._teacher = (teacher,)  # a tuple keeps its parameters out of this module
+        self._teacher = (teacher,)  # a tuple, because this module must not list the teacher's parameters
         self._alpha, self._temperature = alpha, temperature
         self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 

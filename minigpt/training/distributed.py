@@ -5,8 +5,8 @@ process its number by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT.
 no process group is made, and each method here works for a single process.
 
 Only process 0 prints and writes to the run's folder. A signal, an error or a non-finite loss in one process
-reaches the others at their next exchange of messages. These messages are tensors on the CPU (gloo), in a
-process group of their own. parallel.py exchanges gradients and weights, between CUDA devices over NCCL.
+reaches the other processes at their next exchange of messages. These messages are tensors on the CPU (gloo),
+in a process group of their own. parallel.py exchanges gradients and weights, between CUDA devices over NCCL.
 """
 
 import json
@@ -27,8 +27,8 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["SINGLE_PROCESS", "Processes", "Stopped", "is_restarted", "join_processes"]
 
-# One process may encode a corpus or write to a slow disk for long while the others wait. A process that dies
-# is noticed at once in spite of this, because its connections close.
+# One process may encode a corpus or write to a slow disk for long while the other processes wait. A process
+# that dies is noticed at once in spite of this, because its connections close.
 _TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 
@@ -147,10 +147,10 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in process 0 first, then in the others, which find the files that process 0 made.
+        """Run a block in process 0 first. The other processes then find the files that process 0 made.
 
         Raises:
-            InputError: as `shared_errors`. If process 0 fails, the others do not run the block.
+            InputError: as `shared_errors`. If process 0 fails, the other processes do not run the block.
         """
         if not self.is_main:
             self._raise_first("")
@@ -208,7 +208,7 @@ def join_processes() -> Iterator[Processes]:
     """Join the other processes, and leave them at the end of the block.
 
     Raises:
-        InputError: if the environment lacks the rank or the address, or the others cannot be reached.
+        InputError: if the environment lacks the rank or the address, or a process cannot be reached.
         SystemExit: 1, if another process has died; a line has been printed.
     """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", -1)

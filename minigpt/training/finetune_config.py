@@ -1,4 +1,4 @@
-"""Options of `minigpt finetune`: those of a training run, plus start model, task and method."""
+"""Options of `minigpt finetune`: the options of a training run, plus start model, task and method."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +12,7 @@ __all__ = ["GRPO_DEFAULTS", "METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "Finet
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "grpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
-# The highest learning rate of each method, if the user gives none.
+# The highest learning rate of each method, unless the user gives a rate.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 1e-3, "ia3": 1e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
@@ -20,7 +20,7 @@ TASK_RECIPES: dict[str, str] = {
     "grpo": "grpo",
 }
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}  # factor of the method's rate; 1 for other tasks
-# TRL's defaults for GRPO, where they differ from those for DPO.
+# TRL's defaults for GRPO, if they differ from its defaults for DPO.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
 # The options of each method that adds an adapter.

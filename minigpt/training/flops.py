@@ -1,8 +1,8 @@
 """Model FLOPs, and the peak speed of a GPU: how much of a GPU a run uses.
 
 Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is the number of FLOPs that the
-model needs for the tokens, divided by what the device could do in that time at its peak. Padding and
-recomputed activations do not count. CPUs have no published peak, so they have no MFU.
+model needs for the tokens, divided by the number that the device could do in that time at its peak. Padding
+and recomputed activations do not count. CPUs have no published peak, so they have no MFU.
 
 Letter: T tokens of a row.
 """
@@ -16,7 +16,7 @@ from minigpt.families.registry import LanguageModel, family_of
 
 __all__ = ["model_flops", "peak_flops", "peaks"]
 
-# Peak speeds by the device name in torch: (TFLOP/s, TB/s of memory). TFLOP/s are those of matrix products
+# Peak speeds by the device name in torch: (TFLOP/s, TB/s of memory). TFLOP/s are for matrix products
 # with 16-bit inputs, float32 sums and no sparsity; data sheets often print twice as many. The rows
 # for H100 (SXM), H200, A100 and L40S agree with tables that quote the data sheets. The other rows are not
 # verified: compare them with these data sheets before you publish an MFU.

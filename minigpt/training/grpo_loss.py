@@ -1,10 +1,10 @@
-"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from the better ones.
+"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from better answers.
 
 The answers of a step follow from the weights, the seed, the number of the step and the line of the prompt: a
 resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If that is more
 than one step, a checkpoint holds the answers.
 
-The reference is the model before the first step: its weights without the adapter, or a copy of them. A
+The reference is the model before the first step: the model without its adapter, or a copy of the model. A
 resumed run begins with the same weights.
 
 Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
@@ -78,12 +78,12 @@ class RolloutBatch(NamedTuple):
     weights: Tensor  # (P,): factor of each token in the sum
     old: Tensor | None  # (P,)
     reference: Tensor | None  # (P,)
-    positions: Tensor  # (P,) int64: positions of the targets among the B * T
+    positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
 @dataclass
 class GrpoReport:
-    """Sums over validation prompts, each with the most likely answer."""
+    """Sums over validation prompts, which the model answers with the most likely tokens."""
 
     prompts: float = 0.0
     reward: float = 0.0

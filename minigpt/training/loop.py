@@ -9,7 +9,7 @@
     StopRequest      Ctrl-C and SIGTERM                 stop_request.py
     Processes        communication between processes    distributed.py
 
-A checkpoint holds everything that the rest of a run depends on. Measured speed and time change nothing.
+A checkpoint holds everything that the rest of a run depends on. Measured speed and time do not affect a run.
 """
 
 import dataclasses
@@ -54,7 +54,7 @@ class RunFinishedError(InputError):
 
 
 class Trainer:
-    """A training run. `run()` does all of it. Call `resume()` before it to continue an earlier run.
+    """A training run. `run()` does the whole run. Call `resume()` before it to continue an earlier run.
 
     Args:
         config: options of the run.
@@ -77,7 +77,7 @@ class Trainer:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
         # Process 0 resolves `auto` for all processes. The resolved precision is recorded, so that a resumed
-        # run computes in the same one.
+        # run computes in the same precision.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():

@@ -50,7 +50,7 @@ class LossBatch(NamedTuple):
 class Objective(nn.Module):
     """A model with its loss on top. DDP and FSDP wrap this module, because they hook into `forward`.
 
-    `forward` takes what `select` gives, on the model's device, and returns the summed loss, ().
+    `forward` takes the result of `select`, on the model's device, and returns the summed loss, ().
     """
 
     model: LanguageModel
@@ -82,7 +82,7 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl. `sums` are those of `step_sums` over steps and processes."""
+        """Return the numbers for metrics.jsonl. `sums`: `step_sums`, summed over steps and processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -179,7 +179,7 @@ class NextTokenLoss(Objective):
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Return the summed cross-entropy of `targets` (P,), or without them the hidden states (B, T, C).
+        """Return the summed cross-entropy of `targets` (P,), or without targets the hidden states (B, T, C).
 
         lm_head is the largest product of a small model, so it is computed only at `positions`.
         """
@@ -318,7 +318,7 @@ def _cross_entropies(
 ) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
-    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapter needs its own forward
+    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapted lm_head must run its own forward
         padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)

@@ -114,7 +114,7 @@ class MaskedTokenLoss(Objective):
 def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
     """Yield the same rows without padding, because tokens would attend to it.
 
-    A row that is shorter than the others gets its own batch.
+    A row that is shorter than the other rows gets its own batch.
     """
     for batch in batches:
         lengths = batch.token_mask.sum(1)

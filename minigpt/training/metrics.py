@@ -39,7 +39,7 @@ class Logger:
         self._evaluating = 0.0  # seconds spent in evaluations
 
     def open(self) -> "Logger":
-        """Open the log files of the run, or continue those of a resumed run. Returns a context manager."""
+        """Open the log files of the run. A resumed run continues its files. Returns a context manager."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
         # Given weights are evaluated at step 0, so a run can be resumed at step 0.
         resumed = progress.steps_done > 0 or (config.starts_from is not None and progress.evaluated)
@@ -63,7 +63,7 @@ class Logger:
         self._metrics.__exit__(*error)
 
     def log_steps(self, steps: Sequence[StepMetrics], sizes: Sequence[Sequence[BatchSize]]) -> None:
-        """Show steps on the progress line, report unusual ones, and write a line of metrics if it is due.
+        """Show steps on the progress line, report unusual steps, and write a line of metrics if it is due.
 
         Args:
             steps: metrics of consecutive steps.
@@ -161,7 +161,7 @@ class Logger:
         """Flush metrics.jsonl to the disk.
 
         Raises:
-            InputError: if that fails. The missing lines are kept and written with the next line.
+            InputError: if the flush fails. The missing lines are kept and written with the next line.
         """
         self._metrics.flush()
 
@@ -241,7 +241,7 @@ class Metrics:
         """Flush all lines to the disk.
 
         Raises:
-            InputError: if that fails. The missing lines are kept and written with the next line.
+            InputError: if the flush fails. The missing lines are kept and written with the next line.
         """
         error = self._write_pending()
         try:

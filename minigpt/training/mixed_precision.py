@@ -117,7 +117,7 @@ class _CPUAutocast(TorchFunctionMode):
     """Two corrections to torch.autocast on a CPU (times in LOG.md).
 
     - Attention stays in float32. Its 16-bit kernel has a backward pass that is several times slower on short
-      rows, and only a fifth faster on long ones.
+      rows, and only a fifth faster on long rows.
     - The input of several linear layers (queries, keys, values; gate and up) is rounded once, not once for
       each layer.
     """

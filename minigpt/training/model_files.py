@@ -126,7 +126,7 @@ def copied(model: LanguageModel) -> LanguageModel:
 
 
 def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
-    """Return the SHA-256 of the weights, or only of the frozen ones, which are the base of an adapter."""
+    """Return the SHA-256 of the weights, or only of the frozen weights, which are the base of an adapter."""
     digest = hashlib.sha256()
     # named_buffers lists the quantised weights
     for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):

@@ -120,7 +120,7 @@ def _distillation_loss(
     device: torch.device,
     files: ModelFiles,
 ) -> DistillationLoss:
-    """Load the teacher. A resumed run must have the same one."""
+    """Load the teacher. A resumed run must have the same teacher."""
     length = config.max_length - 1 if config.text is None else config.block_size
     teacher = load_teacher(folder, data.tokenizer, length).to(device)
     files.rests_on(teacher_fingerprint=weights_fingerprint(teacher))

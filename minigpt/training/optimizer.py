@@ -2,7 +2,7 @@
 
 AdamW is torch's own. Its decoupled weight decay (https://arxiv.org/abs/1711.05101) applies only to matrices;
 vectors (biases, norms, IA3's factors) are few, and decay would hurt. Muon (https://kellerjordan.github.io/posts/muon,
-https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; AdamW updates all the others.
+https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; AdamW updates all other parameters.
 """
 
 import math
@@ -93,8 +93,8 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
     """Orthogonalise matrices (N, R, C) by Newton-Schulz iteration: singular values become about 1.
 
     For G = U S V^T it returns about U V^T. After three steps, singular values that were above about 0.03 of
-    the Frobenius norm are near 1; smaller ones are noise in a gradient. With products in bfloat16 the update
-    is off by about a percent.
+    the Frobenius norm are near 1; smaller singular values of a gradient are noise. With products in bfloat16
+    the update is off by about a percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     # (N, r, c) with r <= c, so that the products below are small

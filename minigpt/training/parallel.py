@@ -92,7 +92,7 @@ class Parallel:
             mesh = init_device_mesh(device.type, (processes.size,))
             for block in self._model.blocks:
                 fully_shard(block, mesh=mesh)
-            fully_shard(self._loss, mesh=mesh)  # wrap the rest: embeddings, last norm, lm_head
+            fully_shard(self._loss, mesh=mesh)  # wrap embeddings, last norm and lm_head
         elif processes.size > 1:
             devices = [device] if device.type == "cuda" else None
             # the only buffers are quantised weights, which do not change
@@ -129,8 +129,8 @@ class Parallel:
             result: Tensor = self._loss(*batch)
             return result
         if batch[-1] is not None:  # the last tensor holds the positions that count
-            # Batches of pairs have various lengths: mark them as dynamic, so that one graph serves all.
-            # Windows all have the same length; their graph is faster with a fixed size.
+            # Batches of pairs have various lengths: mark lengths as dynamic, so that one graph serves all
+            # lengths. Windows all have the same length; their graph is faster with a fixed size.
             for tensor in batch:
                 for dim in range(tensor.dim() if tensor is not None else 0):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
@@ -195,7 +195,7 @@ class Parallel:
         return copy
 
     def load(self, folder: Path, files: ModelFiles) -> None:
-        """Load a checkpoint's weights. With FSDP, each process reads all of them and keeps its shard."""
+        """Load a checkpoint's weights. With FSDP, each process reads all weights and keeps its shard."""
         if not self.is_sharded:
             files.load(self._model, folder)
             return
@@ -293,23 +293,24 @@ def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class ShardedSave:
     """Writes the optimiser's state as shards: each process writes its own into process 0's folder.
 
-    torch.distributed.checkpoint writes them as safetensors files, because its own format needs pickle. It
-    would overwrite files in place and stores no hashes; but here the folder is new, and process 0 lists the
-    files in its manifest.
+    torch.distributed.checkpoint writes the shards as safetensors files, because its own format needs pickle.
+    It would overwrite files in place and stores no hashes; but here the folder is new, and process 0 lists
+    the files in its manifest.
 
-    Process 0 calls the object with the folder, or `end` if the save failed before. The others call `follow`.
+    Process 0 calls the object with the folder, or `end` if the save failed before. The other processes call
+    `follow`.
     """
 
     def __init__(self, processes: Processes, tensors: dict[str, Tensor]) -> None:
         self._processes, self._tensors, self._begun = processes, tensors, False
 
     def __call__(self, folder: Path) -> None:
-        """In process 0: send the folder to the others, and write this process's shards."""
+        """In process 0: send the folder to the other processes, and write this process's shards."""
         self._begun = True
         self._write(self._processes.broadcast(str(folder)))
 
     def end(self) -> None:
-        """In process 0: tell the others that the save failed before the shards were written."""
+        """In process 0: tell the other processes that the save failed before the shards were written."""
         if not self._begun:
             self._processes.broadcast("")
 

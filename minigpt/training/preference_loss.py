@@ -2,7 +2,7 @@
 
 The reference is the model before the first step. Its log-probabilities are computed once for all pairs. They
 are not saved: a resumed run computes them again from the same weights, with the same result to the bit. With
-adapters, these weights are the frozen ones, because a new adapter does not change the output.
+adapters, the frozen weights are enough, because a new adapter does not change the output.
 
 Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
 answers, then the rejected answers.
@@ -30,7 +30,7 @@ from minigpt.training.loss import (
 
 __all__ = ["PairLossBatch", "PreferenceLoss", "PreferenceOptions", "PreferenceReport"]
 
-_ROWS = 128  # number of rows of a batch of the reference and of an evaluation
+_ROWS = 128  # rows per batch when the reference or an evaluation is computed
 
 
 class PairLossBatch(NamedTuple):
@@ -40,7 +40,7 @@ class PairLossBatch(NamedTuple):
     targets: Tensor  # (P,) int64: tokens of the answers
     rows: Tensor  # (P,) int64: row of each token
     reference: Tensor  # (2, B) float32: log-probabilities of the answers before training
-    positions: Tensor  # (P,) int64: positions of the targets among the 2 B * T
+    positions: Tensor  # (P,) int64: positions of the targets in the flat 2 B * T tokens
 
 
 class PreferenceOptions(NamedTuple):

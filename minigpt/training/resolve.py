@@ -1,4 +1,4 @@
-"""Completes the options that the user gave: a recipe, or the run to resume, provides the others.
+"""Completes the options that the user gave: a recipe, or the run to resume, provides the other options.
 
 resolve({"recipe": "document", "n_layer": 2})
 resolve({"resume": True, "output": "run"})
@@ -31,7 +31,7 @@ SHAPE = (
 
 
 def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Build the whole configuration: `given`, and for the rest a recipe, or with `resume` the earlier run.
+    """Build the whole configuration. A recipe, or with `resume` the earlier run, completes `given`.
 
     If no recipe is given, the device and the data decide which one is used, and a line says so.
 
@@ -40,8 +40,8 @@ def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> 
         kind: class of the configuration: TrainConfig or FinetuneConfig.
 
     Raises:
-        InputError: for an unknown option (the message names the nearest one) or a bad value; for a recipe or
-            run that cannot be read; for a recipe or size that differs from that of the run to resume.
+        InputError: for an unknown option (the message suggests a similar name) or a bad value; for a recipe
+            or run that cannot be read; for a recipe or size that differs from the run to resume.
     """
     check_ranges(kind, given)  # quick check first: looking for a GPU imports torch
     if given.get("resume"):

@@ -1,4 +1,4 @@
-"""Rewards of answers: built-in ones, or a function in the user's file.
+"""Rewards of answers: built-in rewards, or a function in the user's file.
 
     exact    1 if the answer is the file's answer, white space at its ends aside; else 0
     regex    1 if --reward_regex matches the whole answer; else 0

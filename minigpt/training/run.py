@@ -35,7 +35,7 @@ __all__ = ["finetune", "run_training", "train"]
 
 
 def finetune(**options: Any) -> dict[str, Any]:
-    """Continue to train a model; returns what `minigpt finetune --json` prints.
+    """Continue to train a model. Return the dict that `minigpt finetune --json` prints.
 
     Args:
         options: fields of FinetuneConfig, as the flags of `minigpt finetune` have them; paths may be text.
@@ -54,7 +54,7 @@ def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
         options: fields of TrainConfig, named as the flags of `minigpt train`; a path may be a string.
 
     Raises:
-        InputError: for an unknown option (the message names the nearest one), a bad value, unreadable data,
+        InputError: for an unknown option (the message suggests a similar name), a bad value, unreadable data,
             or an output folder that already holds a run.
         Stopped: after Ctrl-C or SIGTERM. The run has been saved; `resume=True` continues it.
     """

@@ -272,7 +272,7 @@ class MaskedTextData(TextData):
 
 
 def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
-    """Format line numbers for a message; at most `limit` of them.
+    """Format line numbers for a message; at most `limit` numbers are listed.
 
     >>> shown_lines([3, 1, 4])
     'lines 3, 1, 4'
@@ -285,7 +285,7 @@ def read_data(config: TrainConfig) -> RunData | TextData:
     """Read the vocabulary, the training and the validation data. Print how much was skipped or cut.
 
     Raises:
-        InputError: if a file cannot be read or holds nothing to learn from; the message names the file.
+        InputError: if a file cannot be read or holds no training example; the message names the file.
     """
     if isinstance(config, FinetuneConfig) and config.task == "dpo":
         return _read_preferences(config)

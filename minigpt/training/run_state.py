@@ -39,7 +39,7 @@ _FIXED = (
     *("task", "method", "train_only", "base_precision", "r", "use_dora", "bottleneck_size"),
     *("target_modules", "layers_to_transform", "modules_to_save", "problem_type"),
 )
-# options that decide what an evaluation measures
+# options that decide which loss an evaluation measures
 _MEASURED = (
     *("loss_on", "loss_type", "label_smoothing", "simpo_gamma", "mlm_probability", "whole_words"),
     *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
@@ -138,7 +138,7 @@ class Progress:
         self.skipped = [*before, [min([first, *(w[0] for w in joined)]), last]]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the progress as a dict for JSON. Infinity becomes None, because JSON lacks it."""
+        """Return the progress as a dict for JSON. Infinity becomes None, because JSON has no infinity."""
         best = self.best_val_loss if math.isfinite(self.best_val_loss) else None
         return {**dataclasses.asdict(self), "best_val_loss": best}
 
@@ -156,8 +156,8 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
     Let q be the loss that one in 16 of the recent losses exceeds. The threshold is q + 6 sigma, but at least
     q + 0.1 nats and q + 12 % of the median. sigma is 1.4826 times the median distance from the median: a
-    standard deviation that spikes do not change. The threshold starts at q, not at the median, because a few
-    batches with hard answers always have a higher loss.
+    standard deviation on which spikes have no effect. The threshold starts at q, not at the median, because a
+    few batches with hard answers always have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
     3.08956
@@ -212,7 +212,7 @@ def _fingerprints(config: TrainConfig, data: AnyData) -> list[tuple[str, str, st
 class Changes:
     """The changes since a checkpoint was written."""
 
-    settings: list[str]  # changes that change the training, such as "seed 42 -> 7"
+    settings: list[str]  # changed options that affect training, such as "seed 42 -> 7"
     rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
     measure: bool  # True if validation losses cannot be compared: other data, or another loss
 
@@ -287,7 +287,7 @@ def changes(
 
 
 def _require_same_weights(before: dict[str, Any], config: TrainConfig, folder: Path) -> None:
-    """Raise InputError if an option has changed that decides which weights the checkpoint holds."""
+    """Raise InputError if an option in `_FIXED` has changed since the checkpoint."""
     for key, value in config.as_dict().items():
         if key in _FIXED and key in before and before[key] != value:
             raise InputError(

@@ -35,7 +35,7 @@ def parse_size(text: str) -> Size:
     """Parse a size: `small`, `base`, `large`, `10min`, `10m`, `2h`, `90s`, `2e6GFLOP`, ...
 
     Raises:
-        InputError: for any other text, an amount without a unit, an amount of 0 or one that is too large.
+        InputError: for any other text, an amount without a unit, an amount of 0, or a too large amount.
 
     >>> parse_size("10min").amount, parse_size("2e6GFLOP").amount
     (600.0, 2000000000000000.0)

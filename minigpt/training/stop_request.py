@@ -60,7 +60,7 @@ class StopRequest:
     def interruptible(self) -> Iterator[None]:
         """Run a block that a signal may interrupt, because it changes no state: gradients, evaluation.
 
-        With several processes the block runs to its end, because the others would wait for ever.
+        With several processes the block runs to its end, because the other processes would wait for ever.
 
         Raises:
             StopNow: if a signal comes in the block or has come before.

@@ -64,7 +64,7 @@ class _Wandb:
             project=os.environ.get("WANDB_PROJECT") or "minigpt",
             dir=os.environ.get("WANDB_DIR") or output,
             id=known or os.environ.get("WANDB_RUN_ID") or None,
-            resume="allow",  # "allow": continue the run of this id, or start a new one
+            resume="allow",  # "allow": continue the run of this id, or start a new run
             config=dict(settings),
             # The console is not sent: it shows answers, which may be private. wandb would also break our
             # progress bar.
@@ -88,7 +88,7 @@ class Trackers:
     Args:
         output: folder of the run.
         steps_done: 0, or the number of steps that a resumed run has done.
-        report_to: "none", "tensorboard", "wandb" or "all"; one that is not installed is left out.
+        report_to: "none", "tensorboard", "wandb" or "all"; a tracker that is not installed is left out.
         settings: the run's options, in types that JSON can hold, shown beside its curves.
     """
 

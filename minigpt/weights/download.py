@@ -108,7 +108,7 @@ class _Version:
 
 
 class _Part:
-    """The unfinished file. FILE.part holds the bytes so far, FILE.part.json says of which version."""
+    """The unfinished file. FILE.part holds the bytes so far, FILE.part.json their version."""
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal

@@ -52,7 +52,7 @@ def describe_prompt(
 
 @dataclass
 class _Listener:
-    """A tokenizer for `encode_chat` that collects the texts instead of encoding them."""
+    """A stand-in for a tokenizer: `encode_chat` gives it texts, which it collects and does not encode."""
 
     special_tokens: dict[str, int]
     named_tokens: dict[str, str]

@@ -85,7 +85,7 @@ def load_model(
             bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
         adapter: adapter folder. The adapter is merged into the weights. Beside int8 and int4 weights it stays
             an adapter, and so do bottleneck adapters. Several adapters (a list of folders with their names,
-            or name -> folder) all stay beside the weights, and the first one is active. See
+            or name -> folder) all stay beside the weights, and the first adapter is active. See
             minigpt.finetuning.layers.
 
     Raises:
@@ -304,7 +304,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """Read the configuration of a folder's model; for a classifier, that of its body.
+    """Read the configuration of a folder's model; for a classifier, the configuration of its body.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.

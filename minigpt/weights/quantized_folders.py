@@ -42,7 +42,7 @@ _METHOD = "minigpt"
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Return True if a config.json is that of a quantised model, from minigpt or another program."""
+    """Return True if a config.json belongs to a quantised model, from minigpt or another program."""
     return config.get(KEY) is not None
 
 
@@ -52,7 +52,7 @@ def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any
 
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Return the tensors of an int8 or int4 model on a CPU as the file stores them, with the file's names."""
+    """Return the tensors of an int8 or int4 model on a CPU with the names and shapes in the file."""
     state, precision = model.state_dict(), precision_of(model)
     written = {}
     for entry in _entries(model.config, state):

@@ -41,7 +41,7 @@ _STATES = (
     "model",
     "state_dict",
 )  # keys under which a file may hold the weights
-# GPT-2's names, which nanoGPT, minGPT and transformers have, and those of minGPT's first release -> ours
+# names in nanoGPT, minGPT and transformers, and in minGPT's first release -> our names
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
     (r"transformer\.h\.(\d+)\.attn\.c_proj\.", r"transformer.blocks.\1.attn.out_proj."),

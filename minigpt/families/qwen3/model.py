@@ -265,7 +265,7 @@ def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]
 def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
     """Return the angle between neighbouring positions for each pair of channels, (D/2,).
 
-    A model trained on short texts can read longer ones if its slow pairs rotate even more slowly. The fast
+    A model trained on short texts can read long texts if its slow pairs rotate even more slowly. The fast
     pairs, which distinguish neighbours, keep their frequency. YaRN (https://arxiv.org/abs/2309.00071) and
     Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows them only
     beyond max_position_embeddings, so it has no effect here.
