@@ -51,8 +51,6 @@ class Options(TaskOptions, command_line.MachineOptions):
     """stop at the first bad record instead of skipping it"""
     show: int = 3
     """questions to print that one model gets right and the other wrong, of each kind"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 def main(options: Options) -> dict[str, Any]:

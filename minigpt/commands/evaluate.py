@@ -71,8 +71,6 @@ class Options(DataOptions, EvaluationOptions, TaskOptions, command_line.MachineO
     """number of questions to print with the expected and the given answer"""
     show_wrong: int = 0
     """number of wrongly answered questions to print, those whose answers are furthest from right first"""
-    language: Literal["auto", "en", "zh"] = "auto"
-    """English, Chinese, or what LC_ALL, LC_MESSAGES or LANG says"""
 
 
 _ONLY_TASKS = (
