@@ -21,12 +21,6 @@ input again. An input has one of these outcomes:
     crash         the process died
 
 All but the first three are faults. Processes are forked, so this needs Linux.
-
-Coverage of the readers by these inputs and by the tests (coverage.py is not among the dependencies):
-
-    coverage run --rcfile benchmarks/fuzz_coverage.ini benchmarks/fuzz.py --inputs 4000
-    coverage run --rcfile benchmarks/fuzz_coverage.ini -m pytest tests/test_bad_input.py ...
-    coverage combine && coverage report --rcfile benchmarks/fuzz_coverage.ini
 """
 
 import sys
