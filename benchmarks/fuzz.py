@@ -32,7 +32,6 @@ if not __package__:
 
 import argparse
 import contextlib
-import dataclasses
 import faulthandler
 import gc
 import json
@@ -568,7 +567,7 @@ def main() -> int:
         "seed": options.seed,
         "inputs": sum(sum(row.counts.values()) for row in rows),
         "seconds": round(time.monotonic() - begin),
-        "readers": [dataclasses.asdict(row) for row in rows],
+        "readers": [vars(row) | {"counts": dict(row.counts)} for row in rows],
     }
     finish(numbers, options.output)
     return 1 if any(row.faults for row in rows) else 0
