@@ -546,6 +546,7 @@ MAY_READ = {
     "console.command_line": {"open"},  # standard streams
     "data.json_values": {"JSONDecoder"},  # JSON of people: broken lines, other rules
     "data.file_formats": {"ZipFile"},  # of bytes that were read
+    "data.tables": {"ZipFile"},  # of bytes in memory
     "data.chat_encoding": {"loads"},  # of texts that data.json_values has parsed
     "data.memory_mapped": {"memmap"},  # after a look at the file
     "families.gpt2.pth_file": {"ZipFile", "load"},  # after a look at the file
