@@ -21,12 +21,6 @@ input again. An input has one of these outcomes:
     crash         the process died
 
 All but the first three are faults. Processes are forked, so this needs Linux.
-
-Coverage of the readers by these inputs and by the tests (coverage.py is not among the dependencies):
-
-    coverage run --rcfile benchmarks/fuzz_coverage.ini benchmarks/fuzz.py --inputs 4000
-    coverage run --rcfile benchmarks/fuzz_coverage.ini -m pytest tests/test_bad_input.py ...
-    coverage combine && coverage report --rcfile benchmarks/fuzz_coverage.ini
 """
 
 import sys
@@ -38,7 +32,6 @@ if not __package__:
 
 import argparse
 import contextlib
-import dataclasses
 import faulthandler
 import gc
 import json
@@ -574,7 +567,7 @@ def main() -> int:
         "seed": options.seed,
         "inputs": sum(sum(row.counts.values()) for row in rows),
         "seconds": round(time.monotonic() - begin),
-        "readers": [dataclasses.asdict(row) for row in rows],
+        "readers": [vars(row) | {"counts": dict(row.counts)} for row in rows],
     }
     finish(numbers, options.output)
     return 1 if any(row.faults for row in rows) else 0
