@@ -551,6 +551,7 @@ MAY_READ = {
     "console.language": {"open"},  # of the package itself
     "data.json_values": {"JSONDecoder"},  # JSON of users: broken lines, other rules
     "data.file_formats": {"ZipFile"},  # bytes that were read before
+    "data.tables": {"ZipFile"},  # bytes in memory
     "data.chat_encoding": {"loads"},  # texts that data.json_values has parsed
     "data.memory_mapped": {"memmap"},  # after a look at the file
     "families.gpt2.pth_file": {"ZipFile", "load"},  # after a look at the file
