@@ -220,7 +220,7 @@ def _text(item: Mapping[str, Any], name: str) -> str:
 
 
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """Return choices that have separate fields. In a table, later columns of a question with fewer choices are empty."""
+    """Return choices that have separate fields. Empty choices at the end of a table row are left out."""
     values = [item[name] for name in names]
     while len(values) > 2 and (values[-1] is None or not str(values[-1]).strip()):
         values.pop()
