@@ -367,7 +367,7 @@ class _Quickstart:
 
 
 def _note(sentence: str) -> None:
-    from minigpt.console.terminal import note  # imports rich
+    from minigpt.console.terminal import note  # late, because this imports rich
 
     note(sentence)
 

@@ -97,7 +97,7 @@ def table_in(
     """
     named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
     sample = text[:_SAMPLE]
-    is_whole = is_whole and len(sample) == len(text)  # a cut-off text may end inside quotes
+    is_whole = is_whole and len(sample) == len(text)  # otherwise the text may end inside quotes
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue

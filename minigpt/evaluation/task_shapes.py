@@ -229,7 +229,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the choices in columns. In a table, later columns of a question with fewer choices are empty."""
+    """Return choices that have separate fields. Empty choices at the end of a table row are left out."""
     values = [item[name] for name in names]
     if not all(value is None or _is_text(value) for value in values):
         raise BadLine("the choices are no list of texts")

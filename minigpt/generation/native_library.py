@@ -80,7 +80,7 @@ def cache_folder() -> Path | None:
 def build(
     compiler: Sequence[str], flags: Sequence[str] = FLAGS, cache: Path | None = None, shown: str = ""
 ) -> Build:
-    """Compile and load the library, or load the kept one. Nothing outside `cache` changes.
+    """Compile and load the library, or load the kept library. Nothing outside `cache` changes.
 
     Args:
         compiler: the compiler's command, without flags.
