@@ -193,7 +193,9 @@ def test_commands_read_it_and_merge_refuses_it(tmp_path: Path, run_command: RunC
     done = run_command("generate", *flags, "--question", "天地", "--precision", "int8", "--device", "cpu")
     assert done.err.startswith(f"note: {tmp_path / 'adapter'} stays beside the int8 weights")
     advised = run_command("generate", "--model", tmp_path / "adapter", "--question", "天地").err
-    assert f"give --model {tmp_path / 'base'} --adapter {tmp_path / 'adapter'}, to `minigpt" in advised
+    assert "bottlenecks cannot be merged: `minigpt generate`, `chat` and `eval` take --model" in advised
+    assert f"--model {tmp_path / 'base'} --adapter" in advised
+    assert f"--adapter {tmp_path / 'adapter'}" in advised
     assert "minigpt merge" not in advised
     refused = run_command("merge", *flags, "--output", tmp_path / "merged")
     assert (refused.code, refused.out, len(refused.err.splitlines())) == (2, "", 1)

@@ -235,7 +235,7 @@ FORBIDDEN = "tries something forbidden: "
         ("{{ " + "(" * 5000, "has an error|nested too deeply"),
         ("{% if 1 %}" * 150 + "{% endif %}" * 150, "fails: "),
         ("x" * 200_001, "has 200,001 characters, more than 200,000"),
-        ("{{ raise_exception('only\ntwo roles') }}", "refuses this conversation: only\ntwo roles"),
+        ("{{ raise_exception('only\ntwo roles') }}", "refuses this conversation: only two roles"),
     ],
 )
 def test_templates_that_are_up_to_something(template: str, message: str) -> None:

@@ -35,6 +35,7 @@ from minigpt.generation.api import Answer
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.data_summary import LEARN_FROM, MEASURE_ON, DataSummary
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.resolve import resolve
 from tests.commands import RunCommand
 from tests.runs import write_data
@@ -743,21 +744,37 @@ def test_advised_commands_are_run_as_they_stand(
         output.rename(desk / f"done-{found.code}")
 
 
+def kind_of(recipe: str) -> type[TrainConfig]:
+    """Return the configuration of the command that a recipe is for. Recipes with a task are for finetune."""
+    found = read_recipe(recipe, FinetuneConfig)
+    assert isinstance(found, FinetuneConfig)
+    plain = FinetuneConfig.__dataclass_fields__["task"].default
+    return TrainConfig if found.task == plain else FinetuneConfig
+
+
 @pytest.mark.parametrize("recipe", sorted(path.stem for path in RECIPES.glob("*.toml")))
 def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
     """For every recipe with changed settings. If the recipe does not exist any more, all are written out."""
+    kind = kind_of(recipe)
     config = dataclasses.replace(
-        read_recipe(recipe), train_data=Path("my data/a b.jsonl"), encoding="gb18030", by_length=False,
+        read_recipe(recipe, kind), train_data=Path("my data/a b.jsonl"), encoding="gb18030", by_length=False,
         learning_rate=1.5e-05, seed=7, save_async=True, precision="float32", size="",
     )  # fmt: skip
-    for named in (config, dataclasses.replace(config, recipe="gone.toml", size="10min")):
+    configs = [config]
+    if kind is TrainConfig:  # only a new model has a size to choose
+        configs.append(dataclasses.replace(config, recipe="gone.toml", size="10min"))
+    for named in configs:
         record = dataclasses.replace(run(), config=named, folder=Path("a run"))
         words = shlex.split(train_command(record, {"seed": 8}))
-        given = parse(TrainConfig, words[2:])
+        assert words[1] == ("train" if kind is TrainConfig else "finetune")
+        given = parse(kind, words[2:])
         assert given.pop("output") == Path("a run-2")
         left_out = {"output", "recipe", "size"}
         expected = {**named.as_dict(), "seed": 8}
-        got = resolve(given).as_dict()
+        if kind is TrainConfig:
+            got = resolve(given).as_dict()
+        else:  # to resolve it wants a model on the disk
+            got = {**read_recipe(given["recipe"], kind).as_dict(), **given}
         assert {k: v for k, v in got.items() if k not in left_out} == {
             k: v for k, v in expected.items() if k not in left_out
         }

@@ -216,7 +216,7 @@ def test_what_is_missing_there(command: Command, server: str, tmp_path: Path) ->
         ([], "PROMPT is missing: see --help"),
         ([""], "the prompt is empty: the model needs a token to start from"),
         (["two", "words"], "unexpected argument: words (a value with spaces needs quotes around it)"),
-        (["-x"], "unknown flag '-x'; known: --json, --n_tokens_to_generate, "),
+        (["-x"], "unknown flag '-x'; known: --json, --language, --n_tokens_to_generate, "),
         (["--prompt", "x"], "unknown flag '--prompt'; write PROMPT without a flag before it"),
         (["x", "--model_sise", "124M"], "unknown flag '--model_sise'; did you mean '--model_size'?"),
         (["x", "--model_size", "345M"], "unknown GPT-2 model '345M'; did you mean '355M'?"),

@@ -640,7 +640,7 @@ def test_a_reward_that_fails_later_loses_nothing(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"loss_type": "ipo"}, "--task grpo has the loss types dapo, grpo, dr_grpo: got ipo"),
+        ({"loss_type": "ipo"}, "--task grpo has the loss types dapo, grpo, bnpo, dr_grpo: got ipo"),
         (
             {"task": "dpo", "loss_type": "dapo"},
             "--task dpo has the loss types sigmoid, ipo, simpo, orpo: got",

