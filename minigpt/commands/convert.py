@@ -40,8 +40,8 @@ class Options(command_line.CommandOptions):
     """gguf: for llama.cpp; html: a page that answers in a browser; onnx: for onnxruntime; left out: as
     --output ends, or gguf"""
     dtype: Literal["float32", "float16", "int8", "f32", "f16", "q8_0"] | None = None
-    """matrices as float32 (exact), float16 (half the size) or int8 (a quarter, not for ONNX); default: float16,
-    ONNX: float32"""
+    """matrices as float32 (exact), float16 (half the size) or int8 (a quarter, not for ONNX); default:
+    float16, ONNX: float32"""
 
 
 def main(options: Options) -> dict[str, Any]:
