@@ -22,7 +22,7 @@ class InputError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         line = one_line(message)
-        super().__init__(message if line == message else line)  # a Message stays one
+        super().__init__(message if line == message else line)  # an unchanged Message stays a Message
 
 
 class Message(str):

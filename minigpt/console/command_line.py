@@ -204,7 +204,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 2, say("error: {text}", text=say("not enough memory: {what}", what=what))
     finally:
         _empty(sys.stdout)
-        if isinstance(sys.stderr, _NeverFails):  # False: the work has replaced stderr to silence the process
+        if isinstance(sys.stderr, _NeverFails):  # False: the command has replaced stderr to be silent
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:

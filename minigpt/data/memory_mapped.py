@@ -105,7 +105,7 @@ class Tokens:
 
     @property
     def sentence(self) -> str:
-        """Return the size of the corpus, in words."""
+        """Return a sentence with the size of the corpus."""
         m = self.manifest
         return f"{m['tokens']:,} tokens of {m['documents']:,} documents, {m['characters']:,} characters"
 

@@ -219,7 +219,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """Return the number of the set bit nearest to `target`. In a tie, prefer a bit outside `empty`."""
+    """Return the index of the 1 bit nearest to `target`. In a tie, prefer an index outside `empty`."""
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))
     below, above = bits.rfind("1", 0, middle + 1), bits.find("1", middle + 1)

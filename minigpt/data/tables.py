@@ -22,8 +22,8 @@ __all__ = [
     "row_record", "rows_of", "suffix_of", "table_in", "workbook_records",
 ]  # fmt: skip
 
-# Gets the cells of a table's first row in lower case; returns True if they are column names. For Parquet, the
-# function gets one column name, and returns True if the column is read.
+# A function that takes the cells of a table's first row in lower case. It returns True if they are column
+# names. For Parquet it takes one column name, and returns True if this column is to be read.
 IsHead = Callable[[Collection[str]], bool]
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
@@ -241,7 +241,7 @@ class Sheet(NamedTuple):
     """A sheet of a workbook."""
 
     records: list[Record]
-    notes: tuple[str, ...]  # notes for the user about the other sheets
+    notes: tuple[str, ...]  # notes for the user about the sheets that are not read
     is_known: bool  # True if the column names are known
     has_head: bool | None  # None: the sheet has one column, whose cells are texts
     first_row: tuple[str, ...]

@@ -64,7 +64,7 @@ class Positions:
     chosen: dict[str, float]  # letter -> share of answers that choose this letter
     right: dict[str, float]  # letter -> accuracy on questions with this right answer
     consistent: float  # share of questions with the same choice in every order
-    spread: float  # highest minus lowest accuracy of a letter
+    spread: float  # highest minus lowest accuracy by answer letter
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""

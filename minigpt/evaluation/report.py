@@ -69,7 +69,7 @@ def _numbers(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown. It holds no text of a task but its name."""
+    """Return the table of all metrics in Markdown. Of the texts of a task, the table holds the name alone."""
     return _table_in_markdown(_numbers(results, _ENGLISH))
 
 

@@ -8,13 +8,13 @@
     while loop.running:
         ended = loop.step()
 
-A step first decodes: each sequence whose prompt was read gets one token, or several if guesses are right.
-Then the step prefills: it reads the prompts of new sequences. After the last token that was read, `choose`
-processes the logits, samples a token, and pushes it; the sequence then checks for stops.
+A step first decodes: each sequence whose prompt was read gets one token, or several if its draft tokens are
+right. Then the step prefills: it reads the prompts of new sequences. After the last token that was read,
+`choose` processes the logits, samples a token, and pushes it; the sequence then checks for stops.
 
 All generation uses this loop. minigpt.generation.api adds the sequences of one call, and
-minigpt.generation.engine adds the requests of many users. A window, guesses, beams, vectors and outputs are
-properties of a sequence.
+minigpt.generation.engine adds the requests of many users. The attention window, draft tokens, beams, input
+vectors and outputs belong to each sequence.
 
 Letters in shapes: n sequences, S tokens so far, V entries of the vocabulary.
 """

@@ -278,7 +278,7 @@ class _Reading:
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Find special tokens that the template builds from its constants, and from roles."""
+        """Return the text, with special tokens where the template joins them from constants and roles."""
         text = self._rendered(own, self.twins)
         origin = {twin: char for char, twin in self.twins.items()}
         plain = "".join(origin.get(char, char) for char in text)

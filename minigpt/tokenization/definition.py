@@ -335,7 +335,7 @@ def _is_word(token: dict[str, Any], roles: set[str], made: set[str]) -> bool:
 
 
 def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] | None:
-    """Return the post_processor that puts the tokens of two roles around a text. The role "": no token."""
+    """Return the post_processor that puts two tokens around a text: "bos" and "eos". "" adds no token."""
     first, last = (definition.named.get(role) for role in roles)
     single, second = (
         [

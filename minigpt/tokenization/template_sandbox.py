@@ -414,7 +414,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        for piece in encoder.iterencode(value):  # charge for each piece, because indents may be long
+        for piece in encoder.iterencode(value):  # each piece counts as output: indents may be long
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)

@@ -235,7 +235,7 @@ class GrpoLoss(Objective):
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample G answers to each of some training prompts. They depend on the weights and the arguments."""
+        """Sample G answers to each prompt of `rows`. They depend on the weights and the arguments alone."""
         return self._generate(
             [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
             self.sampling.options,
