@@ -28,7 +28,7 @@ from minigpt.diagnosis.curves import compare, compare_with_recipe, read_curve, s
 from minigpt.diagnosis.data_checks import DATA_CHECKS, SIZE_CHECKS, DataRecord, answers_fit
 from minigpt.diagnosis.examination import examine
 from minigpt.diagnosis.findings import LEVELS, WORDS, Finding, Language, without_consequences
-from minigpt.diagnosis.record import Event, RunRecord, TrainPoint, ValPoint, read_record
+from minigpt.diagnosis.record import Event, RunRecord, TrainPoint, ValPoint, _settings, read_record
 from minigpt.diagnosis.settings_checks import SETTINGS_CHECKS
 from minigpt.errors import InputError
 from minigpt.generation.api import Answer
@@ -778,6 +778,17 @@ def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
         assert {k: v for k, v in got.items() if k not in left_out} == {
             k: v for k, v in expected.items() if k not in left_out
         }
+
+
+@pytest.mark.parametrize("alpha", [32, 32.0])  # JSON of other programs has no .0
+def test_settings_that_a_run_has_written_are_read_without_a_warning(
+    alpha: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = FinetuneConfig(model="base", method="lora", target_modules=("c_attn",), output=tmp_path)
+    written = json.loads(json.dumps({**config.as_dict(), "lora_alpha": alpha}, default=str))
+    found = _settings(tmp_path, {"config": written}, {})
+    assert capsys.readouterr().err == ""
+    assert found.as_dict() == {**config.as_dict(), "lora_alpha": 32.0}
 
 
 def test_no_family_is_advised_what_it_lacks() -> None:

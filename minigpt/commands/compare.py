@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
+from minigpt.console import language as languages
 from minigpt.console.flags import POSITIONAL
-from minigpt.console.language import chosen_language
 from minigpt.errors import InputError
 from minigpt.evaluation.options import TaskOptions
 from minigpt.generation.loading import require_model
@@ -66,7 +66,7 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.evaluation.task_results import metric_names, run_task
     from minigpt.evaluation.words import speaker
 
-    say = speaker(chosen_language(options.language))
+    say = speaker(languages.language())
     if options.threads:
         torch.set_num_threads(options.threads)
     tasks = tasks_of(options.task, options, options.strict)

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from minigpt.console import command_line
-from minigpt.console.language import chosen_language
+from minigpt.console import language as languages
 from minigpt.data.field_names import DataOptions
 from minigpt.errors import InputError
 from minigpt.evaluation.options import EvaluationOptions, TaskOptions
@@ -119,7 +119,7 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
     from minigpt.evaluation.task_command import load, measure, profiles_of, tasks_of
     from minigpt.evaluation.words import speaker
 
-    language = chosen_language(options.language)
+    language = languages.language()
     say = speaker(language)
     if len(options.precision) > 1:
         raise InputError("--task takes one --precision; compare two with minigpt compare")
@@ -189,7 +189,7 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     from minigpt.generation.generation_config import trained_length
     from minigpt.weights.pretrained import model_folder
 
-    language = chosen_language(options.language)
+    language = languages.language()
     say = speaker(language)
     conversations, reading = read_conversations(
         options.data, options.strict, options.encoding, options.field_names
@@ -286,7 +286,7 @@ def _measure_text(options: Options, text: Path) -> dict[str, Any]:
     from minigpt.evaluation.text import TextReport
     from minigpt.evaluation.words import speaker
 
-    say = speaker(chosen_language(options.language))
+    say = speaker(languages.language())
     reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
     pieces = text_pieces(text, options.strict, reading)
     reports: list[TextReport] = []

@@ -247,8 +247,9 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
         metavar = f"{{{','.join(choices)}}}" if choices else _METAVARS[flag.kind]
         label += f" {metavar}" + (f" [{metavar}]" if flag.is_list and not choices else "")
     is_silent = flag.default is dataclasses.MISSING or isinstance(flag.default, bool)
-    if not is_silent and flag.default not in (None, "", ()):
-        words += say(" (default {value})", value=flag.default)
+    if not is_silent and flag.default not in (None, "", (), Path()):
+        value = " ".join(map(str, flag.default)) if isinstance(flag.default, tuple) else flag.default
+        words += say(" (default {value})", value=value)
     margin = _MARGIN if width >= _NARROW else 6
     lines = wrapped(words, width - margin)
     if lines and len(label) < margin:

@@ -205,10 +205,11 @@ def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> Train
             value = Path(value)
         elif isinstance(value, list) and isinstance(default, tuple):
             value = tuple(value)
-        elif type(default) is float and type(value) is int:
+        elif hints[item.name] is float and type(value) is int:
             value = float(value)
         choices = _choices(hints[item.name])
-        of_its_type = type(value) is type(default) or type(value) in typing.get_args(hints[item.name])
+        kinds = (type(default), hints[item.name], *typing.get_args(hints[item.name]))
+        of_its_type = type(value) in kinds
         if isinstance(value, Path) or (of_its_type and (not choices or value in choices or value is None)):
             values[item.name] = value
     own = {"resume": False, "overwrite": False, "output": folder}

@@ -39,7 +39,7 @@ CHINESE = {
     "metric": "指标",
     "value (95 % interval)": "数值（95% 区间）",
     "guessing": "瞎猜",
-    "count": "题数",
+    "count": "数量",
     "questions": "题数",
     "shots": "示例数",
     "the report is in {file}": "报告写在 {file}",
