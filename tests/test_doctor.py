@@ -784,7 +784,7 @@ def test_a_run_s_command_gives_the_run_s_settings(recipe: str) -> None:
 def test_settings_that_a_run_has_written_are_read_without_a_warning(
     alpha: float, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    config = FinetuneConfig(model="base", method="lora", target_modules=("c_attn",), output=tmp_path)
+    config = FinetuneConfig(model=Path("base"), method="lora", target_modules=("c_attn",), output=tmp_path)
     written = json.loads(json.dumps({**config.as_dict(), "lora_alpha": alpha}, default=str))
     found = _settings(tmp_path, {"config": written}, {})
     assert capsys.readouterr().err == ""
