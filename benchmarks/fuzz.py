@@ -5,7 +5,7 @@
     python benchmarks/fuzz.py --replay template:1:57 --keep folder      # one input again, with its traceback
     python benchmarks/fuzz.py --cost                                    # what checking costs: two minutes
 
-The tool's own writers make seeds: tiny models, runs, data (fuzz_readers.py). They are damaged, forged, or
+The tool's own writers make seeds: tiny models, runs, data (fuzz_seeds.py). They are damaged, forged, or
 replaced by pipes and devices (fuzz_mutations.py), and read in forked processes. READER:SEED:NUMBER gives an
 input again. An input has one of these outcomes:
 
@@ -58,7 +58,8 @@ import torch
 
 from benchmarks.fuzz_commands import PROCESSES, Workplace
 from benchmarks.fuzz_mutations import KINDS, changed_file
-from benchmarks.fuzz_readers import READERS, REFUSED, Reader, make_seeds, set_base
+from benchmarks.fuzz_readers import READERS, REFUSED, Reader, set_base
+from benchmarks.fuzz_seeds import make_seeds
 from benchmarks.turns import finish, surroundings
 from minigpt.errors import InputError
 

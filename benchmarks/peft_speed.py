@@ -33,6 +33,7 @@ if not __package__:
 import argparse
 import contextlib
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -195,7 +196,8 @@ def prepare(options: argparse.Namespace, folder: Path) -> int:
     some = [pairs[number % len(pairs)] for number in range(count)]
     characters = {character for pair in some for text in pair for character in text}
     shape = dict(SHAPES[options.shape])
-    more = (chr(code) for code in range(0x3400, 0xD7A0) if chr(code) not in characters)
+    codes = itertools.chain(range(0x3400, 0xD7A0), range(0x20000, 0x30000))  # more than any vocabulary here
+    more = (chr(code) for code in codes if chr(code) not in characters)
     missing = (
         shape["vocab_size"] - Tokenizer.from_word2id(build_vocabulary(["".join(characters)])).get_vocab_size()
     )

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("performance", "doctor", "fine_tuning", "masked_lm")
+_PAGES = ("performance", "doctor", "evaluation", "fine_tuning", "masked_lm")
 PAGES = {
     "en": [ROOT / "docs" / f"{name}.md" for name in _PAGES],
     "zh": [ROOT / "docs" / f"{name}.zh-CN.md" for name in _PAGES],
@@ -114,6 +114,14 @@ CHINESE = {
     "together: as if they were independent": "同时填，当作互不相关",
     "one after the other": "先填一个，再填另一个",
     "the text itself": "原文",
+    "set": "题目",
+    "questions/s": "题/秒",
+    "times hf": "hf 的几倍",
+    "largest difference": "最大的差",
+    "other choices": "选得不同",
+    "five-shot letters": "五个示例，按字母",
+    "texts": "按选项的文字",
+    "cloze": "填最后一个词",
 }
 Table = tuple[list[str], list[list[str]]]
 
@@ -357,6 +365,22 @@ def peft_speed(result: dict[str, Any]) -> Table:
     return columns, rows
 
 
+def scoring(result: dict[str, Any]) -> Table:
+    """Table: tasks scored beside lm-evaluation-harness's hf model."""
+    rows = [
+        [
+            row["set"],
+            row["arm"],
+            f"{row['questions_per_second']:.3g}",
+            f"{row['ratio']:.1f}",
+            f"{row['largest_difference']:.0e}" if row["largest_difference"] else "",
+            f"{row['other_choices']}" if row["other_choices"] else "",
+        ]
+        for row in result["rows"]
+    ]
+    return ["set", "arm", "questions/s", "times hf", "largest difference", "other choices"], rows
+
+
 def masked_training(result: dict[str, Any]) -> Table:
     """Table: the same model on the same text, both ways."""
     columns = ["arm", "tokens read", "with a loss", "processor seconds", "held-out loss", "accuracy"]
@@ -419,6 +443,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "doctor-faults": ("doctor", {"small": False}, doctor_faults),
     "doctor-healthy": ("doctor", {"small": False}, doctor_healthy),
     "peft-speed": ("peft_speed", {"shape": "gpt2"}, peft_speed),
+    "scoring": ("evaluation", {}, scoring),
     "masked-training": ("masked_lm", {}, masked_training),
     "masked-one": ("masked_lm", {}, masked_one),
     "masked-two": ("masked_lm", {}, masked_two),

@@ -120,7 +120,7 @@ ALLOWED = {
         "run_path",
     ): "the train.py of the checkout that a user names, in its own process",
     ("benchmarks/fuzz_commands.py", "run_path"): "the commands, from a table in the package",
-    ("benchmarks/fuzz_readers.py", "torch.save"): "written: the files that are then damaged",
+    ("benchmarks/fuzz_seeds.py", "torch.save"): "written: the files that are then damaged",
     ("minigpt/__init__.py", "import_module"): "the public names, from a table in the same file",
     ("minigpt/lens/__init__.py", "import_module"): "the public names, from a table in the same file",
     ("minigpt/__main__.py", "run_module"): "the commands, from a table in the same file",

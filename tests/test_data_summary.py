@@ -74,7 +74,7 @@ def test_a_sentence_for_each_thing_that_is_too_small() -> None:
     assert list(ENOUGH.warnings()) == []
     (few,) = dataclasses.replace(ENOUGH, train_targets=LEARN_FROM - 1).warnings()
     assert few.startswith("999 tokens to learn from (100 pairs)")
-    assert "add pairs" in few
+    assert "add data" in few
     (few,) = dataclasses.replace(ENOUGH, val_targets=100, val_examples=1).warnings()
     assert few.startswith("100 tokens to measure on (1 pair)")
     assert "10%" in few  # 1 / sqrt(100)

@@ -104,7 +104,7 @@ NOT_RUN = {  # command that is not run -> reason
     "python gpt2.py 'Alan Turing theorized that computers would one day become' --n_tokens_to_generate 40": (
         "fetches 500 MB; tests/test_gpt2_command.py runs it on a small model"
     ),
-    "python benchmarks/masked_lm.py --output masked.json": (
+    "python benchmarks/masked_lm.py --steps 400 --output masked.json": (
         "takes minutes; tests/test_benchmarks.py runs it at toy size"
     ),
     "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",

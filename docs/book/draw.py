@@ -54,6 +54,27 @@ def boxes(axes: Any, texts: list[str], y: float = 0.5, colour: str = "#dbe9f6", 
             axes.annotate("", **ends, arrowprops={"arrowstyle": "-|>", "color": "#44617b"})
 
 
+def fan(figure: Any, chain: list[str], targets: list[str]) -> None:
+    """Draw boxes from left to right, and arrows from the last one to each of the targets."""
+    axes = figure.add_subplot()
+    middle = (len(targets) - 1) / 2
+    axes.set(xlim=(0, 10), ylim=(-0.6, len(targets) - 0.4))
+    axes.axis("off")
+    style = {"boxstyle": "round,pad=0.4", "edgecolor": "#44617b"}
+    arrow = {"arrowstyle": "-|>", "color": "#44617b"}
+    places = [1.0 + 2.5 * i for i in range(len(chain))]
+    for x, text in zip(places, chain):
+        axes.text(
+            x, middle, text, ha="center", va="center", fontsize=11, bbox={**style, "facecolor": "#dbe9f6"}
+        )
+        if x > places[0]:
+            axes.annotate("", xy=(x - 1.0, middle), xytext=(x - 1.9, middle), arrowprops=arrow)
+    right = places[-1] + 1.0
+    for y, text in zip(reversed(range(len(targets))), targets):
+        axes.text(right + 1.2, y, text, va="center", fontsize=11, bbox={**style, "facecolor": "#fbe6c8"})
+        axes.annotate("", xy=(right + 1.0, y), xytext=(right, middle), arrowprops=arrow)
+
+
 def grid(axes: Any, values: Any, rows: list[str], columns: list[str], form: str = "{:.2f}") -> None:
     """Draw a table of numbers from 0 to 1 as a heat map; None is a hidden place."""
     shown = np.array([[np.nan if v is None else float(v) for v in row] for row in values])
@@ -306,23 +327,13 @@ def troubles(figure: Any, say: Say) -> None:
 @drawing("14-hugging-face", 7.5, 2.8)
 def heads(figure: Any, say: Say) -> None:
     """One trunk with three heads."""
-    axes = figure.add_subplot()
-    axes.set(xlim=(0, 10), ylim=(0, 4))
-    axes.axis("off")
-    style = {"boxstyle": "round,pad=0.45", "facecolor": "#dbe9f6", "edgecolor": "#44617b"}
-    heads_ = [
+    trunk = say("trunk:\nembeddings,\nblocks, norm", "主干：\n嵌入、块、\n归一化")
+    targets = [
         say("lm_head: (B, T, V), next token", "lm_head：(B, T, V)，下一个词元"),
         say("score: (B, labels), one label a text", "score：(B, 标签数)，一段文本一个标签"),
         say("no head: (B, T, C), vectors", "不加头：(B, T, C)，向量"),
     ]
-    axes.text(0.9, 2, "ids\n(B, T)", ha="center", va="center", fontsize=10, bbox=style)
-    trunk = say("trunk:\nembeddings,\nblocks, norm", "主干：\n嵌入、块、\n归一化")
-    axes.text(3.4, 2, trunk, ha="center", va="center", fontsize=10, bbox=style)
-    arrow = {"arrowstyle": "-|>", "color": "#44617b"}
-    axes.annotate("", xy=(2.5, 2), xytext=(1.4, 2), arrowprops=arrow)
-    for y, text in zip((3.4, 2, 0.6), heads_):
-        axes.text(5.6, y, text, va="center", fontsize=10, bbox={**style, "facecolor": "#fbe6c8"})
-        axes.annotate("", xy=(5.5, y), xytext=(4.4, 2), arrowprops=arrow)
+    fan(figure, ["ids\n(B, T)", trunk], targets)
 
 
 @drawing("15-generate-and-adapt", 7.0, 3.2)
@@ -341,20 +352,12 @@ def masks(figure: Any, say: Say) -> None:
 @drawing("16-on-your-own", 8.0, 2.8)
 def ways(figure: Any, say: Say) -> None:
     """Ways from one base model."""
-    axes = figure.add_subplot()
-    axes.set(xlim=(0, 10), ylim=(0, 5))
-    axes.axis("off")
-    style = {"boxstyle": "round,pad=0.4", "facecolor": "#dbe9f6", "edgecolor": "#44617b"}
-    axes.text(1.1, 2.5, say("base model", "基础模型"), ha="center", va="center", fontsize=11, bbox=style)
     targets = [
         say("finetune: your data", "finetune：你的数据"), say("classify: labels", "classify：打标签"),
         say("eval, compare: how good", "eval、compare：有多好"), say("look: what is inside", "look：看内部"),
         say("quantize, convert: smaller, elsewhere", "quantize、convert：更小，去别处"),
     ]  # fmt: skip
-    for y, text in zip((4.5, 3.5, 2.5, 1.5, 0.5), targets):
-        axes.text(4.0, y, text, va="center", fontsize=11, bbox={**style, "facecolor": "#fbe6c8"})
-        ends = {"xy": (3.8, y), "xytext": (2.1, 2.5)}
-        axes.annotate("", **ends, arrowprops={"arrowstyle": "-|>", "color": "#44617b"})
+    fan(figure, [say("base model", "基础模型")], targets)
 
 
 def small(png: bytes) -> bytes:

@@ -24,9 +24,10 @@ from minigpt import build_vocab, dataset_stats, split_data
 from minigpt.commands import chat, evaluate
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL, parse
+from minigpt.console.language import say, translated
 from minigpt.data.field_names import FIELDS, DataOptions
 from minigpt.data.tables import suffix_of
-from minigpt.errors import InputError, printable_lines
+from minigpt.errors import InputError, Message, printable_lines
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import read_json
 from minigpt.storage.regular_files import open_regular
@@ -96,7 +97,7 @@ class _Quickstart:
         result = {"file": self.options.file, "output": self.folder, **found}
         talks = sys.stdin.isatty() and not self.options.json
         if not talks:
-            print("\nto talk to it:")
+            print("\n" + say("to talk to it:"))
         talk = self._typed("chat", chat.Options, "--model", self.best, *more, *self._machine)
         if talks:
             chat.main(talk)
@@ -113,7 +114,7 @@ class _Quickstart:
             options.file, options.strict, options.encoding, options.field_names, opened
         )
         report.print_summary()
-        print(f"{options.file}: {report.counted}")
+        print(f"{options.file}: {translated(report.counted)}")
         by_heart = _by_heart(conversations)
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
         reading: Sequence[object] = ()  # the split has written both files with the usual names
@@ -140,17 +141,18 @@ class _Quickstart:
         )
         if rows:
             evaluate.show_rows(
-                f"{len(right):,} of {len(rows):,} questions are answered right; some, right and wrong",
+                say("{right:,} of {count:,} questions are answered right", right=len(right), count=len(rows)),
                 [*evaluate.spread(right, _SHOWN), *evaluate.spread(wrong, _SHOWN)],
             )
         size = found["training"].get("size", {})
         if len(right) < 0.5 * len(rows) and size and not size["because"]["limited_by_data"]:
-            print(
-                f"it read the data {size['because']['epochs']:g} times in {self.minutes:g} minutes; ten "
-                "times as many would help most (with another --output)"
+            text = (
+                "it read the data {epochs:g} times in {minutes:g} minutes; ten times as many would help most "
+                "(with another --output)"
             )
+            print(say(text, epochs=size["because"]["epochs"], minutes=self.minutes))
         if not by_heart and report.answers <= _RECALLED:
-            print("\nand the questions that it learned from:")
+            print("\n" + say("and the questions that it learned from:"))
             found["recall"], _ = self._evaluated(train, reading)
         several = any(len(each.exchanges) > 1 for each in conversations)
         return found, *(["--history"] if several else [])
@@ -172,7 +174,7 @@ class _Quickstart:
             if is_needed:
                 raise
             self.commands.pop()
-            print(f"not divided: {error}")
+            print(say("not divided: {error}", error=error.args[0]))
             return None
 
     def _text(self, opened: "DataFile | None") -> tuple[Any, ...]:
@@ -190,9 +192,8 @@ class _Quickstart:
         flags = self._flags(text_field=record["text_field"], encoding=_encoding(opened))
         training = self._train("--text", options.file, "--tokenizer", self.vocab, *flags)
         if (loss := training.get("val_loss")) is not None:
-            print(
-                f"loss on the last tenth of the text, which it did not learn from: {loss:.4f} per character"
-            )
+            text = "loss on the last tenth of the text, which it did not learn from: {loss:.4f} per character"
+            print(say(text, loss=loss))
         continued = [self._continued(prompt) for prompt in record["prompts"]]
         found = {"kind": "text", "characters": record["characters"], "training": training}
         return ({**found, "continuations": continued},)
@@ -210,15 +211,17 @@ class _Quickstart:
         for line in counted.lines(options.file):
             print(line)
         if suffix_of(options.file) in _OF_RECORDS and not options.text_field:
-            _note(
-                f"{options.file} is read as text; if it holds questions and answers, name their columns: "
+            text = (
+                "{file} is read as text; if it holds questions and answers, name their columns: "
                 "--question_field NAME --answer_field NAME"
             )
+            _note(Message(text, file=options.file))
         if counted.characters < _FEW_CHARACTERS:
-            _note(
-                f"only {counted.characters:,} characters: the model will learn pieces of them by heart; "
-                f"{_GOOD_CHARACTERS:,} (a novel) and more are good"
+            text = (
+                "only {count:,} characters: the model will learn pieces of them by heart; {good:,} (a novel) "
+                "and more are good"
             )
+            _note(Message(text, count=counted.characters, good=_GOOD_CHARACTERS))
         build_vocab.build(self._vocabulary(), counted.kinds, str(options.file))
         names = {source.field for source in sources if source.kind != "text"}
         guessed = names if len(names) == 1 else set()  # so that `train` does not guess and warn again
@@ -291,7 +294,8 @@ class _Quickstart:
         if record.get("sha256") != sha256:
             what = "was made from other data" if record else "holds a run of another command"
             raise InputError(f"{self.folder} {what}: choose another folder with --output, or move it away")
-        print(f"{self.folder} was begun earlier: its vocabulary and its parts are used again")
+        text = "{folder} was begun earlier: its vocabulary and its parts are used again"
+        print(say(text, folder=self.folder))
         return record
 
     def _begin(self, sha256: str, **more: object) -> None:
@@ -311,19 +315,22 @@ class _Quickstart:
         try:
             return train(**parse(TrainConfig, [str(word) for word in argv]))
         except RunFinishedError:
-            print(
-                f"training is finished; for more: minigpt train --output {self.run_folder} --resume "
-                "--max_steps N, or quickstart with another --output and more --minutes"
+            text = (
+                "training is finished; for more: minigpt train --output {folder} --resume --max_steps N, or "
+                "quickstart with another --output and more --minutes"
             )
+            print(say(text, folder=self.run_folder))
             return {"model": str(self.best)}
         except TooShortError as error:
             least = -(-error.seconds // 6) / 10  # rounded up to tenths
             self.commands.pop()
             self.minutes = max(least, 1.2 * self.minutes)
-            _note(
-                f"{error}: the time is raised from --minutes {self.options.minutes:g} to {self.minutes:g} "
-                "for this data on this machine, as busy as it is"
+            text = (
+                "{error}: the time is raised from --minutes {before:g} to {after:g} for this data on this "
+                "machine, as busy as it is"
             )
+            values = {"error": error.args[0], "before": self.options.minutes, "after": self.minutes}
+            _note(Message(text, **values))
             return self._train(*words)
 
     def _evaluated(self, data: Path, reading: Sequence[object]) -> "tuple[dict[str, Any], list[Row]]":
@@ -360,9 +367,8 @@ class _Quickstart:
             code = stopped.code
         except KeyboardInterrupt:
             code = 130
-        print(
-            f"minigpt quickstart: interrupted; the same command continues in {self.folder}", file=sys.stderr
-        )
+        text = "minigpt quickstart: interrupted; the same command continues in {folder}"
+        print(say(text, folder=self.folder), file=sys.stderr)
         sys.exit(code)
 
 
@@ -376,18 +382,20 @@ def _by_heart(conversations: "Sequence[Conversation]") -> str:
     """Return the reason to memorise all pairs, with advice; "" if a validation part should be held out."""
     answers = Counter(exchange.answer for each in conversations for exchange in each.exchanges)
     pairs = answers.total()
-    learned = "the model learns all of them by heart and is measured on them"
     if pairs < _FEW_PAIRS:
-        return (
-            f"only {pairs} pairs: {learned}; to answer new questions it needs about {_GOOD_PAIRS}, with "
-            "several phrasings of each question"
+        text = (
+            "only {pairs} pairs: the model learns all of them by heart and is measured on them; to answer "
+            "new questions it needs about {good}, with several phrasings of each question"
         )
+        return Message(text, pairs=pairs, good=_GOOD_PAIRS)
     once = sum(count == 1 for count in answers.values()) / pairs
     if pairs <= _BY_HEART and once >= _ONCE:
-        return (
-            f"{once:.0%} of the answers come once, so nothing tells what a new phrasing means: {learned}; to "
-            "answer new phrasings it needs several of each question"
+        text = (
+            "{once:.0%} of the answers come once, so nothing tells what a new phrasing means: the model "
+            "learns all pairs by heart and is measured on them; to answer new phrasings it needs several of "
+            "each question"
         )
+        return Message(text, once=once)
     return ""
 
 

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from minigpt.console.language import say
 from minigpt.console.terminal import seconds, table
 from minigpt.devices import pick_device
 from minigpt.errors import InputError
@@ -343,15 +344,16 @@ class _Choice:
             assert isinstance(all_of_it, RunData)
             wanted = 32 * math.ceil(float(np.quantile(all_of_it.train.lengths, 1 - _CUT)) / 32)
             wanted = max(config.max_length, min(_LONGEST, wanted))
-            self.why.append(("max_length", wanted, f"{config.max_length} would cut {cut:.0%} of the pairs"))
+            why = say("{length} would cut {cut:.0%} of the pairs", length=config.max_length, cut=cut)
+            self.why.append(("max_length", wanted, why))
             config = dataclasses.replace(config, max_length=wanted, block_size=max(wanted, config.block_size))
             return config, read_data(config)
-        why = "given" if given else f"the recipe's: {cut:.1%} of the pairs are longer"
+        why = say("given") if given else say("the recipe's: {cut:.1%} of the pairs are longer", cut=cut)
         self.why.append(("max_length", config.max_length, why))
         return config, data
 
     def _whose(self, name: str) -> str:
-        return "given" if name in self.given else "the recipe's"
+        return say("given") if name in self.given else say("the recipe's")
 
     def _shapes(self) -> list[Shape]:
         """Return the candidates: the ladder or the named shape, with the sizes that the user gave."""
@@ -384,37 +386,47 @@ class _Choice:
     def _print(self, settings: TrainConfig, shapes: int, record: dict[str, Any]) -> None:
         by_name, because = self.size.unit == "name", record["because"]
         shape = (
-            f"what {self.size.text} means"
+            say("what {size} means", size=self.size.text)
             if by_name
-            else f"the largest of {shapes} shapes that reads {_TOKENS_PER_PARAMETER} tokens a parameter"
+            else say(
+                "the largest of {shapes} shapes that reads {tokens} tokens a parameter",
+                shapes=shapes,
+                tokens=_TOKENS_PER_PARAMETER,
+            )
         )
-        steps = "what the time allows" if self.size.unit == "seconds" else "what the amount allows"
+        steps = say("what the time allows") if self.size.unit == "seconds" else say("what the amount allows")
         if by_name:
-            steps = f"{_TOKENS_OF_A_NAME} tokens a parameter, or what the data gives"
+            steps = say("{tokens} tokens a parameter, or what the data gives", tokens=_TOKENS_OF_A_NAME)
         if because["limited_by_data"]:
-            steps = f"reads the data {because['epochs']:g} times; more would gain little"
+            steps = say("reads the data {epochs:g} times; more would gain little", epochs=because["epochs"])
         rows = list(self.why)
         for name, why in (
             *((name, shape) for name in Shape._fields),
-            ("batch_size", f"the recipe's: about {self.unique / self.per_epoch:,.0f} tokens a step"),
-            *((name, "the recipe's") for name in ("optimizer", "learning_rate", "muon_learning_rate")),
-            ("max_steps", "given" if _STEPS & self.given else steps),
-            ("eval_steps", "evaluations take a tenth of the budget at most"),
+            (
+                "batch_size",
+                say("the recipe's: about {tokens:,.0f} tokens a step", tokens=self.unique / self.per_epoch),
+            ),
+            *((name, say("the recipe's")) for name in ("optimizer", "learning_rate", "muon_learning_rate")),
+            ("max_steps", say("given") if _STEPS & self.given else steps),
+            ("eval_steps", say("evaluations take a tenth of the budget at most")),
         ):
             if settings.optimizer == "muon" or name != "muon_learning_rate":
-                rows.append((name, getattr(settings, name), "given" if name in self.given else why))
+                rows.append((name, getattr(settings, name), say("given") if name in self.given else why))
         table(f"--size {self.size.text}", ("option", "value", "why"), rows, numeric=(1,))
-        print(f"{self.unique:,} tokens to learn from, read {because['epochs']:.1f} times")
+        text = "{unique:,} tokens to learn from, read {epochs:.1f} times"
+        print(say(text, unique=self.unique, epochs=because["epochs"]))
         if because["epochs"] < 1 and not by_name:
             again = math.ceil(10 / max(because["epochs"], 1e-3)) / 10
-            print(
-                f"more data than --size {self.size.text} can read: a part is left out; {again:g} times "
-                "the size reads all of it once"
+            text = (
+                "more data than --size {size} can read: a part is left out; {again:g} times the size reads "
+                "all of it once"
             )
+            print(say(text, size=self.size.text, again=again))
         if replaced := self._replaced(settings):
-            print(f"--size replaces the recipe's {', '.join(replaced)}; a flag keeps its value")
+            text = "--size replaces the recipe's {options}; a flag keeps its value"
+            print(say(text, options=", ".join(replaced)))
         if (expected := record["expected"]["seconds"]) is not None:
-            print(f"expected: about {seconds(expected)} on this machine as busy as it is now")
+            print(say("expected: about {time} on this machine as busy as it is now", time=seconds(expected)))
 
     def _replaced(self, settings: TrainConfig) -> list[str]:
         """Return the recipe's options that were changed, num_train_epochs included, with their old values."""

@@ -35,6 +35,14 @@ LEARN_FROM = 1000
 MEASURE_ON = 400
 _COUNTED = 1 << 22  # largest number of tokens that are counted: more do not change the frequencies
 _PIECE = 1 << 12
+_SIZES = {  # word for examples -> a number of them
+    "pairs": "{count:,} pair{several}",
+    "conversations": "{count:,} conversation{several}",
+    "pairs of answers": "{count:,} pair{several} of answers",
+    "prompts": "{count:,} prompt{several}",
+    "windows": "{count:,} window{several}",
+    "examples": "{count:,} example{several}",
+}
 _PARTS = 4  # the frequencies of three parts give the loss of the fourth
 
 
@@ -68,10 +76,9 @@ class DataSummary:
         if self.train_targets < LEARN_FROM:
             yield Message(
                 "{count:,} tokens to learn from ({size}) are so few that a model learns them by heart and "
-                "nothing else: add {unit}, to {least:,} tokens at least",
+                "nothing else: add data, to {least:,} tokens at least",
                 count=self.train_targets,
                 size=self._size(self.train_examples),
-                unit=self.unit,
                 least=LEARN_FROM,
             )
         if self.val_targets < MEASURE_ON:
@@ -90,7 +97,11 @@ class DataSummary:
             )
 
     def _size(self, count: int) -> str:
-        return f"{count:,} {self.unit if count != 1 else self.unit.removesuffix('s')}"
+        return Message(
+            _SIZES[self.unit if self.unit in _SIZES else "examples"],
+            count=count,
+            several="" if count == 1 else "s",
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Return a dictionary for JSON."""
