@@ -371,6 +371,8 @@ def new_manifest(rng: random.Random, folder: Path) -> None:
 def new_shards(rng: random.Random, folder: Path) -> None:
     """Make the checksum of shards.json right."""
     path = folder / "shards.json"
+    if not path.is_file() or path.stat().st_size > 10**6:  # a device, or a file that claims a terabyte
+        return
     try:
         values = json.loads(path.read_bytes())
         values.pop("own_sha256", None)

@@ -161,6 +161,27 @@ def test_damage_of_int4_is_named(command: Any, tmp_path: Path, name: str, change
     assert "damaged/int4.safetensors: " in str(refused.value)
 
 
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+@pytest.mark.parametrize(
+    "change",
+    [{"n_layer": 10**9}, {"n_layer": 10**250}, {"vocab_size": 10**15}, {"n_embd": 2 * 10**9}],
+    ids=["layers", "more layers", "vocabulary", "width"],
+)
+def test_absurd_sizes_are_an_error_before_they_cost_anything(
+    command: Any, tmp_path: Path, precision: str, change: dict[str, int]
+) -> None:
+    saved(Path("model"))
+    assert command("--model", "model", "--output", "small", "--precision", precision).code == 0
+    (tmp_path / "small/manifest.json").unlink()
+    path = tmp_path / "small/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    # to sketch a model of the first of these would take hours
+    with pytest.raises(
+        InputError, match=r"highest layer in the weights|too large for any machine|do not fit"
+    ):
+        minigpt.load_model(tmp_path / "small")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -10,7 +10,7 @@ Reading is strict: a tensor that is missing, unexpected, of another shape or not
 
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -151,6 +151,16 @@ class Family:
             )
         return written
 
+    def names_in(self, tensors: Collection[str], config: Any) -> tuple[dict[str, str], list[str]]:
+        """Return full name -> name in the file, and complaints about names that the file has in both forms.
+
+        Raises:
+            InputError: if the configuration has far more layers than the file.
+        """
+        name_of, twice = full_names(tensors, self.prefix, f"{self.head.partition('.')[0]}.")
+        require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)
+        return name_of, twice
+
     def from_hugging_face(
         self, tensors: Mapping[str, Tensor], config: Any, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
@@ -167,8 +177,7 @@ class Family:
                 of them); if a tensor is not finite in `dtype`, or should be zero; or if lm_head differs from
                 the embedding although the two are tied.
         """
-        name_of, twice = full_names(tensors, self.prefix, f"{self.head.partition('.')[0]}.")
-        require_layers(name_of, self.layer_prefix, config.num_hidden_layers, self.layers_key)
+        name_of, twice = self.names_in(tensors, config)
         own = self.parameter_shapes(config)
         every = self.parameter_shapes(self.with_all_weights(config))
         head = None if self.head in own else name_of.pop(self.head, None)

@@ -78,11 +78,16 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
     """
     config, precision = config_of(folder / "config.json", content)
     path = folder / FILES[precision]
-    model: LanguageModel = family_of(config).on_meta(config)
+    found = TensorFile(path, missing="weights are read from this one file")
+    family = family_of(config)
+    try:
+        family.names_in(found.described, config)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
+    model: LanguageModel = family.on_meta(config)
     replace_linears(model, precision, rounds_inputs=precision == "int8")
     if precision == "int4":
         cast_parameters(model, torch.bfloat16)
-    found = TensorFile(path, missing="weights are read from this one file")
     forms = model.state_dict()
     entries = list(_entries(config, forms))
     wrong = differences(
