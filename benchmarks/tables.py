@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("performance", "doctor", "evaluation", "fine_tuning", "masked_lm")
+_PAGES = ("performance", "doctor", "evaluation", "fine_tuning", "masked_lm", "reliability")
 PAGES = {
     "en": [ROOT / "docs" / f"{name}.md" for name in _PAGES],
     "zh": [ROOT / "docs" / f"{name}.zh-CN.md" for name in _PAGES],
@@ -114,6 +114,40 @@ CHINESE = {
     "together: as if they were independent": "同时填，当作互不相关",
     "one after the other": "先填一个，再填另一个",
     "the text itself": "原文",
+    "questions and answers, twenty formats": "问答，二十种格式",
+    "texts to learn from": "语料",
+    "pairs of answers": "成对的回答",
+    "texts with labels": "带标签的文本",
+    "a file of questions": "问题文件",
+    "tasks of an evaluation": "评测任务",
+    "tokenizers: characters, BPE, WordPiece": "分词器：字符、BPE、WordPiece",
+    "config.json, generation_config.json": "config.json、generation_config.json",
+    "safetensors, index, shards of weights": "safetensors、索引、权重分片",
+    "a model's folder": "模型文件夹",
+    "the same for NumPy": "同上，NumPy 读",
+    "folders of int8 and int4": "int8 与 int4 文件夹",
+    "a classifier's folder": "分类器文件夹",
+    "an adapter's folder": "适配器文件夹",
+    "a model's folder beside its manifest": "模型文件夹，带清单",
+    ".pth with other opcodes": ".pth，换了操作码",
+    "OpenAI's release": "OpenAI 发布的模型",
+    "chat templates": "对话模板",
+    "recipes": "配方",
+    "what is read": "读什么",
+    "inputs": "输入",
+    "refused": "拒绝",
+    "same": "相同",
+    "other": "不同",
+    "faults": "错误",
+    "shards of ids": "编号的分片",
+    "the same with right checksums": "同上，校验和改成对的",
+    "the doctor on a run": "医生看一次训练",
+    "plot on a run": "画一次训练的曲线",
+    "the checkpoints of a run": "一次训练的检查点",
+    "training_state.json with a right checksum": "training_state.json，校验和改成对的",
+    "command lines with flags drawn at random": "随机选项的命令行",
+    "streams that are closed, full or broken": "关闭的、写满的、断开的输入输出",
+    "signals at random moments": "随机时刻的信号",
     "set": "题目",
     "questions/s": "题/秒",
     "times hf": "hf 的几倍",
@@ -381,6 +415,20 @@ def scoring(result: dict[str, Any]) -> Table:
     return ["set", "arm", "questions/s", "times hf", "largest difference", "other choices"], rows
 
 
+def fuzz(result: dict[str, Any]) -> Table:
+    """Table: damaged and hostile input, by reader."""
+    accepted = ("refused", "same", "other")
+    rows, sums = [], [0, 0, 0, 0, 0]
+    for row in result["readers"]:
+        counts = row["counts"]
+        numbers = [sum(counts.values()), *(counts.get(name, 0) for name in accepted)]
+        numbers.append(numbers[0] - sum(numbers[1:]))
+        sums = [a + b for a, b in zip(sums, numbers)]
+        rows.append([row["words"], *(f"{number:,}" for number in numbers)])
+    rows.append(["all", *(f"{number:,}" for number in sums)])
+    return ["what is read", "inputs", *accepted, "faults"], rows
+
+
 def masked_training(result: dict[str, Any]) -> Table:
     """Table: the same model on the same text, both ways."""
     columns = ["arm", "tokens read", "with a loss", "processor seconds", "held-out loss", "accuracy"]
@@ -444,6 +492,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "doctor-healthy": ("doctor", {"small": False}, doctor_healthy),
     "peft-speed": ("peft_speed", {"shape": "gpt2"}, peft_speed),
     "scoring": ("evaluation", {}, scoring),
+    "fuzz": ("fuzz", {}, fuzz),
     "masked-training": ("masked_lm", {}, masked_training),
     "masked-one": ("masked_lm", {}, masked_one),
     "masked-two": ("masked_lm", {}, masked_two),
