@@ -490,13 +490,13 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "gpu-scaling": ("training_gpu", {"scaling": ...}, gpu_scaling),
     "doctor-faults": ("doctor", {"small": False}, doctor_faults),
     "doctor-healthy": ("doctor", {"small": False}, doctor_healthy),
-    "peft-speed": ("peft_speed", {"shape": "gpt2"}, peft_speed),
     "scoring": ("evaluation", {}, scoring),
-    "fuzz": ("fuzz", {}, fuzz),
+    "peft-speed": ("peft_speed", {"shape": "gpt2"}, peft_speed),
     "masked-training": ("masked_lm", {}, masked_training),
     "masked-one": ("masked_lm", {}, masked_one),
     "masked-two": ("masked_lm", {}, masked_two),
     "masked-span": ("masked_lm", {}, masked_span),
+    "fuzz": ("fuzz", {}, fuzz),
 }
 
 
