@@ -23,8 +23,12 @@ input again. An input has one of these outcomes:
 All but the first three are faults. Processes are forked, so this needs Linux.
 """
 
+import os
 import sys
 from pathlib import Path
+
+# One thread from the start: torch.set_num_threads() would make threads that a forked process has not.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 # run as a script: this checkout's minigpt, and the files beside this one
 if not __package__:
@@ -37,7 +41,6 @@ import gc
 import json
 import math
 import mmap
-import os
 import random
 import re
 import resource
@@ -53,8 +56,6 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
-
-import torch
 
 from benchmarks.fuzz_commands import PROCESSES, Workplace
 from benchmarks.fuzz_mutations import KINDS, changed_file
@@ -549,7 +550,6 @@ def main() -> int:
         from benchmarks.fuzz_cost import measure
 
         return measure(options.output)
-    torch.set_num_threads(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     faulthandler.disable()
     fast = Path("/dev/shm")

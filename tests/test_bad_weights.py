@@ -236,6 +236,7 @@ def test_weights_in_a_pickle_alone_say_what_to_do(name: str, whole: Path) -> Non
         "",
         "x.safetensors\n",
         "\0.safetensors",
+        "字" * 82 + ".safetensors",  # 258 bytes: no file can have that name
         None,
         3,
         ["model.safetensors"],

@@ -107,7 +107,7 @@ NOT_RUN = {  # command that is not run -> reason
     "python benchmarks/masked_lm.py --steps 400 --output masked.json": (
         "takes minutes; tests/test_benchmarks.py runs it at toy size"
     ),
-    "python benchmarks/evaluation.py --data ../shared/data --questions 32 --output benchmarks/results/NAME.json": (
+    "python benchmarks/evaluation.py --data ../shared/data --questions 32 --output evaluation.json": (
         "needs the harness and takes minutes; tests/test_benchmarks.py runs it at toy size"
     ),
     "python benchmarks/parity.py --gpt2_124m": "takes minutes; tests/parity/ compares the same at tiny sizes",

@@ -602,9 +602,9 @@ def test_shards(tmp_path: Path) -> None:
     for name, array in names.flat(params).items():
         numpy.testing.assert_array_equal(array, random_tensors(gpt2)[name])
     for wrong, message in (
-        (None, "weight_map must give"),
-        ({**places, "wte.weight": "../part-0.safetensors"}, "a file of this folder"),
-        ({**places, "wte.weight": 3}, "a file of this folder"),
+        (None, "weight_map must be an object"),
+        ({**places, "wte.weight": "../part-0.safetensors"}, "in a .safetensors file beside it"),
+        ({**places, "wte.weight": 3}, "in a .safetensors file beside it"),
         ({**places, "wte.weight": "part-1.safetensors"}, "do not agree on what it holds: wte.weight"),
         ({**places, "new": "part-1.safetensors"}, "do not agree on what it holds: new"),
         ({**places, "new": "part-2.safetensors"}, r"part-2.safetensors is missing"),

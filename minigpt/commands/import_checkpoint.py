@@ -40,11 +40,12 @@ def main(options: Options) -> dict[str, Any]:
     """Read the file, check it, write the folder."""
     from minigpt.families.gpt2.pth_file import read_pth
     from minigpt.storage.files import atomic_folder
+    from minigpt.storage.regular_files import resolved
     from minigpt.tokenizer import Tokenizer
     from minigpt.weights.pretrained import load_tokenizer, save_pretrained
 
-    output = options.output or options.checkpoint.with_suffix("")
-    if output == options.checkpoint:
+    output = options.output or options.checkpoint.parent / options.checkpoint.stem
+    if resolved(output) == resolved(options.checkpoint):
         raise InputError(f"{output} has no suffix to leave out: name the folder to make with --output")
     tokenizer = load_tokenizer(options.vocab) if options.vocab.is_dir() else Tokenizer(options.vocab)
     found = read_pth(options.checkpoint, options.n_head, None if options.gelu == "auto" else options.gelu)

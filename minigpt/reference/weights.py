@@ -23,7 +23,7 @@ from minigpt.reference.names import Tree
 from minigpt.storage.files import MANIFEST, verify_manifest
 from minigpt.storage.json_files import read_json
 from minigpt.storage.regular_files import is_there, open_regular
-from minigpt.storage.safetensors_header import read_header
+from minigpt.storage.safetensors_header import read_header, read_index
 
 __all__ = ["load", "read_safetensors", "read_tensors"]
 
@@ -112,14 +112,9 @@ def read_tensors(folder: str | Path) -> dict[str, Any]:
         return read_safetensors(folder / WEIGHTS)
     if not (folder / INDEX).is_file():
         raise InputError(f"{folder / WEIGHTS} is missing, and {INDEX} too: weights are read from these only")
-    places = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(places, dict) or not all(
-        isinstance(file, str) and Path(file).name == file for file in places.values()
-    ):
-        raise InputError(f"{folder / INDEX}: weight_map must give for each weight a file of this folder")
     tensors: dict[str, Any] = {}
-    for file in sorted(set(places.values())):
-        found, listed = read_safetensors(folder / file), {name for name in places if places[name] == file}
+    for file, listed in sorted(read_index(folder / INDEX).items()):
+        found = read_safetensors(folder / file)
         if found.keys() != listed:
             example = sorted(found.keys() ^ listed)[0]
             raise InputError(f"{folder / file} and {INDEX} do not agree on what it holds: {example}")

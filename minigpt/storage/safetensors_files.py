@@ -19,9 +19,8 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open, atomic_write
-from minigpt.storage.json_files import read_json
 from minigpt.storage.read_ahead import INDEX, KEPT, WEIGHTS, ReadAhead
-from minigpt.storage.safetensors_header import ITEM_SIZES, PICKLE_REMEDY, read_header
+from minigpt.storage.safetensors_header import ITEM_SIZES, PICKLE_REMEDY, read_header, read_index
 
 __all__ = [
     "INDEX",
@@ -113,7 +112,7 @@ class WeightFiles(Mapping[str, Tensor]):
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
         self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", with dtype and shape
-        names_of = _read_index(self.path) if self.path.name == INDEX else {self.path.name: None}
+        names_of = read_index(self.path) if self.path.name == INDEX else {self.path.name: None}
         for file_name, names in names_of.items():
             file = TensorFile(folder / file_name, ahead)
             if names is not None and file.keys() != names:
@@ -262,22 +261,3 @@ def _find(folder: Path) -> Path:
             remedy = "see `minigpt import --help`" if path.suffix == ".pth" else PICKLE_REMEDY
             raise InputError(f"{text} like {path.name}; {remedy}")
     raise InputError(text)
-
-
-def _read_index(path: Path) -> dict[str, set[str]]:
-    """Read an index. Returns for each shard the names of its tensors."""
-    weight_map = read_json(path).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{path}: weight_map must be an object from tensor to file")
-    shards: dict[str, set[str]] = {}
-    for name, file_name in weight_map.items():
-        # only a plain file name is allowed: an index must not make minigpt open files in other folders
-        if not (isinstance(file_name, str) and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file_name)):
-            raise InputError(
-                f"{path}: {name} must be in a .safetensors file beside it: got {file_name!r:.80}"
-            )
-        shards.setdefault(file_name, set()).add(name)
-    for file_name in shards:
-        if not (path.parent / file_name).exists():
-            raise InputError(f"{path.parent / file_name} is missing: {path.name} names it")
-    return shards

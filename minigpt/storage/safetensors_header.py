@@ -1,4 +1,4 @@
-"""Reads the header of a safetensors file: type, shape and place of each tensor.
+"""Reads the header of a safetensors file (type, shape and place of each tensor), and an index of such files.
 
     entries = read_header(Path("model.safetensors"))     # name -> Entry, in the order of the file
 
@@ -9,13 +9,14 @@ that the tensors fill the file exactly. This module needs neither torch nor NumP
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from minigpt.errors import InputError
-from minigpt.storage.json_files import parse_json, reading
+from minigpt.storage.json_files import parse_json, read_json, reading
 
-__all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header"]
+__all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header", "read_index"]
 
 MAX_HEADER = 100_000_000  # largest number of bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
@@ -102,3 +103,31 @@ def _entry(name: str, entry: Any) -> tuple[str, Entry]:
     if not (isinstance(dtype, str) and is_whole and len(offsets) == 2):
         raise ValueError(f"{name!r:.80} has no dtype, shape or data_offsets that make sense")
     return name, Entry(dtype, tuple(shape), *offsets)
+
+
+def read_index(path: Path) -> dict[str, set[str]]:
+    """Read model.safetensors.index.json. Returns for each file of weights the names of its tensors.
+
+    Raises:
+        InputError: if the index is damaged, or a file that it names is missing or in another folder.
+    """
+    weight_map = read_json(path).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{path}: weight_map must be an object from tensor to file")
+    shards: dict[str, set[str]] = {}
+    for name, file_name in weight_map.items():
+        # only a plain file name is allowed: an index must not make minigpt open files in other folders;
+        # 255 bytes: the longest name of a file on Linux
+        if not (
+            isinstance(file_name, str)
+            and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file_name)
+            and len(file_name.encode()) <= 255
+        ):
+            raise InputError(
+                f"{path}: {name} must be in a .safetensors file beside it: got {file_name!r:.80}"
+            )
+        shards.setdefault(file_name, set()).add(name)
+    for file_name in shards:
+        if not (path.parent / file_name).exists():
+            raise InputError(f"{path.parent / file_name} is missing: {path.name} names it")
+    return shards

@@ -20,6 +20,7 @@ from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.windows import TextPart
 from minigpt.errors import InputError, Message
 from minigpt.families.registry import LanguageModel, parameter_table
+from minigpt.storage.regular_files import resolved
 from minigpt.training import autosize, checkpoint, classification, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
 from minigpt.training.data_summary import summarize
@@ -221,7 +222,7 @@ def _require_memory(config: TrainConfig, vocab_size: int) -> None:
 
 def _move_aside(output: Path) -> None:
     """Move a run to OUTPUT.previous. A run that is already there is deleted."""
-    previous = output.absolute().with_name(f"{output.absolute().name}.previous")
+    previous = Path(f"{resolved(output)}.previous")
     if previous.exists():
         if not (previous / RUN_FILE).exists():
             raise InputError(

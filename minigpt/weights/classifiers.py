@@ -141,9 +141,9 @@ def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
     if not is_classifier(content):
         raise InputError(f"{folder} is an adapter for a language model, without a head that classifies")
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(base, str) or not Path(base).is_dir():
+    if not isinstance(base, str) or not is_there(base):
         raise InputError(
-            f"{folder / ADAPTER_CONFIG}: the base model {base!r} is no folder seen from {Path.cwd()}"
+            f"{folder / ADAPTER_CONFIG}: the base model {base!r} is not there, seen from {Path.cwd()}"
         )
     model = start_classifier(Path(base), labels_of(content), tokenizer)
     model.pad_token_id = _pad_token(folder, content, model.pad_token_id)
