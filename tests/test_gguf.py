@@ -441,6 +441,17 @@ def test_the_command_converts_a_folder(dtype: str, tmp_path: Path, run_command: 
     assert read_gguf(path)[0]["general.name"] == "model"
 
 
+@pytest.mark.parametrize(("here", "given"), [("model", "."), ("model/deeper", "..")])
+def test_a_folder_without_a_name_of_its_own(
+    here: str, given: str, tmp_path: Path, run_command: RunCommand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_pretrained(gpt2(), tmp_path / "model", characters())
+    (tmp_path / here).mkdir(exist_ok=True)
+    monkeypatch.chdir(tmp_path / here)
+    assert run_command("convert", "--model", given).code == 0
+    assert (tmp_path / "model-float16.gguf").is_file()
+
+
 def test_what_cannot_be_converted_is_said(tmp_path: Path, run_command: RunCommand) -> None:
     save_pretrained(gpt2(), tmp_path / "model", characters())
     result = run_command("convert", "--model", tmp_path / "model", "--output", tmp_path / "model.bin")
