@@ -449,7 +449,7 @@ def test_a_folder_without_a_name_of_its_own(
     (tmp_path / here).mkdir(exist_ok=True)
     monkeypatch.chdir(tmp_path / here)
     assert run_command("convert", "--model", given).code == 0
-    assert (tmp_path / "model-float16.gguf").is_file()
+    assert (tmp_path / "model-f16.gguf").is_file()
 
 
 def test_what_cannot_be_converted_is_said(tmp_path: Path, run_command: RunCommand) -> None:
