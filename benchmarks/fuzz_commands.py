@@ -81,6 +81,8 @@ FIXED = {
     "pretraining_epochs",
     "max_new_tokens",
     "device",
+    "gradient_accumulation_steps",  # a million of them take the time of a million
+    "head_dim",  # likewise
     "size",
     "wait",
     "deep",

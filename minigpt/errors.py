@@ -4,12 +4,14 @@ It also checks numbers: `check_ranges` compares the fields of a class with its t
 """
 
 import difflib
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 __all__ = [
-    "InputError", "Message", "check_ranges", "one_line", "printable", "printable_lines", "shown",
+    "InputError", "Message", "check_ranges", "one_line", "printable", "printable_json", "printable_lines",
+    "shown",
     "unknown_name",
 ]  # fmt: skip
 
@@ -192,6 +194,15 @@ def printable(text: str) -> str:
     四川\n\x1b[31m\udc80\u202eabc
     """
     return _UNSAFE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def printable_json(line: str) -> str:
+    r"""Return JSON that is safe to print in one line: the same characters are escaped, as JSON escapes them.
+
+    >>> print(printable_json('{"text": "‮abc"}'))
+    {"text": "\u202eabc"}
+    """
+    return _UNSAFE.sub(lambda found: json.dumps(found[0])[1:-1], line)
 
 
 def one_line(text: str, limit: int = 3000) -> str:

@@ -36,7 +36,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from minigpt.console import command_line
 from minigpt.console.flags import fields_of
 from minigpt.console.language import say, translated
-from minigpt.errors import InputError, printable, printable_lines
+from minigpt.errors import InputError, printable, printable_json, printable_lines
 from minigpt.generation.loading import load_to_answer, require_model
 from minigpt.generation.options import GenerationOptions
 from minigpt.storage.json_files import parse_json
@@ -147,9 +147,7 @@ def _json_or_file(name: str, given: str) -> Any:
 
 
 def _json(record: dict[str, str]) -> str:
-    line = json.dumps(record, ensure_ascii=False)
-    # escape lone surrogates, which UTF-8 cannot encode
-    return line.encode("utf-8", "backslashreplace").decode()
+    return printable_json(json.dumps(record, ensure_ascii=False))
 
 
 def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:

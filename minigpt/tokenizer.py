@@ -10,7 +10,6 @@ a loop (benchmarks/tokenizer_speed.py). The tokenizer does not normalise text an
 """
 
 import hashlib
-import json
 import operator
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -22,7 +21,7 @@ import numpy.typing as npt
 
 from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 
 __all__ = ["SPECIAL_TOKENS", "Tokenizer", "build_vocabulary"]
 
@@ -158,7 +157,7 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write vocab.json, one entry per line. If that fails, the old file does not change."""
         vocabulary = {"word2id": self.word2id, "id2word": dict(enumerate(self.id2word))}
-        atomic_write(path, json.dumps(vocabulary, ensure_ascii=False, indent=4))
+        atomic_write(path, json_text(vocabulary, indent=4))
 
     @cached_property
     def fingerprint(self) -> str:

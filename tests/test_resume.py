@@ -484,3 +484,39 @@ def test_resume_before_the_first_checkpoint_starts_from_the_beginning(
     assert result.code == 0, result.err
     assert "holds no checkpoint yet: the run starts from the beginning" in result.out
     identical(folder / "run", folder / "straight")
+
+
+def test_a_folder_whose_name_is_no_utf8(tmp_path: Path, run_command: RunCommand) -> None:
+    """Linux allows any bytes in a name: here those of a computer that writes GBK."""
+    folder = tmp_path / os.fsdecode("模型".encode("gbk"))
+    folder.mkdir()
+    write_data(folder)
+    result = run_command("train", *given(folder, max_steps=2, eval_steps=1))
+    assert result.code == 0, result.err
+    result = run_command("train", "--resume", "--output", folder / "run", "--max_steps", 4)
+    assert result.code == 0, result.err
+    tuned = run_command(
+        *("finetune", "--model", folder / "run" / "last", "--method", "lora", "--max_steps", 1),
+        *("--train_data", folder / "train.jsonl", "--device", "cpu", "--output", folder / "tuned"),
+    )
+    assert tuned.code == 0, tuned.err
+    answer = run_command(
+        *("generate", "--model", folder / "run" / "last", "--adapter", folder / "tuned" / "last"),
+        *("--question", "天是什么颜色？", "--json"),
+    )
+    assert answer.code == 0, answer.err
+
+
+def test_a_model_is_no_place_for_a_run(folder: Path, run_command: RunCommand) -> None:
+    assert run_command("train", *given(folder, max_steps=1)).code == 0
+    model = folder / "run" / "last"
+    before = sorted(model.iterdir())
+    for flags in ([], ["--overwrite"]):
+        result = run_command("train", *given(folder, output=model), *flags)
+        assert result.code == 2
+        assert f"{model} is the folder of a model: choose another folder with --output" in result.err
+    assert sorted(model.iterdir()) == before
+    for verb, flags in (("train", []), ("finetune", ["--model", model])):  # nor is a folder data
+        result = run_command(verb, *flags, *given(folder, train_data=".", output=folder / "new"))
+        assert result.code == 2
+        assert ". is a folder" in result.err

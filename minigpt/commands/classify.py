@@ -7,13 +7,13 @@
 A file is a table, JSON Lines, a workbook, or plain text with one text per line.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
 from minigpt.errors import InputError
+from minigpt.storage.json_files import json_text
 
 if TYPE_CHECKING:
     from minigpt.data.labelled import EncodedTexts, LabelledText
@@ -102,7 +102,7 @@ def main(options: Options) -> dict[str, Any]:
     if encoded.n_cut:
         warn(f"{name}: {encoded.n_cut:,} texts are longer than the model's {length} tokens and were cut")
     if options.output is not None:
-        lines = "".join(json.dumps(each, ensure_ascii=False) + "\n" for each in results)
+        lines = "".join(json_text(each) + "\n" for each in results)
         atomic_write(options.output, lines)
         print(f"{len(results):,} labelled texts are in {options.output}")
     kept = {} if options.output is not None else {"results": results}

@@ -10,7 +10,6 @@ folder has the files of the single commands: vocab.json, train.jsonl, val.jsonl,
 
 import contextlib
 import hashlib
-import json
 import shlex
 import sys
 import tempfile
@@ -29,7 +28,7 @@ from minigpt.data.field_names import FIELDS, DataOptions
 from minigpt.data.tables import suffix_of
 from minigpt.errors import InputError, Message, printable_lines
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.regular_files import open_regular
 from minigpt.training.config import RUN_FILE, TrainConfig
 
@@ -301,7 +300,7 @@ class _Quickstart:
     def _begin(self, sha256: str, **more: object) -> None:
         """Record the data in the folder."""
         record = {"file": str(self.options.file), "sha256": sha256, "minutes": self.minutes, **more}
-        atomic_write(self.folder / _RECORD, json.dumps(record, ensure_ascii=False, indent=2) + "\n")
+        atomic_write(self.folder / _RECORD, json_text(record, indent=2) + "\n")
 
     def _train(self, *words: object) -> dict[str, Any]:
         from minigpt.training.autosize import TooShortError

@@ -31,7 +31,7 @@ from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
 from minigpt.console.flags import help_text, parse
 from minigpt.console.language import language_of, say, set_language, translated
-from minigpt.errors import InputError, Message, check_ranges, one_line
+from minigpt.errors import InputError, Message, check_ranges, one_line, printable_json
 
 __all__ = [
     "CommandOptions",
@@ -403,11 +403,9 @@ def _empty(stream: TextIO) -> None:
 
 
 def _json_line(result: dict[str, Any]) -> str:
-    # Chinese stays readable if stdout's encoding allows it. stdout escapes a lone surrogate as JSON does.
+    # Chinese stays readable if stdout's encoding allows it
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
-    line = json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False)
-    # JSON allows these characters, but str.splitlines and others treat them as ends of lines
-    return line.translate({0x85: r"\u0085", 0x2028: r"\u2028", 0x2029: r"\u2029"})
+    return printable_json(json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False))
 
 
 def _json_ready(value: object) -> object:

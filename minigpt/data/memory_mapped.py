@@ -14,7 +14,7 @@ import numpy.typing as npt
 from minigpt.console.terminal import ProgressLine, warn
 from minigpt.errors import InputError, printable
 from minigpt.storage.files import atomic_write, sha256
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 
 __all__ = ["MANIFEST", "Tokens", "read_manifest", "report", "write_manifest"]
 
@@ -59,7 +59,7 @@ def _makes_sense(manifest: dict[str, Any]) -> bool:
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Write shards.json, with its own SHA-256. The shards are complete only with this file."""
     content = {**manifest, "own_sha256": _digest(manifest)}
-    atomic_write(folder / MANIFEST, json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+    atomic_write(folder / MANIFEST, json_text(content, indent=1) + "\n")
 
 
 def _digest(manifest: dict[str, Any]) -> str:

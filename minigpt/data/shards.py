@@ -36,7 +36,7 @@ from minigpt.data.memory_mapped import MANIFEST, Tokens, read_manifest, report, 
 from minigpt.data.worker_pool import run_in_processes
 from minigpt.errors import InputError, printable
 from minigpt.storage.files import atomic_open, atomic_write, sha256
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
@@ -183,7 +183,7 @@ def _make(shared: tuple[Path, TextTokenizer], job: _Job) -> dict[str, Any]:
         "key": job.key,
         **asdict(counts),
     }
-    atomic_write(folder / f"{name}.json", json.dumps(record, ensure_ascii=False))
+    atomic_write(folder / f"{name}.json", json_text(record))
     return record
 
 

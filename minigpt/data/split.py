@@ -11,7 +11,6 @@ that are still in both parts.
 """
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -28,6 +27,7 @@ from minigpt.data.conversation import Conversation, Exchange
 from minigpt.data.reader import ReadReport
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open
+from minigpt.storage.json_files import json_text
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
@@ -260,7 +260,7 @@ def write_split(
             for name, content in contents.items()
         },
     }
-    contents["split.json"] = (json.dumps(manifest, ensure_ascii=False, indent=2) + "\n").encode()
+    contents["split.json"] = (json_text(manifest, indent=2) + "\n").encode()
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(atomic_open(paths[name]))
@@ -279,6 +279,6 @@ def _raw(conversation: Conversation) -> str:
     more: dict[str, Any] = {} if conversation.weight == 1 else {"weight": conversation.weight}
     if [turn.role for turn in conversation.turns] == ["user", "assistant"] and not conversation.tools:
         pair = {"question": conversation.question, "answer": conversation.answer}
-        return json.dumps({**pair, **more}, ensure_ascii=False)
+        return json_text({**pair, **more})
     more |= {"tools": conversation.tools} if conversation.tools else {}
-    return json.dumps({"messages": conversation.messages(), **more}, ensure_ascii=False)
+    return json_text({"messages": conversation.messages(), **more})

@@ -10,7 +10,6 @@ data and vocabulary are the same, because losses on other data cannot be compare
 """
 
 import itertools
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +20,7 @@ from minigpt.diagnosis.findings import Finding, finding
 from minigpt.diagnosis.record import RunRecord
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import parse_json
+from minigpt.storage.json_files import json_text, parse_json
 from minigpt.storage.regular_files import read_text
 from minigpt.training.config import PER_CALL, RECIPES
 
@@ -119,7 +118,7 @@ def save_curve(record: RunRecord, path: Path) -> int:
         point["tokens"] = round(point["step"] * per_step)
     # `sort` is stable: if steps are equal, training points stay before validation points
     points.sort(key=lambda point: point["step"])
-    lines = [json.dumps(line, ensure_ascii=False) for line in (head, *points)]
+    lines = [json_text(line) for line in (head, *points)]
     atomic_write(path, "".join(f"{line}\n" for line in lines))
     return len(points)
 

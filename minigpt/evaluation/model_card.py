@@ -7,7 +7,6 @@ minigpt changes two places only: the text between the two marks in `_BEGIN` and 
 header already has.
 """
 
-import json
 import math
 import re
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from minigpt.errors import InputError, printable
 from minigpt.evaluation.report import in_markdown, results_table
 from minigpt.evaluation.task_results import TaskResult
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.regular_files import read_text, resolved
 from minigpt.weights.classifiers import classifier_labels
 
@@ -114,15 +113,15 @@ def _base(folder: Path) -> str:
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         path = folder / name
         if path.exists() and (value := read_json(path).get(key)) and isinstance(value, str):
-            return f"base_model: {json.dumps(value, ensure_ascii=False)}\n"
+            return f"base_model: {json_text(value)}\n"
     return ""
 
 
 def _index(name: str, results: Sequence[TaskResult]) -> str:
     """Return the header's `model-index`. Texts are JSON strings, which YAML reads."""
-    lines = ["model-index:", _OWN, f"- name: {json.dumps(name, ensure_ascii=False)}", "  results:"]
+    lines = ["model-index:", _OWN, f"- name: {json_text(name)}", "  results:"]
     for result in results:
-        task = json.dumps(printable(result.task.name), ensure_ascii=False)
+        task = json_text(printable(result.task.name))
         kind = "text-classification" if result.task.form == "classification" else "text-generation"
         lines += [
             f"  - task: {{type: {kind}}}",

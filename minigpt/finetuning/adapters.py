@@ -9,7 +9,6 @@ Bottleneck adapters, which PEFT does not have, are in folders of the same kind, 
 """
 
 import dataclasses
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -37,7 +36,7 @@ from minigpt.finetuning.layers import (
 )
 from minigpt.finetuning.lora import LoraConfig
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.read_ahead import has_weights
 from minigpt.storage.regular_files import is_there
 from minigpt.storage.safetensors_files import TensorFile, safetensors_parts
@@ -187,7 +186,7 @@ def save_adapter(
         "modules_to_save": list(config.modules_to_save) or None,
         "inference_mode": True,
     }
-    atomic_write(folder / ADAPTER_CONFIG, json.dumps(values, ensure_ascii=False, indent=2) + "\n")
+    atomic_write(folder / ADAPTER_CONFIG, json_text(values, indent=2) + "\n")
     atomic_write(folder / ADAPTER_MODEL, b"".join(bytes(part) for part in safetensors_parts(tensors)))
 
 

@@ -16,7 +16,6 @@ The model's input depends on its prompt format (`minigpt.generation.generation_c
 If the context is full, the oldest turns are left out. Terminals and commands are in other modules.
 """
 
-import json
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
@@ -37,6 +36,7 @@ from minigpt.generation.sampling import filtered
 from minigpt.generation.sequence import bare_ids, cut
 from minigpt.generation.speculative_decoding import check_assistant
 from minigpt.storage.files import atomic_write
+from minigpt.storage.json_files import json_text
 from minigpt.tokenization.subword import SubwordTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import AnyTokenizer
@@ -220,7 +220,7 @@ class Conversation:
 
     def save(self, path: Path) -> None:
         """Write all messages as a line of JSON, which minigpt can read as training data."""
-        line = json.dumps({"messages": self.messages()}, ensure_ascii=False)
+        line = json_text({"messages": self.messages()})
         atomic_write(path, line.encode("utf-8", "backslashreplace") + b"\n")
         self.saved.add(path)
 

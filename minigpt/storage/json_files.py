@@ -19,11 +19,27 @@ from typing import Any, BinaryIO
 from minigpt.errors import InputError, Message, shown
 from minigpt.storage.regular_files import open_regular
 
-__all__ = ["MAX_BYTES", "parse_json", "read_json", "read_toml", "read_utf8", "reading"]
+__all__ = ["MAX_BYTES", "json_text", "parse_json", "read_json", "read_toml", "read_utf8", "reading"]
 
 MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
 _MAX_DIGITS = 300  # longest integer; with 300 digits it is still finite as a float
+
+
+def json_text(value: Any, **options: Any) -> str:
+    r"""Return a value as JSON for a file. Chinese stays readable; lone surrogates are escaped.
+
+    The name of a file may hold a lone surrogate, where it is not UTF-8. UTF-8 cannot encode it.
+
+    Args:
+        value: what JSON can hold.
+        options: of json.dumps.
+
+    >>> print(json_text({"模型": "\udcff"}))
+    {"模型": "\udcff"}
+    """
+    text = json.dumps(value, ensure_ascii=False, **options)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Pickles are never read, because a pickle can run code. `minigpt.families` knows 
 import json
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open, atomic_write
+from minigpt.storage.json_files import json_text
 from minigpt.storage.read_ahead import INDEX, KEPT, WEIGHTS, ReadAhead
 from minigpt.storage.safetensors_header import ITEM_SIZES, PICKLE_REMEDY, read_header, read_index
 
@@ -80,7 +82,7 @@ class TensorFile(Mapping[str, Tensor]):
                 self.own.add(name)
             return torch.frombuffer(content, dtype=form.dtype).view(form.shape)
         try:
-            with safetensors.safe_open(self.path, framework="pt") as file:
+            with _utf8_name(self.path) as name_of_file, safetensors.safe_open(name_of_file, "pt") as file:
                 tensor: Tensor = file.get_tensor(name)
                 return tensor
         except (safetensors.SafetensorError, OSError) as error:
@@ -91,6 +93,18 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.described)
+
+
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[str]:
+    """Give a name of the file that is UTF-8. Linux allows any bytes in a name, the library UTF-8 only."""
+    try:
+        path.as_posix().encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        yield str(path)
 
 
 class WeightFiles(Mapping[str, Tensor]):
@@ -172,7 +186,7 @@ def safetensors_parts(
             "shape": list(tensor.shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text = json_text(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     yield len(text).to_bytes(8, "little") + text
     for name in order:

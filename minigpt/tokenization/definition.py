@@ -16,7 +16,7 @@ from typing import Any
 
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import read_json, read_utf8
+from minigpt.storage.json_files import json_text, read_json, read_utf8
 from minigpt.storage.regular_files import is_there
 
 __all__ = [
@@ -85,7 +85,7 @@ def write_folder(definition: Definition, folder: Path) -> None:
     if definition.merges or model["type"] == "BPE":
         model["merges"] = [list(pair) for pair in definition.merges]
     for name, content in ((TOKENIZER, {**definition.frame, "model": model}), (CONFIG, definition.config)):
-        atomic_write(folder / name, json.dumps(content, ensure_ascii=False, indent=2) + "\n")
+        atomic_write(folder / name, json_text(content, indent=2) + "\n")
 
 
 # -- the files beside the vocabulary -----------------------------------------------------------------------

@@ -30,7 +30,7 @@ from minigpt.errors import InputError
 from minigpt.families.options import RECOMMENDED
 from minigpt.families.registry import family_of
 from minigpt.storage.files import atomic_write
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.regular_files import read_text
 from minigpt.training.config import FOREIGN_OPTIONS, RUN_FILE, TrainConfig
 from minigpt.training.distributed import Processes
@@ -481,4 +481,4 @@ def write_record(output: Path, record: dict[str, Any]) -> None:
     """Write the record into run.json. It replaces an older record."""
     path = output / RUN_FILE
     written = {**read_json(path), RECORD: record}
-    atomic_write(path, json.dumps(written, ensure_ascii=False, indent=2) + "\n")
+    atomic_write(path, json_text(written, indent=2) + "\n")

@@ -9,7 +9,6 @@ save calls `files.step_hook`, where tests kill the process.
 """
 
 import contextlib
-import json
 import os
 import re
 import shutil
@@ -18,16 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import safetensors
-import safetensors.torch
 import torch
 
 from minigpt.console.command_line import obey_swallowed
 from minigpt.errors import InputError
 from minigpt.storage.files import atomic_folder, reached, sync_folder, verify_manifest
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.regular_files import resolved
-from minigpt.storage.safetensors_files import safetensors_parts
+from minigpt.storage.safetensors_files import TensorFile, safetensors_parts
 
 __all__ = [
     "Contents",
@@ -105,7 +102,7 @@ def save(output: Path, contents: Contents) -> Path:
         _write(temporary / _rng(0), safetensors_parts(contents.rng))
         for rank, content in enumerate(contents.other_rngs, 1):
             _write(temporary / _rng(rank), [content])
-        text = json.dumps(contents.state, ensure_ascii=False, indent=2, allow_nan=False)
+        text = json_text(contents.state, indent=2, allow_nan=False)
         _write(temporary / "training_state.json", [text.encode()])
 
     def set_aside() -> None:
@@ -232,13 +229,13 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
     """Read a checkpoint that has been verified, for process number `rank`.
 
     Raises:
-        OSError, ValueError, safetensors.SafetensorError: if a file is missing or cannot be read.
+        InputError, OSError, ValueError: if a file is missing or cannot be read.
     """
     state = read_json(folder / "training_state.json")
     path = folder / _rng(rank)
-    rng = safetensors.torch.load_file(path) if rank == 0 or path.exists() else {}
+    rng = dict(TensorFile(path)) if rank == 0 or path.exists() else {}
     is_whole = (folder / _OPTIMIZER).exists() or not any(folder.glob("shard-*.safetensors"))
-    optimizer = safetensors.torch.load_file(folder / _OPTIMIZER) if is_whole else None
+    optimizer = dict(TensorFile(folder / _OPTIMIZER)) if is_whole else None
     return Snapshot(folder, optimizer, rng, state)
 
 
@@ -259,7 +256,7 @@ def read_newest(
         try:
             verify_manifest(folder)
             snapshot = read(folder)
-        except (InputError, OSError, ValueError, safetensors.SafetensorError) as error:
+        except (InputError, OSError, ValueError) as error:
             obey_swallowed()
             passed_over.append(f"{folder.name} passed over: {error}")
             continue

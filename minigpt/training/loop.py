@@ -13,7 +13,6 @@ A checkpoint holds everything that the rest of a run depends on. Measured speed 
 """
 
 import dataclasses
-import json
 import math
 import signal
 import time
@@ -28,6 +27,7 @@ from minigpt.devices import pick_device, seed_everything
 from minigpt.errors import InputError, Message
 from minigpt.evaluation.loss import Report
 from minigpt.storage.files import atomic_write, make_folder
+from minigpt.storage.json_files import json_text
 from minigpt.training import checkpoint
 from minigpt.training.checkpointer import Checkpointer
 from minigpt.training.config import RUN_FILE, TrainConfig
@@ -226,7 +226,7 @@ class Trainer:
             if self.processes.is_main:
                 make_folder(output)
                 checkpoint.clear_leftovers(output)
-                atomic_write(output / RUN_FILE, json.dumps(contents, ensure_ascii=False, indent=2) + "\n")
+                atomic_write(output / RUN_FILE, json_text(contents, indent=2) + "\n")
 
     def resume(self) -> Path:
         """Load the newest checkpoint that is complete and undamaged. Returns its folder.

@@ -7,7 +7,6 @@ part only, and evaluated on the validation part. The folder OUTPUT.pretrained ho
 and the run in run/. Stopping and --resume work as for any run.
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -16,7 +15,7 @@ from typing import Any
 
 from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_write, make_folder
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.training import checkpoint
 from minigpt.training.classification import labelled_parts
 from minigpt.training.config import RUN_FILE, checked_config, read_recipe
@@ -70,7 +69,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
         train, val = labelled_parts(config)
         make_folder(folder)
         for path, part in ((texts, train), (val_texts, val)):
-            lines = (json.dumps({"text": each.text}, ensure_ascii=False) + "\n" for each in part)
+            lines = (json_text({"text": each.text}) + "\n" for each in part)
             atomic_write(path, "".join(lines))
         block = _block_size([len(each.text) + 1 for each in train])
         options: dict[str, Any] = {

@@ -20,6 +20,7 @@ from minigpt.data.prompts import EncodedPrompts
 from minigpt.data.windows import TextPart
 from minigpt.errors import InputError, Message
 from minigpt.families.registry import LanguageModel, parameter_table
+from minigpt.storage.files import MANIFEST
 from minigpt.storage.regular_files import resolved
 from minigpt.training import autosize, checkpoint, classification, estimate, run_data
 from minigpt.training.config import RUN_FILE, TrainConfig, checked_config, read_run
@@ -31,6 +32,7 @@ from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
 from minigpt.training.run_data import AnyData
 from minigpt.training.sizing import parse_size
+from minigpt.weights.pretrained import CONFIG
 
 __all__ = ["finetune", "run_training", "train"]
 
@@ -93,6 +95,11 @@ def _run(
     has_checkpoint = is_locked = False
     with processes.shared_errors():
         if processes.is_main:
+            if any(
+                (output / name).exists() for name in (CONFIG, MANIFEST)
+            ):  # a run's files beside its own would make it unreadable
+                text = "{output} is the folder of a model: choose another folder with --output"
+                raise InputError(Message(text, output=output))
             # lock the folder before reading data, which may take minutes
             if output.is_dir() and not config.dry_run:
                 locks.callback(lock_folder(output).release)

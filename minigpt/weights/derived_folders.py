@@ -1,12 +1,12 @@
 """Writes model folders that are derived from another folder: new weights, same tokenizer and settings."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from minigpt.storage.files import atomic_folder
+from minigpt.storage.json_files import json_text
 
 __all__ = ["write_derived"]
 
@@ -38,7 +38,7 @@ def write_derived(
         for name in _COPIED:
             if (source / name).exists():
                 shutil.copyfile(source / name, folder / name)
-        text = json.dumps(config, ensure_ascii=False, indent=2)
+        text = json_text(config, indent=2)
         (folder / "config.json").write_text(f"{text}\n", encoding="utf-8")
 
     atomic_folder(goal, fill, goal.rmdir if goal.is_dir() else None)

@@ -10,7 +10,6 @@ run code. Nothing is downloaded. Training state belongs to `minigpt.training`, t
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
@@ -33,7 +32,7 @@ from minigpt.families.strict_loading import cast
 from minigpt.finetuning.adapters import advice, is_adapter, load_adapter
 from minigpt.finetuning.layers import adapter_names, is_mergeable, merge_and_unload, set_adapter
 from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
-from minigpt.storage.json_files import read_json
+from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
 from minigpt.storage.regular_files import is_there
 from minigpt.storage.safetensors_files import WeightFiles, parse_size, write_weights
@@ -248,7 +247,7 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a file of JSON as Hugging Face's libraries do."""
-    atomic_write(path, (json.dumps(content, ensure_ascii=False, indent=2) + "\n").encode())
+    atomic_write(path, (json_text(content, indent=2) + "\n").encode())
 
 
 def _stored_dtype(model: LanguageModel, dtype: torch.dtype | None) -> torch.dtype:
