@@ -221,6 +221,8 @@ def start(
         during: is called with its number, in this process.
     """
     out, err = place.parent / "out", place.parent / "err"
+    for path in (out, err):  # a process that a signal ends at once must not seem to have said these words
+        path.unlink(missing_ok=True)
     process = os.fork()
     if process == 0:
         code = 70
@@ -233,6 +235,7 @@ def start(
             sys.stdout = stream(1, "w")
             sys.stderr = stream(2, "w")
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # also under nohup
             # a forked process cannot make torch's threads anew; its own has one thread
             torch.set_num_threads = lambda nthreads: None
             before()
@@ -416,7 +419,7 @@ class Streams(Inputs):
 
 
 class Signals(Inputs):
-    """SIGINT, SIGTERM and SIGUSR1 at random moments of commands that take time."""
+    """SIGINT, SIGTERM, SIGUSR1 and SIGHUP at random moments of commands that take time."""
 
     def judge(self, rng: random.Random) -> tuple[str, str, str]:
         verb = rng.choice(
@@ -441,7 +444,7 @@ class Signals(Inputs):
                 (self.place.seeds / "data.jsonl").read_bytes() * 2000
             )
         words = words_of(verb, flags)
-        number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1))
+        number = rng.choice((signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP))
         wait = per_octave(rng, 0.02, 1.5)
 
         def during(process: int) -> None:

@@ -6,11 +6,21 @@ imports neither torch nor a command before the verb is known, so `minigpt --help
 
 import runpy
 import shutil
+import signal
 import sys
+import threading
 
+# Ctrl-C during these imports ends the process without a traceback
+_is_ours = threading.current_thread() is threading.main_thread()
+_is_ours = _is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+if _is_ours:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 from minigpt.console import command_line
 from minigpt.console.language import language_of, say, set_language, translated, wrapped
 from minigpt.errors import InputError, unknown_name
+
+if _is_ours:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 COMMANDS = {
     "quickstart": (

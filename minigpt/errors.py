@@ -11,8 +11,7 @@ from typing import Any
 
 __all__ = [
     "InputError", "Message", "check_ranges", "one_line", "printable", "printable_json", "printable_lines",
-    "shown",
-    "unknown_name",
+    "shown", "unknown_name", "whole_number",
 ]  # fmt: skip
 
 
@@ -164,6 +163,17 @@ def _check_number(name: str, value: object, low: float, high: float, advice: str
     raise InputError(
         Message(text, name=name, kind=kind, first=first, last=last, hint=hint, value=shown(value))
     )
+
+
+def whole_number(text: str) -> int | None:
+    """Return the number that a text of 1 to 18 decimal digits writes; None for any other text.
+
+    `int` raises errors for "²", which `isdigit` accepts, and for more than 4300 digits.
+
+    >>> whole_number("12"), whole_number("²"), whole_number("9" * 5000)
+    (12, None, None)
+    """
+    return int(text) if text.isdecimal() and len(text) <= 18 else None
 
 
 def shown(value: object) -> str:

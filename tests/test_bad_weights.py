@@ -268,6 +268,25 @@ def test_index_and_shards_must_list_the_same(sharded: Path) -> None:
     assert line.replace("transformer.extra", removed) == message(lambda: load_model(sharded))
 
 
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        ("a", [1] * 100_000),  # dimensions without end
+        ("a", [0, 2**62, 2**62]),  # no number, but strides that no 64 bits hold
+        ("a", [2**62] * 1000),
+        (f"transformer.h.{'9' * 5000}.x", [0]),  # more digits than Python converts
+        ("module." * 200_000 + "x", [0]),
+    ],
+)
+def test_names_and_shapes_without_measure_are_refused_at_once(
+    whole: Path, name: str, shape: list[int]
+) -> None:
+    size = 4 if 0 not in shape else 0
+    header = json.dumps({name: {"dtype": "F32", "shape": shape, "data_offsets": [0, size]}}).encode()
+    (whole / WEIGHTS).write_bytes(struct.pack("<Q", len(header)) + header + bytes(size))
+    assert message(lambda: load_model(whole)).startswith(f"{whole / WEIGHTS}")
+
+
 @pytest.mark.parametrize("weight_map", [None, [], {}, "model.safetensors"])
 def test_an_index_without_a_map_is_none(weight_map: object, sharded: Path) -> None:
     change_json(sharded / INDEX, {"weight_map": weight_map})

@@ -196,7 +196,8 @@ def test_interrupts_are_no_input_errors() -> None:
         (lambda c: c.update(pad_token={"text": "<pad>"}), "pad_token must be a token's text: got None"),
         (lambda c: c.update(added_tokens_decoder=[]), "`added_tokens_decoder` is not an object"),
         (lambda c: c.update(added_tokens_decoder={"1": "<sep>"}), "'<sep>' has id 1, in tokenizer.json 2"),
-        (lambda c: c.update(added_tokens_decoder={"x": "<x>"}), "'<x>' has id x"),
+        (lambda c: c.update(added_tokens_decoder={"x": "<x>"}), "the id of '<x>' is 'x', not a whole number"),
+        (lambda c: c.update(added_tokens_decoder={"9" * 5000: "<x>"}), "the id of '<x>' is '999"),
     ],
 )
 def test_bad_tokenizer_config(tmp_path: Path, change: Callable[[Any], object], message: str) -> None:
@@ -205,6 +206,20 @@ def test_bad_tokenizer_config(tmp_path: Path, change: Callable[[Any], object], m
     with pytest.raises(InputError, match=message) as caught:
         BpeTokenizer.from_folder(tmp_path)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize(("pattern", "content"), [("String", "b" * 20), ("Regex", "b" * 9)])
+def test_a_normalizer_that_makes_texts_endless_is_refused(tmp_path: Path, pattern: str, content: str) -> None:
+    step = {"type": "Replace", "pattern": {pattern: "b"}, "content": content}  # 20 and 10 times as long
+    for count, fits in ((1, True), (3, False)):
+        normalizer = {"type": "Sequence", "normalizers": [step] * count}
+        saved(tmp_path)
+        changed(tmp_path / "tokenizer.json", lambda c: c.update(normalizer=normalizer))  # noqa: B023
+        if fits:
+            assert BpeTokenizer.from_folder(tmp_path).encode_text("b")
+            continue
+        with pytest.raises(InputError, match="normalizer may make a text over 100 times as long"):
+            BpeTokenizer.from_folder(tmp_path)
 
 
 json_values = st.recursive(

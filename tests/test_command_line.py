@@ -748,6 +748,33 @@ def test_help_of_every_command(verb: str, tmp_path: Path) -> None:
         assert "\n".join(text) == help_of(verb)
 
 
+def test_a_closed_terminal_stops_a_program_unless_nohup_forbids_it() -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        for handler, stops in ((signal.SIG_DFL, True), (signal.SIG_IGN, False)):
+            signal.signal(signal.SIGHUP, handler)
+            assert (signal.SIGHUP in command_line.stop_signals()) is stops
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_ctrl_c_while_the_program_begins_is_no_traceback() -> None:
+    """The process interrupts itself while `minigpt.__main__` imports its first module."""
+    program = (
+        "import os, signal, sys\n"
+        "class Struck:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'minigpt.console':\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "sys.meta_path.insert(0, Struck())\n"
+        "import minigpt.__main__\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
 def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.MonkeyPatch) -> None:
     def struck(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)

@@ -21,6 +21,7 @@ from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.adapters import load_adapter
 from minigpt.finetuning.embeddings import resize_token_embeddings
 from minigpt.finetuning.freezing import hugging_face_names, train_only
+from minigpt.finetuning.layers import pattern_of
 from minigpt.generation.api import ends_of_answer
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
@@ -201,6 +202,42 @@ def test_parts_of_a_model_by_name() -> None:
     ):
         with pytest.raises(InputError, match=message):
             train_only(model, which)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *(
+            "(a+)+!",
+            "(a|b|.)*!",
+            ".*" * 11 + "!",
+            "(a?){50}",
+            "(.|.)" * 25,
+            "((((a{9}){9}){9}){9})",
+            "a?" * 40,
+        ),
+        *("a{99999999999}", "(" * 5000 + ")" * 5000, "["),
+    ],
+)
+def test_a_pattern_that_would_take_hours_is_refused(text: str) -> None:
+    with pytest.raises(
+        InputError, match=r"^k=.* (could match a name in too many ways|is no regular expression)"
+    ):
+        pattern_of(text, "k")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        r".*\.(q_proj|v_proj)",
+        r"(?!.*vision).*(?:self_attn|mlp)\.(q|k|v|o|gate|up|down)_proj",
+        r"(?:.*?(?:language|text).*?(?:self_attn|attention|attn|mlp|ffn).*?(?:q|k|v|o|gate|up|down)_proj.*?)",
+        r"(model\.)?layers\.[0-9]{1,2}\.[^.]+\.[\w]+",
+        r"transformer\.h\.(0|1|2|3|4|5|6|7|8|9|10|11)\.attn\.c_attn",
+    ],
+)
+def test_patterns_as_they_are_used_are_allowed(text: str) -> None:
+    assert pattern_of(text, "k").pattern == text
 
 
 # -- resume ------------------------------------------------------------------------------------------------

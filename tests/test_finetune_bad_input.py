@@ -107,6 +107,7 @@ def test_an_adapter_s_file_that_was_changed(
         ("--method lora --target_modules c_atn", "unknown module in target_modules 'c_atn'"),
         ("--method lora --target_modules .*none.*", "target_modules='.*none.*' chooses no layer"),
         ("--method lora --target_modules (", "target_modules='(' is no regular expression"),
+        ("--method lora --target_modules (a|b)*!", "target_modules='(a|b)*!' could match a name in too many"),
         ("--method ia3 --target_modules q_proj", "unknown module in target_modules 'q_proj'"),
         ("--method lora --lora_dropout 1", "lora_dropout must be from 0 to 0.999"),
         ("--method lora --base_precision int2", "int2"),

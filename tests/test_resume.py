@@ -349,7 +349,7 @@ def test_every_recipe_s_options_survive(
 # -- signals ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP])
 def test_the_exit_code_says_which_signal_it_was(folder: Path, number: signal.Signals) -> None:
     before = signal.getsignal(number)
     stop_at(trainer(config(folder)), 3, number)

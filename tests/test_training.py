@@ -16,7 +16,9 @@ import minigpt
 from minigpt.devices import random_state
 from minigpt.errors import InputError
 from minigpt.model import GPTLMHeadModel
+from minigpt.training import autosize
 from minigpt.training import estimate as report
+from minigpt.training import run as training_run
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import Muon, make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import RunData, read_data
@@ -319,6 +321,58 @@ def test_the_estimate_is_of_what_is_left_and_changes_nothing(folder: Path) -> No
         assert parameter.grad is None
 
 
+def test_what_a_long_row_needs_follows_from_short_rows(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = trainer(config(folder, block_size=256, max_length=256, dropout=0.1))
+    measured = report._bytes_per_row(run, 255)
+    monkeypatch.setattr(report, "_LONGEST", 128)
+    # what is kept is a polynomial of the length; only the ends of blocks of memory may be rounded
+    assert report._bytes_per_row(run, 255) == pytest.approx(measured, rel=0.01)
+
+
+@pytest.mark.parametrize("longest", [2, 4, 16])  # the first columns of 2 hold no token of an answer
+def test_a_long_row_is_measured_in_part(folder: Path, monkeypatch: pytest.MonkeyPatch, longest: int) -> None:
+    run = trainer(config(folder, loss_on="answer"))
+    widths, compute = set[int](), run.step.summed_loss
+
+    def noted(batch: Any) -> torch.Tensor:
+        widths.add(batch[0].shape[1])
+        return compute(batch)
+
+    monkeypatch.setattr(run.step, "summed_loss", noted)
+    monkeypatch.setattr(report, "_LONGEST", longest)
+    monkeypatch.setattr(
+        report, "batch_flops", lambda *sizes: 1e11
+    )  # as if every row were a thousand times wider
+    assert 0 < report._measure(run, 1.0) < math.inf
+    (width,) = widths
+    assert longest / 2 < width <= longest
+
+
+def test_a_run_that_does_not_fit_is_refused_before_it_computes(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = trainer(config(folder))
+    enough = (report.memory_needed(run) - report.TORCH_ITSELF) / report.HELD
+    assert report.estimate(run, enough + 1).steps == 12
+    monkeypatch.setattr(run.step, "summed_loss", lambda batch: pytest.fail("a batch was computed"))
+    with pytest.raises(
+        InputError, match=r"needs about 0\.\d GB of memory, and 0\.\d GB are free: lower --batch"
+    ):
+        report.estimate(run, enough - 1)
+
+
+def test_weights_that_do_not_fit_are_refused_before_they_are_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = config(folder)
+    count = trainer(settings).model.config.parameter_count()
+    monkeypatch.setattr(autosize, "free_memory", lambda _: 4.0 * count - 1)
+    monkeypatch.setattr(training_run, "Trainer", lambda *_: pytest.fail("a model was made"))
+    with pytest.raises(InputError, match=f"{count:,} parameters take .* lower --n_layer or --n_embd"):
+        training_run.train(settings)
+    assert not (folder / "run").exists()
+
+
 def test_a_part_without_answers_is_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"train\.jsonl: no answer is left.*max_length=5"):
         read_data(config(folder, max_length=5))
@@ -342,6 +396,7 @@ def test_every_recipe_is_read_and_makes_a_model() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("RANGES = 3", "unknown key 'RANGES'"),
         ("n_layers = 3", "unknown key 'n_layers'; did you mean 'n_layer'"),
         ("n_layer = 'three'", "n_layer = 'three': expected int"),
         ("n_layer = true", "n_layer = True: expected int"),

@@ -2,8 +2,8 @@
 
 A command is a frozen dataclass of options and a function `main(options) -> dict | None`; `run` takes both.
 Exit codes: 0 done; 2 wrong input, usage, or too little memory (one line on stderr); 130 stopped by Ctrl-C,
-143 by SIGTERM, 138 by SIGUSR1; 141 if the reader of stdout has closed it (`| head`). A bug prints its
-traceback and exits with 1.
+143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP (a closed terminal); 141 if the reader of stdout has closed it
+(`| head`). A bug prints its traceback and exits with 1.
 With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
 warnings are printed as one line on stderr, like all warnings of minigpt.
 
@@ -332,8 +332,14 @@ def _place() -> tuple[int, int]:
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals that stop a program: SIGINT (Ctrl-C), SIGTERM, and SIGUSR1 if the system has it."""
-    return [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+    """Return the signals that stop a program: SIGINT (Ctrl-C), SIGTERM, and on Unix SIGUSR1 and SIGHUP.
+
+    SIGHUP, which a closed terminal sends, is left out if it is ignored: `nohup` wants the program to go on.
+    """
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP") if hasattr(signal, name)]
+    if "SIGHUP" in names and signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+        names.remove("SIGHUP")
+    return [getattr(signal, name) for name in names]
 
 
 _remembered: list[int] = []  # signals that were received inside `remembered_signals`

@@ -37,6 +37,7 @@ from minigpt.data.json_values import (
 )
 from minigpt.data.marked_turns import answer_turns, marked_turns
 from minigpt.data.text_encoding import BAD_BYTES, HALF_CHARACTER
+from minigpt.errors import whole_number
 
 __all__ = [
     "KNOWN_SHAPES", "NO_ANSWER", "NO_KNOWN_FIELD", "ProblemType", "Text",
@@ -229,8 +230,9 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if answer_key == "answers" and isinstance(answer, str):  # a list in a cell of a table
         answer = structure_in(answer)
     answer = _one_of(answer)
-    if options and not isinstance(answer, bool) and str(answer).isdigit() and int(answer) < len(options):
-        answer = options[int(answer)][0]  # the number of an option, from 0 on
+    number = whole_number(str(answer)) if options and not isinstance(answer, bool) else None
+    if number is not None and number < len(options):
+        answer = options[number][0]  # the number of an option, from 0 on
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):

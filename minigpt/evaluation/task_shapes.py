@@ -27,6 +27,7 @@ from minigpt.data.field_names import FIELDS
 from minigpt.data.json_values import REPEATED, BadLine
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS
 from minigpt.data.text_encoding import HALF_CHARACTER
+from minigpt.errors import whole_number
 
 __all__ = ["FORMS", "Example", "Form", "Style", "read_record", "render", "render_question"]
 
@@ -257,7 +258,8 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
         return string.ascii_uppercase.index(text.upper())
     if text in choices:
         return choices.index(text)
-    return int(text) if text.isdecimal() and int(text) < len(choices) else -1
+    number = whole_number(text)
+    return number if number is not None and number < len(choices) else -1
 
 
 def _right(item: Mapping[str, Any]) -> Any:
@@ -344,8 +346,8 @@ def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
         start = _text(item, "ctx")
     choices = tuple(map(_without_brackets, _choices_of(item["endings"])))
     label = item.get("label")
-    if label is not None and str(label).isdecimal():
-        label = int(label)
+    if (number := whole_number(str(label))) is not None:
+        label = number
     return _choice(line, style, _without_brackets(start), choices, label)
 
 
@@ -450,8 +452,8 @@ def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) 
         else:
             choices = tuple(render(one, item) for one in style.choices)
         right = item.get(style.answer.lower()) if style.answer else _right(item)
-        if str(right).isdecimal() and str(right) not in choices:
-            right = int(str(right))
+        if str(right) not in choices and (number := whole_number(str(right))) is not None:
+            right = number
         letters = tuple(string.ascii_uppercase[: len(choices)]) if style.score == "letter" else ()
         if letters and len(letters) < len(choices):
             raise BadLine("more than 26 choices in a list")

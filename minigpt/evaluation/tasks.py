@@ -31,7 +31,7 @@ from minigpt.data.json_values import BadLine, Record
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS, LabelledOptions, read_labelled
 from minigpt.data.reader import ReadReport
 from minigpt.data.records import meaning_of
-from minigpt.errors import InputError, unknown_name
+from minigpt.errors import InputError, unknown_name, whole_number
 from minigpt.evaluation.task_shapes import FORMS, Example, Form, Style, read_record
 from minigpt.storage.json_files import read_toml, read_utf8, reading
 from minigpt.storage.regular_files import resolved
@@ -340,7 +340,8 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         names_of = read_utf8(names).split("\n") if names.exists() else []
         for one in texts:
             (label,) = one.labels or ("",)
-            named = names_of[int(label)] if label.isdecimal() and int(label) < len(names_of) else label
+            number = whole_number(label)
+            named = names_of[number] if number is not None and number < len(names_of) else label
             yield one.line, {"text": one.text, "label": named.strip() or label}
         return
     report.notes = data.notes

@@ -7,7 +7,7 @@ need torch.
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, whole_number
 
 __all__ = [
     "MAX_LAYERS",
@@ -22,6 +22,7 @@ __all__ = [
 
 MAX_LAYERS = 1000  # largest number of layers of any model
 _WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
+_MOST_WRAPPERS = 8  # around one model
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
         InputError: if there are more layers than in the weights, and more than MAX_LAYERS.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
-    present = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
+    present = 1 + max((number for number in map(whole_number, numbers) if number is not None), default=-1)
     if count > max(present, MAX_LAYERS):
         raise InputError(f"{key}={count}, but the highest layer in the weights is number {present}")
 
@@ -65,7 +66,7 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
 def unwrapped(names: Collection[str]) -> dict[str, str]:
     """Return name without the prefix of DistributedDataParallel or torch.compile -> name in the file."""
     bare = {name: name for name in names}
-    while bare:
+    for _ in range(_MOST_WRAPPERS if bare else 0):
         prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in bare)), "")
         if not prefix:
             break
@@ -124,6 +125,7 @@ def differences(
 
 
 def listed(names: Collection[object], limit: int = 3) -> str:
-    """Join names for a message. Only the first `limit` are shown."""
+    """Join names for a message. Only the first `limit` are shown, each of bounded length."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return ", ".join(map(str, list(names)[:limit])) + more
+    texts = (str(name) for name in list(names)[:limit])
+    return ", ".join(text if len(text) <= 200 else f"{text[:180]}..." for text in texts) + more

@@ -12,6 +12,7 @@ from torch import nn
 
 from minigpt.errors import InputError
 from minigpt.families.registry import LanguageModel, weight_names
+from minigpt.finetuning.layers import pattern_of
 
 __all__ = ["PARTS", "hugging_face_names", "train_only"]
 
@@ -77,8 +78,5 @@ def _matcher(which: str, blocks: int) -> Callable[[str], bool]:
             return not _has_step(name, PARTS["embeddings"])
 
         return is_late
-    try:
-        pattern = re.compile(which)
-    except re.error as error:
-        raise InputError(f"train_only={which!r} is no regular expression: {error}") from None
+    pattern = pattern_of(which, "train_only")
     return lambda name: pattern.fullmatch(name) is not None

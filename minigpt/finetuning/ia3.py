@@ -10,7 +10,6 @@ and the inputs of the last layer of the MLP.
 Letters in shapes: N outputs, K inputs.
 """
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from minigpt.families.registry import LanguageModel, family_of
-from minigpt.finetuning.layers import AdaptedLayer, AdapterConfig, targeted
+from minigpt.finetuning.layers import AdaptedLayer, AdapterConfig, pattern_of, targeted
 
 __all__ = ["IA3Config", "IA3Layer"]
 
@@ -51,7 +50,7 @@ class IA3Config(AdapterConfig):
         some = self.feedforward_modules
         assert some is not None, "of_family has named them"
         if isinstance(some, str):
-            is_feedforward = re.fullmatch(some, theirs) is not None
+            is_feedforward = pattern_of(some, "feedforward_modules").fullmatch(theirs) is not None
         else:
             is_feedforward = any(theirs.endswith(name) for name in some)  # PEFT has the same rule
         return IA3Layer(base, is_feedforward, adapter, draw)

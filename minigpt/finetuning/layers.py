@@ -14,6 +14,7 @@ Letters in shapes: N outputs, K inputs of a linear layer.
 """
 
 import copy
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
@@ -24,13 +25,13 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from minigpt.errors import InputError, unknown_name
+from minigpt.errors import InputError, shown, unknown_name
 from minigpt.families.registry import LanguageModel, family_of, weight_names
 
 __all__ = [
     "AdaptedLayer", "AdapterConfig", "active_adapters", "adapted_layers", "adapter_names", "adapters_by_row",
     "add_adapter", "check_adapters", "disable_adapter", "is_called", "is_mergeable", "merge_and_unload",
-    "module_names", "set_adapter", "targeted", "whole_modules",
+    "module_names", "pattern_of", "set_adapter", "targeted", "whole_modules",
 ]  # fmt: skip
 
 
@@ -194,6 +195,57 @@ def _is_in(name: str, modules: Collection[str]) -> bool:
     return any(f"{name}.".startswith(f"{module}.") for module in modules)
 
 
+_MOST_TRIES = 10**7
+_LONG = 30  # characters of a module's name
+_PART = re.compile(r"\((?:\?(?:P?<\w+>|<?[=!:>])?)?|[*+]\??|\?\??|\{\d*,?\d*\}\??|.", re.DOTALL)
+_LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
+
+
+def pattern_of(text: str, key: str) -> re.Pattern[str]:
+    """Compile a regular expression for modules' names. A stranger may have written it in an adapter's file.
+
+    Raises:
+        InputError: if it is wrong, or could try too many ways to match a name, which would take hours.
+    """
+    try:
+        pattern = re.compile(text)
+    except (re.error, RecursionError, OverflowError) as error:
+        raise InputError(f"{key}={shown(text)} is no regular expression: {error}") from None
+    if _tries(text) > _MOST_TRIES:
+        raise InputError(
+            f"{key}={shown(text)} could match a name in too many ways: use fewer repeats, none within another"
+        )
+    return pattern
+
+
+def _tries(text: str) -> float:
+    """Estimate in how many ways a regular expression may be tried on a module's name."""
+    groups = [(0.0, 1.0)]  # of each open group: ways of its earlier alternatives, ways of the last one
+    repeats, last = 0, 1.0  # last: ways of the item before a quantifier
+    for part in _PART.findall(_LITERAL.sub("x", text)):
+        earlier, ways = groups[-1]
+        if part[0] == "(":
+            groups.append((0.0, 1.0))
+        elif part == ")":
+            if len(groups) == 1:
+                return math.inf  # a parenthesis that is not understood here
+            groups.pop()
+            last = earlier + ways
+            groups[-1] = (groups[-1][0], groups[-1][1] * last)
+        elif part == "|":
+            groups[-1] = (earlier + ways, 1.0)
+        elif part[0] == "?":
+            groups[-1], last = (earlier, ways * 2), last * 2
+        elif part[0] in "*+{" and part not in ("{", "{}"):
+            repeats += 1
+            # k repeats share the characters of a name, so their ways are about LONG**k / k!
+            more = math.inf if last > 1 else max(2.0, _LONG / repeats)
+            groups[-1], last = (earlier, ways * more), more
+        else:
+            last = 1.0
+    return sum(groups[0])
+
+
 def targeted(
     model: LanguageModel,
     target: str | tuple[str, ...],
@@ -215,10 +267,8 @@ def targeted(
     if target == "all-linear":
         found = {ours: theirs for ours, theirs in names.items() if ours != "lm_head"}
     elif isinstance(target, str):
-        try:
-            found = {ours: theirs for ours, theirs in names.items() if re.fullmatch(target, theirs)}
-        except re.error as error:
-            raise InputError(f"target_modules={target!r} is no regular expression: {error}") from None
+        pattern = pattern_of(target, "target_modules")
+        found = {ours: theirs for ours, theirs in names.items() if pattern.fullmatch(theirs)}
     else:
         for name in target:
             if not any(is_called(theirs, name) for theirs in names.values()):

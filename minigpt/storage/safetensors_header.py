@@ -18,6 +18,7 @@ from minigpt.storage.json_files import parse_json, read_json, reading
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header", "read_index"]
 
+_MOST_SIDES = 16  # dimensions of a tensor; torch takes very long to make one of a million dimensions
 MAX_HEADER = 100_000_000  # largest number of bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
@@ -100,7 +101,8 @@ def _entry(name: str, entry: Any) -> tuple[str, Entry]:
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else [None]
     is_whole = all(type(number) is int and 0 <= number < 2**63 for number in numbers)
-    if not (isinstance(dtype, str) and is_whole and len(offsets) == 2):
+    fits = is_whole and len(shape) <= _MOST_SIDES and math.prod(max(1, side) for side in shape) < 2**63
+    if not (isinstance(dtype, str) and fits and len(offsets) == 2):
         raise ValueError(f"{name!r:.80} has no dtype, shape or data_offsets that make sense")
     return name, Entry(dtype, tuple(shape), *offsets)
 

@@ -12,7 +12,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, shown
 from minigpt.storage.json_files import read_json, read_utf8
 from minigpt.tokenization.definition import (
     CONFIG,
@@ -164,7 +164,7 @@ def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
     for number, merge in enumerate(merges, 1):
         parts = merge.split(" ") if isinstance(merge, str) else merge
         if not isinstance(parts, list) or len(parts) != 2 or not all(isinstance(part, str) for part in parts):
-            raise InputError(f"{path}: merge {number} is {merge!r}, not two tokens")
+            raise InputError(f"{path}: merge {number} is {shown(merge)}, not two tokens")
         pairs.append((parts[0], parts[1]))
     return pairs
 

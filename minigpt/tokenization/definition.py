@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, shown, whole_number
 from minigpt.storage.files import atomic_write
 from minigpt.storage.json_files import json_text, read_json, read_utf8
 from minigpt.storage.regular_files import is_there
@@ -187,7 +187,7 @@ def text_of(token: object, path: Path, key: str) -> str:
     """Return a token's text. Files store it as a string, or as an object with flags."""
     text = token.get("content") if isinstance(token, dict) else token
     if not isinstance(text, str) or not text:
-        raise InputError(f"{path}: {key} must be a token's text: got {text!r:.80}")
+        raise InputError(f"{path}: {key} must be a token's text: got {shown(text)}")
     return text
 
 
@@ -272,8 +272,11 @@ def _listed(
             yield {**token, "content": text, "id": token.get("id")}
     for index in decoder:
         text = text_of(decoder[index], beside, "added_tokens_decoder")
-        if not str(index).isdecimal() or stated.get(text, int(index)) != int(index):
-            raise InputError(f"{beside}: {text!r} has id {index}, in {path.name} {stated.get(text)}")
+        number = whole_number(index)
+        if number is None:
+            raise InputError(f"{beside}: the id of {shown(text)} is {shown(index)}, not a whole number")
+        if stated.get(text, number) != number:
+            raise InputError(f"{beside}: {shown(text)} has id {index}, in {path.name} {stated.get(text)}")
     for index in sorted(decoder, key=int):
         token = decoder[index]
         flags = token if isinstance(token, dict) else {}
@@ -303,10 +306,10 @@ def _with_ids(
         index = vocab.get(text, tokens.get(text, {}).get("id", max(highest + 1, len(vocab))))
         stated = token.get("id", index)
         if text in vocab and stated != index:
-            raise InputError(f"{path}: {text!r} has the ids {index} and {stated}")
+            raise InputError(f"{path}: {shown(text)} has the ids {index} and {stated}")
         if stated is not None and stated != index and type(stated) is int:
             raise InputError(
-                f"{path.parent}: the added token {text!r} has id {stated}, but {index} is the next one: "
+                f"{path.parent}: the added token {shown(text)} has id {stated}, but {index} is the next one: "
                 "programs would give it that id"
             )
         special = bool(token.get("special", True))
@@ -395,13 +398,17 @@ def checked(definition: Definition, source: str) -> Definition:
     tokens, made = definition.tokens, _made(definition.merges, definition.special)
     for text, index in tokens.items():
         if type(index) is not int or index < 0:
-            raise InputError(f"{source}: the id of {text!r} is {index!r}, not a whole number of at least 0")
+            raise InputError(
+                f"{source}: the id of {shown(text)} is {shown(index)}, not a whole number of at least 0"
+            )
     for text in definition.special:
         if not text.strip() or text in BYTE_SYMBOLS or text in made:
-            raise InputError(f"{source}: the special token {text!r} is text, which anybody may write")
+            raise InputError(f"{source}: the special token {shown(text)} is text, which anybody may write")
     ordered = sorted(tokens, key=tokens.__getitem__)
     for left, right in pairwise(ordered):
         if tokens[left] == tokens[right]:
-            raise InputError(f"{source}: id {tokens[left]} is given twice, to {left!r} and {right!r}")
+            raise InputError(
+                f"{source}: id {tokens[left]} is given twice, to {shown(left)} and {shown(right)}"
+            )
     vocab = definition.vocab
     return replace(definition, vocab={text: vocab[text] for text in ordered if text in vocab})

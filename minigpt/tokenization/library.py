@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import os
 import tempfile
 import threading
@@ -111,7 +112,27 @@ def prepared(frame: dict[str, Any]) -> Library:
         return _prepared(frame)
 
 
+_MOST_GROWTH = 100.0  # how many times as long a normalizer may make a text
+
+
+def _growth(step: Any) -> float:
+    """Return how many times as long a normalizer can make a text by its replacements."""
+    match step:
+        case {"type": "Sequence", "normalizers": [*steps]}:
+            return math.prod(map(_growth, steps))
+        case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
+            return max(1.0, len(new) / len(old))
+        case {"type": "Replace", "content": str(new)}:
+            return 1.0 + len(new)  # an expression may match between any two characters
+    return 1.0
+
+
 def _prepared(frame: dict[str, Any]) -> Library:
+    if _growth(frame.get("normalizer")) > _MOST_GROWTH:
+        raise InputError(
+            f"the tokenizer's normalizer may make a text over {_MOST_GROWTH:.0f} times as long, which is "
+            "not supported"
+        )
     steps = {key: frame.get(key) for key in ("normalizer", "pre_tokenizer")}
     empty = {"version": "1.0", "added_tokens": [], "model": {"type": "BPE", "vocab": {}, "merges": []}}
     try:

@@ -393,7 +393,8 @@ def checked_config(values: dict[str, Any], source: str, kind: type[TrainConfig] 
     Raises:
         InputError: for an unknown key (the message names the nearest), a wrong type, a value out of range.
     """
-    hints = typing.get_type_hints(kind)
+    every = typing.get_type_hints(kind)
+    hints = {one.name: every[one.name] for one in dataclasses.fields(kind)}  # without RANGES
     for key, value in values.items():
         if key not in hints:
             raise InputError(f"{source}: {unknown_name('key', key, hints)}")

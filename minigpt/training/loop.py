@@ -110,7 +110,7 @@ class Trainer:
         Returns: the dict that `--json` prints: steps, best validation loss, seconds, path of the best model.
 
         Raises:
-            Stopped: after SIGINT, SIGTERM or SIGUSR1, once the state is saved.
+            Stopped: after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
             InputError: if the last checkpoint cannot be written; if numbers are not finite again after one
                 rollback.
         """

@@ -108,7 +108,7 @@ def _function(name: str, regex: str, length: int, fields: Collection[str]) -> Fu
     if name == "regex":
         try:
             pattern = re.compile(regex, re.DOTALL)
-        except re.error as error:
+        except (re.error, RecursionError, OverflowError) as error:
             raise InputError(f"--reward_regex {regex!r} is no regular expression: {error}") from None
         return lambda found, *_: [float(pattern.fullmatch(text) is not None) for text in found]
     path, colon, function = name.rpartition(":")

@@ -1,7 +1,8 @@
-"""Ctrl-C, SIGTERM and SIGUSR1 ask a run to stop. It stops where its state is complete and can be saved.
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP ask a run to stop. It stops where its state is whole and can be saved.
 
 SIGUSR1 means the same as SIGTERM; batch systems send it before they end a job (Slurm: `--signal=B:USR1@60`).
-The exit code is 128 and the number of the signal: 130, 143 or 138.
+SIGHUP is sent when a terminal is closed. The exit code is 128 and the number of
+the signal: 130, 143, 138, 129.
 """
 
 import signal
@@ -33,7 +34,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
+        """Note the stop signals inside the block. A second signal ends the process at once."""
         # Python handles signals only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield

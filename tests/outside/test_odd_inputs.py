@@ -31,6 +31,14 @@ def written(folder: Path, content: str | bytes, name: str = "d") -> Path:
     return path
 
 
+@pytest.mark.parametrize("answer", ["²", "9" * 5000])
+def test_an_answer_that_looks_like_the_number_of_an_option(tmp_path: Path, answer: str) -> None:
+    """`isdigit` accepts both, and `int` neither."""
+    record = {"question": "天？", "options": ["蓝", "红"], "answer": answer}
+    (found,), _ = read_conversations(written(tmp_path, json.dumps(record)))
+    assert found.answer == answer
+
+
 # -- JSON, or a text that begins with a bracket --------------------------------------------------------------
 
 TEXTS = {
