@@ -211,10 +211,17 @@ class Block(nn.Module):
         self.mlp = MLP(config)
 
     def forward(
-        self, x: Tensor, visible: Tensor | None, cache: KeyValueCache | None, attentions: list[Tensor] | None
+        self,
+        x: Tensor,
+        visible: Tensor | None,
+        cache: KeyValueCache | None,
+        attentions: list[Tensor] | None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """(B, T, C) -> (B, T, C), or (B, W, C): the MLP then computes only these columns (B, W)."""
         x = x + self.attn(self.ln_1(x), visible, cache, attentions)
+        if columns is not None:
+            x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
         out: Tensor = x + self.mlp(self.ln_2(x))
         return out
 
@@ -255,8 +262,13 @@ class Transformer(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward and CausalSelfAttention.forward."""
+        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward and CausalSelfAttention.forward.
+
+        columns (B, W): return the hidden states of these columns of each row only, (B, W, C). No later block
+            needs the others, so the last MLP does not compute them.
+        """
         past = 0 if past_key_values is None else past_key_values.length
         check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
         T = input_ids.shape[1]
@@ -265,10 +277,11 @@ class Transformer(nn.Module):
         visible = causal_mask(past, T, attention_mask, input_ids.device)  # one mask for all layers
         x = self.drop(self.wte(input_ids) + self.wpe(position_ids))  # (B, T, C)
         for block in self.blocks:
-            x = block(x, visible, past_key_values, attentions)
+            wanted = columns if block is self.blocks[-1] else None
+            x = block(x, visible, past_key_values, attentions, wanted)
         if past_key_values is not None:
             past_key_values.advance(T)
-        hidden: Tensor = self.ln_f(x)  # (B, T, C)
+        hidden: Tensor = self.ln_f(x)  # (B, T, C) or (B, W, C)
         return hidden
 
 

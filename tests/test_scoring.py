@@ -8,9 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minigpt.errors import InputError
+from minigpt.evaluation import scoring
 from minigpt.evaluation.scoring import ContinuationScorer, _common, _in_rows_of_least_work, _Request
 from minigpt.families.qwen3.model import Qwen3Config, Qwen3ForCausalLM
 from minigpt.families.registry import LanguageModel
+from minigpt.generation.packed_weights import CAN_PACK, PackedWeights
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.weights.quantized import set_precision
 from tests.marks import compiled
@@ -101,6 +103,57 @@ def test_a_tree_scores_as_one_by_one(
         logprobs, greedy = one_by_one(MODELS[family], context, continuation)
         assert one.logprobs == pytest.approx(logprobs, abs=2e-5)
         assert one.is_greedy == greedy
+
+
+@pytest.mark.parametrize("family", MODELS)
+@torch.inference_mode()
+def test_hidden_states_of_some_columns_are_those_of_all(family: str) -> None:
+    base, ids = MODELS[family].base_model, torch.arange(14).view(2, 7)
+    columns = torch.tensor([[6, 0, 0], [2, 3, 5]])
+    found, every = base(ids, columns=columns), base(ids)
+    assert found.shape == (2, 3, 32)
+    for row in range(2):  # float32: products of 32 terms in another order
+        torch.testing.assert_close(found[row], every[row, columns[row]], atol=2e-6, rtol=0)
+
+
+@pytest.mark.skipif(not CAN_PACK, reason="weights are packed on x86 with oneDNN only")
+@pytest.mark.parametrize("family", MODELS)
+def test_packed_weights_score_as_plain_ones(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of(family, **{"gpt2": {"n_embd": 64}, "qwen3": {"hidden_size": 64}}[family])
+    monkeypatch.setattr(scoring, "_TOKENS_TO_PACK", 10)
+    scorer = check(model, [([1, 2, 3, 4], [5, 6]), ([1, 2, 3], [7]), ([8, 2, 9], [10, 1, 2])])
+    packed = scorer._packed
+    assert packed is not None
+    with packed.in_use():
+        changed = [layer for layer in model.modules() if "forward" in vars(layer)]
+        assert len(changed) > model.config.num_hidden_layers
+    assert not any("forward" in vars(layer) for layer in model.modules())
+    assert ContinuationScorer(model)._packed is None, "a few tokens are not worth it"
+
+
+@pytest.mark.skipif(not CAN_PACK, reason="weights are packed on x86 with oneDNN only")
+def test_packed_weights_are_limited_and_given_back_after_an_error() -> None:
+    model = model_of("gpt2", n_embd=64)
+    first = next(layer for layer in model.modules() if isinstance(layer, torch.nn.Linear))
+
+    def changed() -> list[torch.nn.Module]:
+        return [layer for layer in model.modules() if "forward" in vars(layer)]
+
+    with PackedWeights(model, first.weight.nbytes).in_use():
+        assert changed() == [first]
+    packed, counted = PackedWeights(model), list[int]()
+
+    def fail() -> None:
+        with packed.in_use():
+            counted.append(len(changed()))
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert counted == [8], "four in each block; lm_head is too small"
+    assert not changed()
+    with PackedWeights(model.bfloat16()).in_use():
+        assert not changed()
 
 
 def test_a_sliding_window_is_read_branch_by_branch() -> None:

@@ -284,6 +284,8 @@ def test_a_toml_file_describes_a_task(tmp_path: Path) -> None:
         ('test = "q"\nform = "cloze"', "needs a template"),
         ('test = "q"\nmax_new_tokens = 0', "t.toml: max_new_tokens must be at least 1: got 0"),
         ('test = "q"\nscore = "word"', "score must be letter or text"),
+        ('test = "q"\nstop = ["x", ""]', "t.toml: stop holds an empty text"),
+        ('test = "q"\nform = "cloze"\ntemplate = "x"\nchoices = "x"', "choices do not fit form = 'cloze'"),
         ("= 3", "is no TOML file"),
     ],
 )
@@ -296,6 +298,14 @@ def test_a_wrong_toml_file_is_refused(content: str, said: str, tmp_path: Path) -
 # -- bad input ---------------------------------------------------------------------------------------------
 
 BAD: list[tuple[dict[str, Any], str]] = [
+    ({"question": "q", "A": "x", "B": "y", "answer": ["A", "B"]}, "several right answers"),
+    ({"question": "q", "A": "x", "B": "y", "answer": "(C)"}, "none of the choices: got '(C)'; 2 choices"),
+    ({"question": "q", "choices": ["x", "y"], "answer": 2.0}, "got '2.0'; 2 choices, counted from 0 to 1"),
+    ({"question": "q", "option1": "x", "option2": "y", "answer": "0"}, "got '0'; labels 1, 2"),
+    ({"question": "q", "answer": {"x": "a"}}, "the answer is no text"),
+    ({"question": "q", "answer": [["a"]]}, "the answer is no text"),
+    ({"question": "q", "answers": {"text": []}}, "a question without an answer"),
+    ({"sentence": "q", "option1": "x", "option2": "y", "answer": "1"}, "no question"),
     ({"question": "q", "A": "x", "B": "y"}, "a question without an answer"),
     ({"question": "q", "A": "x", "B": "y", "answer": "E"}, "the answer is none of the choices"),
     ({"question": "q", "choices": ["x", "y"], "answer": 2}, "the answer is none of the choices"),
@@ -367,6 +377,64 @@ def test_a_bad_record_is_named(record: dict[str, Any], said: str, tmp_path: Path
         read_tasks([path], strict=True)
 
 
+@pytest.mark.parametrize(
+    ("record", "right"),
+    [
+        *(({"A": "x", "B": "y", "answer": value}, "y") for value in ("(B)", "b.", "B：", ["B"], "y", 1, 1.0)),
+        ({"A": "x", "B": "1.0", "answer": "1.0"}, "1.0"),  # the choice itself
+        ({"A": "x", "B": "y", "answer": "0.0"}, "x"),
+        ({"choices": ["(B)", "c"], "answer": "(B)"}, "(B)"),
+        ({"option1": "x", "option2": "y", "answer": "1"}, "x"),  # WinoGrande counts from 1
+        ({"option1": "x", "option2": "y", "answer": 2}, "y"),
+        ({"option1": "x", "option2": "y", "answer": "B"}, "y"),
+        ({"option1": "x", "option2": "y", "label": 1}, "y"),  # a label counts from 0
+        ({"option0": "x", "option1": "y", "answer": 1}, "y"),
+    ],
+)
+def test_the_right_answer_is_named_in_many_ways(record: dict[str, Any], right: str) -> None:
+    (one,) = task_of_records([{"question": "q", **record}]).examples
+    assert one.choices[one.answer] == right
+
+
+def test_an_answer_with_places_is_its_text() -> None:
+    record = {"context": "c", "question": "q", "answers": {"text": ["a", "b"], "answer_start": [0, 3]}}
+    assert task_of_records([record]).examples[0].references == ("a", "b")
+
+
+@pytest.mark.parametrize(
+    "answers", ['choices = ["no", "yes"]', ""], ids=["the file names the labels", "the records have them"]
+)
+def test_a_toml_file_describes_labels(answers: str, tmp_path: Path) -> None:
+    write(
+        tmp_path / "q.jsonl", [{"t": "cat", "l": "yes"}, {"t": "dog", "l": "no"}, {"t": "x", "l": ["no"] * 2}]
+    )
+    (tmp_path / "t.toml").write_text(
+        f'form = "classification"\ntest = "q.jsonl"\ntemplate = "{{t}}?"\nanswer = "l"\n{answers}'
+    )
+    (task,) = read_tasks([tmp_path / "t.toml"])
+    assert [(one.prompt, one.choices, one.answer) for one in task.examples] == [
+        ("cat?", ("no", "yes"), 1),
+        ("dog?", ("no", "yes"), 0),
+    ]
+    assert task.skipped == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('template = "{tt}"', "no field 'tt'"),
+        ('template = "{a}"', "field 'a' is no text"),
+        ('template = "{t}"\nanswer = "right"', "no field 'right'"),
+        ('template = "{t}"\nchoices = "options"', "no field 'options'"),
+    ],
+)
+def test_a_toml_file_that_does_not_fit_its_records_is_said(content: str, said: str, tmp_path: Path) -> None:
+    write(tmp_path / "q.jsonl", [{"t": "cat", "a": {"b": 1}}])
+    (tmp_path / "t.toml").write_text(f'test = "q.jsonl"\n{content}')
+    with pytest.raises(InputError, match=said):
+        read_tasks([tmp_path / "t.toml"])
+
+
 def test_the_same_wrong_choice_twice_is_said(tmp_path: Path, capsys: Any) -> None:
     read_tasks([write(tmp_path / "t.jsonl", [{"question": "q", "choices": ["x", "y", "y"], "answer": 0}])])
     assert "1 questions have the same wrong choice twice" in capsys.readouterr().err
@@ -403,6 +471,12 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
         run_task(LOADED, task, TaskOptions(prompt_format="chat"))
     with pytest.raises(InputError, match="does not exist"):
         read_tasks([tmp_path / "nothing.jsonl"])
+    mixed = [{"question": "q", "answer": answer} for answer in ("so #### 3", "three", "#### 4")]
+    with pytest.raises(InputError, match="m mixes answers with a number behind ####"):
+        read_tasks([write(tmp_path / "m.jsonl", mixed)])
+    (tmp_path / "head.csv").write_text("question,A,B,answer\n")
+    with pytest.raises(InputError, match=r"head\.csv has the names of columns and no row below them"):
+        read_tasks([tmp_path / "head.csv"])
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no task"):
         read_tasks([tmp_path / "empty"])
@@ -954,6 +1028,14 @@ def test_in_chinese_the_tables_hold_no_english_word(command: Command, knowing: P
         (["eval", "--task", "qa.jsonl", "--report", "qa.jsonl/new"], "qa.jsonl is a file; give a folder"),
         (["eval", "--task", "qa.jsonl", "--training_data", "a"], "--training_data a is a folder"),
         (["eval", "--card"], "--card needs --task FILE"),
+        (["eval", "--task", "qa.jsonl", "--score", "letter"], "--score letter has no effect: no task lists"),
+        (
+            ["eval", "--task", "qa.jsonl", "--score", "text"],
+            "--score text has no effect: no task has choices",
+        ),
+        (["eval", "--task", "qa.jsonl", "--stride", "9"], "--stride has no effect"),
+        (["eval", "--task", "qa.jsonl", "--shots_seed", "9"], "--shots_seed has no effect"),
+        (["compare", "a", "a", "--task", "qa.jsonl", "--stride", "9"], "--stride has no effect"),
         (["eval", "--data", "qa.jsonl", "--shots", "3"], "--shots needs --task FILE"),
         (["eval", "--text", "qa.jsonl", "--limit", "3"], "--limit needs --task FILE"),
         (["eval", "--task", "words.jsonl"], "words.jsonl holds no JSON, though its name says so"),

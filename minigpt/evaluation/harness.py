@@ -13,6 +13,7 @@ Model arguments: pretrained; precision (float32, float16, bfloat16, int8, int4);
 max_length; max_gen_toks; add_bos_token, as for the harness's `hf` model.
 """
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Mapping, Sequence
@@ -119,11 +120,15 @@ class HarnessModel:
 
     # -- what the harness asks ------------------------------------------------------------------------------
 
+    @functools.cached_property
+    def _scorer(self) -> ContinuationScorer:
+        return ContinuationScorer(self._lm, self.max_length)
+
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False, **more: Any
     ) -> list[tuple[float, bool]]:
         pairs: list[Request] = [(context, continuation) for _, context, continuation in requests]
-        scored = ContinuationScorer(self._lm, self.max_length).score(pairs)
+        scored = self._scorer.score(pairs)
         answers = [(one.total, one.is_greedy) for one in scored]
         for (texts, _, _), answer in zip(requests, answers):
             if texts is not None:
@@ -136,7 +141,7 @@ class HarnessModel:
         for one in requests:
             (text,) = one.args
             windows = rolling_windows(self.tok_encode(text), self.prefix_token_id, self.max_length)
-            scored = ContinuationScorer(self._lm, self.max_length).score(windows)
+            scored = self._scorer.score(windows)
             found.append(sum(each.total for each in scored))
             self.cache_hook.add_partial("loglikelihood_rolling", (text,), found[-1])
         return found

@@ -70,8 +70,20 @@ def _only(tasks: Sequence[Task]) -> Task:
 
 
 def tasks_of(paths: Sequence[Path], options: TaskOptions, strict: bool = False) -> list[Task]:
-    """Read the tasks, and change them as the options say."""
-    return read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
+    """Read the tasks, and change them as the options say. Raises InputError for an option without effect."""
+    tasks = read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
+    forms = {task.form for task in tasks}
+    lists = any(one.letters for task in tasks for one in task.examples)
+    for flag, is_given, is_used, why in (
+        ("--score letter", options.score == "letter", lists, "no task lists choices that have letters"),
+        ("--score text", options.score == "text", "multiple_choice" in forms, "no task has choices"),
+        ("--stride", options.stride, "perplexity" in forms, "no task is a text that is read in windows"),
+        ("--instruction", options.instruction, forms != {"perplexity"}, "a text is read without a prompt"),
+        ("--shots_seed", options.shots_seed is not None, options.shots, "it draws the --shots; give both"),
+    ):
+        if is_given and not is_used:
+            raise InputError(f"{flag} has no effect: {why}")
+    return tasks
 
 
 def load(

@@ -37,6 +37,7 @@ _HAN = re.compile(r"[\u3400-\u9fff]")
 _GAP = re.compile(r"\[BLANK(\d+)\]")
 _NUMBERED = re.compile(r"(?:choice|option|choice_|option_)(\d)")
 _NUMBER_ANSWER = re.compile(r"####\s*-?[\d.,]+\s*$")
+_LETTER = re.compile(r"[(（\[]?([A-Za-z])[)）\].．、:：]?")  # A, (A), A., A:
 _LISTED = "{choices}"  # in a template, this stands for the choices with their letters
 _REST = 80  # largest number of characters after a gap that are scored together with the word in the gap
 
@@ -181,7 +182,12 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         return [_listed(item, line, style, _text(item, name), choices)]
     if columns := sorted(key for key in item if _NUMBERED.fullmatch(key)):
         name = _required(item, FIELDS["question"])
-        return [_listed(item, line, style, _text(item, name), _cells(item, columns))]
+        # In WinoGrande's option1 and option2, the answer 1 is option1. A label counts from 0 everywhere.
+        numbers = [key[-1] for key in columns] if _right_name(item) != "label" else []
+        from_1 = numbers[:1] == ["1"] and re.fullmatch(r"\d+(\.0)?", str(_right(item)).strip())
+        return [
+            _listed(item, line, style, _text(item, name), _cells(item, columns), numbers if from_1 else ())
+        ]
     for name in ("choices", "options"):
         if name in item:
             return [_with_choices(item, line, style, item[name])]
@@ -211,7 +217,8 @@ def _name(item: Mapping[str, Any], names: Sequence[str], but: Sequence[str] = ()
 
 def _required(item: Mapping[str, Any], names: Sequence[str]) -> str:
     if not (name := _name(item, names)):
-        raise BadLine("no question", f"fields: {', '.join(sorted(item)[:8])}")
+        fields = ", ".join(sorted(item)[:8])
+        raise BadLine("no question", f"fields: {fields}; a TOML file may describe the task")
     return name
 
 
@@ -246,26 +253,43 @@ def _choices_of(values: Any) -> tuple[str, ...]:
 
 
 def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> int:
-    """Return the index of the right choice. `value` is the index, a letter, a label, or the choice itself."""
+    """Return the index of the right choice.
+
+    Args:
+        value: the index, a letter, also as (A) or A., a label, the choice itself, or a list of one of these.
+    """
+    if isinstance(value, list) and len(value) > 1:
+        raise BadLine("several right answers", f"{len(value)}; one is needed")
+    value = (value or [None])[0] if isinstance(value, list) else value
     if value is None or (isinstance(value, str) and not value.strip()):
         raise BadLine("a question without an answer")
+    places = {label: i for i, label in enumerate(labels)}
+    if not labels:
+        places = {str(i): i for i in range(len(choices))}
+        if isinstance(value, str | bool):  # in the order of their priority, the highest last
+            places |= {choice: choices.index(choice) for choice in choices}
+            places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
+            places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
     text = str(value).strip()
-    if labels:
-        return list(labels).index(text) if text in labels else -1
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value if 0 <= value < len(choices) else -1
-    if len(text) == 1 and text.upper() in string.ascii_uppercase[: len(choices)]:
-        return string.ascii_uppercase.index(text.upper())
-    if text in choices:
-        return choices.index(text)
-    number = whole_number(text)
-    return number if number is not None and number < len(choices) else -1
+    number = re.sub(r"^(\d+)\.0$", r"\1", text)  # a column of whole numbers with a gap has 1.0 for 1
+    letter = _LETTER.fullmatch(text)
+    for one in (text, number, *(letter.groups() if letter else ())):
+        if one in places:
+            return places[one]
+    if len(choices) < 2:
+        return -1
+    known = f"labels {', '.join(labels)}" if labels else f"{len(choices)} choices"
+    counted = f", counted from 0 to {len(choices) - 1}" if number.isdecimal() and not labels else ""
+    raise BadLine("the answer is none of the choices", f"got {text[:40]!r}; {known}{counted}")
 
 
 def _right(item: Mapping[str, Any]) -> Any:
-    for name in ("answer", "gold", "answerkey", "label", "target", "correct", "答案"):
-        if name in item:
-            return item[name]
+    return item[_right_name(item)]
+
+
+def _right_name(item: Mapping[str, Any]) -> str:
+    if name := _name(item, ("answer", "gold", "answerkey", "label", "target", "correct", "答案")):
+        return name
     raise BadLine("a question without an answer")
 
 
@@ -274,10 +298,15 @@ def _is_chinese(text: str) -> bool:
 
 
 def _listed(
-    item: Mapping[str, Any], line: int, style: Style, question: str, choices: tuple[str, ...]
+    item: Mapping[str, Any],
+    line: int,
+    style: Style,
+    question: str,
+    choices: tuple[str, ...],
+    labels: Sequence[str] = (),
 ) -> Example:
     """Return an example whose prompt lists the choices, unless the style asks for scores of their texts."""
-    answer = _index(_right(item), choices)
+    answer = _index(_right(item), choices, labels[: len(choices)])
     if style.score == "text":
         return _choice(line, style, question, choices, answer, asks=True)
     return _lettered(line, style, question, choices, answer)
@@ -405,6 +434,8 @@ def _label(item: Mapping[str, Any], line: int, style: Style, text: str, label: A
     """Return an example of classification. `tasks.py` replaces its choices when it knows all labels."""
     if label is None or not str(label).strip():
         raise BadLine("a text without a label")
+    if not _is_text(label):
+        raise BadLine("the label is no text", "a text has one label")
     value = str(int(label)) if isinstance(label, float) and label.is_integer() else str(label).strip()
     return Example("classification", line, text, (value, f"not {value}"), 0, (value,), (), text, style)
 
@@ -417,9 +448,13 @@ def _answer(
     answer: Any,
     metrics: tuple[str, ...] = (),
 ) -> Example:
+    if isinstance(answer, Mapping) and "text" in answer:  # SQuAD: {"text": [...], "answer_start": [...]}
+        answer = answer["text"]
     given = answer if isinstance(answer, list) else [answer]
     if not given or any(one is None or not str(one).strip() for one in given):
         raise BadLine("a question without an answer")
+    if not all(map(_is_text, given)):
+        raise BadLine("the answer is no text")
     texts = tuple(str(one).strip() for one in given)
     if all(_NUMBER_ANSWER.search(text) for text in texts):
         metrics = ("number",)
@@ -439,19 +474,31 @@ def render(template: str, item: Mapping[str, Any]) -> str:
     def value(match: re.Match[str]) -> str:
         found = item.get(match[1].lower())
         if found is None:
-            raise BadLine(f"no field {match[1]!r}", f"fields: {', '.join(sorted(item)[:8])}")
+            raise _no_field(match[1], item)
+        if not _is_text(found):
+            raise BadLine(f"field {match[1]!r} is no text")
         return str(found)
 
     return _FIELD.sub(value, template)
 
 
+def _no_field(name: str, item: Mapping[str, Any]) -> BadLine:
+    return BadLine(f"no field {name!r}", f"fields: {', '.join(sorted(item)[:8])}")
+
+
+def _field(item: Mapping[str, Any], name: str) -> Any:
+    if name.lower() not in item:
+        raise _no_field(name, item)
+    return item[name.lower()]
+
+
 def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) -> list[Example]:
     if style.choices:
         if len(style.choices) == 1 and "{" not in style.choices[0]:
-            choices = _choices_of(item.get(style.choices[0].lower()))
+            choices = _choices_of(_field(item, style.choices[0]))
         else:
             choices = tuple(render(one, item) for one in style.choices)
-        right = item.get(style.answer.lower()) if style.answer else _right(item)
+        right = _field(item, style.answer) if style.answer else _right(item)
         if str(right) not in choices and (number := whole_number(str(right))) is not None:
             right = number
         letters = tuple(string.ascii_uppercase[: len(choices)]) if style.score == "letter" else ()
@@ -464,7 +511,9 @@ def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) 
     prompt = render(style.template, item)
     if form == "perplexity":
         return [Example("perplexity", line, "", references=(prompt,), style=style)]
-    answer = item.get(style.answer.lower()) if style.answer else _right(item)
+    answer = _field(item, style.answer) if style.answer else _right(item)
+    if form == "classification":
+        return [_label(item, line, style, prompt, answer)]
     if form == "cloze":
         text = str(answer or "").strip()
         return [Example("cloze", line, prompt, references=(text,), question=prompt, style=style)]

@@ -226,6 +226,10 @@ def _from_toml(path: Path) -> _Source:
         raise InputError(f"{path}: max_new_tokens must be at least 1: got {values['max_new_tokens']}")
     if values.get("score") not in (None, "letter", "text"):
         raise InputError(f"{path}: score must be letter or text: got {values['score']!r}")
+    if "" in values.get("stop", ()):
+        raise InputError(f"{path}: stop holds an empty text: an answer would end before it begins")
+    if "choices" in values and values.get("form") in ("cloze", "generation", "perplexity"):
+        raise InputError(f"{path}: choices do not fit form = {values['form']!r}: leave one of them out")
     if "test" not in values:
         raise InputError(f'{path} names no file: test = "questions.jsonl"')
     if ("choices" in values or values.get("form") in ("cloze", "generation")) and not values.get("template"):
@@ -255,6 +259,12 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
     forms = sorted({one.form for one in examples})
     if len(forms) > 1:
         raise InputError(f"{source.name} mixes forms: {', '.join(forms)}; one task has one form")
+    measured = {one.style.metrics for one in examples}
+    if len(measured) > 1 and forms == ["generation"]:
+        raise InputError(
+            f"{source.name} mixes answers with a number behind #### and others, which have other metrics; "
+            "make two tasks of them"
+        )
     others_forms = {one.form for some in shots.values() for one in some} - {*forms}
     if others_forms:
         raise InputError(
@@ -273,6 +283,8 @@ def _with_labels(
 ) -> tuple[list[Example], dict[str, list[Example]]]:
     """Give each text the labels of all texts as choices. A file class.txt may name the labels 0, 1, ..."""
     every = [*examples, *(one for some in shots.values() for one in some)]
+    if all(one.style.choices for one in every):  # the TOML file names the labels
+        return examples, shots
     labels = sorted({one.choices[0] for one in every}, key=lambda text: (len(text), text))
     if len(labels) < 2:
         raise InputError(f"{name} has one label, {labels[0]!r}: there is nothing to tell apart")
@@ -280,8 +292,6 @@ def _with_labels(
         raise InputError(f"{name} has {len(labels):,} labels; is the label a text?")
 
     def labelled(one: Example) -> Example:
-        if one.style.choices:
-            return one
         return replace(one, choices=tuple(labels), letters=(), answer=labels.index(one.choices[0]))
 
     return [*map(labelled, examples)], {key: [*map(labelled, some)] for key, some in shots.items()}
@@ -331,6 +341,8 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
             yield 1, {"text": str(whole)}
             return
     rows = [] if data.kind == "text" else list(data.records)
+    if not rows and data.kind == "csv":
+        raise InputError(f"{path} has the names of columns and no row below them")
     if rows and data.kind == "csv" and (headless := _without_head(rows)):
         yield from headless
         return

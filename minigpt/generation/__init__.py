@@ -13,6 +13,7 @@ order:
     inputs_embeds.py         prompts as vectors
     model_runner.py          runs the model with PyTorch: tokens in, logits out
     native.py                runs the model in one call of C (native.c, products.h)
+    packed_weights.py        float32 products of many tokens on a CPU, by oneDNN
     loop.py                  the decoding loop: decode, prefill, choose
     beam_search.py           beam search
     speculative_decoding.py  guesses tokens, so that one step gives several tokens

@@ -76,19 +76,19 @@ def _replace_blocks(forward: Callable[..., Tensor]) -> Callable[[Any], None]:
     return change
 
 
-def _without_residual(block: Any, x: Tensor, visible: Any, cache: Any, attentions: Any) -> Tensor:
+def _without_residual(block: Any, x: Tensor, visible: Any, cache: Any, attentions: Any, *_: Any) -> Tensor:
     x = block.attn(block.ln_1(x), visible, cache, attentions)
     out: Tensor = block.mlp(block.ln_2(x))
     return out
 
 
-def _without_norms(block: Any, x: Tensor, visible: Any, cache: Any, attentions: Any) -> Tensor:
+def _without_norms(block: Any, x: Tensor, visible: Any, cache: Any, attentions: Any, *_: Any) -> Tensor:
     x = x + block.attn(x, visible, cache, attentions)
     out: Tensor = x + block.mlp(x)
     return out
 
 
-def _without_attention(block: Any, x: Tensor, visible: Any, cache: Any, attentions: Any) -> Tensor:
+def _without_attention(block: Any, x: Tensor, visible: Any, cache: Any, attentions: Any, *_: Any) -> Tensor:
     out: Tensor = x + block.mlp(block.ln_2(x))
     return out
 

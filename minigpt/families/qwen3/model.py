@@ -217,13 +217,11 @@ class RMSNorm(nn.Module):
 class _RMSNormOnCpu(torch.autograd.Function):
     """RMSNorm with a gradient written by hand, for training on a CPU.
 
-    Torch has no CPU kernel for this gradient. It would chain the gradients of a square, a mean, a root and
-    two products, and pass over the activations a dozen times. This function takes half the time (LOG.md).
+    Torch has no CPU kernel for this gradient: it passes over the activations a dozen times. This function
+    takes half the time (LOG.md). Second derivatives and torch.func are not supported.
     With r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss with respect to y:
 
         dw = sum over all vectors of g n        dx = r (g w - n mean(g w n))
-
-    Second derivatives and torch.func are not supported; minigpt does not use them.
     """
 
     @staticmethod
@@ -393,9 +391,12 @@ class Block(nn.Module):
         visible: Tensor | None,
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """(B, T, C) -> (B, T, C), or (B, W, C): the MLP then computes only these columns (B, W)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
+        if columns is not None:
+            x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
         out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
         return out
 
@@ -412,10 +413,7 @@ class Qwen3Model(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialise as GPT: normal(0, 0.02), smaller where a layer adds to the stream; norms keep 1.
-
-        The report does not describe Qwen3's own initialisation, so GPT-2's is used.
-        """
+        """Initialise as GPT-2. The report does not describe Qwen3's own initialisation."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -432,8 +430,9 @@ class Qwen3Model(nn.Module):
         position_ids: Tensor | None = None,
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
+        columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). For the arguments see Qwen3ForCausalLM.forward and Attention.forward."""
+        """(B, T) -> (B, T, C), or of `columns` (B, W) only. Arguments: see Qwen3ForCausalLM.forward."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
@@ -448,10 +447,11 @@ class Qwen3Model(nn.Module):
         x = self.embed_tokens(input_ids)  # (B, T, C)
         for layer, block in enumerate(self.layers):
             seen = near if self.config.is_sliding(layer) else visible
-            x = block(x, rope, seen, past_key_values, attentions)
+            wanted = columns if block is self.layers[-1] else None
+            x = block(x, rope, seen, past_key_values, attentions, wanted)
         if past_key_values is not None:
             past_key_values.advance(T)
-        hidden: Tensor = self.norm(x)  # (B, T, C)
+        hidden: Tensor = self.norm(x)  # (B, T, C) or (B, W, C)
         return hidden
 
 
