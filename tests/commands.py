@@ -1,4 +1,4 @@
-"""Functions and types for running commands inside the test's process; a function that simulates lost signals."""
+"""Commands that run inside the test's process, their types, and a function that simulates lost signals."""
 
 import contextlib
 import io

@@ -1,16 +1,18 @@
 """Each benchmark runs at toy size and reports its measurements. No absolute time is asserted."""
 
+import io
 import json
 import runpy
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from benchmarks import context, tables
+from benchmarks import context, peft_speed, tables
 from benchmarks.doctor_runs import CASES
 from minigpt.diagnosis.findings import WORDS
 from minigpt.evaluation.harness import IS_INSTALLED
@@ -106,14 +108,33 @@ def test_evaluation(tmp_path: Path) -> None:
             assert row["other_choices"] == 0
 
 
-def test_peft_speed(tmp_path: Path) -> None:
+class Ended:
+    """In the place of subprocess.Popen: an arm that has had all its turns, in this process."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        rounds = int(command[command.index("--rounds") + 1])
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "stdin", io.StringIO("turn\n" * rounds + "end\n"))
+            done = run_here(command)
+        assert done.returncode == 0, done.stderr
+        self.stdin, self.stdout = io.StringIO(), io.StringIO(done.stdout)
+
+    def wait(self) -> None: ...
+
+    kill = wait
+
+
+def test_peft_speed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     for package in ("transformers", "accelerate", "peft"):
         pytest.importorskip(package, reason=f"{package} is not installed: pip install {package}")
-    command = [sys.executable, "benchmarks/peft_speed.py", "--toy", "--threads", "1", "--methods", "lora"]
-    command += ["--rounds", "1", "--steps", "1", "--output", str(tmp_path / "r.json")]
-    done = run_here(command)
-    assert done.returncode == 0, done.stdout + done.stderr
-    numbers = json.loads(done.stdout.splitlines()[-1])
+    monkeypatch.setattr(peft_speed, "subprocess", SimpleNamespace(Popen=Ended, PIPE=subprocess.PIPE))
+    flags = ["--toy", "--threads", "1", "--methods", "lora", "--steps", "1", "--output"]
+    monkeypatch.setattr(sys, "argv", ["peft_speed.py", *flags, str(tmp_path / "r.json")])
+    peft_speed.main()
+    done = capsys.readouterr().out
+    numbers = json.loads(done.splitlines()[-1])
     assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     theirs, ours = numbers["rows"]
     assert (theirs["arm"], ours["arm"]) == ("transformers", "minigpt")
