@@ -49,10 +49,19 @@ class Launch(Protocol):
     def __call__(self, folder: Path, size: int, argv: Sequence[object], **job: Any) -> Ended: ...
 
 
+# FSDP and --compile load these: every fork would anew.
+SERVER = """
+import torch.distributed.checkpoint.state_dict, torch.distributed.tensor.experimental, torch.export._trace
+import sympy.combinatorics
+from tests.processes import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Launch]:
     """Return a function that runs `minigpt train` in several processes."""
-    command = [sys.executable, "-m", "tests.processes"]
+    command = [sys.executable, "-c", SERVER]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as server:
 
@@ -269,7 +278,8 @@ def test_the_gpu_s_fast_paths_in_several_processes(
 ) -> None:
     settings = {**NO_CHANCE, "max_grad_norm": 0.5, "batch_size": 2, **more}
     if "compiled" in job:
-        settings["n_layer"] = 1  # a graph is traced layer by layer, in seconds
+        # a graph is traced layer by layer, in seconds, and once more for other lengths
+        settings |= {"n_layer": 1, "max_steps": 4, "eval_steps": 2}
     trainer(config(folder, "one", **settings)).run()
     switches = ["--compile"] if "compiled" in job else []
     switches += ["--gradient_checkpointing"] if settings.pop("gradient_checkpointing", False) else []
