@@ -65,8 +65,8 @@ def main() -> None:
     add_flags(parser)
     options = parser.parse_args()
     if options.toy:
-        options.budgets, options.long_budgets, options.wide = [0.5, 2.0], [1.0], 48
-        options.peer_seconds, options.slice = 2.0, 0.5
+        options.budgets, options.long_budgets, options.wide = [0.2, 1.0], [0.5], 48
+        options.peer_seconds, options.slice = 1.0, 0.2
         options.seeds = options.seeds[:1]
     options.budgets = sorted(set(options.budgets))
     with tempfile.TemporaryDirectory() as folder:

@@ -75,8 +75,8 @@ def main() -> None:
     add_flags(parser)
     options = parser.parse_args()
     if options.toy:
-        options.seeds, options.budget, options.fast_budgets = options.seeds[:1], 1.0, [0.3, 0.6]
-        options.every, options.slice = 20, 0.2
+        options.seeds, options.budget, options.fast_budgets = options.seeds[:1], 0.4, [0.1, 0.2]
+        options.every, options.slice = 20, 0.1
     with tempfile.TemporaryDirectory() as folder:
         numbers = measure(options, Path(folder))
     shown = [

@@ -1,13 +1,12 @@
 """Several processes: they compute the same losses, and signals, errors and dead processes reach all of them.
 
-Processes are forks of one that has imported torch (tests/processes.py); one test starts them by torchrun.
+Processes are forks of one that has imported torch (tests/processes.py); torchrun starts them in one test.
 """
 
 import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -50,10 +49,19 @@ class Launch(Protocol):
     def __call__(self, folder: Path, size: int, argv: Sequence[object], **job: Any) -> Ended: ...
 
 
+# FSDP and --compile load these: every fork would anew.
+SERVER = """
+import torch.distributed.checkpoint.state_dict, torch.distributed.tensor.experimental, torch.export._trace
+import sympy.combinatorics
+from tests.processes import main
+main()
+"""
+
+
 @pytest.fixture(scope="module")
 def launch() -> Iterator[Launch]:
     """Return a function that runs `minigpt train` in several processes."""
-    command = [sys.executable, "-m", "tests.processes"]
+    command = [sys.executable, "-c", SERVER]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     with subprocess.Popen(command, cwd=ROOT, **pipes) as server:
 
@@ -270,7 +278,8 @@ def test_the_gpu_s_fast_paths_in_several_processes(
 ) -> None:
     settings = {**NO_CHANCE, "max_grad_norm": 0.5, "batch_size": 2, **more}
     if "compiled" in job:
-        settings["n_layer"] = 1  # a graph is traced layer by layer, in seconds
+        # a graph is traced layer by layer, in seconds, and once more for other lengths
+        settings |= {"n_layer": 1, "max_steps": 4, "eval_steps": 2}
     trainer(config(folder, "one", **settings)).run()
     switches = ["--compile"] if "compiled" in job else []
     switches += ["--gradient_checkpointing"] if settings.pop("gradient_checkpointing", False) else []
@@ -400,30 +409,42 @@ def test_sampled_answers_are_those_of_one_process(folder: Path, launch: Launch) 
         assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 
 
-@pytest.mark.slow
+# torchrun with its own command line. Its processes are forks, because each new process would import torch; and
+# process 1 of the first start kills itself before its ninth step.
+TORCHRUN = """
+import os, runpy, signal, sys
+from torch.distributed import run
+from tests.survival.children import at_step
+
+def work(*argv):
+    sys.argv = [*argv]
+    try:
+        runpy.run_module("minigpt.train", run_name="__main__")
+    except SystemExit as stop:  # torchrun waits for what the function returns
+        if stop.code:
+            raise
+
+def die():
+    if (os.environ["RANK"], os.environ["TORCHELASTIC_RESTART_COUNT"]) == ("1", "0"):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+run.run_script_path = work
+at_step(8, die)
+run.main(sys.argv[1:])
+"""
+
+
 def test_torchrun_starts_anew_after_a_kill(folder: Path, launch: Launch) -> None:
-    steps = {"max_steps": 150, "eval_steps": 10}
-    assert launch(folder, 2, flags(folder, "straight", **steps)).codes == [0, 0]
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command += ["--max_restarts=1", "-m", "minigpt", "train", *flags(folder, "run", **steps)]
+    assert launch(folder, 2, flags(folder, "straight")).codes == [0, 0]
+    command = [sys.executable, "-c", TORCHRUN, "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
+    command += ["--start_method=fork", "--run_path", "minigpt train", *flags(folder, "run")]
     # the variable that docs/distributed.md recommends: without it torch's own rendezvous may meet the dead
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    output = folder / "run"
-    with (
-        (folder / "said").open("w", encoding="utf-8") as log,
-        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log) as launcher,
-    ):
-        try:
-            end = time.monotonic() + 200
-            while not (output / "last").exists() and launcher.poll() is None and time.monotonic() < end:
-                time.sleep(0.02)
-            assert launcher.poll() is None, (folder / "said").read_text(encoding="utf-8")[-3000:]
-            children = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text(encoding="ascii")
-            os.kill(int(children.split()[0]), 9)
-            code = launcher.wait(200)
-        finally:
-            launcher.kill()  # a launcher that hangs must not hang the tests, too
+    with (folder / "said").open("w", encoding="utf-8") as log:
+        done = subprocess.run(
+            command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False, timeout=200
+        )
     said = (folder / "said").read_text(encoding="utf-8")
-    assert code == 0, said[-3000:]
+    assert done.returncode == 0, said[-3000:]
     assert "resumed from" in said
-    assert same_tensors(folder / "straight" / "last", output / "last")
+    assert same_tensors(folder / "straight" / "last", folder / "run" / "last")

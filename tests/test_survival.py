@@ -16,12 +16,12 @@ from tests.survival.bench import Table
 
 ROOT = Path(__file__).parents[1]
 LEAST = {  # part -> smallest number of trials; a trial counts only if the run then ends on the same bits
-    "kill": 60 + 10 + 20,  # the number of points is what the writer passes: fewer would mean a lost hook
-    "signal": 7 + 24,
-    "finetune": 12 * 3,
+    "kill": 60 + 10 + 10,  # the number of points is what the writer passes: fewer would mean a lost hook
+    "signal": 7 + 16,
+    "finetune": 12 * 2,
     "damage": 1000 + 50,
     "disk": 40,
-    "numbers": 100,
+    "numbers": 50,
     "order": 1000,
     "cost": 1,
     "processes": 2,

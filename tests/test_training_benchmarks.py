@@ -37,6 +37,7 @@ from benchmarks.sizes import config_of, write_text
 from minigpt.training import estimate as report
 from minigpt.training.loop import Trainer
 from minigpt.training.run_data import read_data
+from tests.commands import run_here
 
 ROOT = Path(__file__).parents[1]
 
@@ -121,8 +122,8 @@ def test_shakespeare(
     assert len({row["loss"] for row in theirs}) == 1
     assert numbers["final_ratio"]["median"] > 1
     ours = {row["arm"]: row for row in numbers["rows"] if row["arm"] != "nanoGPT"}
-    assert list(ours) == ["minigpt, 0.3 s", "minigpt, 0.6 s", "minigpt, 1 s"]
-    assert ours["minigpt, 1 s"]["loss"] < theirs[-1]["loss"]
+    assert list(ours) == ["minigpt, 0.1 s", "minigpt, 0.2 s", "minigpt, 0.4 s"]
+    assert ours["minigpt, 0.4 s"]["loss"] < theirs[-1]["loss"]
 
 
 @pytest.mark.parametrize(
@@ -252,6 +253,14 @@ def test_a_line_is_fitted_to_what_lies_on_one() -> None:
 
 
 def test_memory(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    start = memory.run
+
+    def some_here(arguments: list[str], threads: int) -> tuple[str, float]:
+        if "--dry_run" not in arguments:
+            return start(arguments, threads)
+        return run_here([sys.executable, *arguments]).stdout, 0.0  # its memory is not asked for
+
+    monkeypatch.setattr(memory, "run", some_here)
     (row,) = run(memory, ["--toy"], monkeypatch, capsys)["rows"]
     assert 0 < row["import"]["median"] < row["peak"]["median"]
     assert row["parts"] <= row["estimate"]
@@ -272,18 +281,10 @@ def questions(folder: Path) -> Path:
     return folder / "qa.jsonl"
 
 
-def test_fine_tuning(tmp_path: Path) -> None:
-    command = [sys.executable, "benchmarks/fine_tuning.py", "--data", str(questions(tmp_path))]
-    done = subprocess.run(
-        [*command, "--toy", "--threads", "1"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stderr
-    numbers = json.loads(done.stdout.splitlines()[-1])
+def test_fine_tuning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    numbers = run(fine_tuning, ["--data", questions(tmp_path), "--toy"], monkeypatch, capsys)
     arms = [one["arm"] for one in numbers["summary"]]
     if numbers["left_out"]:
         assert all(said.endswith("is not installed") for said in numbers["left_out"])
@@ -346,10 +347,11 @@ def test_preferences(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device: it would be measured in full")
-def test_training_gpu_without_one(text: Path, tmp_path: Path) -> None:
+def test_training_gpu_without_one(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(subprocess, "run", run_here)
     command = [sys.executable, "benchmarks/training_gpu.py", "--text", str(text), "--only", "speed", "loss"]
     command += ["--nanogpt", str(tmp_path / "wrong")]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    done = run_here(command)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no CUDA device: toy size\n")
     numbers = json.loads(done.stdout.splitlines()[-1])
@@ -403,7 +405,8 @@ def test_the_newest_result_is_shown_and_no_toy(tmp_path: Path) -> None:
 
 
 def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--toy", "--threads", "1", "--seeds", "1", "--output", str(tmp_path / "r.json")]
+    flags = ["--toy", "--seeds", "1", "--output", tmp_path / "r.json"]
+    flags += ["--steps_before", 40, "--batch_size", 4, "--num_generations", 4]
     numbers = run(grpo, flags, monkeypatch, capsys)
     assert numbers == json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     (one,) = numbers["runs"]
@@ -417,6 +420,7 @@ def test_grpo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 def test_classification(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(subprocess, "run", run_here)
     flags = ["--toy", "--threads", "1", "--output", str(tmp_path / "r.json")]
     numbers = run(classification, flags, monkeypatch, capsys)
     (one,) = numbers["results"]
@@ -426,6 +430,7 @@ def test_classification(
 
 
 def test_methods(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(subprocess, "run", run_here)
     flags = ["--toy", "--threads", "1", "--seeds", "1", "--output", str(tmp_path / "r.json")]
     rows = run(methods, flags, monkeypatch, capsys)["summary"]
     assert [row["method"] for row in rows] == ["scratch", *methods.TOY_METHODS]

@@ -33,13 +33,13 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "cost": cost,
 }
 COUNTS = {  # name -> number of trials or amount of data, for --toy and for --full
-    "kills": (20, 500),
-    "signals": (24, 200),
+    "kills": (10, 500),
+    "signals": (16, 200),
     "flips": (1000, 1000),
-    "bad_steps": (100, 100),
+    "bad_steps": (50, 100),
     "resumes": (1000, 1000),
     "lost": (2, 20),  # number of kills in runs of several processes
-    "steps": (30, 60),  # number of steps of the disturbed run
+    "steps": (20, 60),  # number of steps of the disturbed run
     "gigabytes": (0.02, 5.0),  # amount of text
     "bpe_gigabytes": (0.001, 0.5),  # amount of text for byte-pair encoding
     "sampled": (100_000, 2_000_000),  # characters that byte-pair encoding learns its vocabulary from

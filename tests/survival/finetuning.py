@@ -51,7 +51,7 @@ def finetuning(bench: Bench) -> None:
             code = finished(child)
             return None if code == 0 else code == -signal.SIGKILL
 
-        instants = [bench.random.uniform(0, longest) for _ in range(max(3, bench.options.kills // 10))]
+        instants = [bench.random.uniform(0, longest) for _ in range(max(2, bench.options.kills // 10))]
         expected = digest(bench.runs.folder / f"undisturbed-{folder}")
         held = bench.chain(f"finetune-{folder}", instants, anywhere, expected, **more)
         what = f"fine-tuning, {name}: SIGKILL at random instants"
