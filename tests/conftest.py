@@ -32,6 +32,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # the modules and tests stay until the end: garbage need not be looked for among them
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--skipped-to", type=Path, metavar="FILE", help="write the ids of the skipped tests there, one a line"
