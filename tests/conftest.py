@@ -32,9 +32,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
-def pytest_collection_finish() -> None:
+def _freeze() -> None:
     gc.collect()
-    gc.freeze()  # the modules and tests stay until the end: garbage need not be looked for among them
+    gc.freeze()  # modules and tests stay until the end: garbage need not be looked for among them
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -95,7 +99,8 @@ class Process:
         self.handlers = {number: signal.getsignal(number) for number in stop_signals()}
         self.environment = dict(os.environ)
         self.threads = self.torch.get_num_threads() if self.torch else 0
-        self._loaded, self._names = 0, list[str]()
+        self._loaded = len(sys.modules)
+        self._names = [name for name in sys.modules if name.startswith("minigpt.")]
 
     def put_back(self) -> None:
         """Undo the changes that commands make on purpose, because they expect a process of their own."""
@@ -112,6 +117,8 @@ class Process:
     def modules(self) -> dict[str, Any]:
         """Return minigpt's loaded modules. They are looked for among all only if their number has changed."""
         if len(sys.modules) != self._loaded:
+            if len(sys.modules) > self._loaded + 300:  # a large library
+                _freeze()
             self._loaded = len(sys.modules)
             self._names = [name for name in sys.modules if name.startswith("minigpt.")]
         return {name: sys.modules.get(name) for name in self._names}
