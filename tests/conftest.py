@@ -32,6 +32,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
+def _freeze() -> None:
+    gc.collect()
+    gc.freeze()  # modules and tests stay until the end: garbage need not be looked for among them
+
+
+def pytest_collection_finish() -> None:
+    _freeze()
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--skipped-to", type=Path, metavar="FILE", help="write the ids of the skipped tests there, one a line"
@@ -50,12 +59,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 def pytest_runtest_setup() -> None:
     # torch's random numbers must not depend on earlier tests or on the seed of the order, because tolerances
     # were chosen for certain numbers. pytest-randomly seeds Python's and NumPy's generators, but not torch's.
-    torch.manual_seed(0)
+    _seed_torch()
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_call() -> None:
-    torch.manual_seed(0)  # seed again, because a shared fixture draws only in the first test that needs it
+    _seed_torch()  # seed again, because a shared fixture draws only in the first test that needs it
+
+
+torch.manual_seed(0)  # seeds a GPU, too: as soon as a test uses one
+
+
+def _seed_torch() -> None:
+    # torch.manual_seed formats the stack several times as long as no GPU is used: a millisecond and more
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
 
 
 # If a shell starts the tests in the background, they and their child processes would ignore Ctrl-C.
@@ -80,6 +99,8 @@ class Process:
         self.handlers = {number: signal.getsignal(number) for number in stop_signals()}
         self.environment = dict(os.environ)
         self.threads = self.torch.get_num_threads() if self.torch else 0
+        self._loaded = len(sys.modules)
+        self._names = [name for name in sys.modules if name.startswith("minigpt.")]
 
     def put_back(self) -> None:
         """Undo the changes that commands make on purpose, because they expect a process of their own."""
@@ -92,6 +113,15 @@ class Process:
             os.environ.update(environment)
         if self.torch and self.torch.get_num_threads() != self.threads:
             self.torch.set_num_threads(self.threads)
+
+    def modules(self) -> dict[str, Any]:
+        """Return minigpt's loaded modules. They are looked for among all only if their number has changed."""
+        if len(sys.modules) != self._loaded:
+            if len(sys.modules) > self._loaded + 300:  # a large library
+                _freeze()
+            self._loaded = len(sys.modules)
+            self._names = [name for name in sys.modules if name.startswith("minigpt.")]
+        return {name: sys.modules.get(name) for name in self._names}
 
     def traces(self) -> dict[str, Any]:
         """Return the state that no test may change. torch's settings are included if torch is loaded."""
@@ -127,12 +157,12 @@ def nothing_is_left_behind(process: Process) -> Iterator[None]:
     A test fails if it leaves a change that neither `put_back` nor monkeypatch undoes.
     """
     process.put_back()
-    before, modules = process.traces(), sys.modules.copy()
+    before, modules = process.traces(), process.modules()
     yield
     process.put_back()
     assert process.traces() == before
     other = [name for name, module in modules.items() if sys.modules.get(name) is not module]
-    assert [name for name in other if name.startswith("minigpt.")] == [], "their classes would be others"
+    assert other == [], "their classes would be others"
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ A record may have a `weight`: how much it counts in the loss of training.
 Field names are compared without case, in English and Chinese (`FIELDS`). Options can name other fields.
 """
 
+import functools
 import json
 import math
 from collections.abc import Mapping
@@ -82,7 +83,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
         return _conversation(_pair_of(item, *pair), line, "", item)  # no raw: `split` writes usual names
-    found = {part: _first(item, part) for part in FIELDS}
+    found = _found(item)
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
@@ -157,7 +158,7 @@ def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Co
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
     item = lower_keys(value)
-    found = {part: _first(item, part) for part in FIELDS}
+    found = _found(item)
     key = found["turns"]
     if not names.question and key and _are_turns(item[key], found):
         turns = _turns(item[key], f"`{key}`", names.speaker)
@@ -189,12 +190,24 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
     return isinstance(value, list) or value is REPEATED
 
 
+def _found(item: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return the name of each part's field in a record; None for a part that it lacks."""
+    return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
+
+
 def _first(item: Mapping[str, Any], part: str) -> str | None:
-    usual = next((name for name in FIELDS[part] if item.get(name) is not None), None)
-    if usual is not None or part not in ALIKE:
-        return usual
-    alike = [name for name in item if item[name] is not None and ALIKE[part].fullmatch(name)]
-    return alike[0] if len(alike) == 1 else None
+    return _found(item)[part]
+
+
+@functools.lru_cache(maxsize=256)  # the records of a file have few different sets of fields
+def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
+    found: dict[str, str | None] = {}
+    for part, names in FIELDS.items():
+        found[part] = next((name for name in names if name in given), None)
+        if found[part] is None and part in ALIKE:
+            alike = [name for name in given if ALIKE[part].fullmatch(name)]
+            found[part] = alike[0] if len(alike) == 1 else None
+    return found
 
 
 def shown_keys(item: Mapping[str, Any]) -> str:

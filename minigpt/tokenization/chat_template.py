@@ -17,6 +17,7 @@ holds for special tokens without a role in the tokenizer that the template does 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
 
+import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -409,7 +410,8 @@ def _texts(value: Any) -> Iterator[str]:
 def _private_characters(count: int, texts: Iterable[str]) -> list[str]:
     """Return characters of Unicode's private plane 16 that occur in none of the texts."""
     used = set().union(*texts)
-    free = [chr(point) for point in range(0x100000, 0x10FFFE) if chr(point) not in used][:count]
+    unused = (char for char in map(chr, range(0x100000, 0x10FFFE)) if char not in used)
+    free = list(itertools.islice(unused, count))
     if len(free) < count:
         raise InputError("the messages hold too many characters of Unicode's private plane 16")
     return free
