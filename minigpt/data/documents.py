@@ -16,8 +16,8 @@ words:
 - before a space that has characters other than white space on both sides;
 - if there is no such position: before Chinese punctuation that follows a Chinese character.
 
-A cut next to white space could change ids: GPT-2's rules read "\\n\\n" as one word at the end of a text, but as
-two words before a letter. A character tokenizer allows a cut at any place (`any_place`), except inside CRLF.
+A cut next to white space could change ids: GPT-2's rules read "\\n\\n" as one word at the end of a text, but
+as two words before a letter. A character tokenizer allows a cut at any place (`any_place`) outside CRLF.
 """
 
 import dataclasses

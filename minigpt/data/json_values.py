@@ -339,9 +339,7 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
     ):
         return list(itertools.chain(*records))  # the records of both lists of {"train": [...], "test": [...]}
     inner = [item for item in value.values() if isinstance(item, dict)]
-    if len(inner) == 1 and not is_head(
-        [str(key).strip().lower() for key in value]
-    ):
+    if len(inner) == 1 and not is_head([str(key).strip().lower() for key in value]):
         return _inside(inner[0], is_head)  # the records are in the inner object: {"code": 0, "data": {...}}
     inner_lists = [item for item in lists.values() if item and all(isinstance(row, list) for row in item)]
     if len(inner_lists) == 1 and not is_head([str(key).strip().lower() for key in value]):

@@ -47,8 +47,8 @@ def require_package(module: str, what: str, extra: str) -> None:
 def most_unpacked(size: int) -> int:
     """Return how many bytes a compressed file of `size` bytes may unpack to.
 
-    Compression shrinks a text to about a tenth, and a table of equal cells to a hundredth. A file that unpacks
-    to more than that was made to fill the memory.
+    Compression shrinks a text to about a tenth, and a table of equal cells to a hundredth. A file that
+    unpacks to more than that was made to fill the memory.
     """
     return (1 << 27) + 100 * size
 
@@ -345,7 +345,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             kinds = {each: file.schema_arrow.field(each).type for each in wanted}
             nested = any(map(pyarrow.types.is_nested, kinds.values()))
             # The size is taken from the row groups, not from their columns: in a damaged file, pyarrow can
-        # crash when it is asked for a column's size.
+            # crash when it is asked for a column's size.
             groups = range(file.metadata.num_row_groups)
             require_unpacked(name, size, sum(file.metadata.row_group(i).total_byte_size for i in groups))
             if file.metadata.num_rows > 100 * size:
@@ -375,7 +375,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
 def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
     """Return the rows of a batch as dictionaries.
 
-    If a text is not UTF-8, the batch is read again with all texts as bytes, which `_plain` decodes one by one.
+    If a text is not UTF-8, the batch is read again with all texts as bytes. `_plain` decodes these.
     """
     import pyarrow
 
