@@ -70,7 +70,7 @@ def _only(tasks: Sequence[Task]) -> Task:
 
 
 def tasks_of(paths: Sequence[Path], options: TaskOptions, strict: bool = False) -> list[Task]:
-    """Read the tasks, and change them as the options say."""
+    """Read the tasks from files. The options replace settings of the tasks, such as the template."""
     return read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
 
 
@@ -113,7 +113,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn of characters that are not in the vocabulary, and of choices that differ in nothing else."""
+    """Warn about characters that are not in the vocabulary, and about choices that differ only in these."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):
@@ -142,7 +142,7 @@ def profiles_of(
     training: Sequence[Path],
     say: Say = _ENGLISH,
 ) -> "dict[str, Profile]":
-    """Return the profile of each task and print it. Without `helm`, it only has the contamination."""
+    """Make the profile of each task, and print it. If `helm` is False, it has only the contamination."""
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
     from minigpt.evaluation.report import profile_tables
