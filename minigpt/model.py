@@ -87,11 +87,15 @@ class KeyValueCache(Protocol):
 def check_inputs(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
 ) -> None:
-    """Raise a clear ValueError for inputs on which torch would fail later. `past`: count of cached tokens."""
+    """Raise a clear ValueError for wrong inputs, which torch would refuse later with an unclear message.
+
+    `past` is the number of cached tokens.
+    """
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A float mask is probably additive (0 = attend, -inf = do not attend): the opposite of our 1 and 0.
+    # A float mask is refused. It is probably to be added to the scores: 0 = attend, -inf = do not attend.
+    # Here 1 means attend, so the mask would be understood wrongly.
     if mask is not None and (mask.is_floating_point() or mask.shape not in ((B, width), (B, T, width))):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
@@ -113,7 +117,7 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
     if attention_mask is None and (past == 0 or T == 1):
         return None
     if attention_mask is not None and attention_mask.ndim == 3:
-        return attention_mask.bool()[:, None]  # (B, 1, T, S): the caller decides, causal or not
+        return attention_mask.bool()[:, None]  # (B, 1, T, S): used as it is, even if it is not causal
     query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1): positions of the queries
     key = torch.arange(past + T, device=device)  # (S,): positions of the keys
     visible = key <= query  # (T, S); SDPA's is_causal would ignore the cached tokens
@@ -146,7 +150,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # number of this layer in the cache
+        self.layer = layer  # number of this layer, under which the cache stores its keys and values
         self.n_head, self.dropout = config.n_head, config.dropout
         # Queries, keys and values are one matrix, because one large product is faster than three small
         # products.
@@ -226,7 +230,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        # positions are learned, so there is a longest sequence
+        # A learned vector for each position. So no sequence may have more than block_size tokens.
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -234,7 +238,7 @@ class Transformer(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialise the weights as GPT-2: normal(0, 0.02), biases 0. LayerNorms keep 1 and 0.
+        """Initialise the weights as GPT-2 does: normal(0, 0.02), biases 0. LayerNorms keep their 1 and 0.
 
         The 2 * n_layer projections that add to the residual stream start smaller, so that their sum does not
         grow with depth: https://openai.com/index/better-language-models (GPT-2's paper, section 2.3).
