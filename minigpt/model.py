@@ -100,8 +100,9 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row has more columns than positions, so the largest position is checked instead. To
-    # read it, the CPU must wait for a GPU: on a GPU this is done only if the width exceeds the limit.
+    # The limit is on positions. With left padding, a row has more columns than positions, so the largest
+    # position is checked, not the width. To read it, the CPU must wait for the GPU: so this is done on a GPU
+    # only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -260,7 +261,7 @@ class Transformer(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward and CausalSelfAttention.forward."""
+        """ids (B, T) -> hidden states (B, T, C). GPTLMHeadModel.forward explains the arguments."""
         past = 0 if past_key_values is None else past_key_values.length
         check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
         T = input_ids.shape[1]

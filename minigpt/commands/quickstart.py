@@ -80,7 +80,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 class _Quickstart:
-    """The steps of the command. `commands` collects the printed commands."""
+    """Runs the steps of the command one after another. `commands` lists the commands that were printed."""
 
     def __init__(self, options: Options) -> None:
         self.options = options

@@ -358,7 +358,8 @@ def remembered_signals() -> Iterator[None]:
     Ctrl-C while safetensors reads a file became the error "could not determine the shape of object type ...".
     If that happens, the signal's exception is raised again at the end of the context.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
+    # Python handles signals only in the main thread.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in stop_signals()}

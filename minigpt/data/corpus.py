@@ -230,7 +230,7 @@ def recognise(
     If the options name the field of the text, the file holds texts.
 
     Raises:
-        InputError: as `read_conversations`, if the file is not data.
+        InputError: if the file cannot be read, or is not data, such as a picture.
     """
     test, is_named = head_test(names), bool(options.text_field)
     source = _recognised(path, path.name, options, test, needs_head=is_named)
@@ -390,7 +390,7 @@ def read_texts(
     Long texts are cut into chunks, at positions where byte-pair encoding does not change.
 
     Raises:
-        InputError: as `find_sources` and `read_document`; with `strict` also for the first bad line.
+        InputError: if there is no text, or a file is not UTF-8 text; with `strict`, also for a bad line.
     """
     yield from read_sources(find_sources(path, options), strict, chunk, options)
 

@@ -246,7 +246,7 @@ def _refuse_archive(content: bytes, path: Path) -> None:
 
 
 def _is_parquet(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # `read_bytes` reports the error
+    with contextlib.suppress(OSError):  # a file that cannot be read is reported later, by `read_bytes`
         if path.is_file():
             with open_regular(path) as file:
                 return file.read(4) == b"PAR1"
@@ -254,7 +254,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def refuse_foreign(content: bytes, path: Path) -> None:
-    """Raise InputError if the file begins like a PDF, a picture, a model or the like."""
+    """Raise InputError if the first bytes are those of a PDF, a picture, a model or another known format."""
     for mark, what in _FOREIGN.items():
         if content.startswith(mark):
             raise InputError(f"{path} is {what}, not data to learn from")

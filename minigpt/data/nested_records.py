@@ -33,7 +33,7 @@ _SHOWN = ("text", "multimodal_text")  # types of a message's content that the us
 
 
 def unfolded(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records. A record of a shape listed above is replaced by the records that it contains."""
+    """Yield the records. Replace one of a known shape, such as SQuAD's, by the records that it contains."""
     for record in records:
         inner = _inner(record.value) if isinstance(record.value, Mapping) else None
         if inner is None:

@@ -69,7 +69,7 @@ def read_prompts(
 ) -> tuple[list[Conversation], ReadReport]:
     """Read prompts from a file. A record without an answer becomes a conversation with an empty one.
 
-    Args: see `read_conversations`.
+    The arguments are those of `read_conversations`: how to read the file, and the names of its fields.
 
     Raises:
         InputError: if the file cannot be read, or holds no prompt.

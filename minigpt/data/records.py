@@ -151,7 +151,7 @@ def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Co
     """Return the conversation of a record that may lack its last answer; an empty answer is then added.
 
     Raises:
-        BadLine: see `meaning_of`.
+        BadLine: if the record has no question, or a part of it is not text.
     """
     if isinstance(value, list):
         value = {"messages": value}
@@ -445,7 +445,11 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
-    """Return a text as `text_of`; a list of texts, such as paragraphs, is joined by line ends."""
+    """Return the text under a key. A list of texts, such as paragraphs, is joined by line ends.
+
+    Raises:
+        BadLine: if the value is missing, empty, or neither text nor a list of texts.
+    """
     value = item.get(key)
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return _checked("\n".join(value), f"`{key}`")

@@ -63,7 +63,7 @@ def require_unpacked(name: str, size: int, unpacked: int) -> None:
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix in lower case. For a compressed file, it is the suffix before .gz and the like.
+    """Return the suffix in lower case. For a compressed file, it is the suffix before .gz, .bz2, .xz or .zst.
 
     >>> suffix_of(Path("a.CSV.gz"))
     '.csv'
@@ -88,7 +88,7 @@ class TableText(NamedTuple):
 def table_in(
     text: str, path: Path, is_head: IsHead, needs_head: bool = False, is_whole: bool = True
 ) -> TableText | None:
-    """Recognise a table in CSV or the like. Return None if the text is no table.
+    """Recognise a table whose cells are separated by commas, tabs or the like. Return None for other text.
 
     Args:
         needs_head: if True, tab-separated lines without column names are only a table if the file has a
@@ -151,7 +151,7 @@ def _first_rows(sample: str, delimiter: str, has_quotes: bool = True) -> tuple[l
 
 
 def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
-    """Return the number of rows above the column names: titles, a date, or the like."""
+    """Return how many rows stand above the row of column names, such as a title or a date."""
     for number, row in enumerate(rows[:_TITLES]):
         names = [cell.strip().lower() for cell in row]
         is_below_titles = all(sum(bool(cell.strip()) for cell in above) < 2 for above in rows[:number])

@@ -264,7 +264,8 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     return labels[first:], counts[first:]
 
 
-# The plot. Its labels are in both languages, or in English without a Chinese font.
+# The functions below draw the plot. Its labels are in Chinese and English, or without a Chinese font in
+# English only.
 
 _LABELS = {  # name -> Chinese, English
     "tokens": ("长度（词元，一字一个）", "length (tokens, one a character)"),

@@ -134,7 +134,7 @@ def data_replaced(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Check whether the first loss fits an untrained model. It may be a mean over several steps."""
+    """Check whether the first recorded loss, maybe a mean over several steps, fits an untrained model."""
     train = finite(record.train)
     if record.config.teacher is not None:  # the loss of distillation is mainly the distance to the teacher
         return None

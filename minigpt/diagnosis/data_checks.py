@@ -444,7 +444,7 @@ def _common_beginning(texts: Sequence[str]) -> str:
 
 
 def markup(data: DataRecord) -> Finding | None:
-    """Check for special tokens of other programs, written as text."""
+    """Check for special tokens of other programs in the texts, such as "<|im_end|>"."""
     counts = Counter(
         mark for each in data.train for mark in MARKS if any(mark in text for text in each.texts())
     )

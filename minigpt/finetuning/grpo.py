@@ -79,7 +79,8 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        # The tokens were sampled with the old probabilities. The factor p / p_old corrects the mean for this.
+        # The tokens were sampled with old weights. The factor p / p_old (importance sampling) makes the mean
+        # of `kl` the one for tokens sampled with the present weights.
         if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl

@@ -148,7 +148,11 @@ class BpeTokenizer(SubwordTokenizer):
         return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of one token, often only part of a character. Raises ValueError as `decode`."""
+        """Return the bytes of one token, often only part of a character.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
         return self._bytes[self._checked_id(index, "")]
 
 

@@ -112,7 +112,7 @@ def encode_chat_with_mask(
     template: str | None = None,
     **options: Any,
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a conversation, as `encode_chat`, and a mask: 1 for the assistant's tokens, else 0.
+    """Return the ids of a conversation, and a mask of the same length: 1 for the assistant's tokens, else 0.
 
     A template with `{% generation %}` blocks marks these tokens itself. With another template they are the
     contents of the assistant's messages, each with the special token after it. (Text before `</think>` in
@@ -425,7 +425,7 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Replace special tokens as `_replaced` does, but keep the fields of a format: %s, {} and {name}."""
+    """Replace special tokens in a text of the template, but not in fields of a format: %s, {} and {name}."""
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 

@@ -107,7 +107,9 @@ def read_config(folder: Path) -> dict[str, Any]:
     if is_there(template):  # newer models have the template in this file, which has priority
         text = read_utf8(template)
         config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
-    if "added_tokens_decoder" in config:  # since transformers 4.34, this file has everything
+    # transformers 4.34 and later write all added tokens under this key. The older, separate files are
+    # ignored.
+    if "added_tokens_decoder" in config:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
         return config
@@ -143,8 +145,8 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 
     Args:
         path: tokenizer.json.
-        frame: the frame (see Definition) of tokenizer.json.
-        built: the frame that the class builds.
+        frame: the content of tokenizer.json without its vocabulary.
+        built: the same content, as the class builds it.
         name: the class.
 
     Raises:

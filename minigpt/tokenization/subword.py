@@ -193,7 +193,7 @@ class SubwordTokenizer:
         """Return the ids of a text as an array, (number of tokens,), without `before_text` and `after_text`.
 
         Raises:
-            InputError: as `encode_text`, and for a character that the tokenizer would leave out.
+            InputError: for a lone surrogate (half a character), or a character that would be left out.
         """
         ids = self._encoding(text).ids
         self._require_all_read(text, ids)
@@ -249,7 +249,7 @@ class SubwordTokenizer:
         """Return the bytes of one token in the middle of a text; b"" for an id that has no token.
 
         Raises:
-            ValueError: as `decode`.
+            ValueError: for an id outside the vocabulary.
         """
         raise NotImplementedError
 
