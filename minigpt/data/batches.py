@@ -51,7 +51,7 @@ class Batch(NamedTuple):
     rows: npt.NDArray[np.int64]  # (B,): numbers of the examples
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to another device. A copy to a CUDA device overlaps with computing."""
+        """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
         ids, targets, tokens, answers, rows = self
         return Batch(
             move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows

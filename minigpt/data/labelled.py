@@ -279,8 +279,8 @@ def hold_out(
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """Split texts into a training part and a validation part, separately for each label.
 
-    Equal texts (see split.normalise) go to the same part. The split depends on the seed and the texts, not on
-    the order of lines. If a label has only one text, that text is for training.
+    Texts that differ only in width, case or spaces go to the same part. The split depends on the seed and the
+    texts, not on the order of lines. If a label has only one text, that text is for training.
 
     Raises:
         InputError: if no label has two texts.

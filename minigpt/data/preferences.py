@@ -250,7 +250,7 @@ class PairBatch(Batch):
     __slots__ = ()
 
     def to(self, device: Any) -> "PairBatch":
-        """Copy the batch to another device; see `Batch`."""
+        """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
         return PairBatch(*super().to(device))
 
     def some(self, which: slice) -> "PairBatch":

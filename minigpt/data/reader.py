@@ -133,7 +133,7 @@ def read_conversations(
         strict: make the first bad record an error instead of skipping it.
         encoding: encoding of the file; "": detect it.
         names: names of fields, if they are unusual; the name of a chat log's speaker who answers.
-        opened: the file, if it is open already (see corpus.py).
+        opened: the file, if the caller has opened it already to recognise its format.
 
     Raises:
         InputError: if a file cannot be read, holds only texts, or holds no good record.

@@ -123,7 +123,8 @@ class Prompter:
             ids = [*getattr(tokenizer, "before_text", ()), *bare_ids(tokenizer, text.rstrip(" "))]
             return ids or _from_start([], self.start)[0]
         if form == "chat":
-            from minigpt.tokenization.chat_template import encode_chat  # imports Jinja, only for chat models
+            # Here, because only chat models need Jinja.
+            from minigpt.tokenization.chat_template import encode_chat
 
             assert isinstance(tokenizer, SubwordTokenizer), "require_form"
             messages = [{"role": "system", "content": instruction}] if instruction else []

@@ -44,7 +44,7 @@ def evaluate_task(
     """Measure a model on one task.
 
     Args:
-        model, tokenizer: as `minigpt.load_model` and `minigpt.load_tokenizer` return them.
+        model, tokenizer: the results of `minigpt.load_model` and `minigpt.load_tokenizer`.
         task: a file, a folder, a TOML file, or a list of records.
         options: fields of TaskOptions, such as shots=5.
 

@@ -38,8 +38,8 @@ from minigpt.storage.regular_files import resolved
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
-_TEST = ("test", "val", "validation", "valid", "dev")  # names of files to measure on; the first one is used
-_DEV = ("dev", "train", "trial", "val", "validation")  # names of files with shots; the first one is used
+_TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
+_DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
 _COLUMNS = {  # if the first row of a table has one of these names, it is the row of column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),

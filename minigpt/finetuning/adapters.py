@@ -247,7 +247,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     """Add the adapter of a folder to a model, in place. Only this adapter is then active and trainable.
 
     Args:
-        folder: see `adapter_folder`.
+        folder: an adapter's folder, or the folder of a run that trained an adapter.
         adapter: a name that no other adapter of the model has.
 
     Raises:

@@ -405,7 +405,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
     The product with the frozen weights is computed once for all rows. Each adapter is computed for its rows.
 
     Args:
-        names: one list of adapters per row; see `check_adapters`.
+        names: for each row, a list of names of adapters.
     """
     device, rows_of = next(model.parameters()).device, dict[str, list[int]]()
     for row, each in enumerate(names):

@@ -94,7 +94,7 @@ def encode_chat(
 
     Args:
         tokenizer: the tokenizer.
-        messages: as in `render_chat`.
+        messages: each has `role` and `content`; more keys are listed in `render_chat`.
         template: the Jinja template. Default: the tokenizer's own.
         options: the other arguments of `render_chat`, such as tools.
 
