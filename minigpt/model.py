@@ -51,7 +51,7 @@ class GPTConfig:
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
-    # Hugging Face's names, which the configurations of all families have.
+    # The same values under Hugging Face's names, which the configurations of all model families have.
     hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
@@ -122,7 +122,7 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
+    # A row of the mask that is all False would become NaN in the softmax. So every token attends to itself.
     return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 
@@ -290,9 +290,8 @@ class GPTLMHeadModel(nn.Module):
         else:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
-    base_model = property(
-        lambda self: self.transformer
-    )  # the model without lm_head, under Hugging Face's name
+    # Hugging Face's name for the model without lm_head.
+    base_model = property(lambda self: self.transformer)
     blocks = property(lambda self: self.transformer.blocks)
 
     def forward(

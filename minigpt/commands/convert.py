@@ -90,7 +90,7 @@ def main(options: Options) -> dict[str, Any]:
 def _write_onnx_folder(
     goal: Path, source: Path, model: Any, tokenizer: Any, dtype: Literal["float32", "float16"]
 ) -> list[Path]:
-    """Write model.onnx, and the tokenizer and settings of the model's own folder."""
+    """Write a folder with model.onnx, and with the tokenizer and the settings of the model's folder."""
     from minigpt.generation.generation_config import with_training_facts
     from minigpt.storage.json_files import read_json
     from minigpt.weights.derived_folders import write_derived

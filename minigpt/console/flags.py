@@ -33,7 +33,7 @@ __all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 
 POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_MARGIN = 26  # width of the column with the flags' names in the help
+_MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
 
 

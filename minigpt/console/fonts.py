@@ -104,7 +104,7 @@ def chinese_font(characters: Iterable[str] = _USUAL) -> str | None:
             warnings.simplefilter("ignore")
             try:
                 font_manager.fontManager.addfont(fresh)
-            except (OSError, RuntimeError):  # a damaged font is skipped
+            except (OSError, RuntimeError):  # skip a font file that is damaged
                 continue
     for beginning in _FONT_NAMES:
         for entry in font_manager.fontManager.ttflist:

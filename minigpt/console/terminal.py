@@ -55,7 +55,7 @@ def seconds(value: float) -> str:
         return "unknown"
     if value < 0:
         return f"-{seconds(-value)}"
-    if value < 0.95:  # 0.95 and more would round to 1.0
+    if value < 0.95:  # from 0.95 on, "1.0 s" would be printed; "1 s" is printed instead
         return f"{value:.1f} s"
     whole = round(value)
     if whole < 60:

@@ -76,9 +76,8 @@ class EncodedExamples:
     """All examples as one long array of ids: question <sep> answer <sep>, question <sep> answer <sep>, ..."""
 
     ids: npt.NDArray[np.int32]  # all rows, one after another
-    is_answer: npt.NDArray[
-        np.bool_
-    ]  # for each id: True if the id belongs to an answer, or is the <sep> after an answer
+    # For each id: True if it belongs to an answer, or is the <sep> after an answer.
+    is_answer: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
     lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
     n_cut: int  # number of rows that max_length shortened
@@ -259,7 +258,7 @@ def encode_conversations(
 
 
 class HasLengths(Protocol):
-    """The attributes of encoded data that `BatchPlan` needs."""
+    """The interface of encoded data that `BatchPlan` needs: number of rows, their lengths, a fingerprint."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -322,7 +321,7 @@ class BatchPlan:
     def rows(self, number: int) -> npt.NDArray[np.int64]:
         """Return the numbers of the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # the order of an epoch is cached, for speed only
+        if epoch != self._epoch:  # compute the order of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
             shuffle = random.permutation(len(self._lengths))
             if self._by_length:

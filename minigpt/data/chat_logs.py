@@ -264,7 +264,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     roles = [_role(name) for name in names]
     if not ("assistant" in roles and "user" in roles and None not in roles) and len(names) != 2:
         return False
-    has_more = all(roles) or layout is _ABOVE  # True: a message may have several lines
+    has_more = all(roles) or layout is _ABOVE  # True: lines without a name may continue a message
     return said >= (0.2 if has_more else 0.8) * lines
 
 
@@ -273,7 +273,7 @@ def _name(found: re.Match[str]) -> str:
     name = str(given.get("nick") or given["name"]).strip()
     name = _NUMBER.sub("", name).strip() or name
     plain = _plain_name(name)
-    return plain if plain in (*_ASK, *_REPLY) else name  # Q1, Q2, ... are one speaker
+    return plain if plain in (*_ASK, *_REPLY) else name  # "Q1", "Q2", ... are one speaker
 
 
 def _plain_name(name: str) -> str:
@@ -423,7 +423,7 @@ def _parts(
         elif turns or role == "user":
             turns.append((role, [message]))
     most = 2 if is_faq else 2 * _ANSWERS
-    if is_faq:  # drop questions without an answer, and second answers
+    if is_faq:  # keep a question only if an answer follows, and only its first answer
         pairs = [
             (one, two) for one, two in itertools.pairwise(turns) if (one[0], two[0]) == ("user", "assistant")
         ]

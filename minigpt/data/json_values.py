@@ -55,7 +55,7 @@ class Record(NamedTuple):
 
 
 class _Repeated:
-    """The type of REPEATED."""
+    """The type of REPEATED, the value that a key gets if an object has the key twice."""
 
 
 REPEATED = _Repeated()
@@ -180,7 +180,7 @@ def _not_text(line: str, place: int) -> BadLine:
 
 # -- JSON, or a text that begins with a bracket --------------------------------------------------------------
 
-_BEGINNING = 1 << 20  # number of characters that are examined
+_BEGINNING = 1 << 20  # number of characters at the beginning that `looks_like_json` examines
 _FIRST_LINES = 20
 # The beginning of JSON that cannot be parsed: an object with a key in quotes of any kind or without quotes,
 # an array that begins with a text, or only brackets.
@@ -215,7 +215,7 @@ def looks_like_json(text: str) -> bool:
 
 
 def json_in_json(text: str) -> str | None:
-    """Return the text of a JSON string that holds JSON; None if a text is anything else."""
+    """Return the text inside a JSON string, if it is JSON itself: '"{...}"' gives '{...}'; else None."""
     if not text[:_FIRST_LINES].lstrip("\ufeff \t\r\n").startswith(('"{', '"[')):
         return None
     try:
@@ -310,7 +310,7 @@ def _is_nested(value: dict[str, Any]) -> bool:
 
 
 def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -> list[Any] | None:
-    """Return the records inside an object of columns or a wrapper object. None: the object is a record."""
+    """Return the records inside an object, for example in a list; None: the object itself is a record."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if lists and len(lists) == len(value) and len({len(item) for item in lists.values()}) == 1:
         count = len(next(iter(lists.values())))

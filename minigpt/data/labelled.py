@@ -129,7 +129,7 @@ class Fields(NamedTuple):
     """The keys under which a record has its text and its label."""
 
     text: str
-    label: str  # "": no label
+    label: str  # "": the records have no label
 
 
 def _as_object(record: Record, options: LabelledOptions) -> Record:
@@ -291,7 +291,7 @@ def hold_out(
     by_label: dict[tuple[str, ...], list[str]] = {}
     for name, group in groups.items():
         by_label.setdefault(group[0].labels or (), []).append(name)
-    if all(len(names) < 2 for names in by_label.values()):  # each label occurs once
+    if all(len(names) < 2 for names in by_label.values()):  # no label has two texts
         by_label = {(): list(groups)}
     held: set[str] = set()
     for names in by_label.values():
@@ -308,7 +308,7 @@ def hold_out(
 
 
 class TextTokenizer(Protocol):
-    """The part of a tokenizer that this module uses."""
+    """The interface of a tokenizer that this module needs."""
 
     def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
         """Encode a text without adding special tokens."""

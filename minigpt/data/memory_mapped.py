@@ -148,7 +148,7 @@ class Tokens:
         if not path.is_file() or path.stat().st_size != shard["size"]:
             raise self._damaged(path)
         dtype = np.dtype(self.manifest["dtype"])
-        if not shard["tokens"]:  # all its lines were skipped; an empty file cannot be mapped
+        if not shard["tokens"]:  # all its lines were skipped, and an empty file cannot be mapped
             return np.empty(0, dtype=dtype)
         return np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
 

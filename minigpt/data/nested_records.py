@@ -26,7 +26,8 @@ from minigpt.data.records import NO_ANSWER, lower_keys
 
 __all__ = ["is_message_tree", "message_trees", "unfolded"]
 
-_MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")  # MOSS's marks around each part
+# The marks around each part of a turn in the data set MOSS, such as <|Human|>: and <eoh>.
+_MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
 _NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
 _SHOWN = ("text", "multimodal_text")  # types of a message's content that the user sees

@@ -47,7 +47,7 @@ REJECTED = (
 # Fields that may hold a list of two answers, the better one first.
 _TWO = ("answers", "responses", "completions", *FIELDS["answer"])
 _SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
-_LONGEST_NAME = 30  # largest number of characters of a column's name
+_LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 _NO_LIMIT = 2**62
 _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # marks of the speakers in the data set HH-RLHF
 
@@ -194,7 +194,8 @@ def _whole(rest: Mapping[str, Any], answer: Any, key: str, line: int, raw: str) 
         answer = str(answer)
     if not isinstance(answer, str | list) or not answer:
         raise BadLine(f"`{key}` is neither text nor a list of turns")
-    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):  # HH-RLHF: a conversation in one text
+    # In the data set HH-RLHF, an answer is a whole conversation in one text.
+    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):
         parts = _SPEAKERS.split(answer)[1:]
         answer = [{"role": who, "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
     turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
@@ -275,7 +276,7 @@ class PairBatch(Batch):
 class EncodedPreferences:
     """All pairs as one long array of ids: chosen, rejected, chosen, rejected, ..."""
 
-    examples: EncodedExamples  # 2 N rows
+    examples: EncodedExamples  # 2 N rows: chosen, rejected, chosen, rejected, ...
     n_cut: int  # number of pairs that max_length shortened
     n_without_answer: int  # number of pairs left out, because max_length cut away one of their answers
 

@@ -88,7 +88,7 @@ class ReadReport:
         warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 
     def by_reason(self) -> dict[str, list[int]]:
-        """Return reason -> lines that were skipped for this reason. The most frequent reason comes first."""
+        """Return a dict: reason -> numbers of the lines skipped for it. The most frequent reason is first."""
         groups: dict[str, list[int]] = {}
         for line, reason in self.skipped:
             groups.setdefault(reason, []).append(line)

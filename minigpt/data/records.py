@@ -263,7 +263,7 @@ def _options(item: Mapping[str, Any]) -> list[str]:
 
 
 def _one_of(answer: Any) -> Any:
-    """Return the first of several right answers. In SQuAD each is {"text", "answer_start"}."""
+    """Return the first of several right answers. SQuAD's are {"text": ..., "answer_start": ...}."""
     if isinstance(answer, Mapping):
         answer = lower_keys(answer).get("text", answer)
     if not isinstance(answer, list):

@@ -41,7 +41,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
-VOCABULARY = "vocab.json"  # vocabulary of --tokenizer char
+VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary, with --tokenizer char
 DECODED = "decoded"  # folder of decoded copies of source files
 PIECE = 16 << 20  # approximate number of bytes of text per shard
 CHUNK = 1 << 16  # characters per call of the tokenizer, which needs hundreds of bytes per token
@@ -265,7 +265,7 @@ def prepare(
     read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
     key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
-    (folder / MANIFEST).unlink(missing_ok=True)  # removed, because the next writes make it wrong
+    (folder / MANIFEST).unlink(missing_ok=True)  # the shards that are written next do not fit it
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
         print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")

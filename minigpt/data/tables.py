@@ -97,7 +97,7 @@ def table_in(
     """
     named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
     sample = text[:_SAMPLE]
-    is_whole = is_whole and len(sample) == len(text)  # otherwise the text may end inside quotes
+    is_whole = is_whole and len(sample) == len(text)  # False: may end inside a quoted cell
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue
@@ -273,7 +273,7 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
         names = book.sheet_names
         rows = [book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in names]
-    except BaseException as error:  # a Rust panic is a BaseException
+    except BaseException as error:  # a crash of python-calamine, which is in Rust
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None

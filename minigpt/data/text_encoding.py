@@ -18,7 +18,7 @@ from minigpt.errors import InputError, printable
 __all__ = ["BAD_BYTES", "HALF_CHARACTER", "decode", "is_mostly_utf8", "shown_name"]
 
 BAD_BYTES = re.compile("[\udc80-\udcff]")  # surrogates that `decode` makes of bad bytes
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: half of a character in UTF-16
 _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer marks first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -26,7 +26,8 @@ _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer mar
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# chardet's names of common encodings -> Python's codecs, each a superset of related encodings
+# chardet's name of an encoding -> Python's codec. A codec such as gb18030 includes the older, smaller
+# encodings.
 _CANDIDATES = {
     "GB18030": "gb18030",
     "Big5": "cp950",

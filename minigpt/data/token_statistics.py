@@ -293,7 +293,7 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
             for name, (chinese, english) in _LABELS.items()
         }
         total = f"{len(statistics.questions):,} {text['total']}"
-        # a dollar sign would start a formula
+        # In matplotlib's text, a dollar sign would begin a formula.
         figure.suptitle(f"{printable(title)}: {total}".replace("$", r"\$"))
         left, right = figure.subplots(1, 2)
         _draw_lengths(left, statistics, text)

@@ -28,7 +28,7 @@ from minigpt.errors import InputError
 __all__ = ["TextPart", "WindowPlan", "permuted"]
 
 _ROUNDS = 8
-_MEASURED = 1 << 13  # largest number of tokens per evaluation batch; larger batches are not faster
+_MEASURED = 1 << 13  # largest number of tokens of a batch in an evaluation; larger batches are not faster
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class WindowPlan:
     def rows(self, number: int) -> npt.NDArray[np.int64]:
         """Return the starts of the windows of batch `number`, (B,)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # offset and keys of an epoch are cached, for speed only
+        if epoch != self._epoch:  # compute offset and keys of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
             self._offset = int(random.integers(self._offsets))
             self._keys = random.integers(2**64, size=_ROUNDS, dtype=np.uint64)

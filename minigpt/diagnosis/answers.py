@@ -30,7 +30,7 @@ __all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge",
 
 QUESTIONS = 32  # number of questions to ask: enough to see what most answers are like, in seconds on a CPU
 PAIRS = 64  # number of pairs whose loss is measured: more than QUESTIONS, because this is faster
-MAX_NEW_TOKENS = 128  # the default of `minigpt eval` and `minigpt generate`
+MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; the default of `minigpt eval` and `generate`
 # A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
 END_SHARE = 0.9
 # A model that has learned little has endless answers, too. It is reported that a model has not learned to end
@@ -38,7 +38,7 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# An empty answer is never right, because the data has no empty answers.
+# More empty answers than this share are reported. An empty answer is never right: the data has none.
 EMPTY_SHARE = 0.1
 # The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
 # by at least two standard errors. Else the answers do not depend on the questions.
@@ -78,7 +78,7 @@ def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """Measure the loss of answers to first questions.
+    """Measure the loss of the first answer of each conversation, after its own and after another question.
 
     Returns: None if all answers are the same, or a pair is too long for the model.
     """

@@ -31,8 +31,8 @@ NOTHING = 1e-3
 # The smoothed loss varies by 10 or 20 %, because the rows of batches differ in length. If the loss is small,
 # it varies by more. A rise by 30 % and by half a nat is not noise.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
-# Batches differ: a batch with long rows may have a loss that is half a nat higher. If a loss is half a nat
-# above the highest of the sixteen lines before it, it is a spike.
+# A loss is a spike if it is half a nat above the highest loss of the sixteen lines before it. Smaller rises
+# are usual, because batches differ.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # Up to two spikes may come from unusual batches. After a spike the loss needs about ten steps to recover. So
 # with one spike in fifty steps (2 %), a fifth of the run is wasted.
@@ -40,7 +40,7 @@ SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are no spikes, the rate is not the reason
 # for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# The gradient norm normally grows a little as the loss falls, but not five times.
+# It is reported if the gradient norm grows to five times. Growing a little is normal while the loss falls.
 GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the rate is small. If the loss still falls by 3 % between two evaluations,
 # more steps would lower it much further. A fall of less than 0.02 nats never counts.
@@ -49,10 +49,11 @@ STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the mean's standard error
 # is larger than 2 % and is the limit instead.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
-# The last third of a run wastes time if it lowers the loss by less than half a per cent.
+# A plateau is reported if there are six evaluations, and the last third of the run lowered the loss by less
+# than half a per cent.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Different lengths and a busy machine change the speed by 10 %. A change of 25 % has another cause. In runs
-# of less than a minute, the start of another program may be this cause.
+# It is reported if the speed falls to less than 0.75 of the first speed, in a run of at least a minute. Rows
+# of different lengths and a busy machine change the speed by only 10 %.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
@@ -205,7 +206,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
     before, after = (
         median(norms[fifth : 2 * fifth]),
         median(norms[-fifth:]),
-    )  # the first fifth of the lines is left out, because the warm-up changes the norm
+    )  # without the first fifth of the lines, because the warm-up changes the norm
     if before <= 0 or after < GRADIENT_TIMES * before:
         return None
     numbers = {"before": before, "after": after, "times": after / before, "rate": record.config.learning_rate}

@@ -36,18 +36,19 @@ __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data
 # More skipped lines than this share are reported. Up to 1 % may be bad by accident. More bad lines are an
 # error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# If one in five questions has the same answer, a model gives this answer when it is unsure.
+# It is reported if one in five questions has the same answer (with at least 10 pairs): a model then gives
+# this answer whenever it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
 # `minigpt split` puts no question into both parts. If more than one question in two hundred is in both,
 # another program split the data, and this is reported.
 LEAK_SHARE = 0.005
-# 1 % of unknown characters is about one in every third sentence.
+# More than 1 % of unknown characters is reported. That is about one character in every third sentence.
 UNKNOWN_SHARE = 0.01
 # A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end.
 CUT_SHARE = 0.05
 # A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
 NO_ANSWER_SHARE = 0.01
-# Padding takes as much time as text. If it is more than half of the tokens, it takes most of the time.
+# It is reported if more than half of the tokens are padding. Padding takes as much time as text.
 PADDING_SHARE = 0.5
 # Fields are swapped if more than 50 % of the answers end with a question mark, but less than 10 % of the
 # questions.

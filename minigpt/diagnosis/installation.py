@@ -220,7 +220,7 @@ def _cores() -> tuple[str, Any]:
 
         data["threads"] = torch.get_num_threads()
         text += f"; torch computes with {data['threads']} threads"
-    except Exception as error:  # the report must also describe a broken torch
+    except Exception as error:  # any error: a broken torch must be reported, too
         text += f"; torch's threads unknown: {_one_line(error)}"
     asked = os.environ.get("OMP_NUM_THREADS")
     return text + (f" (OMP_NUM_THREADS={asked})" if asked else ""), data

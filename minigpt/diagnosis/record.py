@@ -177,7 +177,7 @@ _MUST_BE_FINITE = ("train_loss", "val_loss", "grad_norm")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint whose state can be read. (Names with eight digits sort by step.)"""
+    """Return the newest checkpoint whose state can be read. (Names such as step-00000100 sort by step.)"""
     for path in sorted(folder.glob("step-????????/training_state.json"), reverse=True):
         if _json_object(path):
             return path.parent
@@ -270,7 +270,7 @@ def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits is too large for a float
         return math.nan
 
 

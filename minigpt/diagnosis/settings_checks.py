@@ -33,8 +33,8 @@ NOT_FAR = 0.25
 # Weights have hardly changed if they can have moved by less than 0.1 in the run. That is five times their
 # initial standard deviation.
 MOVED = 0.1
-# Recipes for small models have rates of 3e-4 to 1e-2 for AdamW and 0.01 to 0.05 for Muon. A tenth of the
-# usual rate is low, ten times the usual rate is high.
+# A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
+# small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
 # The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
 # loss by 0.15, or if, at a high rate, one of the first ten lines is half a nat above an earlier line.
@@ -43,14 +43,15 @@ WARM = 10  # a warm-up of at least so many steps is not missing, even if the los
 # With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
 # small.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
-# No recipe drops half of all activations.
+# Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
 # Clipping is meant for a few large gradients. It is reported if it divides all gradients by a thousand or
 # more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
 # harm: AdamW's steps do not depend on their scale.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
-# If the loss falls along a straight line, a third of its fall is in the last third of the steps. If the curve
-# ends flat, less than a tenth of its fall is there.
+# The loss is still falling fast if at least 0.2 of its whole fall, and 0.1 nats, are in the last third of the
+# steps. If it fell along a straight line, this share would be 1/3; of a curve that ends flat, it is below
+# 0.1.
 STEEP, STEEP_NATS = 0.2, 0.1
 # Number of target tokens per step: with fewer than 32, the gradient is mostly noise; 500 are enough.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0

@@ -120,7 +120,7 @@ def evaluate_conversations(
     max_length: int = 0,
     max_new_tokens: int | None = None,
 ) -> AnswersReport:
-    """Measure the loss on conversations, and let the model answer their questions. See `evaluate`."""
+    """Measure the loss on conversations, and let the model answer their questions. Called by `evaluate`."""
     if not isinstance(tokenizer, Tokenizer):
         raise InputError("the model has no <sep> behind a question: measure it on a text (--text FILE)")
     limit = model.config.max_position_embeddings
@@ -199,7 +199,7 @@ def text_pieces(
 def evaluate_pieces(
     model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
 ) -> TextReport:
-    """Measure the loss and the bits per byte of a text, given in pieces. See `evaluate`."""
+    """Measure the loss and the bits per byte of a text, given in pieces. Called by `evaluate`."""
     with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
         return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
 

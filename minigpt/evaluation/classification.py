@@ -205,7 +205,7 @@ def predict(
 
 
 def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> ClassificationReport:
-    """Build the report of `evaluate_classifier` from predictions (N, K) instead of logits."""
+    """Build the report of a classifier from its probabilities (N, K), which `predict` returns."""
     report = ClassificationReport(labels)
     report.count(found, texts.labels)
     truth, kind = texts.labels, labels.problem_type

@@ -34,7 +34,7 @@ IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 __all__ = ["IS_INSTALLED", "HarnessModel", "main", "register"]
 
-_MAX_NEW_TOKENS = 256  # default of the harness's hf model
+_MAX_NEW_TOKENS = 256  # the harness's own default for models of transformers (`hf`)
 
 
 class HarnessModel:

@@ -75,7 +75,7 @@ class Report(Protocol):
         """Return the numbers for metrics.jsonl, by their names there. `val_loss` is `loss`."""
 
     def shown(self) -> str:
-        """Return one more number in words, for the line that prints the loss."""
+        """Return a second measure in words, such as the perplexity, for the line that prints the loss."""
 
 
 @dataclass
@@ -93,7 +93,7 @@ class LossReport:
 
     @property
     def loss(self) -> float:
-        """The chosen loss in nats per token."""
+        """The loss that `loss_on` chooses, in nats per token."""
         return self.counted.loss
 
     def sums(self) -> list[float]:

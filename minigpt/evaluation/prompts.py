@@ -101,11 +101,11 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return the format of an example. A text with a gap is always plain text."""
+        """Return the prompt format of an example. A text with a gap is always plain text, not a question."""
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return the pairs to score: the question with each choice, or the context with its continuation."""
+        """Return pairs (context, continuation) of ids to score: the question with each choice, or a cloze."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":

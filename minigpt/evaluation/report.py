@@ -27,7 +27,7 @@ _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "h1,h2{overflow-wrap:anywhere}"
-    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # scrolls on a phone
+    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # can scroll on a phone
     "td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"

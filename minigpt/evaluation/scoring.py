@@ -109,9 +109,8 @@ class ContinuationScorer:
             InputError: if a context or a continuation is empty; if the model's scores are not finite.
         """
         pieces = [self._pieces(number, *request) for number, request in enumerate(requests, 1)]
-        whole = [
-            i for i, some in enumerate(pieces) for _ in some
-        ]  # for each piece, the number of its request
+        # For each piece, the number of its request.
+        whole = [i for i, some in enumerate(pieces) for _ in some]
         found = self._score(
             [piece for some in pieces for piece in some], lambda done: on_progress(whole[done - 1] + 1)
         )

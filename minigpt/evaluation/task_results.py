@@ -432,7 +432,7 @@ def bare_text(tokenizer: AnyTokenizer, text: str) -> list[int]:
 
 
 def _ratio(values: Values, weights: Values, transform: Callable[[Values], Values]) -> Metric:
-    with np.errstate(over="ignore"):  # a perplexity may be too large for a float
+    with np.errstate(over="ignore"):  # no warning if a perplexity is too large for a float and becomes inf
         value = float(transform(np.array(values.sum() / weights.sum())))
         low, high = (
             bootstrap(values, weights, transform=transform) if len(values) > 1 else (-math.inf, math.inf)
@@ -484,7 +484,7 @@ _METRICS: dict[Form, tuple[str, ...]] = {
 
 
 def metric_names(task: Task) -> tuple[str, ...]:
-    """Return the names of a task's metrics. (A classifier gives the first two of classification.)
+    """Return the names of a task's metrics.
 
     Raises:
         InputError: if a metric of the task is unknown, or does not fit the task's form.

@@ -84,7 +84,7 @@ class Example:
 
     @property
     def solution(self) -> str:
-        """The right answer, as it stands in a shot."""
+        """The right answer as text, to be shown when the example is used as a shot."""
         if self.form in ("multiple_choice", "classification"):
             return self.scored[self.answer]
         return self.references[0]
@@ -322,7 +322,7 @@ def _choice(
 def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> Example:
     name = _required(item, FIELDS["question"])
     question = _text(item, name)
-    if isinstance(given, Mapping):  # ARC: {"text": [...], "label": [...]}
+    if isinstance(given, Mapping):  # ARC's choices are {"text": [...], "label": [...]}
         choices, labels = _choices_of(given.get("text")), [str(one) for one in given.get("label") or []]
         if len(choices) != len(labels):
             raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")

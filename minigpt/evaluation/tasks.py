@@ -75,10 +75,10 @@ class Task:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of one task before they are read."""
+    """A task whose files were found but not yet read."""
 
     name: str
-    parts: list[tuple[str, Path, Path | None]]  # subject, file to measure, file for shots
+    parts: list[tuple[str, Path, Path | None]]  # (subject, file to measure on, file for shots)
     style: Style = field(default_factory=Style)
     form: Form | None = None
 

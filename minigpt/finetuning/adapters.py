@@ -90,7 +90,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return the adapter's folder of a path, which may be a run's folder. Verify the manifest, if any.
+    """Return the adapter's folder, given it or its run's folder. Check the files by the manifest, if any.
 
     Raises:
         InputError: if there is no adapter, or a file differs from the manifest.

@@ -131,7 +131,7 @@ def encode_chat_with_mask(
 
 
 class _LostError(InputError):
-    """The template changes, repeats or leaves out contents of the assistant's messages."""
+    """Raised if a template changes, repeats or leaves out texts of the assistant, so that marks are lost."""
 
 
 def _encoded(
@@ -304,7 +304,7 @@ class _Reading:
         return compiled.render({**named, **self.given, "messages": messages})
 
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
-        """Return a message. In an answer, replace special tokens that only a model writes."""
+        """Return a message. In the assistant's text, private characters take the place of special tokens."""
         content = message.get("content")
         if message["role"] != "assistant" or not content:
             return message

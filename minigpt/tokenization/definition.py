@@ -360,7 +360,7 @@ def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] 
 def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
     """Return the ids that a post_processor puts before and after a text."""
     match step:
-        case None | {"type": "ByteLevel"}:  # ByteLevel changes only offsets
+        case None | {"type": "ByteLevel"}:  # ByteLevel adds no token here, only changes offsets
             return [], []
         case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, int(first)], "sep": [_, int(last)]}:
             return [first], [last]

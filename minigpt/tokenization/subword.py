@@ -65,7 +65,7 @@ class SubwordTokenizer:
 
     @cached_property
     def _text_of(self) -> dict[int, str]:
-        """Return a dict: id -> token as the files write it. Built on first use."""
+        """Return a dict: id -> token, in the spelling of the files. It is made at the first use."""
         return {index: text for text, index in self._definition.tokens.items()}
 
     def _named(self, key: str) -> int | None:

@@ -130,7 +130,7 @@ class _LimitError(BaseException):
 
 
 class _RefusalError(Exception):
-    """Raised when the template calls raise_exception."""
+    """Raised when the template calls raise_exception, for example because the roles do not alternate."""
 
 
 @contextmanager
@@ -156,7 +156,7 @@ def _explained() -> Iterator[None]:
 
 
 class _Generation(Extension):
-    """The block `{% generation %}...{% endgeneration %}`, which marks the assistant's text."""
+    """Adds to Jinja the block `{% generation %}...{% endgeneration %}`, which marks the assistant's text."""
 
     tags = {"generation"}
 
@@ -184,9 +184,9 @@ class _Charged(NodeTransformer):
         node = self.generic_visit(node)
         new: nodes.Node = node
         match node:
-            case nodes.TemplateData():  # make text a printed constant, so that it is charged
+            case nodes.TemplateData():  # text outside of {{ }} becomes {{ "text" }}, so that it is charged
                 new = nodes.Const(node.data)
-            case nodes.Concat():  # the operator ~, which joins texts
+            case nodes.Concat():  # Jinja's operator ~, which joins texts, becomes the filter `join`
                 new = _filter(nodes.List(node.nodes), "join")
             case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load") | nodes.Getitem(arg=nodes.Slice()):
                 new = _filter(node, ":built")
@@ -243,12 +243,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "joiner": Joiner,
             "namespace": Namespace,
             "raise_exception": self.refuse,
-            "range": self.globals["range"],  # Jinja's range, which is limited to 100,000 numbers
+            "range": self.globals["range"],  # Jinja's own version, which gives at most 100,000 numbers
             "strftime_now": lambda pattern: datetime.now().strftime(pattern),
         }
 
     def charge(self, amount: int) -> None:
-        """Take an amount (of characters or list entries) from the budget, and check the CPU time."""
+        """Subtract an amount (of characters or list entries) from the budget, and check the CPU time."""
         self.budget.characters -= amount
         if self.budget.characters < 0:
             raise _LimitError("it makes too much text or too long lists")
@@ -284,7 +284,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that Jinja does not call this function when it compiles the template
     def printed(self, context: Any, value: Any) -> Any:
-        """Charge the budget for a piece of the output. Each piece passes through here."""
+        """Charge the budget for a piece of the output. Jinja calls this for every piece."""
         self.charge(self.size(value, as_text=True))
         return value
 
