@@ -131,7 +131,7 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
 
 
 def _cuts(text: str, any_place: bool) -> Iterator[int]:
-    last = len(text) - 4  # after this position, a character may be incomplete
+    last = len(text) - 4  # behind this position, the text may end inside a character
     if any_place:
         yield from (i for i in range(1, last) if text[i - 1] != "\r")
         return

@@ -92,7 +92,7 @@ UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Training and validation data of a run, read again."""
+    """The training and validation data of a run. The files are read again for the checks."""
 
     run: RunRecord
     train: list[Conversation]

@@ -1,4 +1,4 @@
-"""The model card: README.md of a checkpoint folder, with the header that Hugging Face reads.
+"""Writes the model card: the README.md of a checkpoint folder, with the header that Hugging Face reads.
 
     update_card(Path("output/best"), results)
 

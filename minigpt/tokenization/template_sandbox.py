@@ -50,12 +50,12 @@ FILTERS = (
     "abs attr count d default dictsort filesizeformat first float groupby int items last length list map max "
     "min reject rejectattr reverse select selectattr sort unique"
 )
-# Filters that convert their arguments to text. They are charged for the full length of this text.
+# Filters that convert their arguments to text. They cost as much of the budget as this text is long.
 TEXT_FILTERS = (
     "capitalize e escape forceescape lower pprint safe string striptags title truncate upper urlencode "
     "wordcount xmlattr"
 )
-# Filters whose cost may be much larger than their arguments. So they are charged before they run.
+# Filters that may make a result much larger than their arguments. The budget is checked before they run.
 WIDE_FILTERS = "batch center slice sum wordwrap"
 # Methods that fill a string up to a given width.
 PADDING = "center ljust rjust zfill"
@@ -199,7 +199,7 @@ class _Charged(NodeTransformer):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox, with a budget."""
+    """Jinja's immutable sandbox, which also limits the time and the memory of a rendering by a budget."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
@@ -284,23 +284,23 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that Jinja does not call this function when it compiles the template
     def printed(self, context: Any, value: Any) -> Any:
-        """Charge the budget for a piece of the output. Jinja calls this for every piece."""
+        """Subtract the length of a piece of the output from the budget. Jinja calls this for every piece."""
         self.charge(self.size(value, as_text=True))
         return value
 
     def built(self, value: Any) -> Any:
-        """Charge the budget for a list, tuple, dict or slice that the template makes."""
+        """Subtract from the budget the size of a list, tuple, dict or slice that the template makes."""
         self.charge(self.size(value, as_text=isinstance(value, str)))
         return value
 
     def each(self, values: Iterable[Any]) -> Iterator[Any]:
-        """Charge the budget for each iteration of a `for` loop."""
+        """Yield the items of a `for` loop. Subtract a fixed amount from the budget for each iteration."""
         for value in values:
             self.charge(STEP)
             yield value
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Charge the budget for a call: of a function, a method, a macro or `loop(...)`."""
+        """Call a function, method or macro of a template. Subtract what the call costs from the budget."""
         given = [value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")]
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
@@ -316,7 +316,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Charge the budget for an arithmetic operator, and check its operands."""
+        """Compute an arithmetic operator. Check its operands, and subtract its cost from the budget."""
         if operator == "%" and isinstance(left, str):
             return self.formatted(left, *right) if isinstance(right, tuple) else self.formatted(left, right)
         if operator != "+" or isinstance(left, int | float):
@@ -344,7 +344,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
-        """Wrap a Jinja filter so that its result is charged. With as_text, its arguments are charged, too."""
+        """Wrap a Jinja filter, so that the size of its result is subtracted from the budget.
+
+        With as_text, the size of its arguments is subtracted, too.
+        """
 
         @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment
         def filtered(*args: Any, **kwargs: Any) -> Any:
@@ -359,7 +362,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return filtered
 
     def widened(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a Jinja filter that makes a large result from a number (a width). Charge before it runs."""
+        """Wrap a Jinja filter that can make a large result from a number, such as a width.
+
+        Its cost is subtracted from the budget before it runs.
+        """
 
         @functools.wraps(function)
         def filtered(*args: Any, **kwargs: Any) -> Any:
