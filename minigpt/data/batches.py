@@ -137,7 +137,7 @@ class EncodedExamples:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows that an evaluation reads."""
+        """Return the number of rows that an evaluation reads: all of them."""
         return len(self)
 
     @property

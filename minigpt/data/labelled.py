@@ -393,7 +393,7 @@ class EncodedTexts:
 
     @property
     def rows(self) -> int:
-        """Return the number of texts that an evaluation reads."""
+        """Return the number of texts that an evaluation reads: all of them."""
         return len(self)
 
     @property

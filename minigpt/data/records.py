@@ -368,7 +368,7 @@ def _words(value: Any, where: str) -> str:
     if not isinstance(value, list):
         return _checked(value, where)
     texts = []
-    for part in value:  # OpenAI's list of content parts
+    for part in value:  # OpenAI's API has lists of parts: [{"type": "text", "text": ...}, ...]
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             raise BadLine(f"a part of {where} is no text")

@@ -66,7 +66,7 @@ class Report(Protocol):
         """The loss by which the best checkpoint is chosen: lower is better."""
 
     def sums(self) -> list[float]:
-        """Return the sums of this process."""
+        """Return the sums over the part of the data that this process measured, to be added up over all."""
 
     def set_sums(self, sums: Sequence[float]) -> None:
         """Replace the sums of this process by the sums over all processes."""
