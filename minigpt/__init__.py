@@ -5,8 +5,8 @@
     print(minigpt.generate(model, tokenizer, "四川省的省会是哪里？"))
 
 docs/api.md describes the public names. A name is imported when it is first used, so `import minigpt` does not
-import torch. `train` and `generate` are functions, although scripts with these names are in this folder: when
-such a script is imported, it replaces itself by the function.
+import torch. minigpt.train and minigpt.generate are functions, although train.py and generate.py are scripts
+in this folder: when such a script is imported as a module, it puts the function in its own place.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`minigpt VERB ...`, or `python -m minigpt VERB ...`: a table from verbs to commands.
+"""Runs `minigpt VERB ...` or `python -m minigpt VERB ...`. A table tells which script each verb runs.
 
 A command is run as a script, so `minigpt train` and `python ./minigpt/train.py` do the same. This module
 imports neither torch nor a command before the verb is known, so `minigpt --help` is quick.
@@ -82,14 +82,15 @@ def main(argv: list[str] | None = None) -> int:
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
-        # Closed streams are replaced before the command is imported, because the import may open files. A
-        # file must not get the number of a closed stream.
+        # If stdout is closed, stop here. `exit_code` also replaces closed streams by /dev/null. This is done
+        # before the command is imported: else a file that the import opens would get a closed stream's
+        # number.
         if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
             return code
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")
     except SystemExit as stop:
         if not isinstance(stop.code, int | None):
-            raise  # the exit code is a text, which Python prints as a message
+            raise  # the exit "code" is a text. Python prints it as an error message
         return stop.code or 0
     except KeyboardInterrupt:  # Ctrl-C while the command's modules were imported
         print(f"minigpt {verb}: {translated('interrupted')}", file=sys.stderr)

@@ -11,7 +11,7 @@ characters (minigpt/tokenization/bpe.py), and writes a folder with a tokenizer.j
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: in sys.path, replace this folder by its parent
+if not __package__:  # run as a script: put the parent folder into sys.path, so that `import minigpt` works
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from collections.abc import Iterable
@@ -54,7 +54,11 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def build(options: Options, texts: Iterable[str], described: str) -> dict[str, Any]:
-    """Build the vocabulary of texts, write it, print its size. `described` names the source of the texts."""
+    """Build the vocabulary of texts, write it, and print its size.
+
+    Args:
+        described: where the texts come from, in words, for the printed line.
+    """
     from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer, build_vocabulary
 
     if options.output.exists() and options.output.samefile(options.data):
@@ -84,9 +88,9 @@ def recognised(options: Options) -> "Recognised":
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """Return the texts, a description of their source, and a report on skipped records (not for plain text).
+    """Return the texts, their source in words, and a report on skipped records (None for plain text).
 
-    Plain text is read while it is used.
+    Plain text is not read here, but piece by piece when the texts are iterated.
     """
     from minigpt.data.corpus import TextOptions, find_sources, read_sources
     from minigpt.data.reader import read_conversations

@@ -1,4 +1,4 @@
-"""The device to compute on, and the states of all random generators."""
+"""Chooses the device to compute on. Saves and restores the states of all random generators."""
 
 import random
 
@@ -28,10 +28,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device. The copy to a CUDA device overlaps with computing."""
+    """Copy a tensor to a device. A copy to a CUDA device runs while the GPU computes."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # copy without overlap: unpinned memory may be freed before it is read
+    return tensor.to(device)  # waits for the copy: only pinned memory may be copied in the background
 
 
 def seed_everything(seed: int) -> None:
@@ -44,8 +44,9 @@ def seed_everything(seed: int) -> None:
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """Return the states of the random generators: Python's, NumPy's, torch's on the CPU, and the device's.
 
-    Dropout on a device uses the device's generator. The states of Python and NumPy (Mersenne twisters) are
-    624 words and a position, as int64, and a spare normal number, because normal numbers are drawn in pairs.
+    Dropout on a device uses the device's generator. Python and NumPy have Mersenne twisters, whose state is
+    624 words and a position. They draw normal numbers in pairs, so a spare number may belong to the state,
+    too.
     """
     _, words, spare = random.getstate()
     _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)
@@ -64,7 +65,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
-    """Restore the states from `random_state`. States of another kind of device are ignored."""
+    """Restore states that `random_state` returned. A state of another kind of device is ignored."""
     torch.set_rng_state(state["torch"])
     if "python" in state:
         *words, has_spare = state["python"].tolist()

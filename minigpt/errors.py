@@ -1,4 +1,4 @@
-"""The error that a user sees, and functions for its message. This module imports nothing from minigpt.
+"""Defines the error that a user sees, and functions for its message. Imports nothing from minigpt.
 
 It also checks numbers: `check_ranges` compares the fields of a class with its table `RANGES`.
 """
@@ -18,12 +18,13 @@ __all__ = [
 class InputError(ValueError):
     """Bad input or usage. The message is the one line that a user sees: what, where, what to do.
 
-    It stays one line of bounded length, whatever names and values of a hostile file it quotes.
+    It is always one line of limited length, even if it quotes names and values from a hostile file.
     """
 
     def __init__(self, message: str = "") -> None:
         line = one_line(message)
-        super().__init__(message if line == message else line)  # an unchanged Message stays a Message
+        # A Message that is one line already is passed on as it is, because only a Message can be translated.
+        super().__init__(message if line == message else line)
 
 
 class Message(str):
@@ -43,11 +44,11 @@ class Message(str):
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
-        """Return what makes it again in another process."""
+        """Return the arguments with which pickle makes an equal Message in another process."""
         return (self.template,), self.values
 
 
-# name of an option in other programs -> names of the same option here
+# Name of an option in other programs, such as lr -> names of the same option in minigpt.
 SHORT_NAMES = {
     "accumulation": "gradient_accumulation_steps",
     "amp": "precision",
@@ -108,7 +109,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     short = SHORT_NAMES.get(name.lstrip("-").replace("-", "_"), "").split()
-    bare = {one.lstrip("-"): one for one in names}  # without the dashes, which all flags share
+    bare = {one.lstrip("-"): one for one in names}  # compare names without dashes: all flags begin with these
     alike = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     near = [one for one in names if one.lstrip("-") in short] or [bare[one] for one in alike]
     if near:
@@ -188,8 +189,8 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
-# Control characters, line ends, surrogates. And marks that change the order in which a terminal shows the
-# text around them: with them, a file's name or an answer could be shown as another one.
+# Characters that are not printed as they are: control characters, line ends, surrogates, and marks that
+# change the order in which a terminal shows text. With such marks, a file's name could look like another one.
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )
@@ -216,7 +217,7 @@ def printable_json(line: str) -> str:
 
 
 def one_line(text: str, limit: int = 3000) -> str:
-    """Return a message as one printable line. Of one that quotes a very long value, the middle is left out.
+    """Return a message as one printable line. If it has more than `limit` characters, its middle is left out.
 
     >>> one_line("no such file:\\n  a.txt")
     'no such file: a.txt'

@@ -12,9 +12,9 @@ r"""Ask a trained model: in a conversation, a single question, or a file of ques
     minigpt generate --model gpt2 --prompt "Once" --window 512 --sinks 4 --max_new_tokens 5000
 
 A file has one question per line, or is JSONL with "question" (if its first character is "{"). A blank line
-gets a blank answer, so that lines of questions and answers correspond; in JSONL blank lines are ignored. Line
-ends and control characters in an answer are written as escapes (\n), so that an answer is one line; with
---json the text is exact.
+gets a blank answer, so that each answer has the line number of its question; in JSONL, blank lines are
+ignored. Line ends and control characters in an answer are written as escapes (\n), so that an answer is one
+line. With --json, the text is exact.
 
 The model's folder decides the prompt format: question <sep>, the chat template of its tokenizer, or plain
 text. The most likely token is always chosen, unless --do_sample is given. With --seed, sampling is
@@ -24,7 +24,7 @@ reproducible.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: in sys.path, replace this folder by its parent
+if not __package__:  # run as a script: put the parent folder into sys.path, so that `import minigpt` works
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import contextlib
@@ -131,7 +131,7 @@ def main(options: Options) -> dict[str, Any] | None:
         return None
     for record in records[:-1]:
         print(_json(record))
-    return records[-1]  # command_line.run prints the returned record as the last line
+    return records[-1]  # with --json, `command_line.run` prints what main returns as the last line
 
 
 def _json_or_file(name: str, given: str) -> Any:
@@ -170,10 +170,10 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 def _completed(
     chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", advised: dict[str, Any]
 ) -> GenerationOptions:
-    """Add options that depend on the model's folder.
+    """Complete the user's options with those that depend on the model's folder.
 
-    These are the ids of forbidden texts, and the folder's values of all options but do_sample. Flags take
-    priority.
+    These are the values in its generation_config.json, except do_sample, and the ids of forbidden texts. A
+    flag of the user has priority.
     """
     from minigpt.generation.sequence import bare_ids
 
@@ -214,7 +214,7 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
 
 
 def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokenizer") -> dict[str, Any]:
-    """Check and return the options that only chat models have."""
+    """Return the options that only chat models have. Raise InputError if another model gets such a flag."""
     given = [
         name for name in ("system", "think", "tools") if getattr(options, name) != getattr(Options, name)
     ]
@@ -239,7 +239,7 @@ def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokeniz
 
 
 def _questions(options: Options) -> list[str] | None:
-    """Return the questions from the flags or standard input. None: a person will type them."""
+    """Return the questions from the flags or from standard input; None: the user will type them."""
     from minigpt.data.questions import parse_questions
 
     if options.question is not None and options.file is not None:
@@ -266,7 +266,7 @@ def _questions(options: Options) -> list[str] | None:
 
 
 def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -> "list[Answer]":
-    """Answer all questions that are not blank. Warn of cut answers, blank lines and unknown characters."""
+    """Answer all questions that are not blank. Warn about cut answers, blank lines and unknown characters."""
     from minigpt.console.terminal import ProgressLine, warn
 
     written = [question for question in questions if asked.has_answer(question)]
@@ -302,7 +302,7 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
 
 
 def _warn_of_special(asked: "QuestionAnswering", questions: list[str]) -> None:
-    """Warn once that the text of special tokens in the questions is read as plain text."""
+    """Warn once if a question contains the text of a special token: the model reads it as plain text."""
     from minigpt.console.terminal import warn
 
     tokens = getattr(asked.tokenizer, "special_tokens", {})
@@ -375,7 +375,7 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
 
 if __name__ == "__main__":
     command_line.run(Options, main)
-# when imported, this module is replaced by the function of the same name
+# When this module is imported as minigpt.generate, the function `generate` takes its place.
 elif __name__ == "minigpt.generate":
     from minigpt.generation.api import generate
 

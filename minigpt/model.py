@@ -51,7 +51,7 @@ class GPTConfig:
         if self.gelu not in ("exact", "tanh"):
             raise ValueError(f'gelu must be "exact" or "tanh": got gelu={self.gelu!r}')
 
-    # Hugging Face's names, which the configurations of all families have.
+    # The same values under Hugging Face's names, which the configurations of all model families have.
     hidden_size = property(lambda self: self.n_embd)
     num_hidden_layers = property(lambda self: self.n_layer)
     num_attention_heads = num_key_value_heads = property(lambda self: self.n_head)
@@ -87,17 +87,19 @@ class KeyValueCache(Protocol):
 def check_inputs(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
 ) -> None:
-    """Raise a clear ValueError for inputs on which torch would fail later. `past`: count of cached tokens."""
+    """Raise a clear ValueError for inputs that torch would refuse later. `past`: number of cached tokens."""
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A float mask is probably additive (0 = attend, -inf = do not attend): the opposite of our 1 and 0.
+    # A float mask is refused. It is probably to be added to the scores: 0 = attend, -inf = do not attend.
+    # Here 1 means attend, so the mask would be understood wrongly.
     if mask is not None and (mask.is_floating_point() or mask.shape not in ((B, width), (B, T, width))):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row has more columns than positions, so the largest position is checked instead. To
-    # read it, the CPU must wait for a GPU: on a GPU this is done only if the width exceeds the limit.
+    # The limit is on positions. With left padding, a row has more columns than positions, so the largest
+    # position is checked, not the width. To read it, the CPU must wait for the GPU: so this is done on a GPU
+    # only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -113,14 +115,14 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
     if attention_mask is None and (past == 0 or T == 1):
         return None
     if attention_mask is not None and attention_mask.ndim == 3:
-        return attention_mask.bool()[:, None]  # (B, 1, T, S): the caller decides, causal or not
+        return attention_mask.bool()[:, None]  # (B, 1, T, S): used as it is, even if it is not causal
     query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1): positions of the queries
     key = torch.arange(past + T, device=device)  # (S,): positions of the keys
     visible = key <= query  # (T, S); SDPA's is_causal would ignore the cached tokens
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
+    # A row of the mask that is all False would become NaN in the softmax. So every token attends to itself.
     return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 
@@ -146,7 +148,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # number of this layer in the cache
+        self.layer = layer  # number of this layer, under which the cache stores its keys and values
         self.n_head, self.dropout = config.n_head, config.dropout
         # Queries, keys and values are one matrix, because one large product is faster than three small
         # products.
@@ -233,7 +235,7 @@ class Transformer(nn.Module):
         super().__init__()
         self.config = config
         self.wte = nn.Embedding(config.vocab_size, config.n_embd)
-        # positions are learned, so there is a longest sequence
+        # A learned vector for each position. So no sequence may have more than block_size tokens.
         self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.drop = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
@@ -241,7 +243,7 @@ class Transformer(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialise the weights as GPT-2: normal(0, 0.02), biases 0. LayerNorms keep 1 and 0.
+        """Initialise the weights as GPT-2 does: normal(0, 0.02), biases 0. LayerNorms keep their 1 and 0.
 
         The 2 * n_layer projections that add to the residual stream start smaller, so that their sum does not
         grow with depth: https://openai.com/index/better-language-models (GPT-2's paper, section 2.3).
@@ -301,9 +303,8 @@ class GPTLMHeadModel(nn.Module):
         else:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
-    base_model = property(
-        lambda self: self.transformer
-    )  # the model without lm_head, under Hugging Face's name
+    # Hugging Face's name for the model without lm_head.
+    base_model = property(lambda self: self.transformer)
     blocks = property(lambda self: self.transformer.blocks)
 
     def forward(

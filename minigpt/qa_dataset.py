@@ -47,7 +47,8 @@ class QADataset(Dataset[dict[str, Tensor]]):
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        conversation = self.conversations[index]  # negative indices work, and a wrong index raises IndexError
+        # As with any list, a negative index counts from the end, and a wrong one raises IndexError.
+        conversation = self.conversations[index]
         found, _, _ = encode_conversation(conversation, self.tokenizer, self.max_length)
         ids = torch.full((self.max_length,), self.tokenizer.pad_token_id)
         ids[: len(found)] = torch.from_numpy(found)

@@ -11,7 +11,7 @@ changed.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: in sys.path, replace this folder by its parent
+if not __package__:  # run as a script: put the parent folder into sys.path, so that `import minigpt` works
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from dataclasses import dataclass

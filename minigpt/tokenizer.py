@@ -4,9 +4,9 @@
     >>> tokenizer.encode("你好", "很好", max_length=8)
     ([3, 5, 2, 6, 5, 2, 0, 0], [1, 1, 1, 1, 1, 1, 0, 0])
 
-Ids 0, 1, 2 are `<pad>`, `<unk>`, `<sep>`; the characters follow in code-point order. The text of a special
-token never becomes its id: `<sep>` in a question is five characters. Encoding is one NumPy table look-up, not
-a loop (benchmarks/tokenizer_speed.py). The tokenizer does not normalise text and has no sub-words.
+Ids 0, 1, 2 are `<pad>`, `<unk>`, `<sep>`; the characters follow in code-point order. If a user types `<sep>`
+in a question, it is read as five characters, not as the special token. A text is encoded by one NumPy table
+look-up, not by a loop (benchmarks/tokenizer_speed.py). The tokenizer does not normalise text.
 """
 
 import hashlib
@@ -71,19 +71,20 @@ class Tokenizer:
 
     def _set(self, word2id: dict[str, int]) -> None:
         self.word2id = word2id
-        self.id2word = list(word2id)  # word2id is ordered by id
+        self.id2word = list(word2id)  # entry i is the token with id i, because word2id is ordered by id
         self.pad_token_id, self.unk_token_id, self.sep_token_id = (word2id[token] for token in SPECIAL_TOKENS)
         characters = self.id2word[len(SPECIAL_TOKENS) :]
         highest = max(map(ord, characters), default=0)
-        # one entry per code point up to the highest known; the last entry is for all code points above it
+        # _table[c] is the id of the character with code point c. The last entry is <unk>, for all code points
+        # above the highest known one.
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
-    unknown_read_as = "read as <unk>"  # text for a message: how unknown characters are treated
+    unknown_read_as = "read as <unk>"  # says in warnings what happens to unknown characters
 
     @property
     def eos_token_id(self) -> int:
-        """The id that ends a text: <sep>. All tokenizers of minigpt have this attribute; it may be None."""
+        """The id that ends a text: <sep>. (In minigpt's other tokenizers it may be another id, or None.)"""
         return self.sep_token_id
 
     def with_tokens(self, characters: Iterable[str]) -> "Tokenizer":
@@ -182,7 +183,7 @@ def _read_vocabulary(path: Path) -> dict[str, int]:
     if not isinstance(content.get("word2id"), dict):
         raise InputError(f"{path} has no object `word2id`; {_REMEDY}")
     word2id = _checked(content["word2id"], str(path))
-    if "id2word" in content:  # id2word is optional, because it repeats word2id
+    if "id2word" in content:  # optional, because it can be computed from word2id
         _require_agreement(word2id, content["id2word"], path)
     return word2id
 

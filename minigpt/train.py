@@ -15,7 +15,7 @@ minigpt/training/loop.py.
 import sys
 from pathlib import Path
 
-if not __package__:  # run as a script: in sys.path, replace this folder by its parent
+if not __package__:  # run as a script: put the parent folder into sys.path, so that `import minigpt` works
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from typing import Any
@@ -26,13 +26,13 @@ from minigpt.training.config import TrainConfig, read_recipe
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the options of the user, and train."""
+    """Fill in the options that the user did not give, and train."""
     return train_command(given, TrainConfig)
 
 
 if __name__ == "__main__":
     command_line.run(TrainConfig, main, build=dict, defaults=lambda: read_recipe("qa-cpu"))
-elif __name__ == "minigpt.train":  # when imported, this module is replaced by the function of the same name
+elif __name__ == "minigpt.train":  # imported as a module: the function `train` takes its place
     from minigpt.training.run import train
 
     sys.modules[__name__] = train  # type: ignore[assignment]

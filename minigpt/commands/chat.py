@@ -5,13 +5,13 @@ r"""A conversation in the terminal, with any model: your own, GPT-2, or Qwen3.
     minigpt chat --precision int8 --temperature 0.8
     minigpt chat < questions.txt                   # no terminal: one question per line, one answer per line
 
-The answer is shown while it is generated. Ctrl-C stops it; at the prompt, two Ctrl-C end the program, as does
-Ctrl-D. You can paste several lines (if the terminal supports bracketed paste); a backslash at the end of a
-line continues it in the next one. A model trained on questions and answers sees only the last question,
+The answer is shown while it is generated. Ctrl-C stops it; at the prompt, two Ctrl-C or one Ctrl-D end the
+program. You can paste several lines (if the terminal supports bracketed paste). A line that ends with a
+backslash is continued by the next line. A model trained on questions and answers sees only the last question,
 unless --history says that it was trained on conversations. A model of plain text continues the whole text.
 
-Commands also work without a terminal; their output goes to stderr. Then line ends and control characters in
-an answer are written as escapes (\n), so that an answer is one line.
+Commands such as /help also work without a terminal; their output goes to stderr. Without a terminal, line
+ends and control characters in an answer are written as escapes (\n), so that an answer is one line.
 """
 
 import contextlib
@@ -31,9 +31,9 @@ from minigpt.generation.options import GenerationOptions
 if TYPE_CHECKING:
     from minigpt.generation.conversation import Conversation
 
-_CHAT_TOKENS = 1024  # longest answer of a chat model, in tokens, thinking included; other models: 128
-_EXPLAINED = 60  # largest number of tokens in the table of /why
-_DRAWING = ("temperature", "top_k", "top_p")  # options that turn sampling on; temperature 0 turns it off
+_CHAT_TOKENS = 1024  # largest number of tokens of a chat model's answer, its reasoning included
+_EXPLAINED = 60  # largest number of tokens in the table that the command /why prints
+_DRAWING = ("temperature", "top_k", "top_p")  # these options turn sampling on; temperature 0 turns it off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,10 @@ def _talk(talk: "Conversation") -> None:
 
 
 def _typed() -> str | None:
-    """Read the user's input, continued lines joined. Returns None after Ctrl-D or two Ctrl-C in a row."""
+    """Read what the user types. A line that a backslash continues is joined with the next one.
+
+    Returns: None after Ctrl-D, or two Ctrl-C in a row.
+    """
     lines: list[str] = []
     warned = False
     while True:
@@ -163,9 +166,9 @@ def _show(talk: "Conversation", text: str) -> None:
         print(say("(not in the vocabulary, {read_as}: {shown})", read_as=read_as, shown=shown))
     before = talk.forgotten
     pieces = talk.say(text)
-    if before == 0 < talk.forgotten:  # this message is printed once, until /reset
+    if before == 0 < talk.forgotten:  # true only when the first turns are left out, so the user is told once
         print(translated("(the context is full: from now on the oldest turns are left out)"))
-    # after Ctrl-C, the conversation keeps the part of the answer that was generated
+    # After Ctrl-C, `closing` makes the conversation keep the part of the answer that was generated.
     with contextlib.closing(pieces):
         for piece in pieces:
             print(printable_lines(piece), end="", flush=True)
@@ -254,14 +257,14 @@ def _answer_lines(talk: "Conversation") -> None:
                 warn(f"not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown}")
             try:
                 answer = "".join(talk.say(line.strip()))
-            # the question is too long for the model: warn, and go to the next line
+            # For example, the question is too long for the model. Warn, and go on to the next line.
             except InputError as error:
                 warn(str(error))
         print(printable(answer), flush=True)
 
 
 def _read_lines() -> Iterator[str]:
-    """Yield the lines of standard input. A line that ends with a backslash continues in the next."""
+    """Yield the lines of standard input. A line that ends with a backslash is joined with the next one."""
     before = ""
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:

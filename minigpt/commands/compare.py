@@ -4,8 +4,8 @@
     minigpt compare A B --task cmmlu/ arc.jsonl --shots 5 --show 5
 
 The models are compared question by question. A question that both models get right, or both get wrong, does
-not show which model is better; McNemar's exact test counts the other questions. The interval of the
-difference comes from resampled questions. If chance alone could give the difference, the command says so in
+not show which model is better. McNemar's exact test counts only the other questions. The confidence interval
+of the difference is found by the bootstrap. If the difference is not significant, the command says so in
 words.
 """
 
@@ -83,7 +83,7 @@ def main(options: Options) -> dict[str, Any]:
         measured.append([run_task(loaded, task, options) for task in tasks])
         for result in measured[-1]:
             warn_of_unknown_characters(result, loaded, options)
-        del loaded  # two large models may not fit side by side
+        del loaded  # frees the first model before the second is loaded: both may not fit into memory
     found = [compare_results(a, b, options.metric) for a, b in zip(*measured)]
     rows = [
         [

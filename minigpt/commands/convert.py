@@ -6,10 +6,10 @@
     minigpt convert --model output/best --format onnx --output model.onnx    # the model alone
     minigpt convert --model output/best --format onnx --output output/onnx   # a folder: with its tokenizer
 
-GGUF needs the gguf package (pip install 'minigpt[gguf]'), ONNX the onnx package (pip install
-'minigpt[onnx]'). Warnings say what these programs do differently from minigpt. An HTML file needs nothing:
-weights, tokenizer and program are inside. Hugging Face's libraries need no conversion: they read the folder
-directly.
+GGUF needs the package gguf (pip install 'minigpt[gguf]'), ONNX the package onnx (pip install
+'minigpt[onnx]'). Warnings say what the other programs do differently from minigpt. An HTML file contains all
+that it needs: weights, tokenizer and program. Hugging Face's libraries need no conversion: they read the
+folder directly.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from minigpt.console import command_line
 from minigpt.errors import InputError
 from minigpt.storage.regular_files import resolved
 
-# our name of a dtype -> its name in write_gguf
+# The value of --dtype -> the name that `write_gguf` has for this dtype.
 _GGUF_DTYPES = {"float32": "f32", "float16": "f16", "int8": "q8_0"}
 _OTHER_FILES = (".gguf", ".html", ".bin", ".pt", ".pth", ".safetensors")
 
@@ -45,7 +45,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read the folder, write the file, warn of differences."""
+    """Read the folder, write the file, and warn about what the other program does differently."""
     from minigpt.console.terminal import warn
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.weights.quantized import precision_of
@@ -91,15 +91,17 @@ def main(options: Options) -> dict[str, Any]:
 def _write_onnx_folder(
     goal: Path, source: Path, model: Any, tokenizer: Any, dtype: Literal["float32", "float16"]
 ) -> list[Path]:
-    """Write model.onnx, and the tokenizer and settings of the model's own folder."""
+    """Write a folder with model.onnx, and with the tokenizer and the settings of the model's folder."""
     from minigpt.generation.generation_config import with_training_facts
     from minigpt.storage.json_files import read_json
     from minigpt.weights.derived_folders import write_derived
     from minigpt.weights.onnx_file import write_onnx
 
     written: list[Path] = []
-    config = {**read_json(source / "config.json"), "dtype": "float32"}  # the arithmetic's, and the cache's
-    config.pop("torch_dtype", None)  # older name of the key "dtype"
+    # Whatever the dtype of the weights in the file, onnxruntime computes in float32, and its cache is
+    # float32.
+    config = {**read_json(source / "config.json"), "dtype": "float32"}
+    config.pop("torch_dtype", None)  # the older name of the key "dtype"; it would contradict it
 
     def write(folder: Path) -> None:
         written.extend(write_onnx(folder / "model.onnx", model, tokenizer, dtype=dtype))

@@ -90,7 +90,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    print(printable(title))  # a table's title would be wrapped to the table's width
+    print(printable(title))  # printed apart, because a title of a table is wrapped to the table's width
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")
@@ -101,7 +101,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
 
 def _numbers(numbers: dict[str, Any]) -> str:
-    """Return the numbers of a finding for the table. The sentence below the table has its texts."""
+    """Return the numbers of a finding, for a cell of the table. Values that are texts are left out."""
     shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

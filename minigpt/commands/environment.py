@@ -3,8 +3,8 @@
     minigpt env
     minigpt env --json      # the same as one JSON object, on the last line
 
-Besides versions, processor, memory and GPUs, the report says whether the native step (generation in C on a
-CPU) works here, and if not, why. A fact that cannot be found out is "unknown".
+The report has versions, processor, memory and GPUs. It also says whether generation in C on a CPU (the
+"native step") works on this machine, and if not, why. A fact that cannot be found out is "unknown".
 """
 
 from dataclasses import dataclass

@@ -125,7 +125,7 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
         raise InputError("--task takes one --precision; compare two with minigpt compare")
     if options.card and options.precision:
         raise InputError("--card describes the folder as it is stored: leave out --precision")
-    for path in options.training_data:  # a missing file is an error now, not after the evaluation
+    for path in options.training_data:  # checked now, so that the error does not come after a long evaluation
         if not path.exists():
             raise InputError(f"--training_data {path} does not exist (looked for it from {Path.cwd()})")
         if path.is_dir():
@@ -160,7 +160,10 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
 
 
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
-    """Yield the model in each precision. Each time it is loaded again, because rounding cannot be undone."""
+    """Yield the model in each precision of --precision.
+
+    It is loaded again for each, because the rounding of its weights cannot be undone.
+    """
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer
     from minigpt.weights.quantized import set_precision
@@ -195,7 +198,8 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
-    # cut as in training, so that the loss on the validation data equals the loss that training printed
+    # Long conversations are cut to the max_length of the training. So the loss on the validation data is the
+    # loss that the training printed.
     source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model, verify=False)
     length = options.max_length or trained_length(source)
     reports = [
@@ -321,7 +325,7 @@ def _compare(
     found: list[dict[str, Any]],
     say: "Say",
 ) -> dict[str, Any]:
-    """Print the results of each precision next to the first precision's. Returns the results for JSON.
+    """Print a table that compares each precision with the first one. Return the results for JSON.
 
     With a single precision nothing is printed.
 

@@ -1,4 +1,4 @@
-"""Train a small model that fails on purpose, and the usual model to compare: curves, answers, and the reason.
+"""Train a small model with a mistake on purpose, and one without the mistake. Explain the difference.
 
 minigpt experiment                       # the list
 minigpt experiment no-causal-mask

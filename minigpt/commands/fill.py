@@ -3,8 +3,8 @@
     minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。
     minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。 --top_k 3 --json
 
-Each [MASK] is one token; in a character vocabulary, one character. The candidates of each [MASK] have
-probabilities that are computed while all other [MASK]s are hidden.
+Each [MASK] stands for one token; in a character vocabulary, for one character. The model proposes tokens for
+each [MASK] with their probabilities. Each is predicted while all other [MASK]s are still hidden.
 """
 
 from dataclasses import dataclass

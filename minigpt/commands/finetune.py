@@ -17,7 +17,7 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 
 def main(given: dict[str, Any]) -> dict[str, Any]:
-    """Complete the user's options, and train."""
+    """Fill in the options that the user did not give, and train."""
     return train_command(given, FinetuneConfig)
 
 

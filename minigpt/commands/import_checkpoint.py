@@ -1,4 +1,4 @@
-"""Turn a file of torch.save into a checkpoint folder: the documents' .pth, nanoGPT's ckpt.pt, minGPT's.
+"""Turn a file of torch.save into a checkpoint folder: a .pth of the tutorial, or of nanoGPT or minGPT.
 
     minigpt import output/best_model.pth --vocab data/vocab.json
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported

@@ -145,9 +145,9 @@ _FILE = ("strict", "encoding", "question_field", "answer_field", "speaker")
 _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 _TEXT = ("text", "file", "encoding")
-_MOST_BYTES = 2**20  # of a text file
-_MOST_CHARACTERS = 2000  # in a table of tokens
-USES: dict[str, tuple[str, ...]] = {  # view -> its flags, besides --json, --plot and --language
+_MOST_BYTES = 2**20  # largest number of bytes that are read of a text file
+_MOST_CHARACTERS = 2000  # largest number of characters of a text whose tokens a table shows
+USES: dict[str, tuple[str, ...]] = {  # view -> the flags that it has besides --json, --plot, --language
     "all": ("answer", "question", "output", *_TEXT, *_MODEL),
     "tokens": (*_TEXT, "model", "vocab_path"),
     "batch": ("train_data", "line", "model", "vocab_path", "max_length", "loss_on", *_FILE),
@@ -207,7 +207,7 @@ def main(options: Options) -> dict[str, Any]:
     """Look, and print the view."""
     from minigpt.errors import printable_lines
 
-    if options.file is not None:  # read once: it may be a pipe
+    if options.file is not None:  # read the file here, only once, because it may be a pipe
         options = replace(options, text=_beginning(options.file, options.encoding), file=None)
     language = chosen_language(options.language)
     if options.output is not None:
@@ -254,14 +254,14 @@ def _views(options: Options) -> "dict[str, View]":
 
 def _warn_of_unknown(options: Options, tokenizer: "AnyTokenizer") -> None:
     read = options.question + (options.answer or "") + options.after
-    if options.view != "neighbours":  # where they are an error
+    if options.view != "neighbours":  # this view itself raises an error for unknown characters
         read += options.text[:_MOST_CHARACTERS]
     if unknown := tokenizer.unknown_characters(read):
         command_line.warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(unknown)}")
 
 
 def _write_page(options: Options, path: Path, language: "Language") -> dict[str, Any]:
-    """Write the whole model as a page with the question opened."""
+    """Write an HTML page that contains the whole model, and that shows its answer to the question."""
     from minigpt.lens.live import LiveView, Opened, write_live_page
     from minigpt.lens.pictures import check_picture
     from minigpt.lens.reading import read_question
@@ -291,7 +291,7 @@ def _write_page(options: Options, path: Path, language: "Language") -> dict[str,
 
 
 def _beginning(path: Path, encoding: str) -> str:
-    """Return the text of a file; of a long one, the beginning, and more of it than a view shows."""
+    """Return the text of a file. Of a long file, only the beginning is read: more than any view shows."""
     from minigpt.storage.regular_files import open_regular
 
     try:
@@ -312,7 +312,7 @@ def _decoded(data: bytes, name: str, encoding: str) -> str:
         return decode(data, name, encoding)[0]
     found: InputError | None = None
     for codec in (encoding,) if encoding else ("utf-8", ""):
-        for cut in range(4):  # the last character may lack some of its bytes
+        for cut in range(4):  # the part that was read may end inside a character, so drop up to three bytes
             try:
                 return decode(data[: len(data) - cut], name, codec)[0]
             except InputError as error:
@@ -322,7 +322,7 @@ def _decoded(data: bytes, name: str, encoding: str) -> str:
 
 
 def _asked(options: Options, model: "LanguageModel", tokenizer: "AnyTokenizer") -> "str | Reading":
-    """Return the question, or what the model reads of a text."""
+    """Return the question, or the text, cut to the length that the model can read."""
     if options.question or not options.text or options.view == "neighbours":
         return options.question
     from minigpt.lens.reading import read_text
@@ -435,7 +435,7 @@ def _view_of_model(
 
 
 def _variants(options: Options) -> "list[GenerationOptions]":
-    """Return one GenerationOptions for each value of each flag."""
+    """Return GenerationOptions for each variant to compare: one for each value of each of the flags."""
     pairs = [(name, value) for name in _DRAWING for value in getattr(options, name)]
     return [GenerationOptions(do_sample=True, **{name: value}) for name, value in pairs]
 

@@ -44,13 +44,14 @@ def main(options: Options) -> dict[str, Any]:
     if is_quantized(config):
         raise InputError(f"{folder} is quantised: give the folder that it was made from")
     model = load_model(folder, dtype="stored")
-    rank = getattr(load_adapter(model, adapter), "r", None)  # IA3 has no rank
+    rank = getattr(load_adapter(model, adapter), "r", None)  # None for IA3, which has no rank
     layers = sum(1 for _ in adapted_layers(model))
     merge_and_unload(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    config = {key: value for key, value in config.items() if key != "torch_dtype"}  # old name of dtype
+    # "torch_dtype" is the old name of the key "dtype", which is set below.
+    config = {key: value for key, value in config.items() if key != "torch_dtype"}
     config |= {"dtype": dtype}
-    is_tied = model.config.tie_word_embeddings  # merging an adapter of lm_head unties lm_head
+    is_tied = model.config.tie_word_embeddings  # False if lm_head had an adapter: it then has its own weight
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
     config = with_training_facts(config, folder, adapter)

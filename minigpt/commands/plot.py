@@ -1,9 +1,9 @@
-"""Show the curves of one or several training runs, and compare their answers.
+"""Show the loss curves of one or several training runs, and compare the answers of their models.
 
     minigpt plot output/demo
     minigpt plot output/small output/base output/large --question "四川的省会是哪里？" --output curves.png
 
-The terminal shows a table of size, loss and time, the curves as one line each, and the checkpoints.
+The terminal shows a table of size, loss and time, a line of text for each curve, and the checkpoints.
 """
 
 import shutil

@@ -5,9 +5,9 @@
     minigpt eval --model output/best --precision float32 int8          # the loss of quality, before you do it
 
 Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py describes it); other programs refuse
-it. The folder gives the same bits as rounding the model when it is loaded (`--precision int8`). int4 is for
-a GPU: on a CPU it is slow. Every program reads a float16 folder. In minigpt its weights stay in 16 bits, and
-everything else is float32.
+it. Its weights are the same to the bit as those of a model that is rounded while it is loaded (`--precision
+int8`). int4 is for a GPU: on a CPU it is slow. Every program reads a float16 folder. In minigpt its weights
+stay in 16 bits, and the computation is in float32.
 """
 
 from dataclasses import dataclass
@@ -61,7 +61,7 @@ def main(options: Options) -> dict[str, Any]:
         weights = quantized_weights(set_precision(model, options.precision))
     else:
         config = {**config, "dtype": "float16"}
-        config.pop("torch_dtype", None)  # older name of the key "dtype"
+        config.pop("torch_dtype", None)  # the older name of the key "dtype"
         exact = family_of(model.config).to_hugging_face(model)
         weights = {name: cast(name, tensor, float16) for name, tensor in exact.items()}
 

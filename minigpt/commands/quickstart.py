@@ -4,8 +4,8 @@ r"""Makes a model to talk to from a file: vocabulary, split, statistics, trainin
     minigpt quickstart novel.txt --minutes 10 --output output/novel
     minigpt quickstart faq.xlsx                    # after Ctrl-C: the same command continues
 
-Each step is a minigpt command. The command is printed as a user would type it, and then its output. So the
-folder has the files of the single commands: vocab.json, train.jsonl, val.jsonl, and the run with its best/.
+Each step is a minigpt command. The command is printed as a user would type it, and its output follows. The
+folder gets the same files as if a user had typed them: vocab.json, train.jsonl, val.jsonl, and the run.
 """
 
 import contextlib
@@ -40,18 +40,20 @@ if TYPE_CHECKING:
     from minigpt.data.reader import ReadReport
     from minigpt.evaluation.answers import Row
 
-_RECORD = "quickstart.json"  # file in the output folder that names the data
+_RECORD = "quickstart.json"  # file in the output folder that says which data the folder is made from
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
-_ONCE = 0.9  # share of unique answers from which on a model cannot answer new questions
-_BY_HEART = 1000  # largest number of pairs that the model memorises if nearly all answers are unique
+# If at least this share of the answers occurs only once, no model can learn to answer new questions.
+_ONCE = 0.9
+_BY_HEART = 1000  # the model then memorises all pairs, up to this number, without a validation part
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # largest number of answers for which training questions are asked, too; this takes seconds
-_MEASURED = 2000  # largest number of conversations for the validation
-_SHOWN = 4  # number of right answers, and of wrong answers, in the table
+_RECALLED = 500  # with at most so many answers, questions of the training part are asked at the end, too
+_MEASURED = 2000  # largest number of conversations in the validation part
+_SHOWN = 4  # the table of answers shows at most so many right ones, and so many wrong ones
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
-_PROMPT, _CONTINUED = 12, 60  # number of characters of a prompt, number of tokens of its continuation
+# For plain text: number of characters of a prompt that the model continues, number of tokens that it adds.
+_PROMPT, _CONTINUED = 12, 60
 Given = TypeVar("Given")
 
 
@@ -77,7 +79,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 class _Quickstart:
-    """The steps of the command. `commands` collects the printed commands."""
+    """Runs the steps of the command one after another. `commands` lists the commands that were printed."""
 
     def __init__(self, options: Options) -> None:
         self.options = options
@@ -86,7 +88,7 @@ class _Quickstart:
         self.run_folder = self.folder / "run"
         self.best = self.run_folder / "best"
         self.commands: list[str] = []
-        self.minutes = options.minutes  # replaced by a longer time if it is too short
+        self.minutes = options.minutes  # raised later if the training needs more time than this
 
     def run(self) -> dict[str, Any]:
         with self._explains_interruption():
@@ -116,10 +118,10 @@ class _Quickstart:
         print(f"{options.file}: {translated(report.counted)}")
         by_heart = _by_heart(conversations)
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
-        reading: Sequence[object] = ()  # the split has written both files with the usual names
+        reading: Sequence[object] = ()  # no flags about reading: the split writes usual field names, in UTF-8
         if by_heart:
             _note(by_heart)
-            train = val = options.file  # training and validation use all pairs, in the file itself
+            train = val = options.file  # no split: the original file is used for training and for validation
             reading = self._flags(*_NAMES, encoding=_encoding(opened))
         found: dict[str, Any] = {"kind": "pairs", "read": report.as_dict()}
         if self._begun(report.sha256) is None:
@@ -159,12 +161,12 @@ class _Quickstart:
     def _divided(
         self, conversations: "Sequence[Conversation]", report: "ReadReport", is_needed: bool
     ) -> dict[str, Any] | None:
-        """Split the data. Returns None if the data cannot be split and `is_needed` is False."""
+        """Split the data. If it cannot be split, return None (`is_needed` is False) or raise the error."""
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
-        if count > 10 * _MEASURED:  # evaluating a tenth of the data would take too long
+        if count > 10 * _MEASURED:  # with a validation part of 10 %, evaluations would take too long
             words += ("--train_ratio", f"{1 - _MEASURED / count:.6f}")
-        elif 1 < count < 10:  # a tenth would be less than one conversation
+        elif 1 < count < 10:  # a validation part of 10 % would be less than one conversation
             words += ("--train_ratio", f"{1 - 1 / count:.2f}")
         split = self._typed("split", split_data.Options, *words, *self._flags(*_READING))
         try:
@@ -200,7 +202,7 @@ class _Quickstart:
     def _counted(
         self, sources: "list[Source]", reading: "TextOptions", opened: "DataFile | None"
     ) -> dict[str, Any]:
-        """Read the texts once: print counts, write the vocabulary. Returns entries of quickstart.json."""
+        """Read the texts once: count them, and write their vocabulary. Return entries for quickstart.json."""
         from minigpt.data.corpus import decode_sources, read_sources
 
         options = self.options
@@ -223,7 +225,9 @@ class _Quickstart:
             _note(Message(text, count=counted.characters, good=_GOOD_CHARACTERS))
         build_vocab.build(self._vocabulary(), counted.kinds, str(options.file))
         names = {source.field for source in sources if source.kind != "text"}
-        guessed = names if len(names) == 1 else set()  # so that `train` does not guess and warn again
+        # The name of the field was guessed, with a warning. `train` gets it as a flag, so it need not guess
+        # again.
+        guessed = names if len(names) == 1 else set()
         return {
             "characters": counted.characters,
             "prompts": counted.prompts(),
@@ -249,7 +253,10 @@ class _Quickstart:
             torch.set_num_threads(self.options.threads)
 
     def _flags(self, *names: str, **found: object) -> list[object]:
-        """Return options as flags, with the user's value, or else with the value in `found`."""
+        """Return options as flags, to be passed to another command.
+
+        A value is the user's, or else the one in `found`. An option without either is left out.
+        """
         words: list[object] = []
         for name in (*names, *found):
             value = getattr(self.options, name)
@@ -266,7 +273,9 @@ class _Quickstart:
     def _typed(
         self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
     ) -> Given:
-        """Parse a command line and print it, so that the printed command is the command that runs.
+        """Parse the flags of a command, and print the command line. Return the command's options.
+
+        Printing the words that are parsed makes sure that the printed command is the one that runs.
 
         Args:
             also: words that are printed but are not options of `kind`.
@@ -278,7 +287,7 @@ class _Quickstart:
         return kind(**parse(kind, argv))
 
     def _begun(self, sha256: str) -> dict[str, Any] | None:
-        """Return the record of a run on the same data. Return None if the folder holds no run.
+        """Return the content of quickstart.json of a run on the same data; None if the folder has no run.
 
         Raises:
             InputError: if the folder holds a run on other data.
@@ -298,7 +307,7 @@ class _Quickstart:
         return record
 
     def _begin(self, sha256: str, **more: object) -> None:
-        """Record the data in the folder."""
+        """Write quickstart.json, which says which data the folder is made from."""
         record = {"file": str(self.options.file), "sha256": sha256, "minutes": self.minutes, **more}
         atomic_write(self.folder / _RECORD, json_text(record, indent=2) + "\n")
 
@@ -321,7 +330,7 @@ class _Quickstart:
             print(say(text, folder=self.run_folder))
             return {"model": str(self.best)}
         except TooShortError as error:
-            least = -(-error.seconds // 6) / 10  # rounded up to tenths
+            least = -(-error.seconds // 6) / 10  # seconds -> minutes, rounded up to tenths of a minute
             self.commands.pop()
             self.minutes = max(least, 1.2 * self.minutes)
             text = (
@@ -372,13 +381,13 @@ class _Quickstart:
 
 
 def _note(sentence: str) -> None:
-    from minigpt.console.terminal import note  # late, because this imports rich
+    from minigpt.console.terminal import note  # imported here, because importing rich takes time
 
     note(sentence)
 
 
 def _by_heart(conversations: "Sequence[Conversation]") -> str:
-    """Return the reason to memorise all pairs, with advice; "" if a validation part should be held out."""
+    """Return why the model should memorise all pairs; "" if a part should be kept for validation."""
     answers = Counter(exchange.answer for each in conversations for exchange in each.exchanges)
     pairs = answers.total()
     if pairs < _FEW_PAIRS:
@@ -399,7 +408,7 @@ def _by_heart(conversations: "Sequence[Conversation]") -> str:
 
 
 def _encoding(opened: "DataFile | None") -> str:
-    """Return the detected encoding, for flags; "" for UTF-8."""
+    """Return the detected encoding, for the flag --encoding; "" for UTF-8, which needs no flag."""
     return opened.encoding if opened is not None and opened.encoding not in ("utf-8", "ascii") else ""
 
 
@@ -414,7 +423,7 @@ def _sha256(paths: Iterable[Path]) -> str:
 
 
 class _Counted:
-    """Counts the characters of texts, and keeps the last texts."""
+    """Counts the characters of texts. Keeps the last texts, from which prompts are taken."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.kinds: Counter[str] = Counter()
@@ -438,7 +447,7 @@ class _Counted:
         ]
 
     def prompts(self) -> list[str]:
-        """Return two beginnings of lines from the end of the text, which is the validation part."""
+        """Return two prompts: beginnings of lines near the end of the text, which is the validation part."""
         lines = [line.strip() for text in self._last for line in text.splitlines()]
         lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
         lines = lines[-max(2, len(lines) // 4) :]

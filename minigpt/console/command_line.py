@@ -100,14 +100,14 @@ def warn(text: str) -> None:
 
 
 def _text_of(error: Warning | Exception | str) -> str:
-    """Return what an error says, as a Message if it is one."""
+    """Return the text of an error. If it is a Message, return the Message, which can be translated."""
     first = [] if isinstance(error, str) else [*error.args][:1]
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
 
 @contextlib.contextmanager
 def _warnings_inone_line() -> Iterator[None]:
-    """Print minigpt's own warnings with `warn` inside the context. Other warnings and filters stay."""
+    """Inside the context, print minigpt's own Python warnings with `warn`. Other warnings do not change."""
     before = warnings.showwarning
 
     def show(
@@ -158,17 +158,22 @@ def run(
         if given.get("json"):
             print(_json_line(result or {}))
 
-    for number in stop_signals()[1:]:  # `_terminate` raises an exception, so temporary files are removed
+    # By default, SIGTERM and SIGUSR1 end a process at once. `_terminate` raises an exception instead, so that
+    # `finally` blocks run and temporary files are removed.
+    for number in stop_signals()[1:]:
         signal.signal(number, _terminate)
-    # Torch's threads wait for each other by spinning. The OpenMP library's default of 300,000 turns costs up
-    # to five sixths of the speed if another program uses a core. 10,000 turns cost 2 to 5 % on an idle
-    # machine.
+    # Torch's threads wait for each other in a loop ("spinning"), by default 300,000 times, before they sleep.
+    # If another program uses a core, this makes torch up to six times slower. 10,000 times avoid that; on an
+    # idle machine they cost 2 to 5 % of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
-    # without freeze, Python's garbage collection of torch's objects would delay the exit by half a second
+    # At the exit, Python's garbage collection of torch's objects would take half a second. Freezing avoids
+    # it.
     atexit.register(gc.freeze)
 
     def watched() -> None:
-        with _watched_signals():  # its pipe must not get the number of a closed stream, so not earlier
+        # Not earlier: this opens a pipe. Closed standard streams must be replaced first, or the pipe would
+        # get the number of one of them.
+        with _watched_signals():
             work()
 
     sys.exit(exit_code(program, watched))
@@ -192,19 +197,19 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 130, translated("interrupted")
     except _Terminated as stop:
         code, complaint = stop.code, translated("terminated")
-    except BrokenPipeError:  # the reader has closed the pipe
+    except BrokenPipeError:  # the program that reads stdout has ended, as in `| head`
         code = 141
     except OSError as error:
         code, complaint = 2, say("error: {text}", text=_os_error(error))
     except (MemoryError, RuntimeError) as error:
-        # torch's error for too little memory is a RuntimeError
+        # If memory is too small, torch raises a RuntimeError with this text. Any other RuntimeError is a bug.
         if not isinstance(error, MemoryError) and "can't allocate memory" not in str(error):
             raise
         what = str(error) or translated("ask for less")
         code, complaint = 2, say("error: {text}", text=say("not enough memory: {what}", what=what))
     finally:
         _empty(sys.stdout)
-        if isinstance(sys.stderr, _NeverFails):  # False: the command has replaced stderr to be silent
+        if isinstance(sys.stderr, _NeverFails):  # else the command has put another stream there
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
@@ -214,7 +219,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 
 class _NeverFails:
-    """Standard error during a command. A failed write is ignored, because a note must not end a training."""
+    """Takes the place of sys.stderr. A failed write is ignored: a note must not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -235,28 +240,28 @@ class _NeverFails:
 
 
 def _open_closed_streams() -> bool:
-    """Replace closed standard streams by /dev/null. Return whether standard output was closed.
+    """Replace closed standard streams by /dev/null. Return True if standard output was closed.
 
-    Without this, the next opened file would get the number of a standard stream. And if sys.stderr is None,
-    Python prints the text of stderr to stdout.
+    Without this, the next opened file would get the number 0, 1 or 2 of a closed stream, and what is printed
+    would be written into that file. And if sys.stderr is None, print(file=sys.stderr) prints to stdout.
     """
     closed = []
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # opens as the lowest free number, which is `number`
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is that of the closed stream
             closed.append(name)
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # an incomplete character must not raise an error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print half a character as an escape, instead of an error
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 
 
 class _Terminated(SystemExit):
-    """Raised by SIGTERM and SIGUSR1. Like KeyboardInterrupt, it passes through `except Exception`."""
+    """Raised by the handler of SIGTERM and SIGUSR1. Like KeyboardInterrupt, it is no Exception."""
 
     code: int
 
@@ -265,13 +270,16 @@ def _terminate(signum: int, frame: object) -> NoReturn:
     raise _Terminated(128 + signum)
 
 
-_PATIENCE = 5.0  # seconds in which the main thread has to notice a signal
-_waits = False  # True: a signal is waited for, however long a call takes
+_PATIENCE = 5.0  # seconds after which a process ends if its main thread has not handled a signal
+_waits = False  # True (inside `patient_signals`): wait without a limit for the main thread
 
 
 @contextlib.contextmanager
 def patient_signals() -> Iterator[None]:
-    """Inside the context, wait for the end of a library's call, however long: the work is then saved."""
+    """Inside the context, do not end the process if a library's call delays the handling of a signal.
+
+    It is used around work that is saved when the call returns, such as a training step.
+    """
     global _waits
     before, _waits = _waits, True
     try:
@@ -282,13 +290,14 @@ def patient_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched_signals() -> Iterator[None]:
-    """Inside the context, end the process if the main thread does not notice a signal for five seconds.
+    """Inside the context, end the process if the main thread does not handle a signal for five seconds.
 
-    Python runs a signal's handler between two of its instructions, and a library's call may take minutes.
-    A thread learns of the signal at once, and looks whether the main thread gets any further.
+    Python runs the handler of a signal in the main thread, between two Python instructions. A library's call
+    may take minutes, and delays this. So another thread receives the signal at once. If the main thread stays
+    in the same call for five seconds, this thread ends the process.
     """
     if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
-        yield  # Windows, or no thread for signals
+        yield  # not possible on Windows, nor outside the main thread: do nothing
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -308,7 +317,8 @@ def _watch(reading: int) -> None:
         while data := pipe.read(1):
             begin, end = _place(), time.monotonic() + _PATIENCE
             while data[0] in stop_signals() and _place() == begin:
-                if select.select([pipe], [], [], 0.05)[0]:  # a second signal, or the end of the command
+                # A byte has arrived. It stands for a second signal, or for the end of the command.
+                if select.select([pipe], [], [], 0.05)[0]:
                     break
                 if time.monotonic() > end and not _waits:
                     with contextlib.suppress(OSError):
@@ -321,12 +331,13 @@ def _forget_pipe() -> None:
         signal.set_wakeup_fd(-1)
 
 
-if hasattr(os, "register_at_fork"):  # a forked process has no such thread, and must not write into its pipe
+# A forked process has the parent's pipe, but not its thread. It must not write its signals into this pipe.
+if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pipe)
 
 
 def _place() -> tuple[int, int]:
-    """Return where the main thread is: it changes with each instruction of Python."""
+    """Return the main thread's present frame and instruction. They change while Python code runs."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
     return id(frame), frame.f_lasti if frame else 0
 
@@ -342,19 +353,20 @@ def stop_signals() -> list[signal.Signals]:
     return [getattr(signal, name) for name in names]
 
 
-_remembered: list[int] = []  # signals that were received inside `remembered_signals`
+_remembered: list[int] = []  # numbers of the signals that were received inside `remembered_signals`
 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """Remember signals inside the context, so that no signal is lost.
+    """Inside the context, remember the signals, so that none is lost.
 
-    A signal's exception is raised at once, and again at the end if a library has swallowed it. Libraries
-    written in C may swallow an exception or turn it into another exception. Importing torch loses some
-    KeyboardInterrupts. A Ctrl-C while safetensors and torch read a file became the error "could not determine
-    the shape of object type ...".
+    The handler of a signal raises an exception, such as KeyboardInterrupt. A library written in C may ignore
+    it, or turn it into another exception. For example, importing torch loses some KeyboardInterrupts, and a
+    Ctrl-C while safetensors reads a file became the error "could not determine the shape of object type ...".
+    If that happens, the signal's exception is raised again at the end of the context.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread has handlers
+    # Python handles signals only in the main thread.
+    if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.getsignal(number) for number in stop_signals()}
@@ -365,9 +377,8 @@ def remembered_signals() -> Iterator[None]:
         assert callable(handler), signum
         handler(signum, frame)
 
-    noted = [
-        number for number, handler in before.items() if callable(handler)
-    ]  # signals that have a Python handler
+    # Only signals with a handler in Python are remembered. Others are ignored, or end the process.
+    noted = [number for number, handler in before.items() if callable(handler)]
     for number in noted:
         signal.signal(number, note)
     try:
@@ -384,7 +395,10 @@ def remembered_signals() -> Iterator[None]:
 
 @contextlib.contextmanager
 def lasting_imports() -> Iterator[None]:
-    """Switch garbage collection off inside the context, and freeze all imported objects after it."""
+    """Switch garbage collection off while modules are imported inside the context, to save time.
+
+    Afterwards, all objects are frozen: the garbage collection never examines them again.
+    """
     gc.disable()
     try:
         yield

@@ -1,6 +1,7 @@
 """Makes flags from a dataclass: parses a command line into a dictionary, and builds the text of --help.
 
-Each field is a flag. The text below a field is its help. A comment right above a field begins a group.
+Each field is a flag. The string below a field is its help. A comment right above a field is the title of a
+group of flags in the help, which begins with this field.
 
     n_layer: int = 6                            --n_layer 4, --n_layer=4, --n-layer 4
     bias: bool = False                          --bias, --no_bias
@@ -10,7 +11,7 @@ Each field is a flag. The text below a field is its help. A comment right above 
     HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
     generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
 
-minigpt does not use argparse, because all error messages and the help of argparse would have to be replaced.
+argparse is not used: its error messages and its help would all have to be replaced.
 """
 
 import ast
@@ -32,15 +33,16 @@ __all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 
 POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
-_MARGIN = 26  # width of the column with the flags' names in the help
-_NARROW = 60  # columns of a terminal below which a flag's text stands under its name
+_MARGIN = 26  # width of the left column of the help, which has the flags' names
+_NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
-    """Make a field that holds a dictionary: fields of another dataclass whose flags the user gave.
+    """Make a field of a dataclass that adds flags for fields of another dataclass, `options`.
 
-    If the field has a text below it, this text is the group of these flags in the help. Otherwise the flags
-    have the groups of the other class.
+    The value of the field is a dictionary: name -> value, of those flags that the user gave. If the field has
+    a string below it, this is the title of the flags' group in the help. Else they have the groups of
+    `options`.
 
     Args:
         names: fields of `options` that become flags.
@@ -57,8 +59,8 @@ class Flag(NamedTuple):
     kind: Any  # type of one value: int, float, str, Path, a Literal; bool: a switch
     is_list: bool
     is_positional: bool
-    default: object  # MISSING: the flag is required
-    holder: str  # field whose dictionary gets the value; "": the flag is itself a field
+    default: object  # value without the flag; dataclasses.MISSING if the flag is required
+    holder: str  # the `fields_of` field whose dictionary gets the value; "": the flag is a field itself
 
     @property
     def title(self) -> str:
@@ -85,7 +87,10 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """Return the type of a value, and whether a list is allowed. In a union, the first usable type counts."""
+    """Return the type of one value, and True if a list of values is allowed.
+
+    Of a union such as `int | None`, the first type that a flag can have counts.
+    """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)
     for member in members:
@@ -104,7 +109,7 @@ def _class(origin: Any) -> type:
 
 
 def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
-    """Parse a command line into a dictionary, field -> value, of the fields that were given.
+    """Parse a command line. Return a dictionary: name of a field -> value, for the flags that were given.
 
     Raises:
         InputError: if a flag is unknown (the message suggests a similar name), or a value is missing,
@@ -162,7 +167,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_flag(word: str) -> bool:
-    """Return whether a word is a flag. It may have a long dash from a word processor; -1 is no flag."""
+    """Return True if a word is a flag. The dash may be a long one of a word processor. -1 is a number."""
     if word[:1] not in ("-", "—", "–") or word == "-":
         return False
     try:
@@ -254,7 +259,7 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
     lines = wrapped(words, width - margin)
     if lines and len(label) < margin:
         heads = [f"{label:<{margin}}{lines.pop(0)}".rstrip()]
-    else:  # many or long choices take several lines
+    else:  # the choices do not fit into one line of the help
         heads = textwrap.wrap(
             label.replace(",", ", ") if len(label) > width else label, width, subsequent_indent=" " * 8
         )
@@ -280,7 +285,11 @@ def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
 
 
 def _texts(owner: type, source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield the group (the last comment above), the name, and the text below of each field of a class."""
+    """Yield (group, name, help) for each field of a class, read from its source code.
+
+    The group is the last comment that stands on a line of its own above the field. The help is the string
+    below.
+    """
     module = sys.modules.get(owner.__module__)
     path = source if module is None or owner.__module__ == "__main__" else str(module.__file__)
     text = Path(path).read_text(encoding="utf-8")

@@ -1,8 +1,9 @@
-"""Pictures with Chinese labels: finds a font, and writes a matplotlib figure to a file.
+"""Draws pictures with Chinese labels: finds a font, and writes a matplotlib figure to a file.
 
     plt.rcParams["font.family"] = [chinese_font() or "DejaVu Sans", "DejaVu Sans"]    # in a notebook
 
-matplotlib includes no font with Chinese characters. It is optional: pip install 'minigpt[plot]'.
+matplotlib has no font with Chinese characters, so one is searched on the machine. matplotlib is an optional
+package: pip install 'minigpt[plot]'.
 """
 
 import importlib.util
@@ -17,17 +18,17 @@ from minigpt.errors import InputError
 
 __all__ = ["chinese_font", "picture_bytes", "picture_kind", "require_plotting"]
 
-_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # a package of the extra `plot`: Noto Sans SC as a file
+_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # the Python package of a font, Noto Sans SC; in the extra `plot`
 _FONT_NAMES = (  # beginnings of the names of common fonts, the best first
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
     *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
     *("SimSun", "Songti", "Droid Sans Fallback", "Arial Unicode MS", "AR PL"),
 )
-_USUAL = "的一是不了人我在有问题回答长度词元步损失概率层头"  # characters that a usable font has
+_USUAL = "的一是不了人我在有问题回答长度词元步损失概率层头"  # a font without one of these is not used
 
 
 def require_plotting(flag: str = "--plot") -> None:
-    """Raise InputError if matplotlib is missing. Called before anything is computed."""
+    """Raise InputError if matplotlib is missing. Commands call this first, before a long computation."""
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError(f"{flag} needs matplotlib, which is not installed: pip install 'minigpt[plot]'")
 
@@ -54,7 +55,7 @@ def picture_bytes(
     """Draw a figure and return the bytes of its file. matplotlib's settings do not change.
 
     Args:
-        draw: gets the figure, and True if Chinese can be written.
+        draw: a function that draws on the figure. Its second argument is True if a Chinese font was found.
         kind: type of the file, from `picture_kind`.
         size: width and height in inches.
         advice: text for the warning if there is no Chinese font.
@@ -72,7 +73,8 @@ def picture_bytes(
     families = ["DejaVu Sans"] if font is None else [font, "DejaVu Sans"]
     picture = io.BytesIO()
     with mpl.rc_context({"font.family": families, "svg.fonttype": "path"}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")  # an emoji, for example
+        # No font has all characters. matplotlib would warn about each missing one, such as an emoji.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure = Figure(figsize=size, dpi=120, layout="constrained")
         FigureCanvasAgg(figure)
         draw(figure, font is not None)
@@ -96,12 +98,13 @@ def chinese_font(characters: Iterable[str] = _USUAL) -> str | None:
                 font_manager.fontManager.addfont(path)
                 return str(font_manager.get_font(path).family_name)
     listed = {entry.fname for entry in font_manager.fontManager.ttflist}
-    for fresh in set(font_manager.findSystemFonts()) - listed:  # fonts newer than matplotlib's list
+    # matplotlib has a stored list of fonts. Add the fonts that were installed after it was written.
+    for fresh in set(font_manager.findSystemFonts()) - listed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
                 font_manager.fontManager.addfont(fresh)
-            except (OSError, RuntimeError):  # a damaged font is skipped
+            except (OSError, RuntimeError):  # skip a font file that is damaged
                 continue
     for beginning in _FONT_NAMES:
         for entry in font_manager.fontManager.ttflist:

@@ -5,8 +5,9 @@
     say("{count} steps are done", count=105)               # for code that prints it now
     wrapped("一条命令做完全部", 8)                            # ["一条命令", "做完全部"]
 
-The English text is the key. Help is looked up whole. A message with values is a `Message`, which is English
-everywhere but here: --json, files and the Python interface are never translated.
+The English text is the key of a translation. A message with values is a `Message`: an English text that
+remembers its template and its values. It is translated only where a command prints it for a user. Files, the
+output of --json, and errors of the Python interface stay English.
 """
 
 import errno
@@ -29,13 +30,13 @@ __all__ = [
 ]  # fmt: skip
 
 Language: TypeAlias = Literal["en", "zh"]
-# the operating system's messages that the catalogue has
+# Error numbers of the operating system whose messages the catalogue zh.mo translates.
 SYSTEM_ERRORS = (
     errno.ENOENT, errno.EACCES, errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENOSPC, errno.EROFS,
 )  # fmt: skip
 _CATALOGUE = Path(__file__).parents[1] / "translations" / "zh.mo"
-_NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # these do not begin a line
-_NOT_LAST = "（【《“‘([{"  # nor do these end one
+_NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line may begin with one of these characters
+_NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
 
 _language: Language = "en"
 
@@ -49,7 +50,7 @@ def chosen_language(wanted: str) -> Language:
 
 
 def language_of(argv: Sequence[str]) -> Language:
-    """Return the language that a command line asks for, before it is parsed."""
+    """Return the language that the flag --language chooses. It is needed before the flags are parsed."""
     for word, following in zip(argv, [*argv[1:], "auto"]):
         name, equals, value = word.partition("=")
         if name == "--language":
@@ -58,7 +59,7 @@ def language_of(argv: Sequence[str]) -> Language:
 
 
 def set_language(chosen: Language) -> None:
-    """Choose the language of this process. A command does; a library stays English."""
+    """Choose the language of this process. Only commands call this; in a notebook, all stays English."""
     global _language
     _language = chosen
 
@@ -77,7 +78,7 @@ def _catalogue() -> "GNUTranslations":
 
 
 def translated(text: str) -> str:
-    """Return a text in the language of this process. One without a translation stays as it is."""
+    """Return a text in the language of this process, or the English text if it has no translation."""
     if _language == "en" or not text:
         return text
     if not isinstance(text, Message):
@@ -105,19 +106,19 @@ def wrapped(text: str, width: int) -> list[str]:
             lines.append(line.rstrip())
             line = ""
         line += piece if line else piece.lstrip()
-        while columns(line) > width and line.isascii():  # a word that is longer than a line
+        while columns(line) > width and line.isascii():  # cut a word that is longer than a line
             lines.append(line[:width])
             line = line[width:]
     return [*lines, line.rstrip()] if line.strip() else lines
 
 
 def columns(text: str) -> int:
-    """Return the columns of a text on a terminal."""
+    """Return the number of columns that a text takes on a terminal."""
     return sum(2 if unicodedata.east_asian_width(one) in "WF" else 1 for one in text)
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text where a line may end: at spaces, and around each wide character."""
+    """Cut a text into pieces. A line may end after each: after a space, before and after a wide character."""
     found: list[str] = []
     for one in text:
         joins = found and not (

@@ -1,7 +1,7 @@
 """Shows progress, tables and bars: live on a terminal, as plain lines elsewhere.
 
-The library `rich` draws, and counts a Chinese character as two columns. Markup of rich in a user's text has
-no effect.
+The library `rich` draws these, and knows that a Chinese character takes two columns. If a user's text
+contains rich's markup, such as [red], it is printed as it is.
 """
 
 import io
@@ -30,14 +30,14 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMBER = re.compile(r"[\d.,+-]+")
-_NARROW = 60  # columns of a terminal below which a table has no vertical lines
+_NARROW = 60  # on a terminal with fewer columns, a table has no vertical lines
 
 
 class _Console(Console):
-    """Lets the command handle a closed pipe. Rich itself would end the process with code 1."""
+    """A console that raises BrokenPipeError when stdout is closed. Rich's own would exit with code 1."""
 
     def on_broken_pipe(self) -> None:
-        raise  # raises the BrokenPipeError that rich handles here
+        raise  # raise the BrokenPipeError again, because rich calls this method while it handles that error
 
 
 def note(text: str) -> None:
@@ -55,7 +55,7 @@ def seconds(value: float) -> str:
         return "unknown"
     if value < 0:
         return f"-{seconds(-value)}"
-    if value < 0.95:  # 0.95 and more would round to 1.0
+    if value < 0.95:  # from 0.95 on, "1.0 s" would be printed; "1 s" is printed instead
         return f"{value:.1f} s"
     whole = round(value)
     if whole < 60:
@@ -91,8 +91,8 @@ def table_text(
 ) -> str:
     """Return a table as text of at most `width` columns, without colour.
 
-    A narrow table, and one that has no room for them, has no vertical lines. A table that is too wide even so
-    becomes a list: a paragraph for each row with the columns' names in it.
+    On a narrow terminal, or if the columns would not fit otherwise, the table has no vertical lines. If it is
+    still too wide, it becomes a list: a paragraph for each row, with a line "name: value" for each column.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
     columns = [translated(column) for column in columns]
@@ -100,7 +100,8 @@ def table_text(
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
         console.print(_text(translated(title)))
-        # columns between two cells -> room for the cells. With 3 there are vertical lines.
+        # Width of the gap between two cells -> width that is left for the cells. A gap of 3 has a vertical
+        # line.
         rooms = {3: width - 3 * len(least) - 1, 2: width - 2 * len(least) + 1, 1: width - len(least) + 1}
         gaps = (2, 1) if width < _NARROW else (3, 2, 1)
         gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
@@ -125,7 +126,10 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> list[int] | None:
-    """Return the columns' widths. The widest columns shrink first, as long as no word is broken."""
+    """Return the widths of the columns, or None if there is too little room.
+
+    The widest columns are made narrower first, but never narrower than `least`, so that no word is broken.
+    """
     found = [max(map(cell_len, column)) for column in zip(*cells)]
     while sum(found) > room:
         wide = [i for i, width in enumerate(found) if width > least[i]]
@@ -136,7 +140,7 @@ def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> 
 
 
 def _longest_word(cell: str) -> int:
-    """Return the columns of a cell's longest word. Chinese text may be broken anywhere."""
+    """Return the width of a cell's longest word in columns. Chinese text may be broken anywhere."""
     return max(
         (cell_len(word) if word.isascii() else min(cell_len(word), 12) for word in cell.split()), default=0
     )
@@ -166,7 +170,7 @@ def _table(
 
 
 def _text(cell: object) -> Text:
-    return Text(printable(str(cell)))  # in a str, rich would read `[red]` as markup
+    return Text(printable(str(cell)))  # a Text, because rich would read `[red]` in a str as markup
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: int = 40) -> None:
@@ -199,7 +203,8 @@ class ProgressLine:
         self._next = time.monotonic() + patience
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        self._last = self._shown = ""  # the newest plain line, and the last printed plain line
+        # `_last` is the newest line of text about the progress, `_shown` the last one that was printed.
+        self._last = self._shown = ""
 
     def __enter__(self) -> "ProgressLine":
         return self
@@ -235,7 +240,9 @@ class ProgressLine:
                 console=_Console(stderr=True, highlight=False),
                 auto_refresh=False,
                 transient=True,
-                redirect_stdout=sys.stdout.isatty(),  # a redirected stdout must not go to the terminal
+                # True: rich prints the lines of stdout above the bar. If stdout is a file, they must go
+                # there.
+                redirect_stdout=sys.stdout.isatty(),
             )
             self._bar.start()
             title = printable(self.title)
@@ -260,4 +267,4 @@ class ProgressLine:
     ) -> None:
         self._clear()
         if kind is None and self._shown and self._shown != self._last:
-            self._print_last()  # if lines were printed, the last line must not be missing
+            self._print_last()  # print the final state, too, if earlier lines were printed

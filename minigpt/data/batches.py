@@ -51,19 +51,22 @@ class Batch(NamedTuple):
     rows: npt.NDArray[np.int64]  # (B,): numbers of the examples
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to another device. A copy to a CUDA device overlaps with computing."""
+        """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
         ids, targets, tokens, answers, rows = self
         return Batch(
             move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows
         )
 
     def some(self, which: slice) -> "Batch":
-        """Return a batch of some of the rows."""
+        """Return a batch that has only the rows in the slice `which`."""
         ids, targets, tokens, answers, rows = self
         return Batch(ids[which], targets[which], tokens[which], answers[which], rows[which])
 
     def blank(self) -> "Batch":
-        """Return the first row with empty masks, for a process that has no row of its own."""
+        """Return a batch of the first row, with both masks all False, so that it adds nothing to the loss.
+
+        Several processes share a batch and compute in step. A process without a row uses this batch.
+        """
         nothing = torch.zeros_like(self.token_mask[:1])
         return Batch(self.input_ids[:1], self.targets[:1], nothing, nothing, self.rows[:0])
 
@@ -73,9 +76,8 @@ class EncodedExamples:
     """All examples as one long array of ids: question <sep> answer <sep>, question <sep> answer <sep>, ..."""
 
     ids: npt.NDArray[np.int32]  # all rows, one after another
-    is_answer: npt.NDArray[
-        np.bool_
-    ]  # for each id: True if the id belongs to an answer, or is the <sep> after an answer
+    # For each id: True if it belongs to an answer, or is the <sep> after an answer.
+    is_answer: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
     lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
     n_cut: int  # number of rows that max_length shortened
@@ -135,7 +137,7 @@ class EncodedExamples:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows that an evaluation reads."""
+        """Return the number of rows that an evaluation reads: all of them."""
         return len(self)
 
     @property
@@ -165,7 +167,7 @@ def _separator(tokenizer: ChatTokenizer) -> npt.NDArray[np.int32]:
 def encode_prompt(
     before: Sequence[Exchange], question: str, tokenizer: ChatTokenizer, max_length: int
 ) -> list[int]:
-    """Encode a question and the exchanges before it in the plain form, for generation.
+    """Encode a question and the exchanges before it as question <sep> answer <sep> ..., for generation.
 
     If the result is longer than max_length ids, the oldest exchanges are left out. The question itself is
     never cut, so the result can still be longer.
@@ -183,7 +185,7 @@ def encode_prompt(
 def encode_conversation(
     conversation: Conversation, tokenizer: ChatTokenizer, max_length: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
-    """Encode one conversation in the plain form, as at most max_length tokens.
+    """Encode one conversation as question <sep> answer <sep> ..., as at most max_length tokens.
 
     If a conversation is too long, its oldest exchanges are left out. A single exchange loses its end.
 
@@ -256,7 +258,7 @@ def encode_conversations(
 
 
 class HasLengths(Protocol):
-    """The attributes of encoded data that `BatchPlan` needs."""
+    """The interface of encoded data that `BatchPlan` needs: number of rows, their lengths, a fingerprint."""
 
     def __len__(self) -> int:
         """Return the number of rows."""
@@ -273,16 +275,17 @@ class HasLengths(Protocol):
 class BatchPlan:
     """Decides which rows form batch number m, for every m from 0 on, epoch after epoch.
 
-    With `by_length`, rows are sorted by length; each epoch orders rows of equal length anew. A batch is full
-    when it has `batch_size` rows or `tokens_per_batch` padded tokens. Then the batches are shuffled. Every
-    epoch has the same sequence of lengths, so the number of batches never changes.
+    With `by_length`, rows are sorted by length, so that a batch needs little padding. Rows of equal length
+    get a new random order in each epoch. A batch is full when it has `batch_size` rows or `tokens_per_batch`
+    padded tokens. Then the order of the batches is shuffled. Every epoch has the same sorted lengths, so
+    every epoch has the same number of batches.
 
     Args:
         data: the encoded data.
         batch_size: largest number of rows of a batch.
         tokens_per_batch: largest number of padded tokens of a batch; 0: no limit.
         pad_to: fixed row length, as given to `EncodedExamples.batch`; 0: length of the longest row.
-        by_length: False only shuffles the rows.
+        by_length: True: sort by length, as described above. False: only shuffle the rows.
         seed: decides the order, together with the data's fingerprint and the epoch.
     """
 
@@ -316,9 +319,9 @@ class BatchPlan:
         return len(self._cuts) - 1
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """Return the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
+        """Return the numbers of the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # the order of an epoch is cached, for speed only
+        if epoch != self._epoch:  # compute the order of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
             shuffle = random.permutation(len(self._lengths))
             if self._by_length:

@@ -6,12 +6,12 @@
 A table or JSON Lines with a message in each row is a log, too: columns for the speaker, the text, and perhaps
 the time and a number of the conversation.
 
-A text is a log if most messages at its beginning have one of these forms, from few speakers.
-Lines without time and name continue a message. Consecutive messages of a speaker become one turn. One speaker
-gives the answers; all others ask.
+A text is a chat log if most lines at its beginning have one of these forms, and only a few speakers write.
+A line without time and name continues the message above it. Consecutive messages of one speaker become one
+turn. One speaker gives the answers; all other speakers ask.
 
-A pause, a blank line or a number of answers ends a conversation. Each layout has its own rule, which a note
-to the user names.
+A log is cut into conversations: at a long pause, at a blank line, or after a fixed number of answers. Which
+of these rules holds depends on the form of the messages. A note tells the user the rule.
 """
 
 import itertools
@@ -32,12 +32,12 @@ from minigpt.errors import InputError
 
 __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messages"]
 
-_SAMPLE, _LINES = 16_000, 200  # number of characters, and of lines, by which a log is recognised
-_FEWEST = 4  # least number of messages of a log
+_SAMPLE, _LINES = 16_000, 200  # a log is recognised by so many characters and lines at its beginning
+_FEWEST = 4  # a text with fewer messages is not taken for a chat log
 _PAUSE = 30  # minutes of silence that end a conversation
-_ANSWERS = 8  # largest number of answers of a conversation without a pause
+_ANSWERS = 8  # a conversation without a pause is cut after this number of answers
 _MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen to answer
-_SHOWN = 6  # number of speakers that a message lists
+_SHOWN = 6  # number of speakers that an error message lists
 
 _DATE = (
     r"(?:\d{4}\s?[-/.年]\s?\d{1,2}\s?[-/.月]\s?\d{1,2}日?|\d{1,2}[-/.]\d{1,2}[-/.]\d{2,4}"
@@ -50,7 +50,8 @@ _CLOCK = (
 _DAY = rf"{_DATE}[,，T]?\s*(?:(?:星期|周)[一二三四五六日天]\s*)?"
 _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
-# Forms of a message: time, name and text on one line; name and time above the text; name and text alone.
+# Regular expressions for the forms of a message. `_INLINE`: time, name and text on one line. `_TIME_FIRST`,
+# `_NAME_FIRST`: time and name on one line, the text below it. `_PLAIN`, `_NICK`, `_ABOVE`: no time.
 _INLINE = re.compile(
     rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*(?:[-–—|]\s*)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*[:：])"
     r"\s*(?P<text>.*)"
@@ -61,22 +62,23 @@ _TIME_FIRST = re.compile(
 _NAME_FIRST = re.compile(
     rf"(?P<name>[^:：]{{1,40}}?)[,，]?\s+{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}[:：]?"
 )
-_TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")  # LINE
+# LINE, a messenger, exports a message as time, tab, name, tab, text.
+_TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
-_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # marks of list items and headings
+_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # what may stand before a name: "- ", "1. ", "## ", "**"
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
-_NUMBER = re.compile(
-    r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*"
-)  # beside a name: an account number in brackets, or a title in front
+# What is no part of a name: an account number in brackets behind it, or a title in brackets in front of it.
+_NUMBER = re.compile(r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*")
 _PICTURE = re.compile(r"(?:\[[^\[\]]{1,12}\]|<[^<>]{3,30}>|\u200e?(?:image|video|audio|sticker) omitted)$")
 _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"}
-_ASK = ("q", "question", "问", "问题", "提问", "ask")  # FAQ: each question is a conversation of its own
+# "Names" of speakers in a list of questions and answers. There, each question is a conversation of its own.
+_ASK = ("q", "question", "问", "问题", "提问", "ask")
 _REPLY = ("a", "answer", "答", "答案", "回答", "reply")
 _ANSWERING, _ASKING = ("客服", "助手", "助理", "机器人", "assistant", "bot"), ("客户", "用户", "顾客", "访客")
-_MOST_ROWS = 0.9  # least share of the rows that must have a speaker and a text
+_MOST_ROWS = 0.9  # a table is a chat log if at least this share of its rows has a speaker and a text
 
 
 class Message(NamedTuple):
@@ -87,19 +89,19 @@ class Message(NamedTuple):
     text: str
     day: str
     minute: int  # minutes since midnight; -1: unknown
-    is_block: bool  # True if a blank line or a line of dashes is above it
+    is_block: bool  # True if a blank line or a line of dashes stands above the message
 
 
 @dataclass(frozen=True)
 class ChatLog:
     """The conversations of a chat log."""
 
-    records: list[Record]  # {"messages": [...]} each
+    records: list[Record]  # one record for each conversation, with the value {"messages": [...]}
     note: str  # tells the user how the log was read
 
 
 def holds_chat(text: str) -> bool:
-    """Return True if a text begins as a chat log, or as dialogues of a chatbot project."""
+    """Return True if a text begins like a chat log, or like a .conv or YAML file of a chatbot's dialogues."""
     return dialogues_in(text) is not None or _layout(text) is not None
 
 
@@ -149,7 +151,7 @@ def _chat_log(
 
 
 class MessageColumns(NamedTuple):
-    """Names of the columns of a table of messages; "": no such column."""
+    """The names of the columns of a table with one message per row. "": the table has no such column."""
 
     speaker: str
     text: str
@@ -187,10 +189,10 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
 def read_messages(
     records: Iterable[Record], columns: MessageColumns, path: Path, speaker: str = ""
 ) -> ChatLog:
-    """Group records that are messages into conversations. Other records are bad records.
+    """Group records of one message each into conversations. A record without speaker or text is a bad record.
 
     Raises:
-        InputError: as `read_chat`.
+        InputError: if it is not clear who answers; the message lists the speakers.
     """
     bad: list[Record] = []
     messages: dict[str, list[Message]] = {}  # number of the conversation -> its messages
@@ -223,7 +225,7 @@ def read_messages(
 
 
 def _moment(time: str) -> tuple[str, int]:
-    """Return day and minute of a time, which is a text, or seconds or milliseconds since 1970.
+    """Return the day ("": none) and the minute of a time: a date and time, or (milli)seconds since 1970.
 
     >>> _moment("2024-01-02T10:05:00"), _moment("1700000000")
     (('2024-01-02', 605), ('', 28333333))
@@ -262,7 +264,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     roles = [_role(name) for name in names]
     if not ("assistant" in roles and "user" in roles and None not in roles) and len(names) != 2:
         return False
-    has_more = all(roles) or layout is _ABOVE  # True: a message may have several lines
+    has_more = all(roles) or layout is _ABOVE  # True: lines without a name may continue a message
     return said >= (0.2 if has_more else 0.8) * lines
 
 
@@ -271,7 +273,7 @@ def _name(found: re.Match[str]) -> str:
     name = str(given.get("nick") or given["name"]).strip()
     name = _NUMBER.sub("", name).strip() or name
     plain = _plain_name(name)
-    return plain if plain in (*_ASK, *_REPLY) else name  # Q1, Q2, ... are one speaker
+    return plain if plain in (*_ASK, *_REPLY) else name  # "Q1", "Q2", ... are one speaker
 
 
 def _plain_name(name: str) -> str:
@@ -321,7 +323,7 @@ def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
 
 
 def _plain(text: str) -> str:
-    """Return a text without the end of bold type that began in front of the name: **Q: what?**
+    """Remove a single ** at the end of a message: in "**Q: what?**", its partner stands before the name.
 
     >>> _plain("what?**"), _plain("**what**?")
     ('what?', '**what**?')
@@ -354,7 +356,7 @@ def _minute(clock: str) -> int:
 
 
 def _divided(messages: Sequence[Message], is_timed: bool, is_faq: bool) -> tuple[list[list[Message]], str]:
-    """Return the messages of each conversation, and the rule that divides them."""
+    """Divide messages into conversations. Return them, and the rule in words, for the note to the user."""
     if is_faq:
         return [list(messages)], "each question with its answer is an example of its own"
     if is_timed:
@@ -383,7 +385,7 @@ def _cut(messages: Sequence[Message], ends: Sequence[bool]) -> list[list[Message
 def _answering(
     counts: Counter[str], divided: Sequence[Sequence[Message]], path: Path, speaker: str, as_text: str
 ) -> tuple[set[str], str]:
-    """Return the names of the speakers who answer, and the reason for the choice."""
+    """Return the names of the speakers who answer, and the reason in words, for the note to the user."""
     listed = ", ".join(f"{name!r} ({count:,})" for name, count in counts.most_common(_SHOWN))
     if speaker:
         found = {name for name in counts if name.strip().lower() == speaker.strip().lower()}
@@ -408,9 +410,10 @@ def _answering(
 def _parts(
     messages: Sequence[Message], answering: set[str], is_faq: bool
 ) -> Iterator[tuple[list[Message], list[dict[str, str]]]]:
-    """Divide messages without a long pause into conversations.
+    """Divide messages between two long pauses into conversations.
 
-    A conversation begins with a question and ends with an answer. Messages before and after are left out.
+    A conversation begins with a question and ends with an answer. Answers before its first question, and
+    questions after its last answer, are left out.
     """
     turns: list[tuple[str, list[Message]]] = []
     for message in messages:
@@ -420,7 +423,7 @@ def _parts(
         elif turns or role == "user":
             turns.append((role, [message]))
     most = 2 if is_faq else 2 * _ANSWERS
-    if is_faq:  # drop questions without an answer, and second answers
+    if is_faq:  # keep a question only if an answer follows, and only its first answer
         pairs = [
             (one, two) for one, two in itertools.pairwise(turns) if (one[0], two[0]) == ("user", "assistant")
         ]

@@ -3,10 +3,10 @@
 A question with its answer is a conversation of two turns. Without a chat template, a model reads a
 conversation in the plain form:
 
-    <system text, a line end,> question <sep> answer <sep> question <sep> answer <sep> ...
+    question <sep> answer <sep> question <sep> answer <sep> ...
 
-An `Exchange` is one answer with all turns since the previous answer. The loss counts each
-answer and the <sep> after it.
+A system text and a line end may stand before the first question. An `Exchange` is one answer with all turns
+since the previous answer. The loss counts the tokens of each answer, and the <sep> after it.
 """
 
 from collections.abc import Iterable
@@ -19,7 +19,7 @@ __all__ = [
 ]  # fmt: skip
 
 Role = Literal["system", "user", "assistant", "tool"]
-ROLES: dict[str, Role] = {  # names that files use -> role
+ROLES: dict[str, Role] = {  # name of a speaker in a file, such as "human" or "gpt" -> role
     **dict.fromkeys(("system", "developer", "系统"), "system"),
     **dict.fromkeys(("user", "human", "customer", "usr", "用户", "问", "客户", "user_a"), "user"),
     **dict.fromkeys(
@@ -52,7 +52,7 @@ class Conversation:
 
     turns: tuple[Turn, ...]
     line: int = 0  # number of the line in the file, from 1
-    raw: str = ""  # the record as written in the file, or as one line of JSON
+    raw: str = ""  # the record's own text in the file, or the record as one line of JSON
     tools: str = ""  # JSON: the tools that a chat template may describe
     weight: float = 1.0  # how much the example counts in the loss of training
 
@@ -64,7 +64,7 @@ class Conversation:
         for turn in self.turns:
             if turn.role != "assistant":
                 said.append(turn.content)
-            elif found and not said:  # consecutive answers are joined
+            elif found and not said:  # an answer directly after an answer: both become one
                 found[-1] = Exchange(found[-1].question, f"{found[-1].answer}\n{turn.content}")
             else:
                 found.append(Exchange("\n".join(said), turn.content))

@@ -4,9 +4,9 @@
     sources = decode_sources(sources, Path("decoded"), TextOptions())
     for text in read_texts(Path("books")): ...
 
-The content of a file decides its format. Plain text in UTF-8, JSON Lines and Parquet are read directly,
-whatever their size (see documents.py). `decode_sources` converts all other files to one of these formats
-first. The files of a folder are sorted by path.
+The format of a file is recognised by its content. Plain text in UTF-8, JSON Lines and Parquet are read in
+pieces, so they may be larger than the memory (see documents.py). `decode_sources` first converts files of
+all other formats to one of these. The files of a folder are sorted by path.
 """
 
 import itertools
@@ -63,7 +63,7 @@ class TextOptions:
     document_separator: str = "auto"
     """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
 
-    is_quiet: ClassVar[bool] = False  # True: an earlier reading has printed the notes
+    is_quiet: ClassVar[bool] = False  # True: print no notes about the files (see QuietTextOptions)
 
     @property
     def separator(self) -> str | None:
@@ -73,7 +73,7 @@ class TextOptions:
 
 
 class QuietTextOptions(TextOptions):
-    """The same options for a second reading of the same files."""
+    """The same options for reading the same files again: the notes about them were printed the first time."""
 
     is_quiet = True
 
@@ -139,8 +139,8 @@ def _recognised(
     """Recognise a file by its first bytes. Return None if it is empty or blank.
 
     Args:
-        is_head: see `open_data`.
-        needs_head: see `open_data`.
+        is_head: gets the cells of a table's first row; returns True if they are column names.
+        needs_head: if True, tab-separated lines without column names are plain text.
     """
     with reading(path) as file:
         status = os.fstat(file.fileno())
@@ -187,7 +187,7 @@ def _are_lines(file: BinaryIO) -> bool:
     first = next(lines, b"")
     if isinstance(_value_or_none(first), dict):
         return next(lines, None) is not None
-    if not first.strip(b"[ \t\r\n"):  # the file is an array
+    if not first.strip(b"[ \t\r\n"):  # the first line is only "[": a JSON array, not JSON Lines
         return False
     some = [first, *itertools.islice(lines, 19)]
     return 2 * sum(isinstance(_value_or_none(line), dict) for line in some) > len(some)
@@ -216,7 +216,8 @@ class Recognised(NamedTuple):
     """The kind of a data file: texts or conversations."""
 
     holds_texts: bool  # True: plain text, or records with texts; False: conversations
-    opened: DataFile | None = None  # set if the whole file was read; its records can be read once
+    # The open file, if it had to be read as a whole. Its records can be iterated only once.
+    opened: DataFile | None = None
 
 
 def recognise(
@@ -229,7 +230,7 @@ def recognise(
     If the options name the field of the text, the file holds texts.
 
     Raises:
-        InputError: as `read_conversations`, if the file is not data.
+        InputError: if the file cannot be read, or is not data, such as a picture.
     """
     test, is_named = head_test(names), bool(options.text_field)
     source = _recognised(path, path.name, options, test, needs_head=is_named)
@@ -304,7 +305,7 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
 def decode_sources(
     sources: list[Source], folder: Path, options: TextOptions, opened: DataFile | None = None
 ) -> list[Source]:
-    """Convert the files of kind "other" to UTF-8 copies below `folder`. Return all sources.
+    """Convert sources that cannot be read in pieces to UTF-8 copies below `folder`. Return all sources.
 
     Args:
         opened: the only file, if `recognise` has opened it already.
@@ -359,7 +360,10 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
 
 
 def _require_good_bytes(path: Path, text: str, encoding: str) -> None:
-    """Raise InputError for a bad byte of a text that is not UTF-8; `read_document` finds those of UTF-8."""
+    """Raise InputError if a text in another encoding than UTF-8 had a byte that is no character.
+
+    For a UTF-8 text, `read_document` makes this check later.
+    """
     found = None if encoding == "utf-8" else BAD_BYTES.search(text)
     if found:
         begin = text.rfind("\n", 0, found.start()) + 1
@@ -386,7 +390,7 @@ def read_texts(
     Long texts are cut into chunks, at positions where byte-pair encoding does not change.
 
     Raises:
-        InputError: as `find_sources` and `read_document`; with `strict` also for the first bad line.
+        InputError: if there is no text, or a file is not UTF-8 text; with `strict`, also for a bad line.
     """
     yield from read_sources(find_sources(path, options), strict, chunk, options)
 
@@ -398,7 +402,10 @@ def read_sources(
     options: TextOptions = TextOptions(),
     opened: DataFile | None = None,
 ) -> Iterator[str]:
-    """Yield the texts of files that `find_sources` found; see `read_texts` and `decode_sources`."""
+    """Yield the texts of the files that `find_sources` found, as `read_texts` does for a path.
+
+    A file that cannot be read in pieces is first converted to a temporary UTF-8 copy.
+    """
     for number, source in enumerate(sources):
         with tempfile.TemporaryDirectory(prefix="minigpt-") as folder:
             (source,) = decode_sources([source], Path(folder), options, opened)

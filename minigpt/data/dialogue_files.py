@@ -4,8 +4,8 @@ r"""Reads dialogues of chatbot projects: `.conv` files, and YAML in ChatterBot's
     M 你好                - - 你好
     M 你好！              - - 你好！     (the first "-" begins a dialogue)
 
-In both, user and assistant take turns. A .conv file of texts cut into words has "/" between the words, which
-is left out.
+The left form is .conv, the right one YAML. In both forms, user and assistant take turns. Some .conv files
+have a "/" between the words of a text; these are removed.
 """
 
 import re
@@ -18,13 +18,14 @@ __all__ = ["dialogues_in"]
 _CONV = re.compile(r"E\s*|M(?:\s.*)?")
 _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
-_MOST = 200  # number of lines that decide
-_FEW = 6  # "M " and a text of four characters, which may be one word
-_SHARE = 0.9  # smallest share of these lines that must fit
+_MOST = 200  # number of lines at the beginning that are examined to recognise the form
+# A line of at most this length ("M " and four characters) may be a single word, which needs no "/" inside.
+_FEW = 6
+_SHARE = 0.9  # at least this share of the examined lines must have the form
 
 
 def dialogues_in(text: str) -> list[Record] | None:
-    """Return the dialogues, a list of texts each, or None if the text is in neither form."""
+    """Return one record for each dialogue, or None if the text has neither the .conv nor the YAML form."""
     lines = [(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     some = [line for _, line in lines[:_MOST]]
     marks = sum(bool(_CONV.fullmatch(line)) for line in some)
@@ -48,13 +49,13 @@ def _conv(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
             first, said = number, []
         elif _CONV.fullmatch(line):
             said.append(line[1:].strip())
-        elif said:  # a text of several lines
+        elif said:  # the line continues the text of the line above
             said[-1] = f"{said[-1]}\n{line}"
     yield from _dialogue(first, said)
 
 
 def _without_marks(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Return the lines without the "/" between words, if almost all texts have it: M 今天/天气/真/好."""
+    """Remove the "/" between words, if almost all texts have it, as in "M 今天/天气/真/好"."""
     texts = [line for _, line in lines if len(line) > _FEW]
     if sum("/" in line for line in texts) < _SHARE * max(1, len(texts)):
         return lines
@@ -69,7 +70,7 @@ def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
             first, said = number, [found[1]]
         elif found := _NEXT.match(line):
             said.append(found[1])
-        elif line.startswith(" ") and said:  # a text of several lines is one line
+        elif line.startswith(" ") and said:  # an indented line continues the text; YAML joins both by a space
             said[-1] = f"{said[-1]} {line.strip()}"
         elif not line.startswith("#"):
             break
@@ -77,7 +78,7 @@ def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
 
 
 def _scalar(text: str) -> str:
-    r"""Return a text of YAML without quotation marks.
+    r"""Return the text that a YAML value stands for: without its quotation marks and escapes.
 
     >>> _scalar("'it''s'"), _scalar('"a\\n"'), _scalar("plain")
     ("it's", 'a\n', 'plain')

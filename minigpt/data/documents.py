@@ -16,8 +16,8 @@ words:
 - before a space that has characters other than white space on both sides;
 - if there is no such position: before Chinese punctuation that follows a Chinese character.
 
-White space next to the cut is not safe: GPT-2's rules read "\\n\\n" as one word at the end of a text, but as
-two words before a letter. With a character tokenizer (`any_place`), only CRLF must not be cut.
+A cut next to white space could change ids: GPT-2's rules read "\\n\\n" as one word at the end of a text, but
+as two words before a letter. A character tokenizer allows a cut at any place (`any_place`) outside CRLF.
 """
 
 import dataclasses
@@ -36,9 +36,9 @@ from minigpt.storage.regular_files import open_regular
 
 __all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "whole_characters"]
 
-Kind = Literal["text", "jsonl", "parquet", "other"]  # other: must be converted first
+Kind = Literal["text", "jsonl", "parquet", "other"]  # other: `decode_sources` must convert the file first
 _BLOCK = 1 << 20  # number of bytes per read
-_LINE = 1 << 12  # number of bytes before a cut that are enough to recognise a separator
+_LINE = 1 << 12  # number of bytes before a cut that are read, to see whether the cut is in a separator line
 _LONGEST = 1 << 26  # largest number of bytes without a position where the file may be cut
 _CUTS = re.compile(r"(?<=\S)\r?\n(?=[^\s/])|(?<=\S)(?= \S)")
 _SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
@@ -54,7 +54,7 @@ class Source:
     path: Path  # the file that is read: the original or its decoded copy
     name: str  # path relative to the corpus's folder, with "/"
     kind: Kind
-    size: int  # bytes of `path`
+    size: int  # size of the file `path` in bytes
     mtime_ns: int
     field: str = "text"  # name of the field that holds the text, for records
     separator: str | None = None  # line that separates documents, without trailing blanks; "": an empty line
@@ -63,9 +63,9 @@ class Source:
 
 
 class Piece(NamedTuple):
-    """Bytes `start` to `stop` of a source. The source may be cut at both positions."""
+    """Bytes `start` to `stop` of a source. Cutting the text at these two positions changes no token id."""
 
-    source: int  # number of the source
+    source: int  # index of the source in the list of sources
     start: int
     stop: int
 
@@ -112,7 +112,8 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
         is_end = first + len(data) >= source.size
         begin = target - first
         begin += len(data[begin:]) - len(data[begin:].lstrip(_CONTINUED))  # a cut must not split a character
-        # bad bytes are reported when the piece is read; here, only their number of bytes matters
+        # Bytes that are not UTF-8 stay in the text as surrogates: an error is raised later, when the piece is
+        # read. Here, only lengths in bytes matter.
         before = data[:begin].lstrip(_CONTINUED).decode("utf-8", "surrogateescape")
         text = data[begin:].decode("utf-8", "surrogateescape")
         around = before + text
@@ -130,7 +131,7 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
 
 
 def _cuts(text: str, any_place: bool) -> Iterator[int]:
-    last = len(text) - 4  # after this position, a character may be incomplete
+    last = len(text) - 4  # behind this position, the text may end inside a character
     if any_place:
         yield from (i for i in range(1, last) if text[i - 1] != "\r")
         return
@@ -147,11 +148,12 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where the text may be cut; 0: none. More text follows it."""
+    """Return the last position after `start` where a text may be cut, or 0. The file goes on after `text`."""
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
-        for first in (max(start, len(text) - 4096), start):  # a cut is usually near the end
+        # Search the last 4096 characters first: they usually have a position, and a whole search is slow.
+        for first in (max(start, len(text) - 4096), start):
             cut = max((m.end() for m in pattern.finditer(text, first)), default=0)
             if cut > first:
                 return cut
@@ -213,7 +215,7 @@ def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str |
         yield from parts
         return
     border = re.compile(rf"(?m)^{re.escape(separator)}[ \t]*\n")
-    in_line = not _begins_a_line(source, piece)  # `held` begins inside a line
+    in_line = not _begins_a_line(source, piece)  # True: the text in `held` begins inside a line
     held = ""
     for part in parts:
         held += part
@@ -260,7 +262,10 @@ def _chunks(source: Source, parts: Iterator[str], chunk: int, any_place: bool, c
 
 
 def _decoded(source: Source, piece: Piece) -> Iterator[str]:
-    """Yield the piece's text without BOM and with LF line ends, in blocks that do not end in CR."""
+    """Yield the piece's text in blocks, without byte order mark, with CRLF replaced by LF.
+
+    No block ends in CR, because the LF of a CRLF would then be in the next block.
+    """
     with open_regular(source.path) as file:
         file.seek(piece.start)
         position, carry = piece.start, b""
@@ -294,7 +299,7 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """Return the number of leading bytes that end neither inside a character nor in a CR."""
+    """Return how many bytes to keep, so that they end neither inside a UTF-8 character nor in a CR."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes
@@ -322,7 +327,7 @@ def _place(path: Path, offset: int) -> tuple[int, int]:
 
 
 def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
-    """Yield the texts of a piece of JSONL or Parquet, each with its line or row in the piece, from 1."""
+    """Yield (number, text) for the records of a piece of JSONL or Parquet; lines and rows count from 1."""
     if source.kind == "parquet":
         field = source.field.strip().lower()
         for number, value, _ in parquet_records(
@@ -346,7 +351,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if isinstance(value, str) and source.path != source.origin:
-        return BadLine(value)  # a decoded copy has an error message in place of a bad record
+        return BadLine(value)  # `decode_sources` wrote the reason of a bad record in place of the record
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:

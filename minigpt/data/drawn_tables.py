@@ -30,16 +30,17 @@ class DrawnTables(NamedTuple):
     """The rows of a text's tables."""
 
     records: list[Record]
-    notes: tuple[str, ...]  # what was left out
+    notes: tuple[str, ...]  # sentences for the user about lines that were left out
 
 
 def drawn_tables(text: str, path: Path, is_head: IsHead, needs_head: bool = False) -> DrawnTables | None:
     """Read the tables of a text. Return None if it has none, or consists mostly of other lines.
 
     Args:
-        is_head: gets the cells of a table's first row in lower case; returns True if the names are known.
-        needs_head: if True, a table must have names that are known, one of them for answers; a table of texts
-            is part of a text.
+        is_head: gets the cells of a table's first row in lower case; returns True if minigpt knows the names
+            as names of columns.
+        needs_head: if True, read only tables that have known column names and a column of answers. Any other
+            table is taken for a part of the text around it.
     """
     if "|" not in text or "--" not in text:
         return None
@@ -62,7 +63,7 @@ def drawn_tables(text: str, path: Path, is_head: IsHead, needs_head: bool = Fals
 
 
 def _tables(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """Yield the number of each table's first line, and that of the first line below it, both from 0."""
+    """Yield (start, stop) for each table: its lines are lines[start:stop]."""
     number = 1
     while number < len(lines):
         names = _cells(lines[number - 1])

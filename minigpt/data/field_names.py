@@ -1,4 +1,4 @@
-"""The names of fields and columns: what each part of a record is called, and which row holds column names.
+"""Lists the names that fields and columns may have, and tells whether a table's row holds column names.
 
 Names are compared without case, in English and Chinese. Options of a command can name other fields.
 """
@@ -41,7 +41,8 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the m
     ),
     "tools": ("tools",),
 }
-MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {  # columns of a chat log with one message per row
+# For a table with one chat message in each row: part of a message -> usual names of its column.
+MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
     "speaker": (
         *SPEAKER_KEYS,
         *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
@@ -68,13 +69,13 @@ ALIKE = {
         + _NOTE
     ),
 }
-TITLES = ("title", "标题", "题目")  # of a question in a forum; the description stands below it
+TITLES = ("title", "标题", "题目")  # fields with the title of a forum's question; another has the details
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 
 
 @dataclass(frozen=True)
 class FieldNames:
-    """Field names given by the user. Empty: the usual names."""
+    """Field names given by the user. An empty name means that the usual names are tried."""
 
     question: str = ""
     answer: str = ""

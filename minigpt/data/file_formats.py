@@ -47,10 +47,10 @@ __all__ = [
     "COMPRESSED", "DataFile", "open_data", "read_bytes", "refuse_foreign", "refuse_other_text",
 ]  # fmt: skip
 
-# table: see drawn_tables.py; chat: see chat_logs.py
+# "table": a table drawn with characters, such as Markdown's. "chat": a chat log. "json": one JSON value.
 Kind = Literal["jsonl", "json", "csv", "table", "xlsx", "parquet", "text", "chat"]
 _MOST = 4 << 30  # largest number of bytes that are read whole, also after decompression
-_BLOCK = 1 << 20  # number of bytes per read; `read(n)` would reserve n bytes
+_BLOCK = 1 << 20  # number of bytes per call of read(), which reserves all of them, even for a small file
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,8 @@ def _all_of(file: BinaryIO, what: str, packed: int | None = None) -> bytes:
     """Read the rest of a file.
 
     Args:
-        what: the beginning of the error message if there is too much.
-        packed: bytes of the compressed file.
+        what: beginning of the error message for a file that is too large.
+        packed: size of the compressed file in bytes; None: the file is not compressed.
     """
     buffer = io.BytesIO()
     while block := file.read(_BLOCK):
@@ -246,7 +246,7 @@ def _refuse_archive(content: bytes, path: Path) -> None:
 
 
 def _is_parquet(path: Path) -> bool:
-    with contextlib.suppress(OSError):  # `read_bytes` reports the error
+    with contextlib.suppress(OSError):  # a file that cannot be read is reported later, by `read_bytes`
         if path.is_file():
             with open_regular(path) as file:
                 return file.read(4) == b"PAR1"
@@ -254,7 +254,7 @@ def _is_parquet(path: Path) -> bool:
 
 
 def refuse_foreign(content: bytes, path: Path) -> None:
-    """Raise InputError if the file begins like a PDF, a picture, a model or the like."""
+    """Raise InputError if the first bytes are those of a PDF, a picture, a model or another known format."""
     for mark, what in _FOREIGN.items():
         if content.startswith(mark):
             raise InputError(f"{path} is {what}, not data to learn from")

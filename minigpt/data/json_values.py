@@ -25,18 +25,21 @@ __all__ = [
 ]  # fmt: skip
 
 NOT_TEXT = "bytes that are no character"
-# keys of the records that nested_records.py takes apart, with the type of their value
+# A record with one of these keys may hold several conversations or questions. Key -> type of its value.
 NESTED: dict[str, type] = {
     **dict.fromkeys(("mapping", "evidences", "chat", "prompt"), dict),
     **dict.fromkeys(("chat_messages", "paragraphs", "qas", "patterns"), list),
     **dict.fromkeys(("plain_text", "textbox_question"), str),
 }
-_FEWEST = 3  # least number of questions of an object {question: answer}
+_FEWEST = 3  # an object {question: answer, ...} needs at least so many questions to be read as data
 _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or four levels
 
 
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
-    """The error of a record that is left out: a `reason` that many records share, and a `detail`."""
+    """The error of a record that is skipped.
+
+    Skipped records are counted by `reason`, so it is the same text for many records. `detail` is about one.
+    """
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason}: {detail}" if detail else reason)
@@ -52,7 +55,7 @@ class Record(NamedTuple):
 
 
 class _Repeated:
-    """The type of REPEATED."""
+    """The type of REPEATED, the value that a key gets if an object has the key twice."""
 
 
 REPEATED = _Repeated()
@@ -91,7 +94,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_list(text: str) -> list[Any]:
-    """Parse the list in a cell of a table. Raise BadLine if the text is none; see `structure_in`."""
+    """Parse a list in a table's cell, in the notations of `structure_in`. Raise BadLine for anything else."""
     found = structure_in(text)
     if not isinstance(found, list):
         raise BadLine("it is text, not a list")
@@ -99,7 +102,7 @@ def parse_list(text: str) -> list[Any]:
 
 
 def structure_in(text: str) -> Any:
-    """Parse the list or object in a cell of a table: JSON, or what Python prints, as pandas writes it.
+    """Parse a list or an object in a table's cell: JSON, or Python's notation, which pandas writes.
 
     Returns: a list or a dictionary, or the text itself.
     """
@@ -110,7 +113,7 @@ def structure_in(text: str) -> Any:
     except BadLine:
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # "\\d" in a text
+                warnings.simplefilter("ignore")  # Python would warn about an unknown escape such as \d
                 found = ast.literal_eval(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return text
@@ -177,7 +180,7 @@ def _not_text(line: str, place: int) -> BadLine:
 
 # -- JSON, or a text that begins with a bracket --------------------------------------------------------------
 
-_BEGINNING = 1 << 20  # number of characters that are examined
+_BEGINNING = 1 << 20  # number of characters at the beginning that `looks_like_json` examines
 _FIRST_LINES = 20
 # The beginning of JSON that cannot be parsed: an object with a key in quotes of any kind or without quotes,
 # an array that begins with a text, or only brackets.
@@ -212,7 +215,7 @@ def looks_like_json(text: str) -> bool:
 
 
 def json_in_json(text: str) -> str | None:
-    """Return the text of a JSON string that holds JSON; None if a text is anything else."""
+    """Return the text inside a JSON string, if it is JSON itself: '"{...}"' gives '{...}'; else None."""
     if not text[:_FIRST_LINES].lstrip("\ufeff \t\r\n").startswith(('"{', '"[')):
         return None
     try:
@@ -254,7 +257,7 @@ def json_records(
     """Read the records of a JSON text, which has one value per line or one value for all records.
 
     Args:
-        is_head: gets the keys of an object in lower case, and returns True if a record has such keys.
+        is_head: gets the keys of an object in lower case, and returns True if they are a record's keys.
     """
     inner = json_in_json(text)
     if inner is not None:
@@ -267,7 +270,7 @@ def json_records(
         if _end_of_blank(text, begin + end) < len(text):
             return "jsonl", _lines(text)
     except BadLine:
-        pass  # not an error yet: the first value may continue in the next line
+        pass  # no error: the first line may be only the beginning of a value of several lines
     try:
         value, end = _value(text, begin)
     except BadLine:
@@ -279,7 +282,7 @@ def json_records(
         return "json", _values(text, begin)
     if isinstance(value, list):
         if value and all(isinstance(item, dict) and is_turn(item) for item in value):
-            return "json", [Record(1, value, as_json(value))]  # one conversation
+            return "json", [Record(1, value, as_json(value))]  # an array of turns is one conversation
         return "json", _values(text, _end_of_blank(text, begin + 1), in_array=True)
     inside = _inside(value, is_head)
     if inside is not None:
@@ -307,7 +310,7 @@ def _is_nested(value: dict[str, Any]) -> bool:
 
 
 def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -> list[Any] | None:
-    """Return the records inside an object of columns or a wrapper object. None: the object is a record."""
+    """Return the records inside an object, for example in a list; None: the object itself is a record."""
     lists = {key: item for key, item in value.items() if isinstance(item, list)}
     if lists and len(lists) == len(value) and len({len(item) for item in lists.values()}) == 1:
         count = len(next(iter(lists.values())))
@@ -325,8 +328,8 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
         if _is_nested(rows[0]):
             return rows
         if is_head([*others, own]) and not is_head([own, ""]) and not is_head([*others, ""]):
-            return None  # {"question": ..., "answer": [...]}
-        if len(others) > 1 and is_head(others):  # a record with a list of sources, tags or the like
+            return None  # the object is one record with a list: {"question": ..., "answer": [...]}
+        if len(others) > 1 and is_head(others):  # the object is one record; its list has tags or the like
             return None
         if all(is_head([str(key).strip().lower() for key in row]) for row in rows):
             return rows
@@ -334,23 +337,22 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
     if len(records) > 1 and all(
         is_head([str(key).strip().lower() for key in row]) for rows in records for row in rows
     ):
-        return list(itertools.chain(*records))  # {"train": [...], "test": [...]}
+        return list(itertools.chain(*records))  # the records of both lists of {"train": [...], "test": [...]}
     inner = [item for item in value.values() if isinstance(item, dict)]
-    if len(inner) == 1 and not is_head(
-        [str(key).strip().lower() for key in value]
-    ):  # {"code": 0, "data": {...}}
-        return _inside(inner[0], is_head)
+    if len(inner) == 1 and not is_head([str(key).strip().lower() for key in value]):
+        return _inside(inner[0], is_head)  # the records are in the inner object: {"code": 0, "data": {...}}
     inner_lists = [item for item in lists.values() if item and all(isinstance(row, list) for row in item)]
     if len(inner_lists) == 1 and not is_head([str(key).strip().lower() for key in value]):
-        return inner_lists[0]  # {"pairs": [[question, answer], ...]}
+        return inner_lists[0]  # the list inside {"pairs": [[question, answer], ...]}
     by_index = list(value.values())
     if by_index and all(isinstance(item, dict) for item in by_index):
         keys = [list(item) for item in by_index]
         if all(key.isdigit() for item in keys for key in item) and len(set(map(tuple, keys))) == 1:
-            return [{name: column[key] for name, column in value.items()} for key in keys[0]]  # pandas
+            # pandas' to_json() writes columns: {"question": {"0": ..., "1": ...}, "answer": {...}}
+            return [{name: column[key] for name, column in value.items()} for key in keys[0]]
         names = [{str(key).strip().lower() for key in item} for item in by_index]
         if len(names) > 1 and (all(map(is_head, names)) or all("evidences" in each for each in names)):
-            return by_index  # {"id 1": {...}, "id 2": {...}}
+            return by_index  # the records of {"id 1": {...}, "id 2": {...}}
     asked = sum(str(key).strip().endswith(("?", "？")) for key in value)
     if all(isinstance(item, str) for item in by_index) and 2 * asked > len(value) >= _FEWEST:
         return [{"question": key, "answer": item} for key, item in value.items()]
@@ -373,7 +375,7 @@ def _lines(text: str) -> Iterator[Record]:
                 value, end = _value(line, begin)
                 several.append(Record(number, value, line[begin:end]))
                 begin = _end_of_blank(line, end)
-                if line[begin:].rstrip() == ",":  # the line belongs to an array, whose lines end in commas
+                if line[begin:].rstrip() == ",":  # the file is an array with one element in each line
                     break
         except BadLine as bad:
             several.append(Record(number, bad, line[begin:]))

@@ -95,7 +95,7 @@ def read_labelled(path: Path, options: LabelledOptions) -> tuple[list[LabelledTe
         report.notes += (f"{path}: no column names: text is column {int(fields.text) + 1}, label the other",)
     else:
         fields = _fields(records, options, path)
-    unfit: list[tuple[int, str]] = []  # lines and labels that do not fit the model
+    unfit: list[tuple[int, str]] = []  # (line, label) of records with a label that the model does not have
 
     def labelled(record: Record) -> LabelledText:
         if not isinstance(record.value, Mapping):
@@ -129,7 +129,7 @@ class Fields(NamedTuple):
     """The keys under which a record has its text and its label."""
 
     text: str
-    label: str  # "": no label
+    label: str  # "": the records have no label
 
 
 def _as_object(record: Record, options: LabelledOptions) -> Record:
@@ -150,7 +150,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # Parquet asks for one column at a time: True if it is read
+    if len(cells) == 1:  # one column of a Parquet file: True means that the column is read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
@@ -279,8 +279,8 @@ def hold_out(
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """Split texts into a training part and a validation part, separately for each label.
 
-    Equal texts (see split.normalise) go to the same part. The split depends on the seed and the texts, not on
-    the order of lines. If a label has only one text, that text is for training.
+    Texts that differ only in width, case or spaces go to the same part. The split depends on the seed and the
+    texts, not on the order of lines. If a label has only one text, that text is for training.
 
     Raises:
         InputError: if no label has two texts.
@@ -291,7 +291,7 @@ def hold_out(
     by_label: dict[tuple[str, ...], list[str]] = {}
     for name, group in groups.items():
         by_label.setdefault(group[0].labels or (), []).append(name)
-    if all(len(names) < 2 for names in by_label.values()):  # each label occurs once
+    if all(len(names) < 2 for names in by_label.values()):  # no label has two texts
         by_label = {(): list(groups)}
     held: set[str] = set()
     for names in by_label.values():
@@ -308,7 +308,7 @@ def hold_out(
 
 
 class TextTokenizer(Protocol):
-    """The part of a tokenizer that this module uses."""
+    """The interface of a tokenizer that this module needs."""
 
     def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
         """Encode a text without adding special tokens."""
@@ -321,7 +321,7 @@ class LabelledBatch(NamedTuple):
     token_mask: torch.Tensor  # (B, T) bool: True for real tokens, False for padding
     last: torch.Tensor  # (B,) int64: position of a row's last real token
     labels: torch.Tensor  # (B,) int64: label numbers; or (B, K) float32: several labels, or numbers
-    weights: torch.Tensor  # (B,) float32: factor for a row's loss
+    weights: torch.Tensor  # (B,) float32: factor for the loss of each row
     rows: npt.NDArray[np.int64]  # (B,): numbers of the texts
 
     def to(self, device: torch.device) -> "LabelledBatch":
@@ -329,11 +329,14 @@ class LabelledBatch(NamedTuple):
         return LabelledBatch(*(move(tensor, device) for tensor in self[:-1]), self.rows)  # type: ignore[arg-type, call-arg]
 
     def some(self, which: slice) -> "LabelledBatch":
-        """Return a batch of some of the rows."""
+        """Return a batch that has only the rows in the slice `which`."""
         return LabelledBatch(*(tensor[which] for tensor in self[:-1]), self.rows[which])  # type: ignore[arg-type, call-arg]
 
     def blank(self) -> "LabelledBatch":
-        """Return the first row with weight 0, for a process that has no row of its own."""
+        """Return a batch of the first row with weight 0, so that it adds nothing to the loss.
+
+        Several processes share a batch and compute in step. A process without a row uses this batch.
+        """
         first = self.some(slice(1))
         return first._replace(weights=torch.zeros_like(first.weights), rows=self.rows[:0])
 
@@ -344,9 +347,9 @@ class EncodedTexts:
 
     ids: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]  # (N + 1,): text i is ids[starts[i]:starts[i + 1]]
-    labels: npt.NDArray[Any]  # (N,) int64, or (N, K) float32
-    weights: npt.NDArray[np.float32]  # (N,)
-    lines: npt.NDArray[np.int64]  # (N,)
+    labels: npt.NDArray[Any]  # (N,) int64: label numbers; (N, K) float32: several labels, or numbers
+    weights: npt.NDArray[np.float32]  # (N,): factor for the loss of each text
+    lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the file, from 1
     pad_token_id: int
     n_cut: int  # number of texts that max_length shortened
 
@@ -390,12 +393,12 @@ class EncodedTexts:
 
     @property
     def rows(self) -> int:
-        """Return the number of texts that an evaluation reads."""
+        """Return the number of texts that an evaluation reads: all of them."""
         return len(self)
 
     @property
     def answer_share(self) -> float:
-        """Return the share of tokens for which the head is computed: one token of each text."""
+        """Return the number of texts per token: the classifier runs on only one token of each text."""
         return len(self) / len(self.ids)
 
     @property
@@ -459,7 +462,10 @@ def encode_labelled(
 
 
 def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
-    """Return the label's number, or a row of K numbers. A text without label gets zeros."""
+    """Return the number of a text's label; or a list of numbers: one per label, or the value to predict.
+
+    A text without label gets 0 or zeros.
+    """
     if kind == "single_label_classification":
         return number[labels[0]] if labels else 0
     if kind == "regression":
@@ -471,6 +477,9 @@ def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: Pr
 
 
 def class_weights(texts: Sequence[LabelledText]) -> dict[str, float]:
-    """Return N / (K N_k) for each label. The labels then count equally, and the mean over all texts is 1."""
+    """Return a weight in the loss for each label, so that rare and frequent labels count equally.
+
+    The weight is N / (K n): N texts, K labels, n texts with this label. Its mean over all texts is 1.
+    """
     counts = Counter(name for each in texts for name in each.labels or ())
     return {name: len(texts) / (len(counts) * count) for name, count in counts.items()}

@@ -1,8 +1,8 @@
-"""Finds the turns of a conversation that stands in one text, as in BELLE's data.
+"""Finds the turns of a conversation that is one text with marks such as "Human:", as in the data set BELLE.
 
     "Human: 你好\\n\\nAssistant: 你好！\\n\\nHuman: 几点了？\\n\\nAssistant:"
 
-Only a text that begins with the mark of a user, and has that of an assistant, is such a conversation.
+A text is such a conversation only if it begins with a user's mark and also has an assistant's mark.
 """
 
 import re
@@ -35,13 +35,13 @@ def marked_turns(text: str) -> list[Marked]:
     found: list[Marked] = []
     for mark, end in zip(marks, ends):
         role: Role = "user" if mark["user"] else "assistant"
-        if said := text[mark.end() : end].strip():  # nothing stands behind the mark of the answer
+        if said := text[mark.end() : end].strip():  # a last "Assistant:" has no text: the answer is missing
             found.append((mark[0].strip().lower(), Turn(role, said)))
     return found
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer to a question with marks. It may have more turns with the same marks.
+    """Return the turns of an answer to a question with marks. The answer may hold marks of more turns.
 
     Returns: [] if the question has no marks.
     """

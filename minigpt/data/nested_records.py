@@ -1,4 +1,4 @@
-"""Turns the records of some published shapes into records of questions and answers, or messages.
+"""Converts records of known data sets and chat exports to records of question and answer, or of messages.
 
     ChatGPT's and DeepSeek's export     {"mapping": {id: {"message": ..., "parent": ..., "children": [...]}}}
     Claude's export                     {"chat_messages": [{"sender": "human", "text": ...}, ...]}
@@ -11,8 +11,9 @@
     COIG's exams                        {"textbox_question": ..., "textbox_answer": ..., ...}
     intents of a chatbot                {"tag": ..., "patterns": [...], "responses": [...]}
 
-Of a tree of messages one path is read: the one that was open last, or that of the replies with the best rank,
-else of the first replies. Other branches repeat the same questions.
+Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
+other branches repeat the same questions: the path that the user saw last, else the replies with the best
+rank, else the first replies.
 """
 
 import math
@@ -25,14 +26,15 @@ from minigpt.data.records import NO_ANSWER, lower_keys
 
 __all__ = ["is_message_tree", "message_trees", "unfolded"]
 
-_MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")  # MOSS's marks around each part
+# The marks around each part of a turn in the data set MOSS, such as <|Human|>: and <eoh>.
+_MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
-_NO_PARENT = ("None", "", "nan")  # in JSON, in a table, as pandas writes it
+_NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
 _SHOWN = ("text", "multimodal_text")  # types of a message's content that the user sees
 
 
 def unfolded(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records. A record of a published shape is replaced by those that it holds."""
+    """Yield the records. Replace one of a known shape, such as SQuAD's, by the records that it contains."""
     for record in records:
         inner = _inner(record.value) if isinstance(record.value, Mapping) else None
         if inner is None:
@@ -47,7 +49,7 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
     if NESTED.keys().isdisjoint(keys) and keys != {"id", "data"}:
         return None
     item = lower_keys(record)
-    for key in item.keys() & {*NESTED, "data", "responses"}:  # JSON in a cell of a table
+    for key in item.keys() & {*NESTED, "data", "responses"}:  # in a table's cell, the value is a JSON text
         if isinstance(item[key], str):
             item[key] = structure_in(item[key])
     match item:
@@ -100,7 +102,10 @@ def _system(text: object) -> list[dict[str, Any]]:
 
 
 def _path(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
-    """Return the messages from the root to the node that was open last, or to the last child of each node."""
+    """Return the messages from the root to the node `last`, which the user saw last.
+
+    If `last` is missing, the path goes from each node to its last child.
+    """
     if not isinstance(last, str) or last not in nodes:
         last = next(
             (key for key, node in nodes.items() if node.get("parent") not in nodes), next(iter(nodes))
@@ -121,8 +126,8 @@ def _path(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
 
 
 def _shown(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what the user said or saw: no calls of tools, no thinking, no hidden instructions."""
-    for part in _list(message.get("fragments")):  # DeepSeek's
+    """Yield what the user wrote or saw. Tool calls, reasoning and hidden instructions are left out."""
+    for part in _list(message.get("fragments")):  # DeepSeek's export divides a message into fragments
         role = (
             {"REQUEST": "user", "RESPONSE": "assistant"}.get(str(part.get("type")))
             if isinstance(part, Mapping)
@@ -159,7 +164,10 @@ def _list(value: object) -> list[Any]:
 
 
 def _questions(paragraph: Mapping[str, Any]) -> list[Any]:
-    """Return the pairs of a paragraph. The question stands above the text, as an instruction does."""
+    """Return question and answer for each question about a paragraph.
+
+    The paragraph becomes the `input` of the record; so the model reads the question, then the paragraph.
+    """
     context = paragraph.get("context", paragraph.get("context_text"))
     found: list[Any] = []
     for each in _list(paragraph.get("qas")):
@@ -228,13 +236,16 @@ def _rank(reply: Mapping[str, Any]) -> float:
 
 
 def is_message_tree(values: Iterable[Any]) -> bool:
-    """Return True if records are messages that name the message before them."""
+    """Return True if each record is one message that names the message to which it replies (parent_id)."""
     items = [lower_keys(value) for value in values if isinstance(value, Mapping)]
     return bool(items) and all({"message_id", "parent_id", "role", "text"} <= item.keys() for item in items)
 
 
 def message_trees(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield a conversation for each first message of a tree, and the records that are no messages."""
+    """Join messages to conversations. Each message that replies to no other begins one.
+
+    Records that are no messages are yielded unchanged.
+    """
     roots: list[tuple[int, Any]] = []
     replies: dict[Any, list[Any]] = {}
     for record in records:

@@ -44,11 +44,12 @@ REJECTED = (
     *("rejected", "dispreferred", "worse", "rejected_response"),
     *("劣选", "更差的回答", "更差", "差回答", "拒绝"),
 )
-_TWO = ("answers", "responses", "completions", *FIELDS["answer"])  # two answers: the better answer first
+# Fields that may hold a list of two answers, the better one first.
+_TWO = ("answers", "responses", "completions", *FIELDS["answer"])
 _SHAPES = "prompt/chosen/rejected, instruction/input/chosen/rejected, conversations/chosen/rejected"
-_LONGEST_NAME = 30  # largest number of characters of a column's name
+_LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 _NO_LIMIT = 2**62
-_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # speakers in HH-RLHF's texts
+_SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # marks of the speakers in the data set HH-RLHF
 
 
 class Preference(NamedTuple):
@@ -107,7 +108,7 @@ def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
-        if len(cells) == 1:  # Parquet asks for one column at a time: True if it is read
+        if len(cells) == 1:  # one column of a Parquet file: True means that the column is read
             return bool(known & set(cells))
         is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
         return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))
@@ -152,7 +153,7 @@ def preference_of(
         same += 1
     if same == len(chosen.turns) == len(rejected.turns):
         raise BadLine("chosen equals rejected")
-    # equal turns at the beginning of both answers are not part of the prompt
+    # Both answers may begin with the same assistant turns. These belong to the answers, not to the prompt.
     while same and chosen.turns[same - 1].role == "assistant":
         same -= 1
     for one, key in ((chosen, keys[0]), (rejected, keys[1])):
@@ -164,9 +165,9 @@ def preference_of(
 
 
 def _named(item: Mapping[str, Any], prompt: str, chosen: str) -> dict[str, Any]:
-    """Return a record of prompt, chosen and rejected answer, whose first two fields the user has named.
+    """Return a record with the usual field names from a record in which the user named the fields.
 
-    Other fields of the record are ignored, as in `meaning_of`.
+    `prompt` and `chosen` are the user's names for prompt and better answer. Other fields are ignored.
     """
     for key in (prompt, chosen):
         if key not in item:
@@ -193,7 +194,8 @@ def _whole(rest: Mapping[str, Any], answer: Any, key: str, line: int, raw: str) 
         answer = str(answer)
     if not isinstance(answer, str | list) or not answer:
         raise BadLine(f"`{key}` is neither text nor a list of turns")
-    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):  # HH-RLHF: a conversation in one text
+    # In the data set HH-RLHF, an answer is a whole conversation in one text.
+    if isinstance(answer, str) and answer.startswith("\n\nHuman:"):
         parts = _SPEAKERS.split(answer)[1:]
         answer = [{"role": who, "content": said.strip()} for who, said in zip(parts[::2], parts[1::2])]
     turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
@@ -249,11 +251,11 @@ class PairBatch(Batch):
     __slots__ = ()
 
     def to(self, device: Any) -> "PairBatch":
-        """Copy the batch to another device; see `Batch`."""
+        """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
         return PairBatch(*super().to(device))
 
     def some(self, which: slice) -> "PairBatch":
-        """Return a batch of some of the pairs."""
+        """Return a batch that has only the pairs in the slice `which`."""
         B = len(self.rows)
         places = np.arange(B)[which]
         both = np.concatenate([places, places + B])
@@ -261,7 +263,10 @@ class PairBatch(Batch):
         return PairBatch(ids[both], targets[both], tokens[both], answers[both], rows[which])
 
     def blank(self) -> "PairBatch":
-        """Return the first pair with empty masks, for a process that has no pair of its own."""
+        """Return a batch of the first pair, with both masks all False, so that it adds nothing to the loss.
+
+        Several processes share a batch and compute in step. A process without a pair uses this batch.
+        """
         first = self.some(slice(1))
         nothing = first.token_mask & False
         return PairBatch(first.input_ids, first.targets, nothing, nothing, self.rows[:0])
@@ -271,7 +276,7 @@ class PairBatch(Batch):
 class EncodedPreferences:
     """All pairs as one long array of ids: chosen, rejected, chosen, rejected, ..."""
 
-    examples: EncodedExamples  # 2 N rows
+    examples: EncodedExamples  # 2 N rows: chosen, rejected, chosen, rejected, ...
     n_cut: int  # number of pairs that max_length shortened
     n_without_answer: int  # number of pairs left out, because max_length cut away one of their answers
 
@@ -372,7 +377,7 @@ _Encoded: TypeAlias = tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]
 def _encode_pair(
     pair: Preference, tokenizer: Any, max_length: int, encode: Encode
 ) -> tuple[list[_Encoded], bool]:
-    """Return ids and answer masks of the chosen and the rejected conversation; True if something was cut."""
+    """Return (ids, answer mask) of the chosen and of the rejected conversation, and True if one was cut."""
     prompt = pair.chosen.turns[: pair.prompt]
     first = 1 if prompt[0].role == "system" else 0
     starts = [i for i in range(first, len(prompt)) if prompt[i].role == "user"] or [first]
@@ -396,7 +401,7 @@ def _answers(turns: Sequence[Turn]) -> int:
 
 
 def _last_runs(marks: npt.NDArray[np.bool_], count: int) -> npt.NDArray[np.bool_]:
-    """Return a copy of the mask (T,) that keeps only the last `count` runs of True."""
+    """Return a copy of the mask (T,) in which only the last `count` groups of adjacent True stay True."""
     begins = np.flatnonzero(marks & ~np.concatenate([[False], marks[:-1]]))
     kept = marks.copy()
     kept[: begins[-count] if len(begins) >= count else 0] = False

@@ -1,7 +1,8 @@
-"""Prompts that a model answers during training, with the file's answers.
+"""Reads and encodes prompts that a model answers during training with rewards.
 
-A prompt is a conversation up to its last answer. The answer itself is not learned; rewards compare with it.
-So a record may lack it: {"prompt": ...}. The other fields of a record are kept for rewards.
+A prompt is a conversation up to its last answer. The model does not learn this answer; a reward function
+compares it with the model's own answer. So a record may have no answer: {"prompt": ...}. Reward functions
+also get the other fields of a record.
 """
 
 import json
@@ -32,27 +33,30 @@ class Prompt(NamedTuple):
     ids: list[int]  # ids that the model reads
     question: str  # the last question as text
     answer: str  # the file's answer, or ""
-    fields: Mapping[str, Any] = {}  # the record
+    fields: Mapping[str, Any] = {}  # all fields of the record
 
 
 @dataclass(frozen=True)
 class EncodedPrompts(EncodedExamples):
-    """All prompts. Their rows include the file's answers. `is_answer` marks only the last answer."""
+    """All prompts, encoded. Each row is a prompt with the file's answer; `is_answer` marks that answer."""
 
-    prompts: list[Prompt] = field(default_factory=list)  # N
+    prompts: list[Prompt] = field(default_factory=list)  # one for each row
 
     @property
     def has_answers(self) -> bool:
-        """Return whether the file has an answer to any prompt."""
+        """Return True if the file has an answer to at least one prompt."""
         return any(one.answer for one in self.prompts)
 
     @property
     def fields(self) -> list[str]:
-        """Return the names of the records' fields."""
+        """Return the names of all fields that occur in the records."""
         return [*dict.fromkeys(name for one in self.prompts for name in one.fields)]
 
     def last_tokens(self) -> set[int]:
-        """Return the last id of each answer. A chat template may put more ids after the answer."""
+        """Return the ids with which answers end. These ids tell when a generated answer is complete.
+
+        A chat template may put more ids after the answer; they are not counted as its end.
+        """
         places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
         return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}
 
@@ -65,7 +69,7 @@ def read_prompts(
 ) -> tuple[list[Conversation], ReadReport]:
     """Read prompts from a file. A record without an answer becomes a conversation with an empty one.
 
-    Args: see `read_conversations`.
+    The arguments are those of `read_conversations`: how to read the file, and the names of its fields.
 
     Raises:
         InputError: if the file cannot be read, or holds no prompt.
@@ -93,7 +97,7 @@ def read_prompts(
 
 
 def _fields_of(conversation: Conversation) -> Mapping[str, Any]:
-    """Return the record of a conversation, if it is an object."""
+    """Return all fields of the record that a conversation was read from; {} if the record is no object."""
     try:
         value = parse_value(conversation.raw)
     except BadLine:

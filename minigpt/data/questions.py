@@ -22,7 +22,7 @@ def parse_questions(content: bytes, source: str) -> list[str]:
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():
         raise InputError(f'{source} holds no question: one a line, or JSONL with "question"')
-    lines = content.removesuffix(b"\n").split(b"\n")  # bytes: a question may contain U+2028
+    lines = content.removesuffix(b"\n").split(b"\n")  # not str.splitlines(), which also splits at U+2028
     is_jsonl = content.lstrip().startswith(b"{") and looks_like_json(content.decode("utf-8", "replace"))
     questions = []
     for number, line in enumerate(lines, 1):

@@ -44,7 +44,7 @@ class ReadReport:
     answers: int = 0  # number of answers in all conversations
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
     details: dict[str, str] = field(default_factory=dict)  # reason -> detail of its first record
-    lost: list[int] = field(default_factory=list)  # lines that hold U+FFFD
+    lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
     sha256: str = ""  # SHA-256 of the file's bytes
@@ -88,7 +88,7 @@ class ReadReport:
         warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 
     def by_reason(self) -> dict[str, list[int]]:
-        """Return reason -> lines that were skipped for this reason. The most frequent reason comes first."""
+        """Return a dict: reason -> numbers of the lines skipped for it. The most frequent reason is first."""
         groups: dict[str, list[int]] = {}
         for line, reason in self.skipped:
             groups.setdefault(reason, []).append(line)
@@ -133,7 +133,7 @@ def read_conversations(
         strict: make the first bad record an error instead of skipping it.
         encoding: encoding of the file; "": detect it.
         names: names of fields, if they are unusual; the name of a chat log's speaker who answers.
-        opened: the file, if it is open already (see corpus.py).
+        opened: the file, if the caller has opened it already to recognise its format.
 
     Raises:
         InputError: if a file cannot be read, holds only texts, or holds no good record.
@@ -146,7 +146,7 @@ def read_conversations(
         path = Path("the data set")
     data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
     if data.kind == "chat":
-        names = replace(names, speaker="")  # not needed: the log's turns have roles now
+        names = replace(names, speaker="")  # the speakers of a chat log have become roles by now
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
@@ -187,8 +187,8 @@ def read_records(
     """Interpret records. The report counts bad records, and records that hold U+FFFD.
 
     Args:
-        meaning: returns what a record means, or raises BadLine.
-        texts: returns the texts of a record's meaning, which are searched for U+FFFD.
+        meaning: converts a record, for example to a Conversation, or raises BadLine.
+        texts: returns the texts of a converted record. They are searched for U+FFFD.
         strict: make the first bad record an error.
 
     Raises:
@@ -217,7 +217,10 @@ def read_records(
 
 
 def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
-    """Return a note for a table without known column names. The first row may be a row of unusual names."""
+    """Return a note for a table without known column names.
+
+    The note shows the first row to the user, because it may hold column names that minigpt does not know.
+    """
     shown = ", ".join(repr(cell[:20]) for cell in first_row)
     return (
         f"{path}: no line of column names: the first column is taken for the question, the second for the "
@@ -236,7 +239,7 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
 
 
 def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
-    """Return the data; if its records are messages, or hold several questions, as conversations."""
+    """Return the data with a conversation per record: join messages, divide records of several questions."""
     if names.question:
         return data
     records = iter(data.records)
@@ -253,8 +256,8 @@ def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
 
 
 def _as_text(path: Path, encoding: str) -> str:
-    """Return advice for a file of texts."""
-    if path.exists() and not path.is_file():  # a pipe, which cannot be read again
+    """Return advice for the user of a file that holds texts: the command that trains on texts."""
+    if path.exists() and not path.is_file():  # a pipe: no command can read it a second time
         return "write it into a file, and learn from it with `minigpt train --text FILE`"
     return f"to learn from it: {advised('train --text', path, encoding)}"
 

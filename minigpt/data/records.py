@@ -45,7 +45,7 @@ __all__ = [
     "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of",
 ]  # fmt: skip
 
-NO_KNOWN_FIELD = "no field that is known"  # the reason of a bad record
+NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 NO_ANSWER = "the question has no answer"
 _OPTIONS = ("choices", "options", "选项")
 _DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
@@ -53,7 +53,7 @@ KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
     "exports of ChatGPT, Claude and DeepSeek, SQuAD's paragraphs/qas"
 )
-# Kinds of labels, with the names that transformers uses.
+# The kinds of classification: one label, several labels, or numbers. The names are those of transformers.
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -63,7 +63,7 @@ class Text(str):
     __slots__ = ()
 
 
-_NO_ANSWER = "\ufdd0"  # stands for an answer that a prompt lacks; no text has this character
+_NO_ANSWER = "\ufdd0"  # in place of the answer that a prompt lacks: a character that no text has
 
 
 def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation | Text:
@@ -88,21 +88,22 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        return _conversation(turns, line, "" if names.speaker else raw, item)  # "": `split` writes roles
-    if found["input"] and found["answer"] and not found["question"]:  # {"input": ..., "output": ...}
+        # If the user named a speaker, `raw` is "": the command `split` then writes roles, not names.
+        return _conversation(turns, line, "" if names.speaker else raw, item)
+    if found["input"] and found["answer"] and not found["question"]:  # as in {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
     if not found["question"] and (found["answer"] or _is_forum(item)):
         found |= _of_forum(item, found["answer"])
     if found["question"] and found["answer"]:
         return _conversation(_question_and_answer(item, found), line, raw, item)
-    if list(item) in (["0", "1"], ["0"]):  # a table without column names
+    if list(item) in (["0", "1"], ["0"]):  # a table without column names: its columns are called "0" and "1"
         return _conversation(_pair_of(item, "0", "1"), line, "")
     if list(item)[:3] == ["0", "1", "2"]:
         raise BadLine(
             "a table of more than two columns without names",
             "name two by their numbers, such as --question_field 1 --answer_field 2",
         )
-    if not found["question"] and not found["answer"]:  # of several fields, one may hold a conversation
+    if not found["question"] and not found["answer"]:  # one of the fields may hold a whole conversation
         inside = [one for one in map(_in_json, item.values()) if one is not None]
         if len(inside) == 1:
             return meaning_of(inside[0], names, line)
@@ -117,7 +118,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 
 
 def _in_json(value: Any) -> Any:
-    """Return a conversation that a field holds, also as JSON in a text; None for anything else."""
+    """Return the value of a field if it is a conversation or a JSON text of one; else None."""
     if isinstance(value, str):
         value = structure_in(value)
     if isinstance(value, list):
@@ -132,12 +133,12 @@ def _in_json(value: Any) -> Any:
 
 
 def _is_forum(item: Mapping[str, Any]) -> bool:
-    """Return True for an answer in a forum, whose text is under `content`."""
+    """Return True for a forum's record: a question with `title` and `desc`, and its answer in `content`."""
     return {"title", "desc", "content"} <= item.keys()
 
 
 def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | None]:
-    """Return the fields of a question with a title: {"title", "desc", "answer"}."""
+    """Return the names of a forum record's fields: for the question, its details and the answer."""
     title = next((name for name in TITLES if not _is_nothing(item.get(name))), None)
     description = next((name for name in _DESCRIPTIONS if item.get(name) is not None), None)
     if title is None:
@@ -148,10 +149,10 @@ def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | No
 
 
 def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation:
-    """Return the conversation of a record that may end without an answer. It then ends with an empty one.
+    """Return the conversation of a record that may lack its last answer; an empty answer is then added.
 
     Raises:
-        BadLine: see `meaning_of`.
+        BadLine: if the record has no question, or a part of it is not text.
     """
     if isinstance(value, list):
         value = {"messages": value}
@@ -226,10 +227,8 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
     options: list[str] = []
-    if isinstance(item[question_key], list) or isinstance(
-        inner, list
-    ):  # the prompt is itself a list of turns
-        turns = _turns(item[question_key], f"`{question_key}`")
+    if isinstance(item[question_key], list) or isinstance(inner, list):
+        turns = _turns(item[question_key], f"`{question_key}`")  # the question is a list of turns
     else:
         question = text_of(item, question_key)
         more = found["input"]
@@ -240,7 +239,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
     answer = item[answer_key]
-    if answer_key == "answers" and isinstance(answer, str):  # a list in a cell of a table
+    if answer_key == "answers" and isinstance(answer, str):  # in a table's cell, the list is a text
         answer = structure_in(answer)
     answer = _one_of(answer)
     number = whole_number(str(answer)) if options and not isinstance(answer, bool) else None
@@ -261,9 +260,10 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
 
 
 def _options(item: Mapping[str, Any]) -> list[str]:
-    """Return the options of a multiple-choice question as lines, "A. ...": else an answer "B" means nothing.
+    """Return the options of a multiple-choice question as lines "A. ...", "B. ...".
 
-    They stand under "a", "b", "c", ... beside an "answer", or in a list.
+    The lines become part of the question: without them, the answer "B" would mean nothing. In the record, the
+    options are the fields "a", "b", "c", ..., or a list.
     """
     if "a" in item and "b" in item and ("answer" in item or "答案" in item):
         found = [item[letter] for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
@@ -277,7 +277,7 @@ def _options(item: Mapping[str, Any]) -> list[str]:
 
 
 def _one_of(answer: Any) -> Any:
-    """Return the first of several right answers. In SQuAD each is {"text", "answer_start"}."""
+    """Return the first of several right answers. SQuAD's are {"text": ..., "answer_start": ...}."""
     if isinstance(answer, Mapping):
         answer = lower_keys(answer).get("text", answer)
     if not isinstance(answer, list):
@@ -290,7 +290,7 @@ def _one_of(answer: Any) -> Any:
 
 
 def _history(value: Any) -> list[Turn]:
-    if isinstance(value, str) and value.strip().startswith("["):  # JSON in a cell of a table
+    if isinstance(value, str) and value.strip().startswith("["):  # in a table's cell, the list is a JSON text
         value = parse_list(value)
     if _is_nothing(value):
         return []
@@ -310,7 +310,7 @@ def _system(item: Mapping[str, Any], key: str) -> list[Turn]:
 
 
 def _is_nothing(value: Any) -> bool:
-    """Return True if an optional part is empty. pandas writes NaN for an empty cell."""
+    """Return True if an optional field is empty. NaN counts, too: pandas writes it for an empty cell."""
     if isinstance(value, str):
         return value.strip() in ("", "nan")
     return value is None or (isinstance(value, float) and math.isnan(value))
@@ -318,7 +318,7 @@ def _is_nothing(value: Any) -> bool:
 
 def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
     """Return the turns of a list. `speaker` is the name of the speaker who answers, if the user gave it."""
-    if isinstance(value, str):  # JSON in a cell of a table
+    if isinstance(value, str):  # in a table's cell, the list is a JSON text
         try:
             value = parse_list(value)
         except BadLine:
@@ -326,7 +326,7 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
     if not isinstance(value, list):
         raise _not_a(value, "a list of turns", where)
     texts = [_unnamed(each) for each in value]
-    if texts and all(isinstance(text, str) for text in texts):  # user and assistant in turn
+    if texts and all(isinstance(text, str) for text in texts):  # texts of the user and the assistant in turn
         return [Turn("assistant" if i % 2 else "user", _checked(text, where)) for i, text in enumerate(texts)]
     turns = []
     for number, each in enumerate(value, 1):
@@ -345,7 +345,7 @@ def _unnamed(turn: Any) -> Any:
 
 
 def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
-    """Return the turn of an object; or the turns of {"human": ..., "assistant": ...} or {"human": ...}."""
+    """Return the turns of one element of a list: one turn, or two for {"human": ..., "assistant": ...}."""
     if not any(key in item for key in SPEAKER_KEYS):
         question, answer = _first(item, "question"), _first(item, "answer")
         if question and answer:
@@ -382,7 +382,7 @@ def _words(value: Any, where: str) -> str:
     if not isinstance(value, list):
         return _checked(value, where)
     texts = []
-    for part in value:  # OpenAI's list of content parts
+    for part in value:  # OpenAI's API has lists of parts: [{"type": "text", "text": ...}, ...]
         text = part.get("text") if isinstance(part, dict) else part
         if not isinstance(text, str):
             raise BadLine(f"a part of {where} is no text")
@@ -416,7 +416,7 @@ def _conversation(
 def _weight(item: Mapping[str, Any]) -> float:
     """Return the weight of a record in the loss of training: the field `weight`, or 1.
 
-    A text that is no number gives NaN: the field may be the weight of an object, such as "5 kg".
+    A text that is no number, such as "5 kg", gives NaN. Such a field describes something else than the loss.
     """
     value = item.get("weight")
     if _is_nothing(value):
@@ -459,7 +459,11 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
-    """Return a text as `text_of`; a list of texts, such as paragraphs, is joined by line ends."""
+    """Return the text under a key. A list of texts, such as paragraphs, is joined by line ends.
+
+    Raises:
+        BadLine: if the value is missing, empty, or neither text nor a list of texts.
+    """
     value = item.get(key)
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
         return _checked("\n".join(value), f"`{key}`")

@@ -41,7 +41,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
-VOCABULARY = "vocab.json"  # vocabulary of --tokenizer char
+VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary, with --tokenizer char
 DECODED = "decoded"  # folder of decoded copies of source files
 PIECE = 16 << 20  # approximate number of bytes of text per shard
 CHUNK = 1 << 16  # characters per call of the tokenizer, which needs hundreds of bytes per token
@@ -76,7 +76,7 @@ def end_of_text(tokenizer: TextTokenizer) -> int:
 
 @dataclass
 class _Counts:
-    """The counts of one piece of the corpus."""
+    """What is counted while a part of the corpus is encoded."""
 
     documents: int = 0
     tokens: int = 0
@@ -110,9 +110,8 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        used = sorted(
-            {piece.source for piece in group}
-        )  # sends only the files of this job to its process: a corpus may have a million files
+        # A job has only its own files, because it is sent to another process. A corpus may have a million.
+        used = sorted({piece.source for piece in group})
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
         jobs.append(_Job(number, [sources[index] for index in used], own, key))
@@ -141,7 +140,7 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
                 else:
                     counts.skipped.append((index, line, str(text)))
         else:
-            ends = False  # True if the last item was a separator
+            ends = False  # True: the last item that `read_document` yielded marks the end of a document
             for text, ends in read_document(source, piece, CHUNK, any_place=any_place, check=check):
                 yield text, ends
             if piece.stop == source.size and not ends:
@@ -195,7 +194,7 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
     """Return all characters of a job's texts."""
-    met = np.zeros(0x110000, dtype=np.bool_)  # six times faster than a set of characters
+    met = np.zeros(0x110000, dtype=np.bool_)  # met[c]: character c occurs; six times faster than a set
     for text, _ in _documents(job, _Counts(), None):
         met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
     return {"characters": "".join(map(chr, np.flatnonzero(met).tolist()))}
@@ -266,7 +265,7 @@ def prepare(
     read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
     key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
-    (folder / MANIFEST).unlink(missing_ok=True)  # removed, because the next writes make it wrong
+    (folder / MANIFEST).unlink(missing_ok=True)  # it does not describe the shards that are written next
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
         print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")
@@ -305,7 +304,7 @@ def prepare(
 def _as_prepared(
     path: Path, sources: list[Source], options: TextOptions, folder: Path, tokenizer: TextTokenizer | None
 ) -> Tokens | None:
-    """Return the ids in the folder if corpus, reading options and tokenizer have not changed, else None."""
+    """Return the ids in existing shards if corpus, options and tokenizer have not changed, else None."""
     old = read_manifest(folder)
     if not old or not _same_reading(options, old) or not _same_sources(sources, old["sources"]):
         return None

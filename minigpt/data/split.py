@@ -31,15 +31,16 @@ from minigpt.storage.json_files import json_text
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
-NORMALISATION = 1  # version of `normalise`: a change of it changes the split, so increase this number
+# The version of the function `normalise`. Increase it with every change of the function: the split changes.
+NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # number of groups around the cut that are searched for the exact ratio
+_WINDOW = 400  # number of groups between the two parts that may be exchanged to come closer to the ratio
 
 
 def normalise(question: str) -> str:
-    """Return a form that is the same for equal questions: NFKC (width), case folded, without spaces.
+    """Return a question in Unicode's form NFKC, in lower case, without spaces, to compare questions.
 
     >>> normalise("ＧＰＴ　是什么？") == normalise("gpt是什么?")
     True
@@ -97,7 +98,7 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
         first = kept.setdefault(_identity(conversation), conversation)
         if first is not conversation:
             dropped.append((conversation, first))
-    groups: dict[str, list[Conversation]] = {}  # `_name` -> one conversation, or all pairs of a question
+    groups: dict[str, list[Conversation]] = {}  # name of a group -> conversations that stay in one part
     for conversation in kept.values():
         groups.setdefault(_name(conversation), []).append(conversation)
     joined = _joined(groups, min(train_ratio, 1 - train_ratio) * len(kept))
@@ -134,7 +135,10 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 
 
 def _name(conversation: Conversation) -> str:
-    """Return the name of a conversation's group: the question of a pair; for several questions all texts."""
+    """Return the name of the group to which a conversation belongs.
+
+    It is the question, if there is only one: then all answers to it are in one group. Else it is all texts.
+    """
     identity = _identity(conversation)
     if len(identity) == 1:
         return identity[0].question
@@ -193,9 +197,10 @@ def _rank(question: str, seed: int) -> bytes:
 def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     """Choose the groups for train, given their sizes in random order. True: the group is for train.
 
-    The first groups are chosen, up to a cut near the target. Groups cannot be divided, so a cut alone rarely
-    matches the target. Among the groups around the cut, the subset with the closest sum is chosen: bit s of
-    reachable[i] is set if some of the groups from i on have the sum s.
+    The target is `ratio` times the sum of all sizes. The first groups are chosen until their sum is near the
+    target. Groups cannot be divided, so this sum rarely equals it. Therefore the last of these groups and
+    the next ones are chosen anew, so that the sum comes as close as possible. This is a subset-sum problem:
+    bit s of reachable[i] is set if some of the groups from i on have the sum s.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)
@@ -212,7 +217,8 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        takes = size <= left and bool(later >> (left - size) & 1)  # True: later groups can fill `left`
+        # Take the group if later groups can fill exactly what is then left.
+        takes = size <= left and bool(later >> (left - size) & 1)
         chosen.append(takes)
         left -= size * takes
     return chosen + [False] * (len(sizes) - len(chosen))

@@ -22,20 +22,20 @@ __all__ = [
     "row_record", "rows_of", "suffix_of", "table_in", "workbook_records",
 ]  # fmt: skip
 
-# A function that takes the cells of a table's first row in lower case. It returns True if they are column
-# names. For Parquet it takes one column name, and returns True if this column is to be read.
+# The type of a function that takes the cells of a table's first row in lower case. It returns True if they
+# are column names. For Parquet it takes one column name, and returns True if this column is to be read.
 IsHead = Callable[[Collection[str]], bool]
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
-_TITLES = 5  # number of a sheet's first rows among which the column names are searched
-_BESIDE = (  # columns that have a meaning beside others
+_TITLES = 5  # the column names are searched in the first rows of a sheet, up to this number
+_BESIDE = (  # columns of a Parquet file that are read beside those with usual names
     *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
     "mapping",
 )
-_AT_ONCE = 1 << 26  # most bytes of the rows that become Python objects at once
+_AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
 
 
 def require_package(module: str, what: str, extra: str) -> None:
@@ -47,14 +47,14 @@ def require_package(module: str, what: str, extra: str) -> None:
 def most_unpacked(size: int) -> int:
     """Return how many bytes a compressed file of `size` bytes may unpack to.
 
-    Texts shrink to a tenth, tables of equal cells to a hundredth. What unpacks to more was made to fill the
-    memory.
+    Compression shrinks a text to about a tenth, and a table of equal cells to a hundredth. A file that
+    unpacks to more than that was made to fill the memory.
     """
     return (1 << 27) + 100 * size
 
 
 def require_unpacked(name: str, size: int, unpacked: int) -> None:
-    """Raise InputError if a file of `size` bytes unpacks to too many."""
+    """Raise InputError if a file of `size` bytes unpacks to more bytes than `most_unpacked` allows."""
     if unpacked > most_unpacked(size):
         raise InputError(
             f"{name} has {size:,} bytes and unpacks to more than {most_unpacked(size):,}: it is damaged, or "
@@ -63,7 +63,7 @@ def require_unpacked(name: str, size: int, unpacked: int) -> None:
 
 
 def suffix_of(path: Path) -> str:
-    """Return the suffix in lower case. For a compressed file, it is the suffix before .gz and the like.
+    """Return the suffix in lower case. For a compressed file, it is the suffix before .gz, .bz2, .xz or .zst.
 
     >>> suffix_of(Path("a.CSV.gz"))
     '.csv'
@@ -88,7 +88,7 @@ class TableText(NamedTuple):
 def table_in(
     text: str, path: Path, is_head: IsHead, needs_head: bool = False, is_whole: bool = True
 ) -> TableText | None:
-    """Recognise a table in CSV or the like. Return None if the text is no table.
+    """Recognise a table whose cells are separated by commas, tabs or the like. Return None for other text.
 
     Args:
         needs_head: if True, tab-separated lines without column names are only a table if the file has a
@@ -97,7 +97,7 @@ def table_in(
     """
     named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
     sample = text[:_SAMPLE]
-    is_whole = is_whole and len(sample) == len(text)  # otherwise the text may end inside quotes
+    is_whole = is_whole and len(sample) == len(text)  # False: may end inside a quoted cell
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue
@@ -105,7 +105,7 @@ def table_in(
         has_quotes = True
         if delimiter == "\t" and '"' in sample and not (is_sound and _is_even(rows)):
             plain, _ = _first_rows(sample, delimiter, has_quotes=False)
-            if _is_even(plain[:-1]) and len(plain[0]) > 1:  # the sample may end inside a row
+            if _is_even(plain[:-1]) and len(plain[0]) > 1:  # without the last row, which the sample may cut
                 rows, is_sound, has_quotes = plain, True, False
         titles = _titles(rows, is_head)
         rows = rows[titles:]
@@ -128,7 +128,7 @@ def table_in(
 
 
 def _holds_json(rows: list[list[str]]) -> bool:
-    """Return True if a column holds JSON below its first row: then the first row has the column names."""
+    """Return True if a column has JSON in every row but the first. The first row then has column names."""
     columns = zip(*(row for row in rows if len(row) == len(rows[0])))
     starts = [[cell.lstrip()[:1] in ("[", "{") for cell in column] for column in columns]
     return any(not first and bool(others) and all(others) for first, *others in starts)
@@ -151,7 +151,7 @@ def _first_rows(sample: str, delimiter: str, has_quotes: bool = True) -> tuple[l
 
 
 def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
-    """Return the number of rows above the column names: titles, a date, or the like."""
+    """Return how many rows stand above the row of column names, such as a title or a date."""
     for number, row in enumerate(rows[:_TITLES]):
         names = [cell.strip().lower() for cell in row]
         is_below_titles = all(sum(bool(cell.strip()) for cell in above) < 2 for above in rows[:number])
@@ -213,7 +213,10 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
 
 
 def _swallows(cells: list[str], columns: int, delimiter: str) -> bool:
-    """Return True if a row is too short and its last cell contains lines that look like rows."""
+    """Return True if a wrong quotation mark joined several rows to one.
+
+    Such a row has too few cells, and its last cell contains lines that look like rows.
+    """
     lines = cells[-1].split("\n")[1:] if len(cells) < columns else []
     return any(line.count(delimiter) == columns - 1 for line in lines)
 
@@ -223,7 +226,7 @@ def _head(cells: list[Any]) -> list[str]:
 
 
 def row_record(line: int, head: list[str], cells: list[str]) -> Record:
-    """Return the record of a row. It is a bad one if it has more cells than the head, or bad bytes."""
+    """Return a row as a record: a bad record if it has more cells than column names, or undecodable bytes."""
     if len(cells) > len(head):
         return Record(line, BadLine("more cells than the head has", f"{len(cells)} for {len(head)}"), "")
     for name, cell in zip(head, cells):
@@ -270,7 +273,7 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
         names = book.sheet_names
         rows = [book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in names]
-    except BaseException as error:  # a Rust panic is a BaseException
+    except BaseException as error:  # a crash of python-calamine, which is in Rust
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None
@@ -341,12 +344,13 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
                 wanted = names
             kinds = {each: file.schema_arrow.field(each).type for each in wanted}
             nested = any(map(pyarrow.types.is_nested, kinds.values()))
-            # the columns' sizes are not used: in a damaged file, asking for them can crash the process
+            # The size is taken from the row groups, not from their columns: in a damaged file, pyarrow can
+            # crash when it is asked for a column's size.
             groups = range(file.metadata.num_row_groups)
             require_unpacked(name, size, sum(file.metadata.row_group(i).total_byte_size for i in groups))
             if file.metadata.num_rows > 100 * size:
                 raise InputError(f"{name} has {size:,} bytes and claims {file.metadata.num_rows:,} rows")
-        # With dictionaries, a text that a million rows share is in memory once.
+        # Columns of text are read as dictionaries: a text that a million rows share is then in memory once.
         types = pyarrow.types
         texts = [each for each, kind in kinds.items() if types.is_string(kind) or types.is_binary(kind)]
         if not isinstance(source, Path):
@@ -369,7 +373,10 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
 
 
 def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
-    """Return the rows. If a text is not UTF-8, all texts are bytes, of which `_plain` makes text."""
+    """Return the rows of a batch as dictionaries.
+
+    If a text is not UTF-8, the batch is read again with all texts as bytes. `_plain` decodes these.
+    """
     import pyarrow
 
     try:
@@ -390,7 +397,10 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a batch. If many rows share a long text, only some become Python objects at once."""
+    """Yield the rows of a batch in groups, so that only a limited number of bytes become Python objects.
+
+    In Python, each row has its own copy of a text that all rows share in the file.
+    """
     import pyarrow
     import pyarrow.compute
 

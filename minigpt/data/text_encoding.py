@@ -1,10 +1,11 @@
-"""Detects the encoding of a file: byte order mark, UTF-8, or chardet's result, if it is certain.
+"""Detects the encoding of a file: by a byte order mark, else UTF-8, else the result of chardet, if certain.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
 No byte is dropped or replaced. In a file with few bad bytes, each of them becomes a lone surrogate (U+DC80 to
-U+DCFF, Python's "surrogateescape"). The reader can then name these lines and leave them out. The rest of such
-a line may be shifted, because a bad byte can swallow the first byte of the next character.
+U+DCFF, Python's "surrogateescape"). The reader of the data finds these surrogates, names the lines and leaves
+them out. The rest of such a line may be wrong: a bad byte can be read together with the next character's
+first byte.
 """
 
 import codecs
@@ -17,7 +18,7 @@ from minigpt.errors import InputError, printable
 __all__ = ["BAD_BYTES", "HALF_CHARACTER", "decode", "is_mostly_utf8", "shown_name"]
 
 BAD_BYTES = re.compile("[\udc80-\udcff]")  # surrogates that `decode` makes of bad bytes
-HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate
+HALF_CHARACTER = re.compile("[\ud800-\udfff]")  # a lone surrogate: half of a character in UTF-16
 _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer marks first
     b"\xff\xfe\0\0": "utf-32",
     b"\0\0\xfe\xff": "utf-32",
@@ -25,7 +26,8 @@ _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer mar
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# chardet's names of common encodings -> Python's codecs, each a superset of related encodings
+# chardet's name of an encoding -> Python's codec. A codec such as gb18030 includes the older, smaller
+# encodings.
 _CANDIDATES = {
     "GB18030": "gb18030",
     "Big5": "cp950",
@@ -36,27 +38,32 @@ _CANDIDATES = {
     "KOI8-R": "koi8-r",
     **{f"Windows-{page}": f"cp{page}" for page in range(1250, 1259)},
 }
-# ASCII; characters of Latin, Greek and Cyrillic scripts; kana, Chinese characters, Hangul; their punctuation
+# Characters of ordinary texts: ASCII, Latin, Greek, Cyrillic, kana, Chinese, Hangul, and their punctuation. A
+# wrong encoding often gives other characters.
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")  # encodings that can be damaged
-_NAMED_OF_SEVERAL_BYTES = (  # and under other names that a user may give
+# Encodings with characters of several bytes. Only these have invalid bytes by which damage can be noticed.
+_OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")
+_NAMED_OF_SEVERAL_BYTES = (  # the same encodings, their relatives and other names that a user may give
     *(*_OF_SEVERAL_BYTES, "gbk", "gb2312", "big5", "big5hkscs", "shift_jis", "shift_jisx0213", "euc_jp"),
     *("shift_jis_2004", "euc_kr", "johab"),
 )
-# Bytes that stand for no character. Python's codec makes private characters of them, as Windows does.
+# Bytes that stand for no character in an encoding. Python's codec does not refuse them: like Windows, it
+# decodes them to private-use characters. This table turns those into the surrogates of bad bytes.
 _UNASSIGNED = {
     "cp932": {ord(bytes([byte]).decode("cp932")): 0xDC00 + byte for byte in (0x80, 0xA0, 0xFD, 0xFE, 0xFF)}
 }
-_FEW = 3  # number of bad bytes that one byte too many can cause: it may stand inside a character
-_DAMAGED = 0.005  # largest share of bad bytes, of those that are not ASCII, of a damaged text
+_FEW = 3  # one byte too many, inside a character, can make so many bytes invalid; a short text may have them
+# A text counts as damaged up to this share of invalid bytes among its bytes beyond ASCII. With more, the
+# encoding is wrong.
+_DAMAGED = 0.005
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
-_CERTAIN = 3.0  # factor by which the best encoding must be more likely than the second
+_CERTAIN = 3.0  # the best encoding must be so many times as likely as the second one
 _ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
-_ENOUGH = 8  # with fewer bytes that are not ASCII, no result is certain
-# codecs that Python has for its own use
+_ENOUGH = 8  # with fewer bytes beyond ASCII, the encoding is never certain
+# Python's codecs that are no encodings of files.
 _NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")
 _SHOWN = 12  # number of characters that an error message shows
 _NAMES = {
@@ -78,7 +85,7 @@ def _known_encoding(name: str) -> str:
         codec = codecs.lookup(name.strip())
     except (LookupError, ValueError):
         codec = None
-    # a codec such as "hex" does not decode to text
+    # `_is_text_encoding` is False for a codec such as "hex", which does not decode to text.
     if codec is None or not codec._is_text_encoding or codec.name.replace("-", "_") in _NO_FILE_HAS:
         raise InputError(
             f"unknown encoding {name!r}; usual ones: utf-8, gb18030, big5, shift_jis, euc_kr, utf-16, cp1252"
@@ -104,7 +111,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # without the byte order mark, which the decoder may have removed
+            read = error.object  # the bytes that error.start counts in: the decoder may have removed a mark
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
@@ -154,7 +161,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
 def is_mostly_utf8(data: bytes) -> bool:
     """Return True if at least half of the lines that are not ASCII are valid UTF-8."""
     good = bad = 0
-    for line in data.split(b"\n"):  # no candidate encoding has this byte inside a character
+    for line in data.split(b"\n"):  # safe: in no candidate encoding is this byte a part of another character
         if not line.isascii():
             try:
                 line.decode("utf-8")
@@ -167,7 +174,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # other encodings may fit all bytes of a damaged text, some of them any bytes
+    if damaged:  # checked first, because an encoding that allows all bytes would fit a damaged text, too
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec
@@ -198,7 +205,7 @@ class _Reading(NamedTuple):
 
 
 def _readings(data: bytes) -> list[_Reading]:
-    """Return the different texts that the bytes may be, the most likely first."""
+    """Decode the bytes in each possible encoding. Return the different texts, the most likely first."""
     import chardet  # imported here, because files in UTF-8 do not need it
 
     readings: list[_Reading] = []
@@ -225,20 +232,20 @@ def _is_certain(readings: list[_Reading], data: bytes) -> bool:
 
 
 def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list[_Reading]]:
-    """Search the encodings in which few bytes are no characters.
+    """Search for an encoding in which the text is only damaged: few of its bytes are invalid.
 
     Args:
-        sound: encodings in which all bytes are characters.
+        sound: encodings in which no byte is invalid.
 
-    Returns: the reading, if its encoding is certain; else None, and the readings that are not much less
-    likely than those in which all bytes are characters.
+    Returns: the text in such an encoding, if it is certain; else None, and the texts in encodings that are
+    nearly as likely as those in `sound`.
     """
     rivals = []
     for codec in (each for each in _OF_SEVERAL_BYTES if each not in sound or each in _UNASSIGNED):
         text = _damaged_text(data, codec)
         if not text:
             continue
-        # a bad byte shifts all that follows in its line
+        # Judge the encoding by lines without invalid bytes: the rest of a line behind such a byte is wrong.
         good = b"\n".join(line for line in data.split(b"\n") if not _bad_bytes(line, codec)[1])
         readings = _readings(good) if good.strip() else []
         own = next((each for each in readings if each.codec == codec), None)
@@ -252,10 +259,10 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
 
 
 def _damaged_text(data: bytes, codec: str) -> str:
-    """Return the text, if few bytes are no characters in this encoding; "" if none or many are."""
+    """Return the text, if few of its bytes are invalid in this encoding; "" if none or many are."""
     others = _count_beyond_ascii(data[:_SAMPLE])
     most = max(_FEW, _DAMAGED * others)
-    # a character may be cut off at the end of the sample
+    # + 3: the sample may end inside a character, whose up to three bytes are then invalid.
     if len(data) > _SAMPLE and _bad_bytes(data[:_SAMPLE], codec)[1] > most + 3:
         return ""
     text, bad = _bad_bytes(data, codec)

@@ -250,7 +250,7 @@ def _listed(characters: Sequence[str]) -> str:
 
 
 def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """Return labels and counts of about twelve bins of a round width.
+    """Return labels and counts for a histogram of about twelve bins, whose width is 1, 2 or 5 times 10^n.
 
     The last bin is open, because a few very long pairs would make all other bins narrow.
     """
@@ -264,7 +264,8 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     return labels[first:], counts[first:]
 
 
-# The plot. Its labels are in both languages, or in English without a Chinese font.
+# The functions below draw the plot. Its labels are in Chinese and English, or without a Chinese font in
+# English only.
 
 _LABELS = {  # name -> Chinese, English
     "tokens": ("长度（词元，一字一个）", "length (tokens, one a character)"),
@@ -292,7 +293,7 @@ def plot(statistics: Statistics, path: Path, title: str) -> None:
             for name, (chinese, english) in _LABELS.items()
         }
         total = f"{len(statistics.questions):,} {text['total']}"
-        # a dollar sign would start a formula
+        # In matplotlib's text, a dollar sign would begin a formula.
         figure.suptitle(f"{printable(title)}: {total}".replace("$", r"\$"))
         left, right = figure.subplots(1, 2)
         _draw_lengths(left, statistics, text)
@@ -320,7 +321,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
     share = 100 * np.cumsum(counts) / counts.sum()
     end = max(int(lengths[-1]), statistics.max_length) * 1.05
     axes.step([0, *lengths, end], [0, *share, 100], where="post")
-    below = 0.0, 0.0, 0  # x and y of the previous label, and its offset in points
+    below = 0.0, 0.0, 0  # the previous label: x, y, and how far it was moved, in points
     for cut in statistics.cuts:
         if cut.max_length > end:
             continue
@@ -330,7 +331,7 @@ def _draw_cuts(axes: Any, statistics: Statistics, text: dict[str, str]) -> None:
         is_near = cut.max_length - below[0] < end / 5 and fits - below[1] < 5
         points = 4 if fits < 10 else (below[2] if is_near else 0) - 12
         below = cut.max_length, fits, points
-        is_left = cut.max_length > 0.8 * end  # then the label is left of the line, to stay inside the frame
+        is_left = cut.max_length > 0.8 * end  # True: write the label left of the line, inside the frame
         axes.annotate(
             f"{cut.max_length}: {fits:.1f} %",
             (cut.max_length, fits),

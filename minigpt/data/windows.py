@@ -6,10 +6,10 @@ A window is T tokens, with the following token of each as its target. An epoch c
 do not overlap. Each epoch starts at a new random offset, so the borders between windows change. Every token
 is a target exactly once per epoch, except fewer than 2 T tokens at both ends.
 
-The W windows come in a random order that needs no memory, however large W is: a Feistel network
-(https://doi.org/10.1137/0217022) maps the index of a window in the order to its position. A permutation
-a * i + b modulo W needs as little memory, but its neighbours have equal distances. Shuffling shards, and then
-windows within each shard, would leave neighbouring texts close together.
+The W windows come in a random order. A list of W numbers could be too large for the memory. So a function
+computes which window is the i-th one: a Feistel network (https://doi.org/10.1137/0217022). Two simpler ways
+were rejected. With a * i + b modulo W, successive windows always have the same distance. Shuffling shards,
+and then windows within each shard, leaves neighbouring texts close together.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from minigpt.errors import InputError
 __all__ = ["TextPart", "WindowPlan", "permuted"]
 
 _ROUNDS = 8
-_MEASURED = 1 << 13  # largest number of tokens per evaluation batch; larger batches are not faster
+_MEASURED = 1 << 13  # largest number of tokens of a batch in an evaluation; larger batches are not faster
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class WindowPlan:
     def rows(self, number: int) -> npt.NDArray[np.int64]:
         """Return the starts of the windows of batch `number`, (B,)."""
         epoch, position = divmod(number, len(self))
-        if epoch != self._epoch:  # offset and keys of an epoch are cached, for speed only
+        if epoch != self._epoch:  # compute offset and keys of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
             self._offset = int(random.integers(self._offsets))
             self._keys = random.integers(2**64, size=_ROUNDS, dtype=np.uint64)
@@ -141,8 +141,9 @@ class WindowPlan:
 def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Permute the numbers 0 to count - 1 at random; the keys choose the permutation.
 
-    A Feistel network permutes all numbers of 2 h bits. A result that is not below `count` is permuted again,
-    until it is below ("cycle walking"). As 4^h is below 4 * count, this takes at most 4 rounds on average.
+    A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1. A result that is not below `count`
+    goes through the network again until it is ("cycle walking"). As 4^h is less than 4 * count, a number goes
+    through the network at most 4 times on average.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)
@@ -158,7 +159,10 @@ def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint
 
 
 def _mixed(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
-    """Apply the finaliser of SplitMix64 (https://doi.org/10.1145/2660193.2660195), which mixes all bits."""
+    """Hash 64-bit numbers: each bit of the input changes about half of the output's bits.
+
+    This is the last step of SplitMix64 (https://doi.org/10.1145/2660193.2660195).
+    """
     values = (values ^ values >> np.uint64(30)) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ values >> np.uint64(27)) * np.uint64(0x94D049BB133111EB)
     return values ^ values >> np.uint64(31)

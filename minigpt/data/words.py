@@ -4,7 +4,7 @@
     words.of(ids)                  # (T,): tokens of the same word have the same number
 
 A window of a text may begin inside a character, so the words are found in the bytes of the tokens. A token
-across the border of two words belongs to the first word. A special token is a word.
+that contains the border of two words belongs to the first word. A special token is a word of its own.
 
     tokenizer   the words into which the tokenizer cuts a text first: " hello", ","; the parts of WordPiece.
                 Here, the Chinese text between two punctuation marks is one word
@@ -60,14 +60,15 @@ class WordFinder:
         """Return the number of each token's word, (T,), counted from 0."""
         pieces = [self._piece(index) for index in ids]
         is_special = np.array([piece == _SPECIAL for piece in pieces])
-        if self._joins_pieces:  # WordPiece puts a space before each word, even before 四
+        # WordPiece puts a space before each word, even between Chinese characters. Remove it there.
+        if self._joins_pieces:
             pieces = [
                 piece[1:]
                 if piece[:1] == b" " and not (piece[1:2] < b"\x80" and before[-1:] < b"\x80")
                 else piece
                 for before, piece in zip([b"\xff", *pieces], pieces)
             ]
-        # a character that the window cuts gives one lone surrogate for each of its bytes
+        # A window may begin or end inside a character, whose bytes then each become a lone surrogate.
         text = b"".join(pieces).decode("utf-8", "surrogateescape")
         widths = [1 if "\ud800" <= character <= "\udfff" else len(character.encode()) for character in text]
         text = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)

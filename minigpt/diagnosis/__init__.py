@@ -11,7 +11,7 @@ In reading order:
     data_checks         checks the data
     reward_checks       checks a run that learned from rewards, instead of its losses
     answers             checks the answers of the best checkpoint
-    curves              compares a run with a reference curve
+    curves              compares a run with the losses of another, finished run
     advice              builds the command to try next
     examination         runs all checks
     installation        reports versions, processor, native step, GPU, memory

@@ -3,8 +3,8 @@
     train_command(record, {"learning_rate": 1e-3})
     'minigpt train --recipe qa-cpu --train_data mine.jsonl --learning_rate 0.001 --output output-2'
 
-The advice contains a flag only if the run's family and optimiser have it. For each advice, a test makes a run
-that causes it, and runs the command.
+A command has a flag only if the run's model and optimiser have this option. For each kind of advice, a test
+makes a run with the problem, and then runs the recommended command.
 """
 
 import shlex
@@ -31,23 +31,23 @@ __all__ = [
     "usual_rates",
 ]
 
-# Options that the new command does not copy. `size` is not copied, because the settings that it has chosen
-# are copied.
+# Options of the run that the new command does not repeat. `size` only chose other settings, such as n_layer,
+# and the command repeats these.
 _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
 def rates(config: TrainConfig) -> dict[str, float]:
-    """Return the learning rates of the run's optimisers, by their flags."""
+    """Return a dict: flag, such as learning_rate -> learning rate, for each optimiser of the run."""
     names = ("learning_rate", "muon_learning_rate") if config.optimizer == "muon" else ("learning_rate",)
     return {name: getattr(config, name) for name in names}
 
 
 def usual_rates(config: TrainConfig) -> dict[str, float]:
-    """Return learning rates with which a model of this width trains well.
+    """Return learning rates with which a model with this number of channels trains well.
 
-    AdamW's best rate falls as the width grows (https://arxiv.org/abs/2203.03466). Recipes for small GPTs have
-    1e-3 at 256 channels. Muon's best rate does not depend on the width, and AdamW then trains embeddings and
-    vectors only. For Muon, the two rates come from the recipe qa-cpu.
+    AdamW's best rate falls as the number of channels grows (https://arxiv.org/abs/2203.03466). Recipes for
+    small GPTs have 1e-3 at 256 channels. Muon's best rate does not depend on it. Beside Muon, AdamW trains
+    only embeddings and vectors; these two rates come from the recipe qa-cpu.
     """
     if config.optimizer == "muon":
         return {"learning_rate": 1e-2, "muon_learning_rate": 0.02}
@@ -55,7 +55,7 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def gentler(record: RunRecord) -> dict[str, Any]:
-    """Return settings for shorter steps: a third of the rate or the usual rate, whichever is lower."""
+    """Return settings with a lower learning rate: a third of the run's rate, or the usual rate if lower."""
     config, usual = record.config, usual_rates(record.config)
     lower = {name: float(f"{min(rate / 3, usual[name]):.2g}") for name, rate in rates(config).items()}
     warmup = max(config.warmup_steps, min(100, record.total_steps // 10))
@@ -69,14 +69,14 @@ def relative_rate(config: TrainConfig) -> float:
 
 
 def longer(config: TrainConfig, times: float) -> dict[str, Any]:
-    """Return settings for a run whose number of steps is multiplied by `times`."""
+    """Return settings for a run of `times` as many steps."""
     if config.max_steps:
         return {"max_steps": max(1, round(times * config.max_steps))}
     return {"num_train_epochs": float(f"{times * config.num_train_epochs:.3g}")}
 
 
 def anew(folder: Path) -> Path:
-    """Return a folder for a new run, which does not exist yet: output-2, output-3, ..."""
+    """Return the name of a folder for a new run: the first of output-2, output-3, ... that does not exist."""
     number = 2
     while (path := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1
@@ -127,7 +127,7 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def reading(config: TrainConfig) -> list[str]:
-    """Return the run's flags for reading data. Every command that reads data has these flags."""
+    """Return the run's flags about reading its files, such as --encoding, for use in other commands, too."""
     names = ("encoding", "question_field", "answer_field")
     return [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
 

@@ -1,7 +1,7 @@
 """Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)        # after the right question, and after another one
+    loss = measure(model, tokenizer, conversations)   # of answers after their own and after other questions
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
@@ -28,21 +28,22 @@ from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer
 
 __all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge", "load_best", "measure"]
 
-QUESTIONS = 32  # enough to tell "most" from "few", and takes seconds on a CPU
-PAIRS = 64  # more than questions, because a loss needs no generation
-MAX_NEW_TOKENS = 128  # the default of `minigpt eval` and `minigpt generate`
-# In a healthy run at least nine in ten answers end. A few questions always lead to endless answers.
+QUESTIONS = 32  # number of questions to ask: enough to see what most answers are like, in seconds on a CPU
+PAIRS = 64  # number of pairs whose loss is measured: more than QUESTIONS, because this is faster
+MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; the default of `minigpt eval` and `generate`
+# A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
 END_SHARE = 0.9
-# A model that has learned little also ends its answers late. Only if the loss of the end token is a nat
-# above the loss of other tokens, the model has not learned to end.
+# A model that has learned little has endless answers, too. It is reported that a model has not learned to end
+# only if the loss of the end token is at least one nat above the loss of the other tokens.
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# An empty answer is never right, because the data has no empty answers.
+# More empty answers than this share are reported. An empty answer is never right: the data has none.
 EMPTY_SHARE = 0.1
-# The right question must lower the loss of its answer: at least by 2 %, and by two standard errors.
+# The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
+# by at least two standard errors. Else the answers do not depend on the questions.
 OWN_SHARE, OWN_ERRORS = 0.02, 2.0
-_CHUNK = 2**24  # number of logits in memory at a time: 64 MiB in float32
+_CHUNK = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
 class AnswerLoss(NamedTuple):
@@ -77,15 +78,15 @@ def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """Measure the loss of answers to first questions.
+    """Measure the loss of the first answer of each conversation, after its own and after another question.
 
     Returns: None if all answers are the same, or a pair is too long for the model.
     """
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair with another answer. The search begins half a list after
-    # the answer.
+    # For each answer, choose the question of a pair that has another answer. The search begins half a list
+    # further, because neighbouring pairs may be alike.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
@@ -147,7 +148,8 @@ def ask(
     Raises:
         InputError: if no question fits, or the model's outputs are not finite.
     """
-    room = model.config.max_position_embeddings - 2  # two positions are for <sep> and a token of the answer
+    # The largest length of a question. Two positions are kept for <sep> and one token of the answer.
+    room = model.config.max_position_embeddings - 2
     first = dict.fromkeys(each.exchanges[0] for each in conversations)
     fitting = [one for one in first if len(tokenizer.encode_text(one.question)) <= room]
     if not fitting:

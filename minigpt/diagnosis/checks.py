@@ -3,8 +3,8 @@
     for check in CHECKS:
         found = check(record)
 
-Each threshold is a named constant with a reason. The thresholds are rules of thumb, set on the runs of
-benchmarks/doctor.py and tried on other runs. Each finding shows its numbers, so that the reader can judge.
+Each threshold is a named constant with a reason. The thresholds are rules of thumb. They were chosen with the
+runs of benchmarks/doctor.py, and tried on other runs. Each finding shows its numbers, so a user can judge.
 """
 
 import math
@@ -22,35 +22,38 @@ __all__ = ["CHECKS", "COMMON_CHECKS", "finite", "late_share", "smoothed"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
-# One step cannot teach much. If the first step's loss is below 0.7 ln(V), it was not learned in this run. If
-# the first line is a mean over several steps, it may be as low as the unigram loss, about half of ln(V).
+# A new model's first loss is about ln(V), for V entries of the vocabulary. If it is below 0.7 ln(V), the
+# model was trained before. If the first line of metrics is a mean over several steps, a new model may already
+# reach the unigram loss, about half of ln(V); so the limit is lower.
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
-# No model predicts real text with certainty in the first line of metrics.
+# If the first loss is below this, something is wrong: no model predicts real text with certainty so early.
 NOTHING = 1e-3
-# The smoothed curve still varies by 10 or 20 % with the lengths of the batches, and by much more if the loss
-# is small. A rise of 30 % and half a nat is not noise.
+# The smoothed loss varies by 10 or 20 %, because the rows of batches differ in length. If the loss is small,
+# it varies by more. A rise by 30 % and by half a nat is not noise.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
-# Batches differ: a batch with long rows may have a loss that is half a nat higher. If a loss is half a nat
-# above the highest of the sixteen lines before it, it is a spike.
+# A loss is a spike if it is half a nat above the highest loss of the sixteen lines before it. Smaller rises
+# are usual, because batches differ.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
-# An unusual batch may cause one or two spikes. After a spike the loss needs about ten steps to recover. So
-# one spike in fifty steps wastes a fifth of the run.
+# Up to two spikes may come from unusual batches. After a spike the loss needs about ten steps to recover. So
+# with one spike in fifty steps (2 %), a fifth of the run is wasted.
 SPIKES, SPIKE_SHARE = 3, 0.02
-# Below three times the usual rate and without spikes, the rate is not the reason for an overflow. The reason
-# may be a line of the data, faulty memory, or 16-bit numbers.
+# If the learning rate is below three times the usual rate and there are no spikes, the rate is not the reason
+# for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# The gradient norm normally grows a little as the loss falls, but not five times.
+# It is reported if the gradient norm grows to five times. Growing a little is normal while the loss falls.
 GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the rate is small. If the loss still falls by 3 % between two evaluations,
 # more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
-# All evaluations use the same data, so only the weights cause noise: 1 or 2 %. With few validation tokens,
-# half of the mean's error is larger and counts instead. A rise of less than 0.02 nats never counts.
+# A validation loss must rise by 2 % and by 0.02 nats to count. All evaluations use the same data, so their
+# noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the mean's standard error
+# is larger than 2 % and is the limit instead.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
-# The last third of a run wastes time if it lowers the loss by less than half a per cent.
+# A plateau is reported if there are six evaluations, and the last third of the run lowered the loss by less
+# than half a per cent.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Different lengths and a busy machine change the speed by 10 %. A change of 25 % has another cause. In runs
-# of less than a minute, the start of another program may be this cause.
+# It is reported if the speed falls to less than 0.75 of the first speed, in a run of at least a minute. Rows
+# of different lengths and a busy machine change the speed by only 10 %.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
@@ -61,7 +64,7 @@ def nothing_logged(record: RunRecord) -> Finding | None:
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Check for lines that cannot be read. One line does not count: a killed process may leave it."""
+    """Check for damaged lines of metrics.jsonl. A single one is no problem: a killed process may leave it."""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 
@@ -82,7 +85,7 @@ def no_checkpoint(record: RunRecord) -> Finding | None:
 
 
 def non_finite(record: RunRecord) -> Finding | None:
-    """Check for NaN or infinity (null in JSON) after which no finite loss follows."""
+    """Check whether the losses end with NaN or infinity (null in JSON): no finite loss follows."""
     skipped = [event.step for event in record.events if event.kind == "skipped"]
     bad = sorted({*record.non_finite, *skipped})
     good = [*(point.step for point in finite(record.train)), *(point.step for point in finite(record.val))]
@@ -118,7 +121,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return whether the rate is low and the loss has few spikes. Then an overflow has another reason."""
+    """Return True if the learning rate is low and the loss has few spikes: it caused no overflow then."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -132,12 +135,12 @@ def data_replaced(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Check whether the first loss fits an untrained model. It may be a mean over several steps."""
+    """Check whether the first recorded loss, maybe a mean over several steps, fits an untrained model."""
     train = finite(record.train)
-    if record.config.teacher is not None:  # then the loss is mainly the distance to the teacher
+    if record.config.teacher is not None:  # the loss of distillation is mainly the distance to the teacher
         return None
     if not train or record.vocab_size < 2 or train[0].step > 2 * max(record.lines_every, 10):
-        return None  # unknown, because the first part of the curve is missing
+        return None  # the first loss is unknown, because the first lines of metrics are missing
     first, expected = train[0], math.log(record.vocab_size)
     numbers = {"loss": first.loss, "step": first.step, "expected": expected, "vocab": record.vocab_size}
     if first.loss < NOTHING:
@@ -177,7 +180,10 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def leaps(record: RunRecord) -> dict[int, tuple[float, float]]:
-    """Return each step with a spike -> its loss, and the usual loss. Reads lines and the run's events."""
+    """Return a dict: step with a spike -> (its loss, the usual loss before it).
+
+    Spikes are found in the lines of metrics and among the events that the run recorded.
+    """
     noticed = {event.step: event.loss for event in record.events if event.kind == "spike"}
     points = sorted({**{point.step: point.loss for point in finite(record.train)}, **noticed}.items())
     found: dict[int, tuple[float, float]] = {}
@@ -200,7 +206,7 @@ def gradient_grows(record: RunRecord) -> Finding | None:
     before, after = (
         median(norms[fifth : 2 * fifth]),
         median(norms[-fifth:]),
-    )  # the first fifth is left out as warm-up
+    )  # without the first fifth of the lines, because the warm-up changes the norm
     if before <= 0 or after < GRADIENT_TIMES * before:
         return None
     numbers = {"before": before, "after": after, "times": after / before, "rate": record.config.learning_rate}
@@ -234,8 +240,8 @@ def overfitting(record: RunRecord) -> Finding | None:
     if not after or fmean(after) >= fmean(before):
         return None
     numbers = {"step": best.step, "minimum": best.loss, "last": last, "train": end, "gap": last - end}
-    # The lowest loss lies before the evaluation that follows the best evaluation. So the new run ends there,
-    # and its learning rate has fallen by then.
+    # The lowest loss lies between the best evaluation and the next one. So the advice is a new run that ends
+    # at the next one. Its learning rate has fallen to its final value by then.
     return finding("overfitting", **numbers).trying(max_steps=next(p.step for p in val if p.step > best.step))
 
 
@@ -273,21 +279,22 @@ def finite(points: Sequence[Point]) -> list[Point]:
 
 
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
-    """Return whether the last validation loss is above the lowest one by more than noise."""
+    """Return True if the last validation loss is above the lowest one by more than noise."""
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return moving medians of the losses. On each side they take two points, or 1/40 of a long curve."""
+    """Return moving medians of the losses: over two points on each side, or 1/40 of a long curve."""
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
 
 def late_share(record: RunRecord) -> float:
-    """Return the share of the validation loss's fall that is in the last third of the steps; 0: unknown.
+    """Return how much of the validation loss's fall happened in the last third of the steps; 0: unknown.
 
-    On a straight line this share is a third. On a curve that is nearly flat at its end it is below a tenth.
+    If the loss falls along a straight line, the result is 1/3. If it is nearly flat at the end, the result is
+    below 0.1.
     """
     val, start = finite(record.val), untrained(record)
     if len(val) < 3 or not record.is_finished or not start > val[-1].loss:
@@ -303,15 +310,16 @@ def late_share(record: RunRecord) -> float:
 def untrained(record: RunRecord) -> float:
     """Return the loss of the model before its first step; nan: unknown.
 
-    If it was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the logits.
-    Initial weights of deviation 0.02 on C normalised channels give s^2 = 0.0004 C.
+    If it was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the logits. The
+    initial weights have a standard deviation of 0.02, and C normalised channels enter a logit; so s^2 is
+    0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss
     return math.log(record.vocab_size) + 2e-4 * record.config.n_embd if record.vocab_size > 1 else math.nan
 
 
-# checks for every run, whatever its loss is
+# These checks run for every run. (The checks of losses are not for runs that learn from rewards.)
 COMMON_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
     nothing_logged,
     metrics_damaged,

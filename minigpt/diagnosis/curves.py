@@ -1,4 +1,4 @@
-"""Reference curves: the losses of a finished run by number of tokens, to compare other runs with.
+"""Saves the losses of a finished run as a reference curve, and compares other runs with it.
 
     save_curve(record, Path("minigpt/training/recipes/curves/qa-cpu.jsonl"))
     found = compare(record, read_curve(path))
@@ -29,12 +29,12 @@ __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"
 # Another seed or machine gives slightly different losses. A difference of more than 15 % and 0.02 nats has
 # another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# An unfinished run is not compared if it is 1.25 times longer or shorter than the reference, because the two
-# learning rates fall at different times.
+# An unfinished run is not compared if its planned length differs from the reference by a factor of 1.25 or
+# more. The learning rates of the two runs then fall at different times.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-# options that do not change a loss: paths, reports, the machine; a curve records all other options
+# Options that do not change a loss: paths, reports, the machine. A curve records all options but these.
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),
@@ -116,7 +116,7 @@ def save_curve(record: RunRecord, path: Path) -> int:
     for point in points:
         point["share"] = round(point["step"] / total, 6)
         point["tokens"] = round(point["step"] * per_step)
-    # `sort` is stable: if steps are equal, training points stay before validation points
+    # `sort` keeps the order of points with equal steps, so a training point stays before a validation point.
     points.sort(key=lambda point: point["step"])
     lines = [json_text(line) for line in (head, *points)]
     atomic_write(path, "".join(f"{line}\n" for line in lines))

@@ -2,7 +2,7 @@
 
     data = read_data_record(record)
     found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
-    found += [check(record) for check in SIZE_CHECKS]      # uses the run's summary, so plain text works, too
+    found += [check(record) for check in SIZE_CHECKS]      # these need no data files, only the run's summary
 
 run.json names the files. They are checked if they still exist and have not changed since the run.
 """
@@ -33,33 +33,40 @@ from minigpt.training.run_data import RunData
 
 __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data_record"]
 
-# Up to 1 % of the lines may be bad by accident. More is an error of the program that wrote the file.
+# More skipped lines than this share are reported. Up to 1 % may be bad by accident. More bad lines are an
+# error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# If one in five questions has the same answer, a model gives this answer when it is unsure.
+# It is reported if one in five questions has the same answer (with at least 10 pairs): a model then gives
+# this answer whenever it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` leaves no question in both parts. If one in two hundred is in both, another program made it.
+# `minigpt split` puts no question into both parts. If more than one question in two hundred is in both,
+# another program split the data, and this is reported.
 LEAK_SHARE = 0.005
-# 1 % of unknown characters is about one in every third sentence.
+# More than 1 % of unknown characters is reported. That is about one character in every third sentence.
 UNKNOWN_SHARE = 0.01
 # A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end.
 CUT_SHARE = 0.05
 # A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
 NO_ANSWER_SHARE = 0.01
-# Padding takes as much time as text. If it is more than half of the tokens, it takes most of the time.
+# It is reported if more than half of the tokens are padding. Padding takes as much time as text.
 PADDING_SHARE = 0.5
-# Most questions end with a question mark, and few answers do.
+# Fields are swapped if more than 50 % of the answers end with a question mark, but less than 10 % of the
+# questions.
 ASKING, NOT_ASKING = 0.5, 0.1
-# UTF-8 that was read as Latin-1 is a mistake, except in a few texts about encodings.
+# UTF-8 that was read as Latin-1 is reported above this share: a few texts may show it on purpose.
 MOJIBAKE_SHARE = 0.01
 # A few questions, such as greetings, have several answers. If one in ten has, the data contradicts itself.
 CONTRADICTION_SHARE = 0.1
-# By chance, a mean differs by four standard errors in one of thirty thousand files.
+# The number of pairs that are compared, and the difference that counts, in standard errors of the mean. A
+# difference of four standard errors happens by chance in one of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # A few per cent of repeated pairs are usual. If one in ten is repeated, parts of the file were copied.
 DUPLICATE_SHARE = 0.1
-# A phrase in nearly all questions of one part, but hardly any of the other part, belongs to a template.
+# If 90 % of the questions of one part begin or end with the same phrase of 3 characters or more, but less
+# than 10 % of the other part, only one part was written with a template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
-# A few texts may be about such marks. If one pair in ten has marks, another program has left them there.
+# A few texts may be about special tokens of other programs. If more than one pair in ten contains them, a
+# program has left them there by mistake.
 MARKS_SHARE = 0.1
 MARKS = (
     *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),
@@ -76,22 +83,22 @@ MARKS = (
 )
 # If answers are less than a quarter of the counted tokens, most of the training is spent on questions.
 QUESTIONS_SHARE = 0.75
-# The unigram loss of the validation data may be this much above the unigram loss of held-out training data.
-# Half a nat is a factor of 1.65. With n tokens, chance can cause more: a token's loss has a deviation of
-# about 1.7 nats, the tokens of a row are not independent, and four deviations of the mean are about 10 /
-# sqrt(n).
+# The loss of a unigram model of the training data is measured on validation data and on held-out training
+# data. The first may be higher by half a nat (a factor of 1.65 in probability), or by 10 / sqrt(n) with n
+# tokens, which chance can cause: a token's loss has a deviation of about 1.7 nats, the tokens of a row are
+# not independent, and four deviations of the mean are about 10 / sqrt(n).
 UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 
 @dataclass(frozen=True)
 class DataRecord:
-    """Training and validation data of a run, read again."""
+    """The training and validation data of a run. The files are read again for the checks."""
 
     run: RunRecord
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # reports on reading train and val
-    statistics: Statistics  # statistics of train
+    reports: tuple[ReadReport, ReadReport]  # how the training file and the validation file were read
+    statistics: Statistics  # statistics of the training data
     summary: DataSummary
 
     @property
@@ -107,7 +114,8 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         return finding("text_run")
     if config.starts_from is not None:
         return finding("run_from_weights")
-    # fingerprints depend on the checkpoint's max_length, and a later resume may have changed run.json
+    # The data's fingerprint depends on max_length. Take it from the checkpoint, which has the fingerprint: a
+    # later resume may have changed run.json.
     noted = record.state.get("config")
     length = noted.get("max_length") if isinstance(noted, dict) else None
     length = length if isinstance(length, int) and length > 0 else config.max_length
@@ -122,7 +130,7 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         changed = [str(config.vocab_path)] * (
             seen.get("vocabulary_fingerprint", tokenizer.fingerprint) != tokenizer.fingerprint
         )
-        if not changed:  # compare data only then: another vocabulary changes their fingerprints
+        if not changed:  # the vocabulary is the same; only then can the fingerprints of the data be compared
             names = ("train_fingerprint", "val_fingerprint")
             paths = (config.train_data, config.val_data)
             for name, part, path in zip(names, encoded, paths):
@@ -198,7 +206,7 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Check for unreadable lines. Reports the worse of both files. Empty fields are another check."""
+    """Check for lines that were skipped, except empty fields. Reports the file with the larger share."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -213,7 +221,7 @@ def lines_skipped(data: DataRecord) -> Finding | None:
 
 
 def empty_answers(data: DataRecord) -> Finding | None:
-    """Check for lines whose question or answer is empty. Reports the worse of both files."""
+    """Check for lines whose question or answer is empty. Reports the file with the larger share."""
     shares = []
     for report in data.reports:
         count = sum(len(lines) for why, lines in report.by_reason().items() if _is_empty(why))
@@ -235,7 +243,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD. Reports the worse of both files."""
+    """Check for records with U+FFFD, which stands for a lost character. Reports the worse file."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -284,7 +292,7 @@ def fields_swapped(data: DataRecord) -> Finding | None:
 
 
 def _asks(text: str) -> bool:
-    return text.rstrip().endswith(("?", "\uff1f"))  # the full-width question mark, too
+    return text.rstrip().endswith(("?", "\uff1f"))  # U+FF1F is the full-width question mark of Chinese
 
 
 def _names_of(conversation: Conversation) -> tuple[str, str] | None:
@@ -301,10 +309,10 @@ def _names_of(conversation: Conversation) -> tuple[str, str] | None:
 
 
 def answers_fit(data: DataRecord) -> bool:
-    """Return whether answers share more character pairs with their own questions than with other questions.
+    """Return True if answers are more similar to their own questions than to other questions.
 
-    In most languages an answer repeats words of its question. Labels and translations do not, so False alone
-    does not mean that answers and questions are mixed up.
+    The number of common pairs of neighbouring characters is compared. An answer often repeats words of its
+    question. But labels and translations do not, so False alone does not prove that the file is mixed up.
     """
     exchanges = list({each.exchanges[0].question: each.exchanges[0] for each in data.train}.values())
     chosen = exchanges[:: max(1, len(exchanges) // FIT_PAIRS)]
@@ -327,7 +335,7 @@ def _bigrams(text: str) -> set[str]:
 
 
 def same_answer(data: DataRecord) -> Finding | None:
-    """Check for an answer that very many questions have."""
+    """Check whether very many questions have the same answer."""
     answers = [exchange.answer.strip() for each in data.train for exchange in each.exchanges]
     ((answer, count),) = Counter(answers).most_common(1)
     share = count / len(answers)
@@ -338,7 +346,8 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 def leak(data: DataRecord) -> Finding | None:
     """Check for validation questions in the training data. Width, case and spaces do not count."""
-    # pairs are compared by the question alone; in conversations, the same question often occurs again
+    # In a file of pairs, equal questions are a leak. In conversations, questions such as "why?" often occur
+    # again. So there, a question counts only with its answer.
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)
@@ -366,7 +375,8 @@ def contradictions(data: DataRecord) -> Finding | None:
     for each in alone:
         answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
     several = [list(found.values()) for found in answers.values() if len(found) > 1]
-    # `max`, so that a few pairs among many conversations do not count
+    # The share is not computed from fewer than half of the conversations, so that a few pairs among many
+    # longer conversations do not count.
     questions = max(len(answers), len(data.train) // 2)
     if len(several) <= CONTRADICTION_SHARE * questions:
         return None
@@ -383,12 +393,15 @@ def contradictions(data: DataRecord) -> Finding | None:
 def duplicates(data: DataRecord) -> Finding | None:
     """Check for repeated pairs, equal word for word."""
     count, pairs = data.statistics.repeated_pairs, int(data.statistics.exchanges.sum())
-    several = any(len(each.exchanges) > 1 for each in data.train)  # conversations often repeat a greeting
+    # In conversations, exchanges such as greetings often repeat, which is no mistake. So this check is for
+    # files of pairs only.
+    several = any(len(each.exchanges) > 1 for each in data.train)
     if several or count / pairs <= DUPLICATE_SHARE:
         return None
     command, parts = split_commands(data.run)
     found = finding("duplicates", count=count, pairs=pairs, share=count / pairs)
-    # Train on the data without repetitions, for as many steps as before. The validation data stays the same.
+    # The advice is to train without the repetitions. The number of epochs grows so that the number of steps
+    # stays the same.
     again = {} if data.config.max_steps else longer(data.config, pairs / (pairs - count))
     return found.trying(command, train_data=parts["train_data"], **again)
 
@@ -432,7 +445,7 @@ def _common_beginning(texts: Sequence[str]) -> str:
 
 
 def markup(data: DataRecord) -> Finding | None:
-    """Check for special tokens of other programs, written as text."""
+    """Check for special tokens of other programs in the texts, such as "<|im_end|>"."""
     counts = Counter(
         mark for each in data.train for mark in MARKS if any(mark in text for text in each.texts())
     )
@@ -475,7 +488,7 @@ def pairs_cut(data: DataRecord) -> Finding | None:
 
 
 def _room(data: DataRecord) -> dict[str, int]:
-    """Return a max_length that cuts at most 1 % of the pairs, with a block_size for it."""
+    """Return settings that cut at most 1 % of the pairs: a max_length, and a block_size that allows it."""
     length = int(np.percentile(data.statistics.pairs, 99, method="inverted_cdf"))
     return {"max_length": length, "block_size": max(data.config.block_size, length)}
 
@@ -495,7 +508,8 @@ def mostly_questions(data: DataRecord) -> Finding | None:
     if data.config.loss_on != "all":
         return None
     statistics = data.statistics
-    answers = float((statistics.answers + statistics.exchanges).sum())  # tokens, <sep> included
+    # The number of tokens of all answers, and one <sep> for each answer.
+    answers = float((statistics.answers + statistics.exchanges).sum())
     share = 1 - answers / float((statistics.pairs - 1).sum())
     if share <= QUESTIONS_SHARE:
         return None
@@ -508,7 +522,7 @@ def mostly_padding(data: DataRecord) -> Finding | None:
     if not config.pad_to_max_length:
         return None
     real = float(np.minimum(data.statistics.pairs, config.max_length).mean())
-    share = 1 - (real - 1) / (config.max_length - 1)  # a row of n tokens has n - 1 inputs
+    share = 1 - (real - 1) / (config.max_length - 1)  # the model reads n - 1 tokens of a row of n tokens
     if share <= PADDING_SHARE:
         return None
     found = finding("mostly_padding", share=share, max_length=config.max_length)

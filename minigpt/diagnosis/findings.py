@@ -1,8 +1,9 @@
-"""All findings (findings.toml), and `Finding`: the code of a finding with its numbers.
+"""Defines `Finding`: a problem that a check found, with its numbers. The texts are in findings.toml.
 
     finding("overfitting", step=400, minimum=1.52, last=1.71, gap=0.19, train=0.4).text("zh")
 
-The text of a finding is a template in two languages, which the numbers fill. The checks are in other modules.
+The text of a finding is a template in two languages, such as "rose from {minimum} to {last}". The numbers are
+put into it. The checks are in other modules.
 """
 
 import dataclasses
@@ -34,7 +35,7 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A code of findings.toml and the numbers that fill its templates.
+    """A problem that a check found: a code of findings.toml, and numbers for its templates.
 
     The advice may have commands: first the commands in `before`, then the run's own command with `flags`
     changed.
@@ -44,7 +45,7 @@ class Finding:
     numbers: dict[str, Any]
     flags: dict[str, Any] | None = None
     before: tuple[str, ...] = ()
-    commands: tuple[str, ...] = ()  # all commands, made from `before` and `flags`
+    commands: tuple[str, ...] = ()  # the commands to show to the user, made from `before` and `flags`
 
     @property
     def level(self) -> Level:
@@ -83,7 +84,10 @@ def finding(code: str, **numbers: Any) -> Finding:
 
 
 def without_consequences(findings: Iterable[Finding]) -> list[Finding]:
-    """Return the findings that no other finding explains, the worst first, causes first within a level."""
+    """Remove findings that are consequences of other findings. Sort the rest: the worst first.
+
+    Within a level, causes come before consequences.
+    """
     left: list[Finding] = []
     for one in sorted(findings, key=lambda one: WORDS[one.code].rank):
         if not any(one.code in WORDS[cause.code].explains for cause in left):

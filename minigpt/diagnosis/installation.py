@@ -1,4 +1,4 @@
-"""Facts about this installation and this machine, for bug reports.
+"""Collects facts about this installation and this machine, for bug reports.
 
     for fact in facts():
         for label, text in fact.lines.items(): ...     # for people
@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parents[2]  # root of the git checkout, or the f
 CPUINFO, MEMINFO = Path("/proc/cpuinfo"), Path("/proc/meminfo")
 _GIB = 2**30
 
-# our name of an instruction set -> its names in /proc/cpuinfo and in macOS's sysctl
+# minigpt's name of an instruction set -> its names in /proc/cpuinfo (Linux) and in sysctl (macOS).
 _X86 = {
     "AVX2": {"avx2", "avx2_0"},
     "AVX-512": {"avx512f"},
@@ -74,7 +74,7 @@ def facts() -> list[Fact]:
 def _probed(name: str, probe: Callable[[], tuple[str | dict[str, str], Any]]) -> Fact:
     try:
         text, data = probe()
-    except Exception as error:  # one failed fact must not hide the other facts
+    except Exception as error:  # an error about one fact must not prevent the report of the others
         text = f"unknown: {_one_line(error)}"
         data = {"error": _one_line(error)}
     return Fact(name.replace(" ", "_"), text if isinstance(text, dict) else {name: text}, data)
@@ -119,7 +119,7 @@ def _requirements() -> list[tuple[str, str]]:
     """Return each package that minigpt requires, with its optional group; "" for required packages."""
     try:
         lines = importlib.metadata.requires("minigpt") or []
-    # minigpt is not installed: read pyproject.toml in the checkout
+    # minigpt runs from a git checkout and is not installed. Read the requirements from pyproject.toml.
     except importlib.metadata.PackageNotFoundError:
         project = read_toml(ROOT / "pyproject.toml")["project"]
         groups = project["optional-dependencies"].items()
@@ -220,7 +220,7 @@ def _cores() -> tuple[str, Any]:
 
         data["threads"] = torch.get_num_threads()
         text += f"; torch computes with {data['threads']} threads"
-    except Exception as error:  # the report must also describe a broken torch
+    except Exception as error:  # any error: a broken torch must be reported, too
         text += f"; torch's threads unknown: {_one_line(error)}"
     asked = os.environ.get("OMP_NUM_THREADS")
     return text + (f" (OMP_NUM_THREADS={asked})" if asked else ""), data
@@ -252,7 +252,7 @@ def _native_step() -> tuple[str, Any]:
 
 
 def _short(path: Path | None) -> str | None:
-    """Return a path without the user's name."""
+    """Return a path with "~" in place of the home folder, so that a bug report has no user's name."""
     try:
         return None if path is None else f"~/{path.relative_to(Path.home())}"
     except (ValueError, RuntimeError):
@@ -262,7 +262,7 @@ def _short(path: Path | None) -> str | None:
 def _gpu() -> tuple[str | dict[str, str], Any]:
     import torch
 
-    # catches, for example, a warning that the driver is too old
+    # torch may warn, for example, that the driver is too old. The warning becomes a part of the fact.
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         is_there = torch.cuda.is_available()

@@ -32,13 +32,13 @@ class TrainPoint:
     """One line of metrics about training."""
 
     step: int
-    loss: float  # nats per counted token, mean over the steps since the previous line
+    loss: float  # mean over the steps since the previous line, in nats per token that the loss counts
     grad_norm: float = math.nan  # gradient norm before clipping
     learning_rate: float = math.nan
     epoch: float = math.nan  # number of passes over the data so far
     tokens_per_second: float = math.nan  # mean since the start of the process
     seconds: float = math.nan
-    # only in a run that learns from rewards
+    # The next fields have values only in a run that learns from rewards.
     reward: float = math.nan
     equal_groups: float = math.nan  # share of the groups whose answers all have the same reward
 
@@ -48,8 +48,8 @@ class ValPoint:
     """One evaluation."""
 
     step: int
-    loss: float  # nats per counted token; training counts the same tokens
-    # only in a run that learns from rewards
+    loss: float  # in nats per token; counts the same kind of tokens as the training loss
+    # The next fields have values only in a run that learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the file's answers
     completion_length: float = math.nan  # mean number of tokens of an answer
@@ -63,7 +63,7 @@ class Event:
     step: int
     kind: str
     loss: float = math.nan
-    what: tuple[str, ...] = ()  # sentences about the changes at a resume
+    what: tuple[str, ...] = ()  # for "changed": sentences about what was changed when the run was resumed
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def read_record(folder: Path) -> RunRecord:
         step = _whole(line.get("step"))
         if not step and not (
             line.get("step") == 0 and "val_loss" in line
-        ):  # step 0 is valid in an evaluation of given weights before training
+        ):  # an evaluation has step 0 if it measured the given weights before training
             broken += 1
             continue
         if "event" in line:
@@ -177,7 +177,7 @@ _MUST_BE_FINITE = ("train_loss", "val_loss", "grad_norm")
 
 
 def _newest_checkpoint(folder: Path) -> Path | None:
-    """Return the newest checkpoint whose state can be read. (Names with eight digits sort by step.)"""
+    """Return the newest checkpoint whose state can be read. (Names such as step-00000100 sort by step.)"""
     for path in sorted(folder.glob("step-????????/training_state.json"), reverse=True):
         if _json_object(path):
             return path.parent
@@ -187,8 +187,8 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
     """Return the run's settings, from run.json or else from its newest checkpoint.
 
-    Unknown settings are skipped. Settings with an unknown or impossible value get their default. A warning
-    names both kinds. (A resume needs exact settings, a diagnosis does not.)
+    A setting that this version does not know is skipped. A setting with an impossible value gets its default.
+    A warning names these settings. (A resume would need all of them, a diagnosis does not.)
     """
     written = run.get("config", state.get("config"))
     if not isinstance(written, dict):
@@ -243,7 +243,7 @@ def _is_possible(kind: type, values: dict[str, Any]) -> bool:
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a JSONL file: {} for a line that is not an object, no lines without a file."""
+    """Return the objects of a JSONL file; {} for a damaged line. A missing file has no lines."""
     try:
         lines = read_bytes(path).splitlines()
     except OSError:
@@ -270,7 +270,7 @@ def _number(value: object) -> float:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     try:
         return float(value) if is_number else math.nan  # type: ignore[arg-type]
-    except OverflowError:  # an integer of hundreds of digits
+    except OverflowError:  # an integer with hundreds of digits is too large for a float
         return math.nan
 
 

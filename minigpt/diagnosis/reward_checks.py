@@ -14,18 +14,18 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 
-# With 200 prompts the standard error of a share is at most 0.035. A fall by a fifth of the first value, and
-# by at least 0.05, is not noise.
+# The share of right answers must fall by a fifth of its first value, and by at least 0.05, to count as a
+# fall. With 200 prompts, the standard error of a share is at most 0.035.
 FALL_SHARE, FALL = 0.2, 0.05
-RISE = 0.02  # smallest rise that counts, as a share of the run's range of rewards; smaller rises are noise
-# Answers with a third of the length, or three times the length, have another form.
+RISE = 0.02  # the reward has risen if it rose by this share of its range in the run; less is noise
+# If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
-CUT_OFF = 0.5  # share of answers without an end at which answers count as endless
-EQUAL = 0.9  # share of groups with equal rewards at which little can be learned
+CUT_OFF = 0.5  # if a larger share of the answers is cut off at the largest length, answers are endless
+EQUAL = 0.9  # if a larger share of the groups has equal rewards, the run can learn little
 
 
 def learns_from_rewards(record: RunRecord) -> bool:
-    """Return whether the run's task is grpo."""
+    """Return True if the run learns from rewards (task grpo)."""
     return isinstance(record.config, FinetuneConfig) and record.config.task == "grpo"
 
 
@@ -44,7 +44,7 @@ def reward_hacking(record: RunRecord) -> Finding | None:
     if (ends := _ends(record)) is None:
         return None
     first, last = ends
-    fall = first.exact_match - last.exact_match  # NaN if the file has no answers
+    fall = first.exact_match - last.exact_match  # NaN if the data has no answers, so no finding follows
     if not fall >= max(FALL, FALL_SHARE * first.exact_match):
         return None
     return finding("reward_hacking", **_numbers(first, last))

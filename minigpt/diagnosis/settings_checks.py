@@ -3,9 +3,9 @@
     for check in SETTINGS_CHECKS:
         found = check(record)
 
-An unusual setting alone is no finding. Each check also requires that the run learned little, or made its loss
-worse. Two facts explain most thresholds. A step of AdamW moves a weight at most by about the learning rate,
-for any gradient. And initial weights have a standard deviation of 0.02 in every family.
+An unusual setting alone is not reported. The run must also have learned little, or made its loss worse. Two
+facts explain most thresholds. First, a step of AdamW changes a weight at most by about the learning rate,
+whatever the gradient is. Second, initial weights have a standard deviation of 0.02 in every model family.
 """
 
 import itertools
@@ -21,38 +21,44 @@ from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
 
-# A model that knows only token frequencies has the unigram loss. Below 0.9 times this loss, a model uses
-# context.
+# A model that knows only how frequent each token is has the unigram loss. A model with a loss below 0.9 times
+# the unigram loss has learned to use the context; else it has learned little.
 LITTLE = 0.9
-# Within 3 % of the unigram loss, a model has learned nothing: smoothing the frequencies changes as much.
+# A loss above 0.97 times the unigram loss means that the model has learned nothing but frequencies. The limit
+# is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
 NOTHING_BELOW = 0.97
-# If the loss is below a quarter of the untrained loss, the model has learned most of the data: no setting is
-# bad. (On real texts, models end at a third or more.)
+# If the loss is below a quarter of the unigram loss, the model has learned most of the data, and no setting
+# is reported. (On real texts, models end at a third or more.)
 NOT_FAR = 0.25
-# A weight has learned something once it has moved by about 0.1, five times its initial deviation.
+# Weights have hardly changed if they can have moved by less than 0.1 in the run. That is five times their
+# initial standard deviation.
 MOVED = 0.1
-# Recipes for small models have rates of 3e-4 to 1e-2 for AdamW and 0.01 to 0.05 for Muon. A tenth of the
-# usual rate is low, ten times the usual rate is high.
+# A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
+# small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
 # The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
 # loss by 0.15, or if, at a high rate, one of the first ten lines is half a nat above an earlier line.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
-WARM = 10  # with so many warm-up steps, a rising loss is no sign of a missing warm-up
-# AdamW's decay limits weights to |w| <= 1 / decay in the long run. A limit below 0.2 keeps weights too small.
+WARM = 10  # a warm-up of at least so many steps is not missing, even if the loss rises
+# With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
+# small.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
-# No recipe drops half of all activations.
+# Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
-# Clipping should shorten outliers only. If it cuts all gradients to a thousandth, their norms have no effect.
-# AdamW tolerates this until the gradient of a weight is close to its eps, 1e-8.
+# Clipping is meant for a few large gradients. It is reported if it divides all gradients by a thousand or
+# more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
+# harm: AdamW's steps do not depend on their scale.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
-# If the loss falls along a straight line, a third of its fall is in the last third of the steps. If the curve
-# ends flat, less than a tenth of its fall is there.
+# The loss is still falling fast if at least 0.2 of its whole fall, and 0.1 nats, are in the last third of the
+# steps. If it fell along a straight line, this share would be 1/3; of a curve that ends flat, it is below
+# 0.1.
 STEEP, STEEP_NATS = 0.2, 0.1
-# The gradient of 32 tokens is mostly noise. Recipes have 500 tokens and more per step.
+# Number of target tokens per step: with fewer than 32, the gradient is mostly noise; 500 are enough.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
-# A parameter can store two bits (https://arxiv.org/abs/2404.05405). The model has reached its limit if the
-# last third of the run has below a tenth of the loss's fall, training and validation loss are close, and it
-# has seen the data several times.
+# A parameter can store about two bits (https://arxiv.org/abs/2404.05405). A model is too small if the data
+# has more bits than that, and if three more things are true: less than a tenth of the loss's fall is in the
+# last third of the run; the validation loss is at most 20 % above the training loss; the run read the data 3
+# times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
 
 
@@ -74,7 +80,7 @@ def end_loss(record: RunRecord) -> float:
 
 
 def learned_less_than(record: RunRecord, share: float) -> bool:
-    """Return whether training and validation loss stayed above `share` times the unigram loss."""
+    """Return True if training and validation loss stayed above `share` times the unigram loss."""
     if record.summary is None or not finite(record.val):
         return False
     far = best_loss(record) < share * record.summary.val_unigram_loss
@@ -83,7 +89,7 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
 
 
 def is_far(record: RunRecord) -> bool:
-    """Return whether the model has learned most of the data; True if that is not known."""
+    """Return True if the run got far: the model has learned most of the data, or this is not known."""
     return record.summary is None or not best_loss(record) >= NOT_FAR * record.summary.val_unigram_loss
 
 
@@ -155,7 +161,7 @@ def rate_too_high(record: RunRecord) -> Finding | None:
     if not train or not (worse or in_vain):
         return None
     peak, step, _ = early_peak(record)
-    if math.isnan(peak):  # the first lines of the run are missing
+    if math.isnan(peak):  # unknown, because the first lines of metrics are missing
         peak, step = max((point.loss, point.step) for point in train)
     numbers = {"step": step, "peak": peak, "start": untrained(record), "loss": best_loss(record)}
     rate = max(rates(record.config).values())
@@ -174,7 +180,7 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 
 
 def rose(record: RunRecord) -> bool:
-    """Return whether the first steps raised the loss of a new model, for at least two steps in a row.
+    """Return True if the first steps raised the loss of a new model, for at least two steps in a row.
 
     (A single batch may have rare tokens. They raise the loss of a model that has just learned frequencies.)
     """
@@ -184,7 +190,7 @@ def rose(record: RunRecord) -> bool:
 
 
 def leapt(record: RunRecord) -> bool:
-    """Return whether the rate is high and one of the first losses is far above an earlier loss."""
+    """Return True if the rate is high and one of the first losses is far above an earlier loss."""
     peak, _, low = early_peak(record)
     return relative_rate(record.config) >= HIGH and peak > low + RISE
 
@@ -215,7 +221,7 @@ def early_peak(record: RunRecord) -> tuple[float, int, float]:
 
 
 def is_steep(record: RunRecord) -> bool:
-    """Return whether the validation loss still fell much in the last third of the steps."""
+    """Return True if the validation loss still fell much in the last third of the steps."""
     fell = untrained(record) - best_loss(record)
     return late_share(record) >= STEEP and fell * late_share(record) >= STEEP_NATS
 
@@ -246,7 +252,7 @@ def batch_too_small(record: RunRecord) -> Finding | None:
     found = finding("batch_too_small", targets=targets, loss=best_loss(record))
     wanted = min(ENOUGH_TARGETS * summary.train_examples / summary.train_targets, summary.train_examples)
     size = 2 ** math.ceil(math.log2(wanted))
-    # a quarter of the steps is enough, because the gradients of larger batches have less noise
+    # The larger batch gets only a quarter of the steps, because its gradients have less noise.
     times = 0.25 if config.max_steps else max(1.0, size / batch / 4)
     return found.trying(batch_size=size, **longer(config, times))
 

@@ -1,1 +1,1 @@
-"""Measures a model: loss, answers, bits per byte, tasks with intervals. Compares models, writes reports."""
+"""Measures a model: its loss, its answers, and its results on tasks. Compares models, and writes reports."""

@@ -69,7 +69,7 @@ def character_f1(given: str, expected: str) -> float:
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
-Row: TypeAlias = tuple[str, str, str, str]  # mark, question, expected, given
+Row: TypeAlias = tuple[str, str, str, str]  # right or wrong, question, expected answer, given answer
 
 
 class Asked(NamedTuple):
@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 
 
 def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]:
-    """Return distinct question (with the exchanges before it) -> its distinct answers, in file order."""
+    """Return a dict: question, with the exchanges before it -> its different answers, in the file's order."""
     answers: dict[Asked, list[str]] = {}
     for conversation in conversations:
         for number, exchange in enumerate(conversation.exchanges):
@@ -112,7 +112,7 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
 ) -> list[Row]:
-    """Return table rows (mark, question, expected, given) of `count` questions, spread evenly over all.
+    """Return rows of a table for `count` of the questions, taken at equal distances from the whole list.
 
     If a question has several right answers, the answer most similar to the given answer is shown.
     """

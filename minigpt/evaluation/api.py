@@ -49,7 +49,7 @@ class AnswersReport:
     scores: AnswerReport
     conversations: int  # number of conversations
     pairs: int  # number of questions with answers, over all conversations
-    max_length: int  # number of tokens after which a conversation is cut for the loss
+    max_length: int  # to measure the loss, a conversation is cut after so many tokens
     cut: int  # number of conversations with more than max_length tokens
     context: int  # largest number of tokens that the model can read
     too_long: int  # number of questions that fill the whole context, counted as not answered
@@ -120,7 +120,7 @@ def evaluate_conversations(
     max_length: int = 0,
     max_new_tokens: int | None = None,
 ) -> AnswersReport:
-    """Measure the loss on conversations, and let the model answer their questions. See `evaluate`."""
+    """Measure the loss on conversations, and let the model answer their questions. Called by `evaluate`."""
     if not isinstance(tokenizer, Tokenizer):
         raise InputError("the model has no <sep> behind a question: measure it on a text (--text FILE)")
     limit = model.config.max_position_embeddings
@@ -168,7 +168,9 @@ def _answers(
     options: GenerationOptions,
     batch_size: int,
 ) -> tuple[dict[Asked, str], int]:
-    """Answer the questions. Also return how many questions fill the whole context; their answer is "".
+    """Answer the questions. Also return the number of questions that are too long for the model.
+
+    A question is too long if it fills the whole context, with no place for an answer. Its answer is "".
 
     If a conversation is too long, its oldest exchanges are left out until half of the context is free.
     """
@@ -197,13 +199,13 @@ def text_pieces(
 def evaluate_pieces(
     model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
 ) -> TextReport:
-    """Measure the loss and the bits of a text in pieces. See `evaluate`."""
+    """Measure the loss and the bits per byte of a text, given in pieces. Called by `evaluate`."""
     with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
         return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
 
 
 def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
-    """Warn of the characters of a text that are not in the vocabulary. Names at most twenty."""
+    """Warn about characters of a text that are not in the vocabulary. The warning shows at most twenty."""
     unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
     if unknown:
         warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(map(repr, unknown[:20]))}")

@@ -1,10 +1,11 @@
-"""Measures a classifier: loss, accuracy, F1, calibration, confusion, and its surest mistakes.
+"""Measures a classifier: loss, accuracy, F1, calibration, confusion matrix, most confident mistakes.
 
     report = evaluate_classifier(model, encoded.in_order(128))
     print(report.accuracy, report.macro_f1)
     found = predict(model, encoded)               # (N, K) probabilities in the order of the texts
 
-All measures are computed from sums, so several processes can add up their sums.
+All measures are computed from sums over texts. So several processes can each measure a part of the texts, and
+then add up their sums.
 """
 
 import importlib.util
@@ -33,7 +34,7 @@ __all__ = [
 ]  # fmt: skip
 
 _SHOWN_LABELS = 20  # largest number of labels of a confusion matrix in the terminal
-_BINS = 15  # the number of bins in https://arxiv.org/abs/1706.04599
+_BINS = 15  # number of bins of the calibration error, as in https://arxiv.org/abs/1706.04599
 
 Matrix = npt.NDArray[np.float64]
 
@@ -49,7 +50,7 @@ class ClassificationReport:
 
     labels: Labels
     loss_sum: float = 0.0
-    terms: int = 0  # number of terms in loss_sum
+    terms: int = 0  # number of losses that loss_sum adds up; loss_sum / terms is the mean loss
     counts: Matrix = field(default_factory=lambda: np.zeros(0))
 
     def __post_init__(self) -> None:
@@ -60,7 +61,7 @@ class ClassificationReport:
 
     @property
     def loss(self) -> float:
-        """Return nats per text (one label), nats per text and label (several), or the mean squared error."""
+        """Return the mean loss: nats per text; for several labels, nats per label; for numbers, the MSE."""
         return self.loss_sum / self.terms if self.terms else math.nan
 
     @property
@@ -69,7 +70,7 @@ class ClassificationReport:
         return float(np.trace(self.counts) / max(self.counts.sum(), 1))
 
     def _hits(self) -> tuple[Matrix, Matrix, Matrix]:
-        """Return hits, false positives and false negatives of each label."""
+        """Return three arrays (K,): the true positives, false positives and false negatives of each label."""
         if self.labels.problem_type == "multi_label_classification":
             return self.counts[:, 0], self.counts[:, 1], self.counts[:, 2]
         right = np.diag(self.counts)
@@ -77,14 +78,14 @@ class ClassificationReport:
 
     @property
     def macro_f1(self) -> float:
-        """Return the mean F1 over all labels that occur: 2 hits / (2 hits + false pos. + false neg.)."""
+        """Return the mean F1 over all labels that occur. F1 = 2 TP / (2 TP + FP + FN)."""
         right, wrong, missed = self._hits()
         occurs = right + wrong + missed > 0
         return float(np.mean((2 * right / np.maximum(2 * right + wrong + missed, 1))[occurs]))
 
     @property
     def micro_f1(self) -> float:
-        """Return the F1 score of the sums over all labels."""
+        """Return F1, computed from TP, FP and FN summed over all labels."""
         right, wrong, missed = (float(each.sum()) for each in self._hits())
         return 2 * right / max(2 * right + wrong + missed, 1)
 
@@ -111,7 +112,7 @@ class ClassificationReport:
         self.count(probabilities(logits, kind).cpu().numpy(), truth.cpu().numpy())
 
     def count(self, found: Matrix, truth: npt.NDArray[Any]) -> None:
-        """Add predictions (B, K) and true labels to `counts`."""
+        """Count a batch of predictions (B, K) and true labels in `counts`."""
         kind = self.labels.problem_type
         if kind == "single_label_classification":
             np.add.at(self.counts, (truth, found.argmax(1)), 1)
@@ -127,16 +128,16 @@ class ClassificationReport:
     # -- the interface of evaluation.loss.Report -----------------------------------------------------------
 
     def sums(self) -> list[float]:
-        """See `Report`."""
+        """Return the sums of this process, to be added up over all processes."""
         return [self.loss_sum, self.terms, *self.counts.flatten().tolist()]
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """See `Report`."""
+        """Replace the sums of this process by the sums over all processes."""
         self.loss_sum, self.terms = sums[0], int(sums[1])
         self.counts = np.array(sums[2:]).reshape(self.counts.shape)
 
     def metrics(self) -> dict[str, float]:
-        """See `Report`."""
+        """Return the numbers that training writes to metrics.jsonl, by their names there."""
         kind = self.labels.problem_type
         if kind == "regression":
             return {"val_loss": self.loss, "mse": self.loss, "pearson": self.pearson}
@@ -144,7 +145,7 @@ class ClassificationReport:
         return {"val_loss": self.loss, first: getattr(self, first), "macro_f1": self.macro_f1}
 
     def shown(self) -> str:
-        """See `Report`."""
+        """Return the numbers other than the loss in words, for the line that prints the loss."""
         values = {name: value for name, value in self.metrics().items() if name != "val_loss"}
         return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
 
@@ -156,10 +157,11 @@ def evaluate_classifier(
     device: torch.device | str = "cpu",
     finish: Callable[[ClassificationReport], None] | None = None,
 ) -> ClassificationReport:
-    """Measure a classifier on batches, in eval mode. Afterwards its mode is restored.
+    """Measure a classifier on batches, in eval mode. Afterwards the model has its previous mode.
 
     Args:
-        finish: called with the report. If several processes share the batches, it adds up their sums.
+        finish: a function that gets the report at the end. With several processes, it replaces the report's
+            sums by the sums over all processes.
     """
     report, device, was_training = ClassificationReport(model.labels), torch.device(device), model.training
     model.eval()
@@ -203,7 +205,7 @@ def predict(
 
 
 def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> ClassificationReport:
-    """Build the report of `evaluate_classifier` from predictions (N, K) instead of logits."""
+    """Build the report of a classifier from its probabilities (N, K), which `predict` returns."""
     report = ClassificationReport(labels)
     report.count(found, texts.labels)
     truth, kind = texts.labels, labels.problem_type
@@ -237,7 +239,7 @@ def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _
 def mistakes(
     labels: Labels, found: Matrix, texts: EncodedTexts, source: Sequence[LabelledText], most: int = 5
 ) -> list[dict[str, Any]]:
-    """Return the mistakes with the highest probability of the predicted label."""
+    """Return the wrong predictions in which the predicted label has the highest probability."""
     given, sure = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(given != texts.labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
@@ -262,7 +264,8 @@ def print_confusion(report: ClassificationReport) -> None:
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
         print("confusion: the right label in rows, the predicted one in columns")
-        columns = (Message("{label}", label=name) for name in names)  # a user's names, never translated
+        # As values of a Message, the labels of the user are not translated. Other names of columns are.
+        columns = (Message("{label}", label=name) for name in names)
         table("", ("", *columns), rows, range(1, len(names) + 1))
 
 

@@ -17,7 +17,7 @@ __all__ = ["Comparison", "compare_results"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two models on one task."""
+    """The comparison of two models on one task."""
 
     name: str
     metric: str
@@ -30,13 +30,13 @@ class Comparison:
 
     @property
     def winner(self) -> int:
-        """The better model, 1 or 2; 0: the data cannot tell which one is better."""
+        """The number of the better model, 1 or 2, or 0 if the difference is not significant."""
         if not self.difference.is_clear:
             return 0
         return 2 if self.difference.value > 0 else 1
 
     def in_words(self, a: str, b: str, say: Say = speaker()) -> str:  # noqa: B008
-        """Say what was found, in one or two sentences.
+        """Return the result of the comparison in one or two sentences.
 
         Args:
             a, b: names of the models.
@@ -78,11 +78,16 @@ class Comparison:
 
 
 def _needed(d: Difference) -> int:
-    """Return the number of questions that would make this difference significant; 0: over a million."""
+    """Return how many questions a significant result would need, if the difference stays the same.
+
+    0 stands for more than a million.
+    """
     if not d.value or d.high <= d.low:
         return 0
     half = (d.high - d.low) / 2
-    needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)  # 2.8: power 80 %, level 5 %
+    # half / 1.96 is the standard error. For a level of 5 % and a power of 80 %, the difference must be 2.8
+    # times as large.
+    needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)
     rounded = round(needed, 1 - len(str(needed)))
     return rounded if d.count < rounded <= 10**6 else 0
 

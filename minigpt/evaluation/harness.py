@@ -1,4 +1,4 @@
-"""A model of minigpt for lm-evaluation-harness, under the name `minigpt`.
+"""Lets lm-evaluation-harness measure minigpt's models, under the name `minigpt`.
 
     python -m minigpt.evaluation.harness run --model minigpt --model_args pretrained=output/best --tasks copa
 
@@ -35,17 +35,17 @@ IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 __all__ = ["IS_INSTALLED", "HarnessModel", "main", "register"]
 
-_MAX_NEW_TOKENS = 256  # default of the harness's hf model
+_MAX_NEW_TOKENS = 256  # the harness's own default for models of transformers (`hf`)
 
 
 class HarnessModel:
-    """A model with the functions that the harness calls: log-likelihoods, texts in windows, generation.
+    """A model with the functions that lm-evaluation-harness calls: log-likelihoods and generation.
 
     `register` combines it with the harness's TemplateLM, which splits texts into context and continuation.
     """
 
     backend = "causal"
-    cache_hook: Any  # the harness sets this attribute
+    cache_hook: Any  # set by the harness, which stores results in it
 
     def __init__(
         self,
@@ -60,10 +60,11 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8  # "auto" gives 8
+        # The harness's batch_size may be a number, None, or a text such as "auto". The last two give 8.
+        rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = None  # cuda:0 is the harness's default, not the user's choice
+            device = None  # without a GPU, "cuda:0" is not the user's choice, but the harness's default
         self._loaded = load(Path(pretrained), device or "auto", precision, folder, max(1, rows))
         if isinstance(self._loaded.model, SequenceClassifier):
             raise InputError(f"{pretrained} holds a classifier: the harness measures language models")
@@ -82,7 +83,7 @@ class HarnessModel:
 
     @property
     def prefix_token_id(self) -> int:
-        """The id of the token before a text without context."""
+        """The id of the token put before a text without context, so that its first token is predicted."""
         start = getattr(self.tokenizer, "bos_token_id", None)
         return self.eot_token_id if start is None else int(start)
 
@@ -92,7 +93,7 @@ class HarnessModel:
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the ids that AutoTokenizer gives for this folder, special tokens included."""
+        """Return the ids of a text, with special tokens, as AutoTokenizer of transformers encodes it."""
         adds = self._adds if add_special_tokens is None else add_special_tokens
         tokenizer = self.tokenizer
         if isinstance(tokenizer, SubwordTokenizer):

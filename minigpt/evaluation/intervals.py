@@ -5,9 +5,9 @@
     paired(a, b)                              # difference, interval, p-value: question by question
     mcnemar(only_a, only_b)                   # the exact test
 
-Another set of such questions would give another number. The interval says how far that number may be from
-this one; it is found by resampling the questions. The resampling is seeded, so the same values give the same
-interval.
+A model's score on other questions of the same kind would differ a little by chance. The interval says how
+much. It is found by the bootstrap: the score is computed again for many random samples of the questions. The
+random numbers have a fixed seed, so the same values give the same interval.
 """
 
 import math
@@ -35,15 +35,15 @@ def bootstrap(
     seed: int = 0,
     transform: Callable[[Values], Values] = lambda value: value,
 ) -> tuple[float, float]:
-    """Return a confidence interval of sum(values) / sum(weights), by the percentiles of resampled questions.
+    """Return the bootstrap's confidence interval (by default 95 %) of sum(values) / sum(weights).
 
     Args:
         values: (N,), one value per question.
         weights: (N,), such as numbers of tokens; None: all 1, so that the ratio is the mean.
         transform: a function applied to the ratio, such as exp for perplexity.
 
-    If all questions are right, or all wrong, all samples are equal. Then the binomial distribution gives the
-    bound: with 30 of 30 right, the true share is at least 0.884.
+    If all questions are right, or all wrong, every random sample gives the same number. The binomial
+    distribution then gives the interval: with 30 of 30 right, it is from 0.884 to 1.
     """
     x = np.asarray(values, dtype=np.float64)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64)
@@ -66,7 +66,9 @@ def bootstrap(
 
 
 def mcnemar(only_a: int, only_b: int) -> float:
-    """Return the exact two-sided p-value: the probability of such numbers if both models are equally good.
+    """Return the exact two-sided p-value of McNemar's test.
+
+    It is the probability of numbers at least so different if both models are equally good.
 
     Args:
         only_a: number of questions that only the first model gets right.
@@ -81,7 +83,7 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _of_logarithms(n: int, less: int) -> float:
-    """Compute the p-value of `mcnemar` for many questions, where 2**n is too large for a float."""
+    """Compute the p-value of `mcnemar` with logarithms: for many questions, 2**n is too large for a float."""
     of = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(less + 1)])
     return float(min(1.0, 2 * np.exp(of - n * math.log(2)).sum()))
 
@@ -93,7 +95,7 @@ class Difference:
     value: float  # mean of the second model minus mean of the first
     low: float  # lower end of the 95 % interval
     high: float
-    p: float  # p-value of McNemar's exact test if scores are 0 or 1, else of random signs
+    p: float  # p-value: of McNemar's exact test if all scores are 0 or 1, else of a test with random signs
     only_first: int  # number of questions on which the first model is better
     only_second: int
     count: int

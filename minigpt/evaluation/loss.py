@@ -3,11 +3,10 @@
     report = evaluate_loss(model, encoded.in_order(128))
     print(report.answer.loss, report.answer.perplexity, report.all.bits_per_character)
 
-Each token counts once, and the sums are in float64. So the result depends neither on the batches nor on
-padding. The batches (minigpt.data.batches) decide which tokens count. This module does not generate answers
-(see minigpt.evaluation.answers).
+Each token counts once, and the sums are in float64. So the result does not depend on the size of the batches
+or on padding. The masks of the batches (minigpt/data/batches.py) decide which tokens count.
 
-Letters in shapes: B rows, T tokens, C channels, V entries of the vocabulary, P counted positions.
+Letters in shapes: B rows, T tokens, C channels, V entries of the vocabulary, P positions whose loss counts.
 """
 
 import math
@@ -29,7 +28,7 @@ _CHUNK = 2**24  # largest number of logits in memory at a time: 64 MiB in float3
 
 @dataclass
 class LossSum:
-    """A sum of losses over tokens, and numbers that follow from it."""
+    """A sum of losses over tokens, with mean loss and perplexity."""
 
     nll: float = 0.0  # sum of the negative log-likelihood, in nats
     count: int = 0  # number of tokens
@@ -46,7 +45,7 @@ class LossSum:
 
     @property
     def bits_per_character(self) -> float:
-        """Loss in bits per token. With the character tokenizer a token is a character, or a closing <sep>."""
+        """Loss in bits per token. The name fits the character tokenizer, whose tokens are characters."""
         return self.loss / math.log(2)
 
     def as_dict(self) -> dict[str, float | int | None]:
@@ -67,7 +66,7 @@ class Report(Protocol):
         """The loss by which the best checkpoint is chosen: lower is better."""
 
     def sums(self) -> list[float]:
-        """Return the sums of this process."""
+        """Return the sums over the part of the data that this process measured, to be added up over all."""
 
     def set_sums(self, sums: Sequence[float]) -> None:
         """Replace the sums of this process by the sums over all processes."""
@@ -76,12 +75,12 @@ class Report(Protocol):
         """Return the numbers for metrics.jsonl, by their names there. `val_loss` is `loss`."""
 
     def shown(self) -> str:
-        """Return one more number in words, for the line that prints the loss."""
+        """Return a second measure in words, such as the perplexity, for the line that prints the loss."""
 
 
 @dataclass
 class LossReport:
-    """Two losses: over all tokens but the first of a row, and over answers with their closing <sep>."""
+    """Two losses: `all` over all tokens but the first of each row, `answer` over answers and their <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
@@ -89,24 +88,24 @@ class LossReport:
 
     @property
     def counted(self) -> LossSum:
-        """The loss that `loss_on` chooses."""
+        """The loss that `loss_on` chooses: over all tokens, or over answers."""
         return self.answer if self.loss_on == "answer" else self.all
 
     @property
     def loss(self) -> float:
-        """The chosen loss in nats per token."""
+        """The loss that `loss_on` chooses, in nats per token."""
         return self.counted.loss
 
     def sums(self) -> list[float]:
-        """See `Report`."""
+        """Return the sums of this process, to be added up over all processes."""
         return [self.all.nll, self.all.count, self.answer.nll, self.answer.count]
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """See `Report`."""
+        """Replace the sums of this process by the sums over all processes."""
         self.all, self.answer = LossSum(sums[0], int(sums[1])), LossSum(sums[2], int(sums[3]))
 
     def metrics(self) -> dict[str, float]:
-        """See `Report`."""
+        """Return the numbers that training writes to metrics.jsonl, by their names there."""
         return {
             "val_loss": self.loss,
             "val_answer_loss": self.answer.loss,
@@ -114,7 +113,7 @@ class LossReport:
         }
 
     def shown(self) -> str:
-        """See `Report`."""
+        """Return the perplexity in words, for the line that prints the loss."""
         return Message("perplexity {value:.2f}", value=self.counted.perplexity)
 
 
@@ -126,16 +125,17 @@ def evaluate_loss(
     finish: Callable[[LossReport], None] | None = None,
     loss_on: Literal["answer", "all"] = "all",
 ) -> LossReport:
-    """Measure the loss of a model on batches. Dropout is off; the model's mode does not change.
+    """Measure the loss of a model on batches, without dropout. Afterwards the model has its previous mode.
 
-    lm_head is the largest product of a small model. It is computed only at positions that count, and in
-    pieces, so that the memory does not grow with the vocabulary.
+    In a small model, lm_head takes most of the time. It is computed only at positions whose loss counts. It
+    is computed for some positions at a time, so that the memory for logits has a fixed limit.
 
     Args:
         model: the model.
         batches: the batches.
         device: device of the model.
-        finish: called with the sums at the end. With several processes, it adds up their sums.
+        finish: a function that gets the report at the end. With several processes, it replaces the report's
+            sums by the sums over all processes.
         loss_on: the targets that count in the report's `loss`.
 
     Raises:

@@ -1,10 +1,10 @@
-"""The model card: README.md of a checkpoint folder, with the header that Hugging Face reads.
+"""Writes the model card: the README.md of a checkpoint folder, with the header that Hugging Face reads.
 
     update_card(Path("output/best"), results)
 
-minigpt changes two places only: the text between the two marks in `_BEGIN` and `_END`, and the header's
-`model-index` below the comment `_OWN`. Everything else in the file stays unchanged, and so do keys that the
-header already has.
+minigpt changes only two places of the file: the text between the comments `_BEGIN` and `_END`, and the key
+`model-index` of the header. It changes this key only if minigpt wrote it (then it has the comment `_OWN`).
+Everything else stays unchanged, so a user can edit the card. The header gets keys that it lacks.
 """
 
 import math
@@ -70,7 +70,7 @@ def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> st
 
 
 def _divided(text: str) -> tuple[str, str]:
-    """Split a card into the header, without its lines of dashes, and the text below it."""
+    """Split a card into its YAML header (without the two lines "---") and the text below the header."""
     if not text.startswith("---\n"):
         return "", text
     end = text.find("\n---", 3)
@@ -81,7 +81,7 @@ def _divided(text: str) -> tuple[str, str]:
 
 
 def _blocks(header: str) -> dict[str, str]:
-    """Return each key of the header's first level -> its lines; "" -> the lines above the first key."""
+    """Return a dict: key at the top level of the header -> its lines; "" -> the lines above the first key."""
     starts = [(match.start(), match[1]) for match in _KEY.finditer(header)]
     found = {"": header[: starts[0][0]]} if starts and starts[0][0] else {} if starts else {"": header}
     ends = [start for start, _ in starts[1:]] + [len(header)]
@@ -98,7 +98,7 @@ def _languages(results: Sequence[TaskResult]) -> str:
 
 
 def _name(folder: Path) -> str:
-    """Return the name of a model. A checkpoint has the name of its run."""
+    """Return the name of a model: the folder's name, or the run's name for a folder such as run/best."""
     whole = resolved(folder)
     return printable(whole.parent.name if _CHECKPOINT.fullmatch(whole.name) else whole.name)
 

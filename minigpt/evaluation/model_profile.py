@@ -1,19 +1,19 @@
-"""HELM's questions for one task: beyond accuracy, is a model calibrated, robust, unbiased, and untainted?
+"""Measures more than accuracy on one task: the questions that HELM asks about a model.
 
     found = profile(loaded, result, options)
     found.calibration.error, found.robustness["typing errors"].value, found.positions
 
-- Calibration: where the model gives a choice 80 %, is it right in 80 %? Before and after a temperature that
-  is fitted on the dev part (half of the questions where there is none, which are then left out).
-- Robustness: what changed questions cost, kind by kind; question by question against the unchanged ones. One
-  kind changes the instruction: the same one in three wordings.
-- Position: how often each letter is chosen and right, with the choices in every cyclic order.
-- Contamination: questions that are in training data.
-- Efficiency: seconds, tokens and memory, which each result has.
+- Calibration: where the model gives a choice the probability 80 %, is it right in 80 % of the cases? This is
+  measured without and with a temperature. The temperature is fitted on the dev part; if there is none, on
+  half of the questions, which are then not used for measuring.
+- Robustness: how much worse are the answers if questions are changed a little, for example by typing errors?
+  There are several kinds of changes. One of them words the instruction differently.
+- Position: how often is each letter chosen, and right, if the choices are listed in every cyclic order?
+- Contamination: which questions are in the training data?
+- Efficiency: seconds, tokens and memory. Every result of a task has these.
 
-HELM also asks for fairness and toxicity (https://arxiv.org/abs/2211.09110). These need data with judgements,
-or another model as a judge; a list of words would give a number without meaning. So they are not measured
-here.
+HELM also asks for fairness and toxicity (https://arxiv.org/abs/2211.09110). To measure these, one needs data
+with human judgements, or another model as a judge. So they are not measured here.
 """
 
 import random
@@ -41,12 +41,12 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration: how well the probabilities of a model's choices agree with the share of right choices."""
+    """How well a model's probabilities agree with how often it is right."""
 
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # temperature that fits best on other questions
+    temperature: float  # the best temperature, fitted on other questions than the measured ones
     error_after: float  # error with this temperature
     bins: list[tuple[float, float, int]]  # (mean probability, share right, number of questions)
     fitted_on: str
@@ -59,12 +59,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Positions:
-    """The influence of the order of the choices."""
+    """How much the model's choice depends on the order in which the choices are listed."""
 
     chosen: dict[str, float]  # letter -> share of answers that choose this letter
     right: dict[str, float]  # letter -> accuracy on questions with this right answer
     consistent: float  # share of questions with the same choice in every order
-    spread: float  # highest minus lowest accuracy by answer letter
+    spread: float  # highest minus lowest value of `right`
 
     def as_dict(self) -> dict[str, Any]:
         """Return the numbers for JSON."""
@@ -73,10 +73,11 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """The answers to all questions for one task. A part that does not fit the task is None."""
+    """All that is measured for one task. A part is None if the task has no such part, e.g. no choices."""
 
     calibration: Calibration | None = None
-    robustness: dict[str, Difference] = field(default_factory=dict)  # kind -> changed minus unchanged
+    # Kind of change -> score with changed questions minus score with unchanged questions.
+    robustness: dict[str, Difference] = field(default_factory=dict)
     positions: Positions | None = None
     contamination: Contamination | None = None
 
@@ -93,7 +94,7 @@ class Profile:
 def profile(
     loaded: LoadedModel, result: TaskResult, options: TaskOptions, training: Sequence[Path] = ()
 ) -> Profile:
-    """Answer HELM's questions for a task that was measured.
+    """Make the profile of a model for a task that it was measured on.
 
     Args:
         training: files of training data, which are searched for the task's questions.
@@ -113,7 +114,10 @@ def profile(
 
 
 def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
-    """Return log-probabilities (N, K), padded with -inf for fewer choices; and the right indices (N,)."""
+    """Return the log-probabilities of the choices (N, K), and the index of the right choice (N,).
+
+    A question with fewer than K choices has -inf in the other columns.
+    """
     most = max(len(one.probabilities) for one in answered)
     rows = np.full((len(answered), most), -np.inf)
     for row, one in zip(rows, answered):
@@ -130,7 +134,7 @@ def _softened(rows: Values, temperature: float) -> Values:
 def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
     """Return the temperature from 0.05 to 20 with the lowest loss of softmax(rows / temperature).
 
-    The loss has one minimum in 1 / temperature, so the interval is narrowed around it.
+    As a function of 1 / temperature, the loss has only one minimum. A search narrows an interval around it.
 
     Args:
         rows: (N, K), logits.
@@ -185,9 +189,14 @@ def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> 
 
 
 def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
-    """Return the expected calibration error from the probabilities of the chosen answers."""
+    """Return the expected calibration error.
+
+    Args:
+        confidence: (N,), probability of the choice that the model makes.
+        right: (N,), True if this choice is right.
+    """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # column 0 must be the larger one, so that calibration_error takes it as the prediction
+    # `calibration_error` takes the column with the larger value as the prediction. That must be column 0.
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -196,7 +205,10 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
 
 
 def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> dict[str, Difference]:
-    """Return kind of change -> changed score minus unchanged score, for kinds that change any question."""
+    """Return a dict: kind of change -> score with changed questions minus score with unchanged questions.
+
+    A kind that changes none of the questions is left out.
+    """
     values = next(iter(result.metrics.values())).values
     found = {}
     for name, change in PERTURBATIONS.items():
@@ -226,9 +238,9 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 
 
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
-    """Measure the influence of the order of the choices. Return None if the prompt does not list the choices.
+    """Measure the influence of the order of the choices. Return None if the prompt does not list them.
 
-    Choices that are scored as separate texts have no order.
+    Without a list, each choice is scored as a text of its own, so there is no order.
     """
     examples = result.task.examples
     if not all(one.letters and one.can_be_reordered for one in examples):

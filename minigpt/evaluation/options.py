@@ -1,4 +1,4 @@
-"""The options of an evaluation. This module does not need torch."""
+"""Defines the options of an evaluation. This module does not import torch, so `--help` is quick."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ __all__ = ["EvaluationOptions", "TaskOptions"]
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationOptions:
-    """The options of an evaluation that are numbers, and their ranges."""
+    """Options of an evaluation that are numbers, with their allowed ranges."""
 
     RANGES: ClassVar[Mapping[str, tuple[int, int]]] = {
         "batch_size": (1, 10**6),

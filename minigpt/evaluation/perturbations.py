@@ -1,4 +1,4 @@
-"""Small changes of a question that keep its meaning. They show how robust a model is.
+"""Changes questions a little without changing their meaning, to see how robust a model's answers are.
 
     PERTURBATIONS["doubled"]("四川的省会是哪里？", random.Random(0))
 
@@ -16,7 +16,7 @@ _SHARE = 0.06  # share of the characters that are changed; at least one is chang
 _KEYS = ("qwertyuiop", "asdfghjkl", "zxcvbnm")
 _WIDE = {code: code + 0xFEE0 for code in range(0x21, 0x7F)} | {0x20: 0x3000}
 _NARROW = dict(zip(map(ord, "，。？！：；（）、"), ",.?!:;(),"))
-# characters that sound alike and are often confused in typing
+# Groups of Chinese characters that sound alike. They are often confused in typing.
 _HOMOPHONES = [
     *("的地得", "在再", "做作", "他她它", "以已", "是事世市", "又有右", "像象", "座坐", "到道", "时实食"),
     *("心新", "知之只", "和合河", "中种", "人任", "工公功", "书树", "明名", "生升声", "长常"),
@@ -59,7 +59,7 @@ def _doubled(text: str, generator: random.Random) -> str:
 
 
 def _typing(text: str, generator: random.Random) -> str:
-    """Replace letters by neighbours on the keyboard. Swap a Chinese character with the next character."""
+    """Make typing errors: replace a letter by its neighbour on the keyboard, swap two Chinese characters."""
     letters = [*text]
     for i in sorted(_places(text, str.isalpha, generator)):
         row = next((row for row in _KEYS if letters[i].lower() in row), "")
@@ -89,7 +89,8 @@ PERTURBATIONS: dict[str, Callable[[str, random.Random], str]] = {
     "homophones": _homophones,
 }
 
-_WORDINGS = {  # form -> the same instruction in three wordings, in English and in Chinese
+# Form of a task -> (three wordings of the same instruction in English, three in Chinese).
+_WORDINGS = {
     "multiple_choice": (
         (
             "Choose the correct answer to each question.",

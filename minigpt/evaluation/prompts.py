@@ -1,12 +1,13 @@
-"""Converts examples to ids: instruction, shots, question, and the continuations that are scored.
+"""Converts the questions of a task to ids: instruction, shots, question, and the choices to be scored.
 
     prompter = Prompter(tokenizer, "text", start)
     prompter.shots(task, options)                # examples before each question
     prompter.requests(example, shots)            # [(context, continuation), ...]: for ContinuationScorer
 
-In plain text, context and continuation are encoded together, and split after the tokens of the context.
-Spaces at the end of the context belong to the continuation. lm-evaluation-harness does the same, so the
-numbers can be compared.
+Shots are examples with their answers, which stand before the question. In plain text, context and
+continuation are encoded together, and then split after the tokens of the context. Spaces at the end of the
+context are moved to the continuation. lm-evaluation-harness does the same, so its numbers can be compared
+with ours.
 """
 
 import random
@@ -25,7 +26,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 __all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
 
 Request = tuple[Sequence[int], Sequence[int]]
-STOPS = ("\n\n", "Question:", "问题：")  # ends of an answer in plain text, where the next shot would begin
+STOPS = ("\n\n", "Question:", "问题：")  # an answer in plain text ends where the model begins a new question
 
 
 def encode_pair(
@@ -56,9 +57,9 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 
 
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
-    """Return the shots of each subject.
+    """Return a dict: subject -> examples to be used as shots.
 
-    If the shots come from the measured file, one more shot is returned: a question must not be its own shot.
+    If the shots come from the measured file, one more is returned: a question is not used as its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -100,11 +101,11 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return the format of an example. A text with a gap is always plain text."""
+        """Return the prompt format of an example. A text with a gap is always plain text, not a question."""
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return the pairs to score: the question with each choice, or the context with its continuation."""
+        """Return pairs (context, continuation) of ids to score: the question with each choice, or a cloze."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
@@ -122,7 +123,8 @@ class Prompter:
             ids = [*getattr(tokenizer, "before_text", ()), *bare_ids(tokenizer, text.rstrip(" "))]
             return ids or _from_start([], self.start)[0]
         if form == "chat":
-            from minigpt.tokenization.chat_template import encode_chat  # imports Jinja, only for chat models
+            # Here, because only chat models need Jinja.
+            from minigpt.tokenization.chat_template import encode_chat
 
             assert isinstance(tokenizer, SubwordTokenizer), "require_form"
             messages = [{"role": "system", "content": instruction}] if instruction else []
@@ -144,7 +146,7 @@ class Prompter:
         return self.text(one) if self.format_of(one) == "text" else _asked(one)
 
     def stops(self, one: Example) -> tuple[str, ...]:
-        """Return the texts that end an answer, in addition to the model's end token."""
+        """Return the texts that end a generated answer. (The model's end token ends it, too.)"""
         return one.style.stop or (STOPS if self.format_of(one) == "text" else ())
 
     def text(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> str:
@@ -156,11 +158,11 @@ class Prompter:
         return "".join(part + separator for part in before) + _prompt_text(one)
 
     def _pairs(self, context: str, continuations: list[str]) -> list[Request]:
-        """Encode a context with each continuation. Long contexts are encoded once.
+        """Encode a context with each continuation.
 
-        If the tokens of the last line alone are also the last tokens of the context, then the tokens before
-        that line do not depend on the continuation. A tokenizer may join characters across a line end, so
-        this is checked.
+        To save time, only the context's last line is encoded again with each continuation. This gives the
+        right ids only if no token contains the line end and the beginning of that line. So the code checks
+        that the last line, encoded alone, gives the last tokens of the context.
         """
         line = context.rfind("\n") + 1
         tail, bare = context[line:], context.rstrip()
@@ -175,7 +177,7 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return what a user would ask: a question whose choices are not listed stands alone."""
+    """Return what a user would ask: the prompt; for multiple choice without a list, only the question."""
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 

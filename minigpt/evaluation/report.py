@@ -1,4 +1,4 @@
-"""The report of an evaluation: an HTML page and Markdown, with tables, pictures and cases.
+"""Writes the report of an evaluation as HTML and Markdown: tables, pictures, and examples of answers.
 
     write_report(Path("report"), "output/best", results, profiles)
 
@@ -27,7 +27,7 @@ _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "h1,h2{overflow-wrap:anywhere}"
-    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # scrolls on a phone
+    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # can scroll on a phone
     "td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"
@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return the wrong answers with the highest probability, and the right answers with the lowest."""
+    """Return two lists of answers to show: the wrong ones of high and the right ones of low probability."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:
@@ -69,7 +69,7 @@ def _numbers(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown. Of the texts of a task, the table holds the name alone."""
+    """Return the table of all metrics in Markdown. It has names of tasks, but no text of their questions."""
     return _table_in_markdown(_numbers(results, _ENGLISH))
 
 
@@ -150,7 +150,7 @@ def _short(text: str, limit: int = 160) -> str:
 
 
 def _bars(results: Sequence[TaskResult], say: Say) -> str:
-    """Draw the first metric of each task from 0 to 1, with its interval, and the share of guessing."""
+    """Draw a bar for the first metric of each task, with its interval and the score of random guessing."""
     some = [
         one for one in results if one.metrics[one.main].higher_is_better and one.metrics[one.main].value <= 1
     ]
@@ -176,7 +176,10 @@ def _bars(results: Sequence[TaskResult], say: Say) -> str:
 
 
 def _reliability(found: Calibration, say: Say) -> str:
-    """Draw how often a model is right against how sure it is; the size of a dot is its share of questions."""
+    """Draw a dot for each bin of the calibration: x is the mean probability, y the share of right answers.
+
+    A larger dot stands for more questions.
+    """
     most = max(count for _, _, count in found.bins)
     dots = "".join(
         f'<circle cx="{40 + 240 * sure:.1f}" cy="{250 - 240 * right:.1f}" '
@@ -197,7 +200,8 @@ def _svg(width: int, height: int, content: str) -> str:
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" '
         f'height="{height}" font-family="sans-serif" font-size="12">'
-        f'<rect width="100%" height="100%" fill="#fff"/>{content}</svg>'  # readable on a dark page, too
+        # The white background keeps the black text readable on a dark page.
+        f'<rect width="100%" height="100%" fill="#fff"/>{content}</svg>'
     )
 
 
@@ -207,7 +211,7 @@ def _svg(width: int, height: int, content: str) -> str:
 def _sections(
     results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say
 ) -> list[tuple[str, str, list[Table], tuple[str, str]]]:
-    """Return (level, title, tables, (name of a picture, SVG)) in order."""
+    """Return the sections of the report in order: (level, title, tables, (name of a picture, SVG))."""
     found: list[tuple[str, str, list[Table], tuple[str, str]]] = [
         ("2", say("Results"), [_numbers(results, say)], ("results", _bars(results, say)))
     ]

@@ -1,16 +1,21 @@
-"""The log-likelihood of continuations. The model reads the common beginning of several prompts once.
+"""Computes the log-likelihood of continuations. A common beginning of several prompts is read only once.
 
     scorer = ContinuationScorer(model)
     found = scorer.score([(context, continuation), ...])      # ids
     found[0].total, found[0].is_greedy
 
-Requests are sorted by their ids, so that those with a common beginning follow each other: the questions with
-the same shots, the choices of the same question. What a batch shares is read into a cache, which keeps what
-the next batch shares, too. The rest of a batch is a forest: requests with a common beginning are a tree, in
-which each common token is there once. The trees lie in rows, one behind another in a row, so that rows are of
-nearly equal length. A batch is read in one pass, with a mask in which a token attends to the tokens above it.
-Products are faster with many tokens, attention with short rows. Weights in 16, 8 and 4 bits are read by C,
-which knows no such mask: there each branch is read by itself, from where it forks.
+A request is a context with a continuation. Requests are sorted by their ids, so that requests with a common
+beginning are neighbours: questions with the same shots, choices of the same question.
+
+1. The beginning that all requests of a batch share is read into a key-value cache. It stays there for the
+   next batch, as far as that has the same beginning.
+2. Behind it, requests that share more tokens form a tree: a shared token is in the tree once, and the tree
+   forks where the requests differ. The trees are divided among rows of nearly equal length.
+3. One forward pass reads all rows. A mask lets each token attend only to the earlier tokens of its request.
+
+More rows make attention faster, fewer rows mean less padding; `_in_rows_of_least_work` chooses. With weights
+in 16, 8 or 4 bits, minigpt's C code computes the model. It has no such mask, so it reads request after
+request, each from the position where it differs from the one before.
 
 Letters in shapes: R rows, L tokens of a row, W of them with wanted logits, S tokens in the cache, H heads, D
 channels of one head, C channels, V entries of the vocabulary.
@@ -51,8 +56,8 @@ class Scored(NamedTuple):
 
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
-    n_cut: int  # number of tokens of the context that did not fit, from its beginning
-    pieces: int = 1  # a continuation that is longer than the model's context is scored in so many pieces
+    n_cut: int  # number of tokens left out at the beginning of the context, because it was too long
+    pieces: int = 1  # number of pieces of a continuation that is longer than the model's context
 
     @property
     def total(self) -> float:
@@ -68,7 +73,7 @@ class _Request(NamedTuple):
 
 
 class ContinuationScorer:
-    """Scores continuations with one model. Puts the model into eval mode while it works.
+    """Scores continuations with one model. While it works, the model is in eval mode.
 
     The model's weights must not change as long as the scorer lives.
 
@@ -78,7 +83,7 @@ class ContinuationScorer:
 
     Attributes:
         tokens_asked: number of tokens of all requests.
-        tokens_read: number of tokens that the model has read for these requests.
+        tokens_read: number of tokens that the model has read for them; fewer, if requests share tokens.
     """
 
     def __init__(self, model: LanguageModel, max_length: int = 0) -> None:
@@ -91,16 +96,17 @@ class ContinuationScorer:
         self._tokens = _TOKENS.get(weight.device.type, _TOKENS_ON_GPU)
         self._packed: PackedWeights | None = None
         self._cache: KeyValueCache | None = None
-        self._held: tuple[int, ...] = ()  # the tokens in the cache
+        self._held: tuple[int, ...] = ()  # the tokens whose keys and values are in the cache
 
     def score(
         self,
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> list[Scored]:
-        """Score each (context, continuation), in order. A context that is too long loses its beginning.
+        """Score each (context, continuation), in order.
 
-        A continuation that alone is too long is scored in pieces. So no token of it is left out.
+        If both together are too long for the model, the beginning of the context is left out. If the
+        continuation alone is too long, it is scored in pieces, so that each of its tokens counts.
 
         Args:
             requests: ids. A context has at least one token.
@@ -110,7 +116,8 @@ class ContinuationScorer:
             InputError: if a context or a continuation is empty; if the model's scores are not finite.
         """
         pieces = [self._pieces(number, *request) for number, request in enumerate(requests, 1)]
-        whole = [i for i, some in enumerate(pieces) for _ in some]  # the request of each piece
+        # For each piece, the number of its request.
+        whole = [i for i, some in enumerate(pieces) for _ in some]
         found = self._score(
             [piece for some in pieces for piece in some], lambda done: on_progress(whole[done - 1] + 1)
         )
@@ -151,7 +158,7 @@ class ContinuationScorer:
         return [one for one in found if one is not None]
 
     def _pieces(self, number: int, context: Sequence[int], continuation: Sequence[int]) -> list[_Request]:
-        """Return the requests that make up one: several if the continuation alone is too long."""
+        """Return a request as a list of one; or as several, if the continuation alone is too long."""
         if not context or not continuation:
             empty = "context" if not context else "continuation"
             raise InputError(f"request {number} has an empty {empty}: there is nothing to score")
@@ -166,9 +173,10 @@ class ContinuationScorer:
         return found
 
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
-        """Return True if each branch must be read separately.
+        """Return True if the model cannot read trees of requests, but only one request after another.
 
-        The C code has no masks. A sliding layer measures distances in columns, not in positions.
+        The C code has no masks. Sliding-window attention counts distances in columns, which are wrong in
+        trees.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
@@ -192,13 +200,14 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        if end == start + 1:  # one request: a pass of its own for what no other one shares would gain nothing
+        # A batch of one request: read only those tokens into the cache that a neighbour can use, too.
+        if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
         return end, shared
 
     def _read_shared(self, ids: tuple[int, ...]) -> None:
-        """Make the cache hold exactly these tokens."""
+        """Change the cache so that it holds the keys and values of exactly these tokens."""
         assert self._cache is not None
         kept = _common(self._held, ids)
         self._cache.truncate(0, kept)
@@ -225,7 +234,7 @@ class ContinuationScorer:
             for i in row:
                 nodes[i] = [place[node] for node in nodes[i]]
         ids = self._tensor([[*tree.tokens, *[0] * (L - len(tree.tokens))] for tree in trees])  # (R, L)
-        # Without a fork the mask is the usual one, and attention is faster without a mask of its own.
+        # If no tree forks, the usual causal mask is right, and attention is faster without an explicit mask.
         mask = positions = None
         if any(tree.forks for tree in trees):
             above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L)
@@ -239,7 +248,7 @@ class ContinuationScorer:
     # -- branches -------------------------------------------------------------------------------------------
 
     def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
-        """Score requests that read the same tokens."""
+        """Score requests that read the same tokens and differ only in the last one, which is predicted."""
         assert self._cache is not None
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
@@ -252,7 +261,7 @@ class ContinuationScorer:
         for start in range(one.first, len(one.read), step):
             row = one.read[start : start + step]
             logits: Tensor = runner.decode([row], [0], self._cache)
-            pieces.append(logits.float().log_softmax(-1))  # a copy: the next call overwrites the logits
+            pieces.append(logits.float().log_softmax(-1))  # makes a copy: the next call overwrites `logits`
         self._held = one.read
         self.tokens_read += len(one.read) - kept
         nodes = [list(range(len(one.read) - one.first))] * len(batch)
@@ -263,7 +272,11 @@ class ContinuationScorer:
     def _scored(
         self, batch: list[_Request], nodes: list[list[int]], found: Tensor, is_hidden: bool
     ) -> list[Scored]:
-        """Read the targets' log-probabilities from hidden states (T, C), or log-probabilities (T, V)."""
+        """Return the scores of requests, given hidden states (T, C) or log-probabilities (T, V).
+
+        Args:
+            nodes: for each request, the rows of `found` that predict the tokens of its continuation.
+        """
         wanted = sorted({node for row in nodes for node in row})
         place = {node: i for i, node in enumerate(wanted)}
         pairs = [
@@ -298,12 +311,12 @@ class ContinuationScorer:
 
 
 class _Tree:
-    """Requests that lie in one row behind what all rows share. Common tokens of neighbours are there once.
+    """One row of a batch: trees of requests, without the beginning that all rows share.
 
     Attributes:
         tokens: the ids.
         depths: position of each token in its request.
-        forks: True if a token does not follow the one before it.
+        forks: True if requests differ somewhere in the row, so that it is not one sequence of tokens.
     """
 
     def __init__(self, shared: int) -> None:
@@ -312,11 +325,11 @@ class _Tree:
         self.depths: list[int] = []
         self.forks = False
         self._parents: list[int] = []
-        self._path: list[int] = []  # nodes of the last request
+        self._path: list[int] = []  # indices in `tokens` of the tokens of the last request
         self._last: Sequence[int] | None = None
 
     def add(self, ids: Sequence[int]) -> list[int]:
-        """Add a request. Return its nodes, behind what is shared."""
+        """Add a request. Return the indices of its tokens in the row, without the shared beginning."""
         common = self._shared if self._last is None else _common(self._last, ids)
         del self._path[common - self._shared :]
         for depth in range(common, len(ids)):
@@ -330,10 +343,11 @@ class _Tree:
         return [*self._path]
 
     def above(self, length: int) -> npt.NDArray[np.bool_]:
-        """Return the mask (length, S + length): which tokens are above a token."""
+        """Return the mask (length, S + length): each token attends to the earlier ones of its request."""
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True
-        np.fill_diagonal(found[:, self._shared :], True)  # of padding, too: a softmax needs a key
+        # Every token attends to itself. So does padding, because a softmax over no key would give NaN.
+        np.fill_diagonal(found[:, self._shared :], True)
         for node, parent in enumerate(self._parents):
             if parent >= 0:
                 found[node] |= found[parent]
@@ -341,30 +355,31 @@ class _Tree:
 
 
 class _Shared:
-    """A cache for the model whose rows all begin with the same tokens. It does not keep the new ones."""
+    """A key-value cache for rows with the same beginning. It does not store the keys of new tokens."""
 
     def __init__(self, cache: KeyValueCache, length: int) -> None:
         self._cache, self.length = cache, length
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put what is shared before k and v (R, H, L, D). Return (R, H, S + L, D) each."""
+        """Return k and v (R, H, L, D) with those of the shared beginning in front: (R, H, S + L, D) each."""
         if not self.length:
             return k, v
         shared = [one[:, :, : self.length].expand(len(k), -1, -1, -1) for one in self._cache.layer(layer)]
         return torch.cat([shared[0], k], 2), torch.cat([shared[1], v], 2)
 
     def advance(self, tokens: int) -> None:
-        """Do nothing: new tokens are not kept."""
+        """Do nothing, because the new tokens are not stored. (The model calls this after each pass.)"""
 
 
 def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int) -> list[list[int]]:
-    """Divide requests among rows. Those with much in common, beside what all share, stay together.
+    """Divide requests among rows, so that the estimated time of the forward pass is the least.
 
-    With more rows there is more padding, and what requests of two rows have in common is read twice; but each
-    token attends to fewer columns. A token's products take about as long as 4 C columns: a block has 12 C^2
-    multiplications in products and 2 C for each column, which attention does at two thirds of the speed.
+    More rows are shorter, so each token attends to fewer columns. But they have more padding, and tokens
+    that requests of two rows share are read twice. The estimated time of a row is its number of tokens times
+    (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in matrix
+    products, and 2 C per token and column in attention, where they run at two thirds of the speed.
 
-    Returns: the requests' numbers, row by row.
+    Returns: the numbers of the requests of each row.
     """
     best: tuple[float, list[list[int]]] = (math.inf, [])
     for little in (0, _LITTLE):
@@ -373,7 +388,7 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
         for n_rows in range(1, min(len(trees), _ROWS) + 1):
             rows: list[list[int]] = [[] for _ in range(n_rows)]
             lengths = [0] * n_rows
-            for members, size in trees:  # the largest first, each into the shortest row
+            for members, size in trees:  # sorted by size, the largest first; each goes into the shortest row
                 r = lengths.index(min(lengths))
                 rows[r] += members
                 lengths[r] += size
@@ -383,7 +398,10 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
 
 
 def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[list[int], int]]:
-    """Return (requests, number of tokens) of each tree. More than `little` in common joins neighbours."""
+    """Return (requests, number of tokens) of each tree.
+
+    Neighbours are in one tree if they share more than `little` tokens behind the beginning that all share.
+    """
     trees: list[tuple[list[int], int]] = []
     for i, one in enumerate(batch):
         common = _common(batch[i - 1].read, one.read) if i else 0
@@ -396,7 +414,7 @@ def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[li
 
 
 def _joined(pieces: Sequence[Scored]) -> Scored:
-    """Return the score of a continuation from those of its pieces."""
+    """Join the scores of a continuation's pieces to the score of the whole continuation."""
     if len(pieces) == 1:
         return pieces[0]
     logprobs = [value for one in pieces for value in one.logprobs]
@@ -404,7 +422,7 @@ def _joined(pieces: Sequence[Scored]) -> Scored:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the length of the common beginning. Comparing slices is faster than a loop."""
+    """Return the number of ids that a and b have in common at the beginning, by a binary search."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

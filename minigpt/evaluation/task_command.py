@@ -44,7 +44,7 @@ def evaluate_task(
     """Measure a model on one task.
 
     Args:
-        model, tokenizer: as `minigpt.load_model` and `minigpt.load_tokenizer` return them.
+        model, tokenizer: the results of `minigpt.load_model` and `minigpt.load_tokenizer`.
         task: a file, a folder, a TOML file, or a list of records.
         options: fields of TaskOptions, such as shots=5.
 
@@ -125,7 +125,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn of characters that are not in the vocabulary, and of choices that differ in nothing else."""
+    """Warn about characters that are not in the vocabulary, and about choices that differ only in these."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):
@@ -154,7 +154,7 @@ def profiles_of(
     training: Sequence[Path],
     say: Say = _ENGLISH,
 ) -> "dict[str, Profile]":
-    """Return the profile of each task and print it. Without `helm`, it only has the contamination."""
+    """Make the profile of each task, and print it. If `helm` is False, it has only the contamination."""
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
     from minigpt.evaluation.report import profile_tables

@@ -61,7 +61,7 @@ __all__ = [
     "run_task",
 ]
 
-_PREFIX_MIB = 256.0  # memory for common beginnings of prompts
+_PREFIX_MIB = 256.0  # memory in MiB for the cached keys and values of common beginnings of prompts
 _NEW_TOKENS = 256  # default: largest number of tokens of an answer
 
 
@@ -124,10 +124,10 @@ class TaskResult:
     shots: int
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
-    n_cut: int = 0  # number of prompts that did not fit: their beginning was left out
-    n_in_pieces: int = 0  # number of choices that alone are longer than the context: scored in pieces
-    tokens: int = 0  # tokens of all prompts
-    tokens_read: int = 0  # tokens that the model has read for them
+    n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
+    n_in_pieces: int = 0  # number of choices that were scored in pieces: alone, they exceed the context
+    tokens: int = 0  # number of tokens of all prompts
+    tokens_read: int = 0  # number of tokens that the model has read; prompts can share tokens
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
@@ -140,7 +140,7 @@ class TaskResult:
 
     @property
     def guessing(self) -> str:
-        """The share of questions that guessing gets right, as text; "" without choices."""
+        """The accuracy of random guessing, as text; "" for a task without choices."""
         choices = [len(one.example.choices) for one in self.answered]
         return f"{sum(1 / n for n in choices) / len(choices):.3f}" if all(choices) else ""
 
@@ -195,7 +195,8 @@ class LoadedModel:
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        if form is None and isinstance(self.tokenizer, Tokenizer):  # only minigpt trains such models
+        # A model with a character tokenizer was trained by minigpt, so its prompts are "question <sep>".
+        if form is None and isinstance(self.tokenizer, Tokenizer):
             form = "question"
             if self.folder is not None:
                 form = prompt_format(self.folder, self.tokenizer, self.adapter)
@@ -211,7 +212,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     """
     options = options or TaskOptions()
     task = task.limited(options.limit)
-    metric_names(task)  # a wrong one is refused before the work
+    metric_names(task)  # raises an error for an unknown metric now, before the long work
     if HALF_CHARACTER.search(options.instruction):
         raise InputError("--instruction holds half a character (a lone surrogate), which no file can hold")
     began = time.perf_counter()
@@ -239,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of a question. With `is_own`, the question itself is left out."""
+    """Return the shots of a question. `is_own`: they come from its own file, so it is left out."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -336,7 +337,8 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    if shared > 64:  # read the beginning first, or prompts that start together would each read it
+    # Read a long common beginning into the cache now. Prompts that start at the same time would each read it.
+    if shared > 64:
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
         engine.run()
@@ -430,7 +432,7 @@ def bare_text(tokenizer: AnyTokenizer, text: str) -> list[int]:
 
 
 def _ratio(values: Values, weights: Values, transform: Callable[[Values], Values]) -> Metric:
-    with np.errstate(over="ignore"):  # a perplexity may be too large for a float
+    with np.errstate(over="ignore"):  # no warning if a perplexity is too large for a float and becomes inf
         value = float(transform(np.array(values.sum() / weights.sum())))
         low, high = (
             bootstrap(values, weights, transform=transform) if len(values) > 1 else (-math.inf, math.inf)
@@ -482,7 +484,7 @@ _METRICS: dict[Form, tuple[str, ...]] = {
 
 
 def metric_names(task: Task) -> tuple[str, ...]:
-    """Return the names of a task's metrics. (A classifier gives the first two of classification.)
+    """Return the names of a task's metrics.
 
     Raises:
         InputError: if a metric of the task is unknown, or does not fit the task's form.

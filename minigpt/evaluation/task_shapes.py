@@ -47,13 +47,13 @@ class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default of the shape
-    choices: tuple[str, ...] = ()  # templates of the choices; or the name of a field that holds a list
+    choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
-    score: str = ""  # "letter" or "text" of a choice is scored; "": letters if the prompt lists choices
-    delimiter: str | None = None  # text between prompt and answer; None: a space, or "" before a gap
+    score: str = ""  # score the "letter" or the "text" of a choice; "": letters if the prompt lists choices
+    delimiter: str | None = None  # text between prompt and answer; None: a space; before a gap, nothing
     separator: str = "\n\n"  # text between shots
     instruction: str = ""  # text before everything else
-    metrics: tuple[str, ...] = ()  # metrics of generation; (): the default for such answers
+    metrics: tuple[str, ...] = ()  # names of the metrics for generated answers; (): the default metrics
     stop: tuple[str, ...] = ()  # texts that end an answer
     max_new_tokens: int | None = None
 
@@ -69,7 +69,7 @@ class Example:
     answer: int = -1  # index of the right choice
     references: tuple[str, ...] = ()  # cloze: the continuation; generation: all right answers
     letters: tuple[str, ...] = ()  # letters of the choices, if the prompt lists them
-    question: str = ""  # the question alone, to show or change it
+    question: str = ""  # only the question, without choices and template, to show it or to change it
     style: Style = Style()
     subject: str = ""
     record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
@@ -86,7 +86,7 @@ class Example:
 
     @property
     def solution(self) -> str:
-        """The right answer, as it stands in a shot."""
+        """The right answer as text, to be shown when the example is used as a shot."""
         if self.form in ("multiple_choice", "classification"):
             return self.scored[self.answer]
         return self.references[0]
@@ -99,7 +99,7 @@ class Example:
 
     @property
     def can_be_reordered(self) -> bool:
-        """True if the prompt does not fix the order of the choices."""
+        """True if the choices may be listed in another order. A template with {a}, {b} fixes the order."""
         return self.form == "multiple_choice" and (
             not self.letters or _LISTED in (self.style.template or _LISTED)
         )
@@ -237,7 +237,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """Return choices that have separate fields. Empty choices at the end of a table row are left out."""
+    """Return the choices of a record that has a field for each. Empty ones at the end are left out."""
     values = [item[name] for name in names]
     if not all(value is None or _is_text(value) for value in values):
         raise BadLine("the choices are no list of texts")
@@ -334,7 +334,7 @@ def _choice(
     line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
     *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Return an example whose choices are scored as texts, unless the style asks for letters.
+    """Return an example with choices. It scores the texts of the choices, unless the style asks for letters.
 
     Args:
         asks: True: the prompt is "Question: ... Answer:". False: the choices continue `question`.
@@ -351,7 +351,7 @@ def _choice(
 def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> Example:
     name = _required(item, FIELDS["question"])
     question = _text(item, name)
-    if isinstance(given, Mapping):  # ARC: {"text": [...], "label": [...]}
+    if isinstance(given, Mapping):  # ARC's choices are {"text": [...], "label": [...]}
         choices, labels = _choices_of(given.get("text")), [str(one) for one in given.get("label") or []]
         if len(choices) != len(labels):
             raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")
@@ -359,7 +359,7 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
             raise BadLine("two choices have the same label")
         return _choice(line, style, question, choices, _right(item), asks=True, labels=labels)
     choices = _choices_of(given)
-    if name == "query":  # a prepared prompt: a question, or the beginning of a sentence
+    if name == "query":  # this field is the prompt itself: a question, or the beginning of a sentence
         one = _choice(line, style, question, choices, _right(item))
         asks = question.startswith("Question:") and not question.rstrip().endswith("Answer:")
         return replace(one, prompt=f"{question}\nAnswer:") if asks else one
@@ -381,7 +381,7 @@ def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
 
 
 def _without_brackets(text: str) -> str:
-    """Remove WikiHow's marks. This is usual for HellaSwag, so the numbers can be compared."""
+    """Remove marks such as "[title]" from HellaSwag's texts, as other programs do before they measure."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 
@@ -431,7 +431,7 @@ def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
 
 
 def _label(item: Mapping[str, Any], line: int, style: Style, text: str, label: Any) -> Example:
-    """Return an example of classification. `tasks.py` replaces its choices when it knows all labels."""
+    """Return an example of classification. Its choices are preliminary: tasks.py later lists all labels."""
     if label is None or not str(label).strip():
         raise BadLine("a text without a label")
     if not _is_text(label):

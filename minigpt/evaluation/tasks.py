@@ -38,10 +38,10 @@ from minigpt.storage.regular_files import resolved
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
-_TEST = ("test", "val", "validation", "valid", "dev")  # parts to measure on, the best first
-_DEV = ("dev", "train", "trial", "val", "validation")  # parts to take shots from, the best first
+_TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
+_DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
-_COLUMNS = {  # column names by which the first row of a table is recognised as its head
+_COLUMNS = {  # if the first row of a table has one of these names, it is the row of column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
@@ -58,7 +58,7 @@ class Task:
     dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)  # subject -> its examples
     skipped: int = 0  # number of bad records
     files: tuple[Path, ...] = ()  # files of the examples
-    is_own_dev: bool = False  # True: the shots are other questions of the measured file
+    is_own_dev: bool = False  # True: without a file for shots, they are other questions of the same file
 
     @property
     def style(self) -> Style:
@@ -75,10 +75,10 @@ class Task:
 
 @dataclass(frozen=True)
 class _Source:
-    """The files of one task before they are read."""
+    """A task whose files were found but not yet read."""
 
     name: str
-    parts: list[tuple[str, Path, Path | None]]  # subject, file to measure, file for shots
+    parts: list[tuple[str, Path, Path | None]]  # (subject, file to measure on, file for shots)
     style: Style = field(default_factory=Style)
     form: Form | None = None
 
@@ -146,7 +146,7 @@ def _sources(path: Path) -> list[_Source]:
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
             subjects = {_subject(file): file for file in _files(path / test)}
             if test == "test" and (path / "val").is_dir() and not any(map(_has_answers, subjects.values())):
-                continue  # the test part of C-Eval has no answers
+                continue  # as in C-Eval, the test part has no answers: measure on the next part, "val"
             if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
             return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
@@ -187,7 +187,7 @@ def _subject(path: Path) -> str:
 
 
 def _sibling(path: Path) -> Path | None:
-    """Return the file for shots in the folder of a file such as test.jsonl."""
+    """Return the file for shots that stands beside a file such as test.jsonl, or None."""
     if (part := _stem(path)) not in _TEST:
         return None
     beside = {_stem(file): file for file in _files(path.parent)} if path.parent.is_dir() else {}
@@ -347,7 +347,8 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         yield from headless
         return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
-        texts, _ = read_labelled(path, LabelledOptions())  # a table without column names has texts and labels
+        # A table without column names has a column of texts and a column of labels.
+        texts, _ = read_labelled(path, LabelledOptions())
         names = path.parent / "class.txt"
         names_of = read_utf8(names).split("\n") if names.exists() else []
         for one in texts:
@@ -373,9 +374,10 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
 
 
 def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
-    """Return the records of MMLU's own tables, which have no head: question, choices, letter; else [].
+    """Return the records of a table in MMLU's own form; [] if the table has another form.
 
-    The reader takes the first row as the head. So the cells of the first row are the keys of the other rows.
+    MMLU's tables have no column names: a row is a question, the choices and a letter. But the reader takes
+    the first row as column names. So its cells are the keys of all other rows.
     """
     first = rows[0].value
     if not isinstance(first, Mapping) or len(first) < 4:

@@ -3,10 +3,10 @@
     report = evaluate_text(model, tokenizer, text)
     print(report.loss.perplexity, report.bits_per_byte)
 
-Losses per token of two vocabularies cannot be compared, because their tokens differ in length. The bits of
-the whole text, divided by its bytes or characters, can be compared for any tokenizer. The text is read in
-windows of `window` tokens that do not overlap. The first window begins with an end-of-text token, as if
-another document had ended before, so that each token of the text is predicted exactly once.
+Losses per token cannot be compared between two tokenizers, because their tokens differ in length. The loss of
+the whole text in bits, divided by its bytes or characters, can be compared. The text is read in windows of
+`window` tokens that do not overlap. An end-of-text token is put before the text, so that its first token is
+predicted, too. Each token is predicted exactly once.
 """
 
 import math

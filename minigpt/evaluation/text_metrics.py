@@ -1,10 +1,10 @@
-"""Scores of a generated text against right answers: exact, number, F1, ROUGE-L; BLEU and chrF by sacrebleu.
+"""Compares a generated text with right answers: exact match, number, F1, ROUGE-L, BLEU, chrF.
 
     score = TEXT_METRICS["number"]
     score("... so she has 1,080.", ["... #### 1080"])        # 1.0
 
-Each metric takes the given text and all right answers; the best score counts. Chinese has no spaces between
-words, so a Chinese character is a word.
+Each metric gets the generated text and all right answers, and returns the best score. Chinese has no spaces
+between words, so a Chinese character counts as a word. BLEU and chrF need the package sacrebleu.
 """
 
 import importlib.util
@@ -108,7 +108,7 @@ TEXT_METRICS: dict[str, Callable[[str, Sequence[str]], float]] = {
     "word_f1": _best(word_f1),
     "rouge_l": _best(rouge_l),
 }
-CORPUS_METRICS = ("bleu", "chrf")  # computed over all texts together
+CORPUS_METRICS = ("bleu", "chrf")  # these are computed for all texts together, not as a mean over texts
 
 
 def check_metric(name: str) -> None:
@@ -132,15 +132,17 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references))
-    # sacrebleu needs the same number of right answers for each text; None fills the gaps
+    # sacrebleu needs equally many right answers for each text. A text with fewer answers gets None.
     columns = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     chinese = any("\u3400" <= c <= "\u9fff" for row in references for text in row for c in text)
     metric: Any = BLEU(tokenize="zh" if chinese else "13a") if name == "bleu" else CHRF()
-    if name == "chrf":  # sacrebleu cannot average NumPy's numbers with the 0.0 of a sample without hits
+    # sacrebleu's chrF returns NumPy numbers, but 0.0 if nothing matches, and cannot average this mixture. So
+    # its function is replaced by one that always returns a float.
+    if name == "chrf":
         compute = metric._compute_f_score
         metric._compute_f_score = lambda statistics: float(compute(statistics))
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
-    if len(given) > 1:  # `_mean` is the mean of the samples, `_ci` half of the interval's width
+    if len(given) > 1:  # `_mean` is the mean of the bootstrap samples, `_ci` half of the interval's width
         found |= {"low": float(score._mean - score._ci), "high": float(score._mean + score._ci)}
     return found

@@ -1,10 +1,10 @@
-"""The words of evaluations' tables and reports in Chinese. The English text in the code is the key.
+"""Translates the texts of an evaluation's tables and reports to Chinese. The English text is the key.
 
 say = speaker("zh")
 say("robustness")
 say("{count} of {total} are wrong", count=3, total=9)
 
-Names of metrics and tasks, and all of --json, are the same in both languages.
+Names of metrics and tasks, and the output of --json, are the same in both languages.
 """
 
 from typing import Protocol
@@ -18,7 +18,7 @@ class Say(Protocol):
     """Translates a text, and then fills its fields."""
 
     def __call__(self, text: str, /, **values: object) -> str:
-        """Return the text in the language of the speaker."""
+        """Return the text in the language that was given to `speaker`."""
 
 
 def speaker(language: Language = "en") -> Say:
@@ -32,7 +32,7 @@ def speaker(language: Language = "en") -> Say:
 
 
 CHINESE = {
-    # results
+    # In the table of results:
     "{low} to {high}": "{low} 至 {high}",
     "tasks": "任务",
     "task": "任务",
@@ -44,7 +44,7 @@ CHINESE = {
     "shots": "示例数",
     "the report is in {file}": "报告写在 {file}",
     "the results are in {file}": "结果写在 {file}",
-    # HELM's questions
+    # In the profile of a model (model_profile.py):
     "Calibration": "校准",
     "expected calibration error": "期望校准误差",
     "95 % interval": "95% 区间",
@@ -75,7 +75,7 @@ CHINESE = {
     "questions looked for": "查找的题数",
     "all of it in the training data": "整题在训练数据里",
     "half of it or more": "一半以上在训练数据里",
-    # reports
+    # In the report (report.py):
     "Evaluation of {model}": "{model} 的评估",
     "Results": "结果",
     "Efficiency": "效率",
@@ -97,7 +97,7 @@ CHINESE = {
     "black: 95 % interval; red: what a guess gets right": "黑线：95% 区间；红线：瞎猜能对的比例",
     "how sure": "有多大把握",
     "how often right": "对了多少",
-    # questions and answers
+    # In the measurement of questions and answers, or of a text:
     "how well the text is predicted": "文本预测得怎么样",
     "tokens": "词元",
     "loss (nats)": "损失（nat）",
@@ -128,7 +128,7 @@ CHINESE = {
     "precision": "精度",
     "perplexity ({part})": "困惑度（{part}）",
     "what it costs to store the weights in fewer bits": "权重少存几个比特的代价",
-    # two models
+    # In the comparison of two models:
     "two models on the same questions": "两个模型答同样的题",
     "first": "第一个",
     "second": "第二个",

@@ -3,7 +3,7 @@
 It may import errors, storage and families. minigpt/training/objective.py uses it. In reading order:
 
     freezing.py     trains some parameters and freezes the other parameters
-    layers.py       adapters in general: adds, switches and merges them; several in one batch
+    layers.py       what all kinds of adapters share: adds, switches and merges them; several in one batch
     lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA)
     bottleneck.py   small modules after attention and MLP
     ia3.py          factors for channels

@@ -1,7 +1,7 @@
 """Reads and writes PEFT's adapter folders: adapter_config.json and adapter_model.safetensors.
 
     save_adapter(model, config, Path("output/mine"), base="gpt2")
-    config = load_adapter(model, Path("output/mine"))    # add_adapter, then the adapter's weights
+    config = load_adapter(model, Path("output/mine"))    # calls add_adapter, then reads the weights
 
 The names of weights are PEFT's: base_model.model.<Hugging Face's name of the layer>.lora_A.weight, and so on.
 Folders that PEFT wrote can be read. If a folder needs a feature that minigpt lacks, an error names the key.
@@ -48,8 +48,8 @@ __all__ = [
 
 ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Keys that do not influence the result: settings for the start of a training, information about the file, and
-# the layout of Hugging Face's weights, which minigpt knows. Any other unknown key must have an empty value.
+# Keys of adapter_config.json that minigpt may ignore: they concern only the start of a training, or inform
+# about the file. Any other key that minigpt does not know must have an empty value.
 _NO_MATTER = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ephemeral_gpu_offload", "eva_config"),
     *(
@@ -70,13 +70,13 @@ _NO_MATTER = {
         "task_type",
     ),
 }
-# peft_type -> configuration. PEFT has no bottleneck adapters.
+# The key peft_type of adapter_config.json -> class of the configuration. "BOTTLENECK" is minigpt's own type.
 _KINDS: dict[str, type[LoraConfig | IA3Config | BottleneckConfig]] = {
     "LORA": LoraConfig, "IA3": IA3Config, "BOTTLENECK": BottleneckConfig,
 }  # fmt: skip
 _NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})
-# Initialisations of A and B that do not change the model's own weights. With other values (pissa, olora,
-# corda, loftq, lora_ga), PEFT changes these weights when it loads the adapter.
+# Allowed values of init_lora_weights: ways to initialise A and B. With other values (pissa, olora, corda,
+# loftq, lora_ga), PEFT changes the model's own weights when it loads the adapter, which minigpt does not do.
 _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -89,7 +89,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return the adapter's folder of a path, which may be a run's folder. Verify the manifest, if any.
+    """Return the adapter's folder, given it or its run's folder. Check the files by the manifest, if any.
 
     Raises:
         InputError: if there is no adapter, or a file differs from the manifest.
@@ -110,7 +110,7 @@ def adapter_folder(path: Path) -> Path:
 
 
 def advice(folder: Path) -> str:
-    """Return advice for a user who gave an adapter's folder in place of a model."""
+    """Return an error message for a user who gave an adapter's folder where a model's folder is needed."""
     values = read_json(folder / ADAPTER_CONFIG)
     base = values.get("base_model_name_or_path") or "MODEL"
     model, given = shlex.quote(str(base)), shlex.quote(str(folder))
@@ -200,7 +200,8 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         target = _targets(model, config, adapter)
         inputs: str | Sequence[str] = config.feedforward_modules or ()
         if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
-            names = module_names(model)  # PEFT requires that target_modules includes feedforward_modules
+            # PEFT requires that target_modules includes feedforward_modules. Full names make this certain.
+            names = module_names(model)
             own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
             target = sorted(own)
             inputs = [name for name in target if getattr(own[name], "is_feedforward", False)]
@@ -225,12 +226,15 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 
 
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
-    """Return target_modules for the file: short names if they choose the same layers, else full names."""
+    """Return the value of target_modules to be saved.
+
+    It is a list of short names such as "c_attn", if these mean just the adapted layers; else of full names.
+    """
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # unchanged: PEFT requires that it includes feedforward_modules
+        return list(target)  # the user's names are kept, because feedforward_modules must be among them
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
@@ -242,7 +246,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     """Add the adapter of a folder to a model, in place. Only this adapter is then active and trainable.
 
     Args:
-        folder: see `adapter_folder`.
+        folder: an adapter's folder, or the folder of a run that trained an adapter.
         adapter: a name that no other adapter of the model has.
 
     Raises:
@@ -253,19 +257,20 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
-    if values.get("task_type") == "SEQ_CLS":  # keep only the names that this model has: PEFT lists several
+    # For a classifier, PEFT writes several possible names in modules_to_save. Keep those that the model has.
+    if values.get("task_type") == "SEQ_CLS":
         if not isinstance(model, SequenceClassifier) and f"{_PREFIX}score.weight" in tensors:
             raise InputError(f"{folder} does not fit a model that writes text: {_of_classifier(folder)}")
         modules = {name.rpartition(".")[2] for name, _ in model.named_modules()}
         there = tuple(name for name in config.modules_to_save if name in modules)
         config = _with(config, modules_to_save=there)
     if isinstance(config, LoraConfig | IA3Config) and not isinstance(config.target_modules, str):
-        # as in PEFT, names that no layer has are skipped
+        # A name in target_modules that no layer has is ignored, as in PEFT.
         names, wanted = module_names(model).values(), config.target_modules
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # shows the expected names and shapes
+    twin: Any = _on_meta(model)  # with the adapter added, it tells which names and shapes the file must have
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:
@@ -285,7 +290,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
 
 
 def _on_meta(model: Any) -> Any:
-    """Build the same model without memory for its weights."""
+    """Build the same model on PyTorch's meta device, where weights have shapes but no memory."""
     if isinstance(model, SequenceClassifier):
         with torch.device("meta"):
             return SequenceClassifier(model.config, model.labels, model.pad_token_id)
@@ -293,9 +298,10 @@ def _on_meta(model: Any) -> Any:
 
 
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
-    """Read the tensors of a file, except weights of the base model.
+    """Read the adapter's tensors from a file.
 
-    PEFT also saves a weight of the base model: that of lm_head, if lm_head has an adapter.
+    If lm_head has an adapter, PEFT also saves lm_head's own weight. It belongs to the base model and is left
+    out.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")
@@ -315,7 +321,7 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
                 )
     try:
         for name, tensor in found.items():
-            cast(name, tensor, torch.float32)  # an adapter's parameters are in float32
+            cast(name, tensor, torch.float32)  # minigpt keeps the parameters of adapters in float32
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return found

@@ -3,11 +3,12 @@
     add_adapter(model, BottleneckConfig(bottleneck_size=64))
 
 The output h of attention and of the MLP becomes h + up(gelu(down(h))), before it is added to the residual
-stream. `down` leads from C channels to `bottleneck_size`, `up` back to C. `up` begins with zeros, so at first
-the model's output does not change. As h is the output of a linear layer, the adapter wraps this layer.
+stream. `down` maps C channels to M = `bottleneck_size` channels, `up` maps them back to C. The weights of
+`up` begin with zeros, so at first the model's output does not change. h is the output of a linear layer, and
+the adapter is a wrapper around this layer.
 
-GELU stands between the two products. So the adapter cannot be merged into a weight, and costs time in
-generation. PEFT has no adapters of this kind.
+Because of the GELU, the adapter is no linear function. So it cannot be merged into a weight, and it costs
+time in generation. PEFT has no adapters of this kind.
 
 Letters in shapes: C channels, M the size of the bottleneck.
 """
@@ -53,7 +54,7 @@ class BottleneckConfig(AdapterConfig):
         return targeted(model, tuple(names), self.layers_to_transform, self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
-        """See AdapterConfig."""
+        """Return the linear layer `base` with a bottleneck adapter around it."""
         return BottleneckLayer(base, self, adapter, draw)
 
 
@@ -61,7 +62,7 @@ class BottleneckLayer(AdaptedLayer):
     """A frozen linear layer with a bottleneck behind it.
 
     Args:
-        base: see AdaptedLayer.
+        base: an nn.Linear, a quantised layer, or a layer that has an adapter already.
         config: configuration with the size.
         adapter: name of the adapter.
         draw: False: do not initialise the parameters, because their values will be set later.
@@ -72,7 +73,7 @@ class BottleneckLayer(AdaptedLayer):
     def __init__(self, base: Any, config: BottleneckConfig, adapter: str, draw: bool = True) -> None:
         super().__init__(base, adapter)
         C, M = self.out_features, config.bottleneck_size
-        # plain parameters, because set_precision would round the weights of an nn.Linear
+        # These are parameters, not nn.Linear layers, because set_precision rounds the weights of nn.Linear.
         self.down_weight, self.down_bias = self.new_parameter(M, C), self.new_parameter(M)
         self.up_weight, self.up_bias = self.new_parameter(C, M), self.new_parameter(C)
         if draw:
@@ -82,11 +83,11 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """See AdaptedLayer."""
+        """Return the name of this kind of adapter for an error message: several of them cannot be summed."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """See AdaptedLayer."""
+        """Return the adapter's parameters. A key is the last part of the parameter's name in a file."""
         return {
             "adapter_down.weight": self.down_weight,
             "adapter_down.bias": self.down_bias,
@@ -95,7 +96,7 @@ class BottleneckLayer(AdaptedLayer):
         }
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """See AdaptedLayer."""
+        """Apply the adapter to the outputs of the linear layer, (..., C). `x` is not used."""
         h = out.to(self.down_weight.dtype)
         middle = F.gelu(F.linear(h, self.down_weight, self.down_bias))  # (..., M)
         changed: Tensor = out + F.linear(middle, self.up_weight, self.up_bias)  # (..., C)

@@ -1,4 +1,4 @@
-"""A classifier: the body of a language model, and a linear layer `score` for the last real token.
+"""A classifier: a language model without its head, and a linear layer `score` for the last real token.
 
     model = SequenceClassifier(config, Labels(("bad", "good")), pad_token_id=0)
     logits = model(input_ids)                     # (B, K), one row per text
@@ -34,7 +34,7 @@ _PROBLEMS = ("single_label_classification", "multi_label_classification", "regre
 
 @dataclass(frozen=True)
 class Labels:
-    """Names of a classifier's outputs, and the kind of problem."""
+    """The names of a classifier's outputs, and the kind of problem: one label, several labels, or numbers."""
 
     names: tuple[str, ...]  # name of each output
     problem_type: ProblemType = "single_label_classification"
@@ -44,7 +44,7 @@ class Labels:
 
 
 class SequenceClassifier(nn.Module):
-    """A body with a linear layer `score`.
+    """A classifier: a body (a language model without its head) and a linear layer `score`.
 
     Args:
         config: configuration of the body.
@@ -59,16 +59,16 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.config, self.labels, self.pad_token_id = config, labels, pad_token_id
         family = family_of(config)
-        self._body = family.prefix.removesuffix(".")  # the same name as in the language model
+        self._body = family.prefix.removesuffix(".")  # the body's attribute: "transformer" or "model"
         setattr(self, self._body, family.model_class(config).base_model if body is None else body)
         self.score = nn.Linear(config.hidden_size, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=0.02)
 
-    base_model = property(lambda self: getattr(self, self._body))  # maps ids to hidden vectors
+    base_model = property(lambda self: getattr(self, self._body))  # the body, which maps ids to hidden states
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """Return the list of blocks, which is the only ModuleList in a body."""
+        """Return the list of transformer blocks. It is found as the only ModuleList of the body."""
         return next(each for each in self.base_model.modules() if isinstance(each, nn.ModuleList))
 
     def forward(
@@ -104,7 +104,7 @@ class SequenceClassifier(nn.Module):
 def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: ProblemType) -> Tensor:
     """Compute the loss in float32, summed over rows and outputs.
 
-    The sum divided by the number of rows (and outputs) is the loss of transformers.
+    Divided by the number of rows (times outputs, unless there is one label), it is the loss of transformers.
 
     Args:
         logits: (B, K).
@@ -142,14 +142,14 @@ def _family(model_type: str, labels: Labels, pad_token_id: int | None) -> Family
 
 
 def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | None) -> Family:
-    """Return the family of a configuration, with a classifier in place of the language model."""
+    """Return a model family that builds and loads a classifier in place of the language model."""
     return _family(family_of(config).model_type, labels, pad_token_id)
 
 
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
-    """Return the content of config.json.
+    """Return the content of a classifier's config.json.
 
-    If the content lacks pad_token_id, transformers can only classify one text at a time.
+    It always has pad_token_id if the model does: without it, transformers classifies only one text at a time.
     """
     family = family_of(model.config)
     content = family.config_to_hugging_face(

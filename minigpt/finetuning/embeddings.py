@@ -1,4 +1,4 @@
-"""Adds rows to embedding and head, for new tokens.
+"""Adds rows to a model's embedding and head, so that the vocabulary can have more tokens.
 
 resize_token_embeddings(model, tokenizer.get_vocab_size())
 """
@@ -63,7 +63,10 @@ def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
 
 
 def _drawn(centred: Tensor, rows: int) -> Tensor:
-    """Sample rows with the covariance of centred rows (V, C), as random linear combinations: (rows, C)."""
+    """Sample rows (rows, C) from the normal distribution with the covariance of centred rows (V, C).
+
+    Random linear combinations of the centred rows have this distribution, so no covariance matrix is needed.
+    """
     mixture = torch.randn(rows, len(centred), dtype=centred.dtype, device=centred.device)
     drawn: Tensor = mixture @ centred / len(centred) ** 0.5
     return drawn

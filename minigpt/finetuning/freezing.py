@@ -16,7 +16,8 @@ from minigpt.finetuning.layers import pattern_of
 
 __all__ = ["PARTS", "hugging_face_names", "train_only"]
 
-# part -> pattern that must match one component of Hugging Face's name, which is split at the dots
+# Part of a model -> regular expression. A parameter belongs to the part if the expression matches one of the
+# components of its Hugging Face name, such as "attn" in transformer.h.0.attn.c_attn.weight.
 PARTS = {
     "head": r"lm_head|score",
     "attention": r"\w*attn",
@@ -27,17 +28,18 @@ PARTS = {
 
 
 def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
-    """Return the model's parameters by Hugging Face's names. A tied head is listed, too."""
+    """Return a dict: Hugging Face's name -> parameter. A tied head has an entry, as the embedding has."""
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
-    return named | {name: own[name] for name in own if name not in table}  # a classifier's head
+    # A classifier's head is not in the table, because its name is the same in both naming schemes.
+    return named | {name: own[name] for name in own if name not in table}
 
 
 def train_only(model: LanguageModel, which: str) -> None:
     """Freeze all parameters except some, in place.
 
-    A tied head and embedding are one tensor: `head` and `embeddings` both train it.
+    If head and embedding are tied, they are one tensor. Then `head` and `embeddings` mean the same.
 
     Args:
         which: a key of PARTS; or `last:N`: the last N blocks, the last norm and the head; or a regular

@@ -1,7 +1,8 @@
-"""GRPO (https://arxiv.org/abs/2402.03300): advantages within groups of answers, and the loss of their tokens.
+"""Computes the loss of GRPO (https://arxiv.org/abs/2402.03300), which trains a model with rewards.
 
-The advantage A of an answer compares its reward with the mean of its group. Let r = p / p_old: the present
-probability of a token, divided by its probability when it was sampled. The loss of the token is
+The model writes a group of answers to each prompt, and a reward is given to each answer. The advantage A of
+an answer is its reward minus the mean of its group. Let r = p / p_old: the present probability of a token,
+divided by its probability when it was sampled. The loss of a token is
 
     -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
 
@@ -23,11 +24,11 @@ __all__ = [
 
 GrpoLossType: TypeAlias = Literal["dapo", "grpo", "bnpo", "dr_grpo"]
 ScaleRewards: TypeAlias = Literal["group", "batch", "none"]
-LEAST_STD = 1e-4  # added to a standard deviation, as in TRL
+LEAST_STD = 1e-4  # added to a standard deviation before dividing by it, as in TRL
 
 
 class GrpoOptions(NamedTuple):
-    """Options of the loss."""
+    """Options of GRPO's loss."""
 
     beta: float = 0.0
     epsilon: float = 0.2
@@ -39,19 +40,20 @@ class GrpoOptions(NamedTuple):
 
 
 class TokenLosses(NamedTuple):
-    """The loss of each token, and the values from which it is computed; all (P,)."""
+    """The loss of each token, and values for metrics. Each tensor is (P,)."""
 
     loss: Tensor
     kl: Tensor
-    is_low: Tensor  # bool: r is below the clipped range, and clipping changes the loss
-    is_high: Tensor  # bool: r is above the clipped range, and clipping changes the loss
+    is_low: Tensor  # bool: r is less than 1 - epsilon, and clipping changes the loss
+    is_high: Tensor  # bool: r is greater than 1 + epsilon_high, and clipping changes the loss
 
 
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
-    """Return rewards minus their group's mean, divided by its standard deviation; (N, G) -> (N, G).
+    """Return the advantages of answers from their rewards; (N, G) -> (N, G).
 
-    A group whose rewards are all equal teaches nothing: its advantages are zeros. "none" does not divide, and
-    "batch" neither: the caller divides by the standard deviation of all rewards of the step.
+    The mean of the group is subtracted from a reward. With "group", the result is divided by the group's
+    standard deviation. With "batch", the caller divides it by the standard deviation of all rewards of the
+    step. With "none", it is not divided. If all rewards of a group are equal, its advantages are zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards != "group":
@@ -77,7 +79,9 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        if options.use_bias_correction_kl:  # `ratio` corrects that old probabilities drew the tokens
+        # The tokens were sampled with old weights. The factor p / p_old (importance sampling) makes the mean
+        # of `kl` the one for tokens sampled with the present weights.
+        if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl
     is_low, is_high = (ratio < low) & (advantages < 0), (ratio > high) & (advantages > 0)
@@ -85,11 +89,12 @@ def token_losses(
 
 
 def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
-    """Return the factor of each answer's tokens in the summed loss, (answers,).
+    """Return the factor for the loss of each answer's tokens, (answers,).
 
-    dapo: the mean is over all tokens, so each counts 1. grpo: over answers, and in each over its tokens.
-    bnpo: over the tokens of a batch; a step of several batches, or processes, takes the mean of their means.
-    dr_grpo: over answers, whose sums are divided by the greatest length, so that long answers count more.
+    dapo: the loss is the mean over all tokens. grpo: first the mean over each answer's tokens, then the mean
+    over answers. bnpo: the mean over the tokens of a batch, then the mean over the batches of a step.
+    dr_grpo: the sum over each answer's tokens, divided by max_completion_length, then the mean over answers;
+    so a long answer counts more than a short one.
     """
     if options.loss_type == "dapo":
         return torch.ones(len(lengths))

@@ -41,18 +41,19 @@ class IA3Config(AdapterConfig):
         return IA3Config(self.target_modules or outputs, inputs, self.modules_to_save)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """See AdapterConfig."""
+        """Return the layers that get an adapter: our name -> Hugging Face's name."""
         target = self.of_family(model).target_modules
         return targeted(model, target, modules_to_save=self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
-        """See AdapterConfig."""
+        """Return the linear layer `base` with IA3's vector. `theirs` is its Hugging Face name."""
         some = self.feedforward_modules
         assert some is not None, "of_family has named them"
         if isinstance(some, str):
             is_feedforward = pattern_of(some, "feedforward_modules").fullmatch(theirs) is not None
         else:
-            is_feedforward = any(theirs.endswith(name) for name in some)  # PEFT has the same rule
+            # As in PEFT, the end of a layer's name decides.
+            is_feedforward = any(theirs.endswith(name) for name in some)
         return IA3Layer(base, is_feedforward, adapter, draw)
 
 
@@ -60,7 +61,7 @@ class IA3Layer(AdaptedLayer):
     """A frozen linear layer whose inputs or outputs are multiplied by a vector.
 
     Args:
-        base: see AdaptedLayer.
+        base: an nn.Linear, a quantised layer, or a layer that has an adapter already.
         is_feedforward: True: the vector multiplies the inputs; False: the outputs.
         adapter: name of the adapter.
         draw: False: do not initialise the vector, because its values will be set later.
@@ -75,19 +76,19 @@ class IA3Layer(AdaptedLayer):
             nn.init.ones_(self.ia3_l)
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """See AdaptedLayer."""
+        """Return the adapter's parameter. The key is the last part of the parameter's name in a file."""
         return {"ia3_l": self.ia3_l}
 
     def entering(self, x: Tensor) -> Tensor:
-        """See AdaptedLayer."""
+        """Multiply the inputs of the linear layer by the vector, if `is_feedforward`; (..., K)."""
         return (x * self.ia3_l.flatten()).to(x.dtype) if self.is_feedforward else x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """See AdaptedLayer."""
+        """Multiply the outputs of the linear layer by the vector, unless `is_feedforward`; (..., N)."""
         return out if self.is_feedforward else (out * self.ia3_l.flatten()).to(out.dtype)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See AdaptedLayer."""
+        """Return weight (N, K) and bias (N,) multiplied by the vector, for a layer without adapter."""
         if not self.is_feedforward and bias is not None:
             bias = bias * self.ia3_l.flatten()
         return torch.mul(weight, self.ia3_l), bias

@@ -1,14 +1,15 @@
-"""Adapters in general: layers around linear layers, copies of modules, and switching adapters on and off.
+"""What all kinds of adapters share: adding them to a model, switching them on and off, merging them.
 
     add_adapter(model, config)            # config: a LoraConfig, a BottleneckConfig or an IA3Config
-    set_adapter(model, ["zh", "en"])      # the sum of both
+    set_adapter(model, ["zh", "en"])      # both adapters are active, and their effects are summed
     with disable_adapter(model):          # the model alone
         ...
     with adapters_by_row(model, [["zh"], ["en"], []]):    # a batch of three rows, each with its own adapter
         ...
 
-An adapter wraps linear layers, and may replace whole modules by copies (`modules_to_save`). Adapters have
-names, and a model may have several. A layer with two adapters is an AdaptedLayer around another AdaptedLayer.
+An adapter puts wrappers around linear layers. It may also replace whole modules by trainable copies
+(`modules_to_save`). Adapters have names, and a model may have several. A layer with two adapters is an
+AdaptedLayer around another AdaptedLayer.
 
 Letters in shapes: N outputs, K inputs of a linear layer.
 """
@@ -43,7 +44,7 @@ class AdaptedLayer(nn.Module):
         adapter: name of the adapter.
     """
 
-    is_linear = True  # False: the adapter cannot become a part of the weight
+    is_linear = True  # False: the adapter cannot be merged into the layer's weight
 
     def __init__(self, base: Any, adapter: str) -> None:
         super().__init__()
@@ -51,14 +52,14 @@ class AdaptedLayer(nn.Module):
         self.rows: Tensor | None = None  # (n,): rows of the batch that use the adapter; None: all rows
 
     def new_parameter(self, *shape: int) -> nn.Parameter:
-        """Return an uninitialised parameter in float32, or in float64 beside weights in float64."""
+        """Return an uninitialised parameter. It is in float32, or in float64 if the layer's weight is."""
         weight = self.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return nn.Parameter(torch.empty(shape, dtype=dtype, device=weight.device))
 
     @property
     def linear(self) -> Any:
-        """Return the inner layer without adapters."""
+        """Return the innermost layer: the linear layer itself, without the adapters around it."""
         return self.base_layer.linear if isinstance(self.base_layer, AdaptedLayer) else self.base_layer
 
     @property
@@ -79,14 +80,15 @@ class AdaptedLayer(nn.Module):
 
     @property
     def actives(self) -> "list[AdaptedLayer]":
-        """Return the active layers: this layer, if active, and active layers inside it."""
+        """Return the active adapters of this linear layer, from the inside to the outside."""
         inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
         return [*inner, self] if self.is_active else inner
 
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        is_rounded = hasattr(linear, "dequantized")  # the slice cuts off int4's padding
+        # A quantised layer has the method `dequantized`. Its int4 weight is padded; the slice removes that.
+        is_rounded = hasattr(linear, "dequantized")
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
 
@@ -135,7 +137,7 @@ class AdaptedLayer(nn.Module):
 class AdapterConfig(ABC):
     """The base class of the configurations of all kinds of adapters."""
 
-    modules_to_save: tuple[str, ...]  # names of modules that are trained whole
+    modules_to_save: tuple[str, ...]  # names of modules whose own weights are trained, in a copy
 
     def of_family(self, model: LanguageModel) -> Self:
         """Return this configuration with the defaults of the model's family filled in."""
@@ -147,21 +149,21 @@ class AdapterConfig(ABC):
 
     @abstractmethod
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
-        """Return the layer `base`, which Hugging Face calls `theirs`, with an adapter.
+        """Return the layer `base` with an adapter around it. `theirs` is its Hugging Face name.
 
         draw=False does not initialise the parameters, because their values will be set later.
         """
 
     def check_base(self, layers: Sequence[Any]) -> None:
         """Raise InputError if an adapter of this kind cannot be added to these layers."""
-        del layers  # most kinds of adapters fit any layer
+        del layers  # not used here: most kinds of adapters can be added to any linear layer
 
 
 # -- which layers ------------------------------------------------------------------------------------------
 
 
 def _names(model: LanguageModel) -> dict[str, str]:
-    """Map our names of all modules with weights, and of their parents, to Hugging Face's names."""
+    """Return a dict: our name -> Hugging Face's name, for modules with weights and those around them."""
     found: dict[str, str] = {}
     for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
@@ -171,7 +173,7 @@ def _names(model: LanguageModel) -> dict[str, str]:
 
 
 def module_names(model: LanguageModel) -> dict[str, str]:
-    """Map our names of the linear layers (those of the blocks, and lm_head) to Hugging Face's names.
+    """Return a dict: our name -> Hugging Face's name, for the linear layers of the blocks and lm_head.
 
     >>> from minigpt import GPTConfig, GPTLMHeadModel
     >>> list(module_names(GPTLMHeadModel(GPTConfig(n_layer=1))).items())[0]
@@ -290,7 +292,7 @@ def targeted(
 
 
 def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
-    """Return our names of the modules that are trained whole. As in PEFT, the end of a name is enough."""
+    """Return our full names of the modules in `names`. As in PEFT, the end of a full name is enough."""
     found, known = list[str](), _names(model)
     for name in names:
         matches = [ours for ours, theirs in known.items() if theirs.endswith(name)]
@@ -316,7 +318,7 @@ def add_adapter(
 
     Args:
         adapter: a name that no other adapter of the model has.
-        draw: see AdapterConfig.new_layer.
+        draw: False: do not initialise the adapter's parameters, because their values will be set later.
 
     Raises:
         InputError: if the configuration chooses nothing, or modules that cannot be trained because they are
@@ -339,7 +341,8 @@ def add_adapter(
     for name, theirs in chosen.items():
         parent, _, last = name.rpartition(".")
         layer = config.new_layer(modules[name], theirs, adapter, draw)
-        setattr(modules[parent], last, layer.train(modules[name].training))  # keep train or eval mode
+        # A new module is in train mode. Give it the mode of the layer that it replaces.
+        setattr(modules[parent], last, layer.train(modules[name].training))
     for name in saved:
         parent, _, last = name.rpartition(".")
         whole = replaced.setdefault(name, WholeModule(modules[parent], last, modules[name], {}))
@@ -352,7 +355,7 @@ class WholeModule:
     """A module in `modules_to_save`: each adapter trains its own copy of it."""
 
     parent: nn.Module
-    attribute: str  # name of the module's attribute in the parent
+    attribute: str  # name of the parent's attribute that holds the module
     original: nn.Module
     copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
@@ -374,7 +377,7 @@ def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield the layers with adapters, with our names. Layers of several adapters share a name."""
+    """Yield (our name of the linear layer, AdaptedLayer). A layer with two adapters is yielded twice."""
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer):
             yield name.replace(".base_layer", ""), module
@@ -384,7 +387,7 @@ def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
 
 
 def adapter_names(model: LanguageModel) -> dict[str, bool]:
-    """Return name -> True if active, for each adapter of a model."""
+    """Return a dict: name of each adapter of a model -> True if the adapter is active."""
     return {layer.adapter: layer.is_active for _, layer in adapted_layers(model)}
 
 
@@ -452,7 +455,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
     The product with the frozen weights is computed once for all rows. Each adapter is computed for its rows.
 
     Args:
-        names: one list of adapters per row; see `check_adapters`.
+        names: for each row, a list of names of adapters.
     """
     device, rows_of = next(model.parameters()).device, dict[str, list[int]]()
     for row, each in enumerate(names):
@@ -462,7 +465,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
         name: None if len(some) == len(names) else torch.tensor(some, device=device)
         for name, some in rows_of.items()
     }
-    layers = [layer for _, layer in adapted_layers(model)]  # listed once, because this runs in every step
+    layers = [layer for _, layer in adapted_layers(model)]  # searched once: it takes time in each step
     before = [layer.is_active for layer in layers]
     active = [layer.adapter for layer in layers if layer.is_active]
     try:
@@ -482,12 +485,12 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """A module that uses its copies for some rows of the batch."""
+    """Takes the place of a module: computes some rows of a batch by copies, the others by the original."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()
         self.original = original
-        self._copies = copies  # (rows (n,), module for these rows)
+        self._copies = copies  # pairs: (numbers of the rows (n,), the copy that computes these rows)
 
     @property
     def weight(self) -> Any:
@@ -506,7 +509,7 @@ class _ByRow(nn.Module):
 
 
 def is_mergeable(model: LanguageModel) -> bool:
-    """Return whether `merge_and_unload` can merge the active adapters."""
+    """Return True if `merge_and_unload` can merge the active adapters."""
     layers = [layer for _, layer in adapted_layers(model)]
     return all(isinstance(layer.linear, nn.Linear) for layer in layers) and all(
         layer.is_linear for layer in layers if layer.is_active
@@ -517,7 +520,8 @@ def is_mergeable(model: LanguageModel) -> bool:
 def merge_and_unload(model: LanguageModel) -> LanguageModel:
     """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
 
-    The logits stay the same, up to rounding. So a tied lm_head with an adapter gets its own weight.
+    The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, it gets
+    a weight of its own, because merging must not change the embedding.
 
     Raises:
         InputError: if weights are quantised or an adapter is not linear (the model has not changed), or a

@@ -89,15 +89,15 @@ class LoraConfig(AdapterConfig):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """See AdapterConfig."""
+        """Return the layers that get an adapter: our name -> Hugging Face's name."""
         return targeted(model, self.target_modules, self.layers_to_transform, self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
-        """See AdapterConfig."""
+        """Return the linear layer `base` with LoRA's matrices A and B."""
         return LoraLinear(base, self, adapter, draw)
 
     def check_base(self, layers: Sequence[Any]) -> None:
-        """See AdapterConfig."""
+        """Raise InputError for DoRA on 4-bit layers, because DoRA computes norms of the weights' rows."""
         if self.use_dora and any(layer.weight.dtype == torch.uint8 for layer in layers):
             raise InputError(
                 "use_dora needs weights of more than 4 bits: take int8, or the unquantised folder"
@@ -105,9 +105,9 @@ class LoraConfig(AdapterConfig):
 
 
 class LoraLinear(AdaptedLayer):
-    """A frozen linear layer with an adapter.
+    """A frozen linear layer with LoRA's matrices A and B.
 
-    If the layer's weights have fewer than 32 bits, the adapter is float32, as in PEFT.
+    A and B are in float32, even if the layer's weight is in 16, 8 or 4 bits, as in PEFT.
 
     Args:
         base: an nn.Linear, a quantised layer, or an AdaptedLayer. It is used directly, not copied.
@@ -133,35 +133,36 @@ class LoraLinear(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """See AdaptedLayer."""
+        """Return the name of this kind of adapter if several of them cannot be summed: DoRA; else ""."""
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """See AdaptedLayer."""
+        """Return the adapter's parameters. A key is the last part of the parameter's name in a file."""
         found = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
         return {**found, "lora_magnitude_vector": self.lora_magnitude_vector} if self.use_dora else found
 
     def delta(self) -> Tensor:
-        """Return the adapter's change of the weight, (N, K), without the row norms of DoRA."""
+        """Return what LoRA adds to the weight: scaling * B A, (N, K). (DoRA then scales each row.)"""
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """See AdaptedLayer."""
+        """Return weight (N, K) and bias (N,) of a linear layer with the same outputs as this layer."""
         total = weight + self.delta()
         if self.use_dora:
             total = total * (self.lora_magnitude_vector / total.norm(dim=1))[:, None]
         return total, bias
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """See AdaptedLayer."""
+        """Add the adapter's part to the outputs (..., N) of the linear layer for the inputs x (..., K)."""
         dropped = self.lora_dropout(x).to(self.lora_A.dtype)
         low = F.linear(dropped, self.lora_A)  # (..., r)
-        if not self.use_dora:  # product, scaling and sum in one call: each would be a pass over the outputs
+        # addmm does product, scaling and sum in one call. Three calls would go over the outputs three times.
+        if not self.use_dora:
             flat = out.to(low.dtype).flatten(0, -2)
             total: Tensor = torch.addmm(flat, low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
             return total.view(out.shape).to(out.dtype)
         weight, bias = self.float_weight(), self.linear.bias
-        # the norm is treated as a constant in the gradient, as in the paper (4.3) and in PEFT
+        # The gradient does not flow through the norm, as in DoRA's paper (section 4.3) and in PEFT.
         ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (N,)
         drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
         plain = F.linear(dropped, weight) if drops else out if bias is None else out - bias
@@ -178,7 +179,7 @@ def apply_lora(
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """Yield the layers with LoRA, with our names. Layers of several adapters share a name."""
+    """Yield (our name of the linear layer, LoraLinear). A layer with two adapters is yielded twice."""
     for name, layer in adapted_layers(model):
         if isinstance(layer, LoraLinear):
             yield name, layer

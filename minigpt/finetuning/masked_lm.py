@@ -1,10 +1,11 @@
 """Masked language modelling (https://arxiv.org/abs/1810.04805): the model predicts hidden tokens of a text.
 
-Of the chosen tokens, 80 % become [MASK], 10 % become a random token and 10 % do not change. The model
-predicts all chosen tokens. If it predicted only [MASK], it would learn nothing about visible tokens.
+Some tokens are chosen at random. 80 % of them become [MASK], 10 % become a random token and 10 % do not
+change. The model predicts all chosen tokens. If it predicted only [MASK], it would learn nothing about
+visible tokens.
 
-In a character vocabulary, [MASK] is a character of Unicode's private area, because each entry must be one
-character. So a user's text contains [MASK] only if `with_masks` has converted it.
+In a character vocabulary, each entry is one character. So [MASK] is a character of Unicode's private area
+there. If a user types the six characters "[MASK]", `with_masks` replaces them by this character.
 
 Letters in shapes: B rows, T tokens.
 """
@@ -43,7 +44,7 @@ class _Encoder(Protocol):
 
 def mask_token_id(tokenizer: _Encoder) -> int | None:
     """Return the id of [MASK], or None if the vocabulary has none."""
-    if tokenizer.unknown_characters(MASK):  # some vocabularies lack the character
+    if tokenizer.unknown_characters(MASK):  # the vocabulary was built without [MASK]
         return None
     ids = tokenizer.encode_array(MASK).tolist()
     return int(ids[0]) if len(ids) == 1 else None
@@ -55,13 +56,13 @@ def with_masks(text: str) -> str:
 
 
 def both_ways(input_ids: Tensor) -> Tensor:
-    """Return the attention mask (B, T, T) with which each of the tokens (B, T) attends to all tokens."""
+    """Return an attention mask (B, T, T) that is all True, so that each token attends to all tokens."""
     B, T = input_ids.shape
     return torch.ones((1, 1, 1), dtype=torch.bool, device=input_ids.device).expand(B, T, T)
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return the number of a row's tokens that are chosen: at least one, if the row has any tokens."""
+    """Return how many of a row's tokens are chosen: the given share, but at least one, if there are any."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -88,7 +89,7 @@ def mask_tokens(
     """
     seen, chosen = ids.clone(), torch.zeros_like(real)
     for row, key in enumerate(keys):
-        places = real[row].nonzero().flatten().numpy()  # (n,)
+        places = real[row].nonzero().flatten().numpy()  # (n,): positions of the row's real tokens
         count = hidden_count(len(places), probability)
         random = np.random.default_rng([*key])
         if words is None:
@@ -106,7 +107,7 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Return the positions (n,) of the tokens of some words: at most `count`, but at least one word."""
+    """Choose words at random. Return the positions (n,) of their tokens: at most `count`, or one word."""
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0
@@ -118,7 +119,7 @@ def _some_words(
 
 
 class Filling(NamedTuple):
-    """A candidate for one [MASK]."""
+    """A token that the model proposes for one [MASK]."""
 
     token: int
     probability: float
@@ -126,7 +127,7 @@ class Filling(NamedTuple):
 
 @torch.inference_mode()
 def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: int) -> list[list[Filling]]:
-    """Return the best candidates for each [MASK], the most probable first. All [MASK]s stay hidden.
+    """Return the `top_k` most probable tokens for each [MASK]. No [MASK] is filled before all are predicted.
 
     Args:
         ids: ids of the text, including [MASK]; at most as many as the model's context.

@@ -1,4 +1,4 @@
-"""Losses for preferences: a better and a worse answer to one prompt.
+"""Computes the losses of preference training, given a better and a worse answer to each prompt.
 
 The inputs are log-probabilities of whole answers, (B,): sums over an answer's tokens, or means for the losses
 in `PER_TOKEN`. `reference` is the model before training. Most losses use the difference

@@ -11,8 +11,8 @@ A text is a sequence of UTF-8 bytes, so no character is unknown. Frequent pairs 
 longer tokens (https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library
 does the merging; minigpt/reference/bpe.py does the same in plain Python, for reading.
 
-The text of a special token never becomes that token, because the library does not know the special tokens.
-Damaged files are refused when they are read (minigpt/tokenization/bpe_files.py).
+If a text contains the characters of a special token, such as <sep>, they do not become that token: the
+library is not told the special tokens. Damaged files are refused when they are read (bpe_files.py).
 """
 
 import itertools
@@ -33,7 +33,7 @@ __all__ = ["BpeTokenizer"]
 class BpeTokenizer(SubwordTokenizer):
     """Converts text to ids of byte-level tokens and back. Make one with `from_folder` or `train`.
 
-    Decoding turns invalid UTF-8 into U+FFFD.
+    Decoding turns bytes that are not valid UTF-8 into U+FFFD.
     """
 
     def __init__(self, definition: Definition) -> None:
@@ -59,7 +59,7 @@ class BpeTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # try it, because some damage shows only when it encodes
+            tokenizer._encoding("a 1")  # encode something now: some damaged files raise an error only here
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer
@@ -119,9 +119,9 @@ class BpeTokenizer(SubwordTokenizer):
         ]
 
     def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
-        """Return the words of a text, and the parts of each word after each merge, bytes first.
+        """Return each word of a text with its history: its single bytes, then its parts after each merge.
 
-        The library merges in the same order, but does not show the steps.
+        The library does the same merges in the same order, but does not show the steps.
         """
         ranks = {pair: rank for rank, pair in enumerate(self._definition.merges)}
         text = self._normalized(text)
@@ -148,12 +148,16 @@ class BpeTokenizer(SubwordTokenizer):
         return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of one token, often only part of a character. Raises ValueError as `decode`."""
+        """Return the bytes of one token, often only part of a character.
+
+        Raises:
+            ValueError: for an id outside the vocabulary.
+        """
         return self._bytes[self._checked_id(index, "")]
 
 
 class _Bytes(dict[int, bytes]):
-    """A dict: id -> bytes of the token. Entries are computed on first use, because few tokens are used."""
+    """A dict: id -> bytes of the token. Entries are computed on first use: a text needs few of them."""
 
     _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 
@@ -166,7 +170,8 @@ class _Bytes(dict[int, bytes]):
         token = self._tokens.get(index, "")  # "": the vocabulary has no token with this id
         if self._byte_of.keys() >= set(map(ord, token)):
             found = token.translate(self._byte_of).encode("latin-1")
-        else:  # the entry is not written in byte symbols: no text becomes this token, so return it as it is
+        # The token has a character that stands for no byte, so no text becomes this token. Return its text.
+        else:
             found = token.encode("utf-8", "replace")
         self[index] = found
         return found

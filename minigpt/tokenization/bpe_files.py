@@ -1,4 +1,4 @@
-"""The files of a byte-level BPE tokenizer. Three layouts are read.
+"""Reads the files of a byte-level BPE tokenizer, in three layouts.
 
     tokenizer.json                 one file for everything (the `tokenizers` library)
     vocab.json and merges.txt      GPT-2, Qwen2 and Qwen3 as they are published
@@ -30,8 +30,9 @@ __all__ = ["GPT2_WORDS", "KINDS", "QWEN_WORDS", "byte_level_of", "frame_of", "re
 LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "gpt2"}
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# https://huggingface.co/Qwen/Qwen3-0.6B, tokenizer.json. Differences from GPT-2's rule: each digit is a word;
-# contractions may be in capitals; line ends are separate words; one symbol before a word belongs to the word.
+# Qwen's rule for splitting a text into words, from tokenizer.json of https://huggingface.co/Qwen/Qwen3-0.6B.
+# Differences from GPT-2's rule: each digit is a word; contractions may be in capitals; line ends are separate
+# words; one symbol before a word belongs to the word.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -49,7 +50,7 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel itself splits text by GPT2_WORDS
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # the library's ByteLevel has GPT-2's rule
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
@@ -65,7 +66,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
     Args:
         folder: the folder.
         kind: "gpt2" or "qwen2", for files that do not define the kind; tokenizer.json always defines it.
-        whole: the parsed tokenizer.json, if the caller has it.
+        whole: the parsed tokenizer.json, if the caller has parsed it already.
 
     Raises:
         InputError: if a file is missing or wrong; the message names the file and what to do.
@@ -137,7 +138,7 @@ def _object(path: Path) -> dict[str, Any]:
 
 
 def _kind(folder: Path, config: dict[str, Any], name: str | None) -> str:
-    """Return the rule for splitting text into words, for a folder whose files do not hold it."""
+    """Return the rule for splitting text into words, for a folder without tokenizer.json."""
     if name is not None:
         return _KIND_OF_CLASS[name]
     contents = {
@@ -172,7 +173,7 @@ def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
 def _read_whole(
     path: Path, frame: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
-    """Read a tokenizer.json. Returns the frame (see Definition), the vocabulary and the merges."""
+    """Read a tokenizer.json. Return its content without vocabulary and merges, the vocabulary, the merges."""
     frame = _object(path) if frame is None else frame
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):

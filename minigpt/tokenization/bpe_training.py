@@ -15,11 +15,11 @@ from minigpt.tokenization.library import in_one_line, prepared, require_whole_ch
 
 __all__ = ["LONGEST_WORD", "learn"]
 
-# ids 0, 1, 2; <pad> and <sep> have the same ids as in the character tokenizer
+# The tokens with the ids 0, 1 and 2. The character tokenizer has the same ids for <pad> and <sep>.
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
-# The time of training grows with the square of a word's length, and a Chinese text without punctuation is one
-# word. So longer words are cut, in training only. The merges of shorter words do not change.
-LONGEST_WORD = 64  # in training, longer words are cut to this number of characters
+# In training, a longer word is cut into words of this number of characters. The time of training grows with
+# the square of a word's length, and a Chinese text without punctuation is one word. Encoding cuts no word.
+LONGEST_WORD = 64
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
 _TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
 
@@ -32,7 +32,7 @@ def learn(
     min_frequency: int,
     on_progress: Callable[[int, str], None],
 ) -> Definition:
-    """Train a tokenizer and return its definition. Arguments and errors as `BpeTokenizer.train`."""
+    """Train a tokenizer and return its definition. For arguments and errors, see `BpeTokenizer.train`."""
     special = list(dict.fromkeys((*_TRAINED_SPECIAL, *special_tokens)))
     least = len(special) + len(BYTE_SYMBOLS)
     if vocab_size < least:
@@ -72,9 +72,10 @@ def learn(
 def _train(
     library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
 ) -> None:
-    """Train in a thread. The library ignores signals, so the main thread waits and handles Ctrl-C.
+    """Train the library's object in a thread, so that Ctrl-C works: the library itself ignores signals.
 
-    After Ctrl-C while merging, the thread continues until the process ends. Its result is not used.
+    The main thread waits and handles Ctrl-C. The library cannot be stopped while it merges, so the thread
+    then runs until the process ends. Its result is not used.
     """
     characters, is_read, is_stopped = 0, False, False
     failures: list[BaseException] = []

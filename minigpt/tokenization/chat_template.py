@@ -3,16 +3,16 @@
     tokenizer = BpeTokenizer.from_folder("Qwen3-0.6B")
     ids = encode_chat(tokenizer, [{"role": "user", "content": "你好"}], add_generation_prompt=True)
 
-Only the template can write special tokens: `<|im_end|>` in a message stays ten characters. To distinguish the
-two, the template is rendered twice. In the second rendering, the constants that the template *writes* have a
-private Unicode character in place of each special token. Constants that it *compares* with do not change, and
-neither do the messages, so `message.content.split('</think>')` still finds `</think>`. A template
-may build special tokens from shorter constants (`'<|' + message.role + '|>'`). Then it is rendered a third
-time, with a private character in place of each character of its constants.
+Only the template can write special tokens. If a user types `<|im_end|>`, it stays a text of ten characters.
+To distinguish the two cases, the template is rendered twice: first as it is, then with a private Unicode
+character in place of each special token in the texts that the template *writes*. Texts that it *compares*
+with do not change, and neither do the messages. So `message.content.split('</think>')` still works. A
+template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then it is rendered a
+third time, with a private character in place of each character of its own texts.
 
-If the ids of a model's answer are given (`token_ids`), they are kept. Otherwise the answer's text is encoded
-again. In this text, a special token such as `<think>` is read as a token, because no user typed it. That
-holds for special tokens without a role in the tokenizer that the template does not contain.
+If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise its text is
+encoded again. In this text, `<think>` is read as the special token, because the model wrote it, not a user.
+Exceptions are the special tokens that have a role (such as eos_token) or that the template contains.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
@@ -32,12 +32,12 @@ from minigpt.tokenization.template_sandbox import SandboxedTemplate
 __all__ = ["ROLES", "ChatTokenizer", "encode_chat", "encode_chat_with_mask", "render_chat"]
 
 ROLES = ("system", "user", "assistant", "tool")
-# keys of a message that hold its reasoning; all mean the same, and the first is the most usual
+# A message's reasoning may stand under any of these keys. All mean the same; the first is the most usual.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTokenizer(Protocol):
-    """The interface that `encode_chat` needs; `minigpt.tokenization.bpe.BpeTokenizer` has it."""
+    """The tokenizer interface that `encode_chat` needs. `BpeTokenizer` implements it."""
 
     special_tokens: dict[str, int]
     """text of a special token -> id"""
@@ -95,9 +95,9 @@ def encode_chat(
 
     Args:
         tokenizer: the tokenizer.
-        messages: as in `render_chat`.
+        messages: each has `role` and `content`; more keys are listed in `render_chat`.
         template: the Jinja template. Default: the tokenizer's own.
-        options: as in `render_chat`.
+        options: the other arguments of `render_chat`, such as tools.
 
     Raises:
         InputError: as `render_chat`; if there is no template; if the template's special tokens cannot be
@@ -113,7 +113,7 @@ def encode_chat_with_mask(
     template: str | None = None,
     **options: Any,
 ) -> tuple[list[int], list[int]]:
-    """Return the ids of a conversation, as `encode_chat`, and a mask: 1 for the assistant's tokens, else 0.
+    """Return the ids of a conversation, and a mask of the same length: 1 for the assistant's tokens, else 0.
 
     A template with `{% generation %}` blocks marks these tokens itself. With another template they are the
     contents of the assistant's messages, each with the special token after it. (Text before `</think>` in
@@ -132,7 +132,7 @@ def encode_chat_with_mask(
 
 
 class _LostError(InputError):
-    """The template changes, repeats or leaves out contents of the assistant's messages."""
+    """Raised if a template changes, repeats or leaves out texts of the assistant, so that marks are lost."""
 
 
 def _encoded(
@@ -142,7 +142,7 @@ def _encoded(
     options: dict[str, Any],
     before: str | None = None,
 ) -> tuple[list[int], list[int]]:
-    """See `encode_chat_with_mask`.
+    """Return the ids of a conversation, and a mask: 1 for the assistant's tokens, else 0.
 
     Args:
         before: None: the template marks the assistant's text. Otherwise the contents of the assistant's
@@ -174,7 +174,8 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    is_said = closing = 0  # `is_said` is 1 inside the assistant's text, `closing` is 1 directly after it
+    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for the special token directly after it.
+    is_said = closing = 0
     ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
     ids_of |= {char: written[place] for place, char in own.items()}
     for piece in re.split(f"([{''.join(private)}])" if private else "(?!)", marked):
@@ -208,7 +209,7 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put marks around the contents of the assistant's messages. Also return the number of these messages.
+    """Put the characters `begin` and `end` around the assistant's texts. Also return how many there are.
 
     Leading and trailing white space is outside the marks, because many templates strip it.
     """
@@ -233,19 +234,19 @@ class _Reading:
 
     tokenizer: ChatTokenizer
     template: str
-    given: dict[str, Any]  # the template's variables; contents may have marks
-    plain: str  # the text as `render_chat` renders it
-    stand_ins: dict[str, str]  # special token, longest first -> private character
-    twins: dict[str, str]  # character that occurs in special tokens -> private character
+    given: dict[str, Any]  # the template's variables; the assistant's texts may have `marks` around them
+    plain: str  # the text that `render_chat` returns, for comparison
+    stand_ins: dict[str, str]  # special token -> the private character in its place; longest tokens first
+    twins: dict[str, str]  # each character that occurs in special tokens -> a private character in its place
     marks: tuple[str, str]  # characters that mark begin and end of the assistant's text
-    count: int | None  # number of contents with marks; None: the template writes the marks
+    count: int | None  # number of assistant's texts with marks; None: the template itself writes the marks
 
     def marked(self, own: dict[int, str]) -> str:
         """Return the rendered text with private characters in place of special tokens.
 
         Args:
-            own: index of a message -> private character for its content. If the template examines a content,
-                the content must be rendered as text instead.
+            own: index of a message -> private character in place of its whole text. This works only if the
+                template does not look into the text.
 
         Raises:
             _LostError: if contents with marks are left out or repeated.
@@ -275,11 +276,11 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Find special tokens that the template's constants contain as a whole."""
+        """Render with a private character for each special token that is whole in a text of the template."""
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Return the text, with special tokens where the template joins them from constants and roles."""
+        """Render with a private character for each special token that the template joins from pieces."""
         text = self._rendered(own, self.twins)
         origin = {twin: char for char, twin in self.twins.items()}
         plain = "".join(origin.get(char, char) for char in text)
@@ -297,14 +298,14 @@ class _Reading:
         return found + plain[done:]
 
     def _rendered(self, own: Mapping[int, str], changes: Mapping[str, str]) -> str:
-        """Render with changes in the template's constants, and with the private characters in `own`."""
+        """Render with `changes` made in the template's own texts, and messages replaced as `own` says."""
         named = {role: _replaced(changes, token) for role, token in self.tokenizer.named_tokens.items()}
         compiled = _compiled(self.template, tuple(changes.items()), self.marks)
         messages = [self._message(one, own.get(place)) for place, one in enumerate(self.given["messages"])]
         return compiled.render({**named, **self.given, "messages": messages})
 
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
-        """Return a message. In an answer, replace special tokens that only a model writes."""
+        """Return a message. In the assistant's text, private characters take the place of special tokens."""
         content = message.get("content")
         if message["role"] != "assistant" or not content:
             return message
@@ -318,9 +319,10 @@ class _Reading:
         return {**message, "content": _replaced(inner, content)}
 
     def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
-        """Return whether a text equals the plain text after its private characters are replaced.
+        """Return True if a rendering is right, so that its private characters stand for special tokens.
 
-        It must also have all marks, and contain special tokens as text only where users typed them.
+        With special tokens put back in place of the private characters, it must equal the plain text. It must
+        have all marks. It may contain special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):
@@ -333,7 +335,7 @@ class _Reading:
         return self.count is None or all(text.count(mark) == self.count for mark in self.marks)
 
 
-@lru_cache(maxsize=8)  # cached, because compiling takes longer than rendering
+@lru_cache(maxsize=8)  # compiling a template takes longer than rendering it
 def _compiled(
     template: str, stand_ins: tuple[tuple[str, str], ...] = (), marks: tuple[str, str] = ("", "")
 ) -> SandboxedTemplate:
@@ -357,9 +359,10 @@ def _variables(
 
 
 def _message(message: object, name: str) -> dict[str, Any]:
-    """Check a message. Its reasoning gets all names that templates use.
+    """Check a message, and return a copy of it for the template.
 
-    The result lacks token_ids and keys that are None.
+    If it has a reasoning, the copy has it under all keys of `_REASONING`, because templates use different
+    ones. The copy has no `token_ids` and no key whose value is None.
     """
     if not isinstance(message, Mapping):
         raise InputError(f"{name} must have `role` and `content`: got {message!r:.80}")
@@ -424,13 +427,13 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Do the same as `_replaced`, but keep the fields of a format: %s, {} and {name}."""
+    """Replace special tokens in a text of the template, but not in fields of a format: %s, {} and {name}."""
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 
 
 def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
-    """Replace special tokens in constants that a template writes, not in constants of comparisons."""
+    """Apply `mark` to the texts that a template writes, but not to texts with which it compares."""
     match node:
         case nodes.TemplateData():
             node.data = mark(node.data)
@@ -439,12 +442,13 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Compare() | nodes.Test():
             pass
         case nodes.Filter(name="format" | "join") | nodes.Call(node=nodes.Getattr(attr="format" | "join")):
-            for child in node.iter_child_nodes():  # filters such as `join` write their arguments
+            for child in node.iter_child_nodes():  # a filter such as `join` writes its arguments, too
                 _mark(mark, child)
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)
         case nodes.Call() if not isinstance(node.node, nodes.Name):
-            # .split('<think>') compares with its argument; a macro or namespace writes its arguments
+            # A method such as .split('<think>') compares with its argument. So its arguments stay unchanged,
+            # other than those of a macro, which writes them.
             _mark(mark, node.node)
         case _:
             for child in node.iter_child_nodes():

@@ -1,4 +1,4 @@
-"""Definition: everything that decides a tokenizer's ids; the files that all kinds of tokenizers share.
+"""Defines `Definition`, which is everything that decides a tokenizer's ids, and reads the shared files.
 
 tokenizer_config.json, and the files of older releases beside it, say which tokens have a role, which tokens
 are added, and which tokens are put around each text. The result equals that of `transformers`: AutoTokenizer
@@ -26,10 +26,11 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # keys in transformers 5 and 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the same key in transformers 5 and in 4
 
 _END = "<|endoftext|>"
-CLASSES: dict[str, dict[str, str]] = {  # class -> role -> token, for roles that the files do not mention
+# Class of transformers -> {role: token} for the roles that the tokenizer's files do not mention.
+CLASSES: dict[str, dict[str, str]] = {
     "GPT2Tokenizer": dict.fromkeys(("unk_token", "bos_token", "eos_token"), _END),
     "Qwen2Tokenizer": dict.fromkeys(("unk_token", "eos_token", "pad_token"), _END),
     "BertTokenizer": {f"{name}_token": f"[{name.upper()}]" for name in ("unk", "sep", "pad", "cls", "mask")},
@@ -52,7 +53,7 @@ BYTE_SYMBOLS = _byte_symbols()
 
 @dataclass(frozen=True)
 class Definition:
-    """Everything that decides a tokenizer's ids, and the other settings that its files must keep."""
+    """Everything that decides a tokenizer's ids, and other settings that must be kept when it is saved."""
 
     vocab: dict[str, int]
     """token, as the files write it -> id; GPT-2's vocabulary includes its special token"""
@@ -103,10 +104,12 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     config = _optional(folder / CONFIG)
     template = folder / "chat_template.jinja"
-    if is_there(template):  # newer models have this file; as in transformers, it has priority
+    if is_there(template):  # newer models have the template in this file, which has priority
         text = read_utf8(template)
         config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
-    if "added_tokens_decoder" in config:  # since transformers 4.34, this file has everything
+    # transformers 4.34 and later write all added tokens under this key. The older, separate files are
+    # ignored.
+    if "added_tokens_decoder" in config:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
         return config
@@ -142,8 +145,8 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 
     Args:
         path: tokenizer.json.
-        frame: the frame (see Definition) of tokenizer.json.
-        built: the frame that the class builds.
+        frame: the content of tokenizer.json without its vocabulary.
+        built: the same content, as the class builds it.
         name: the class.
 
     Raises:
@@ -164,9 +167,12 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 
 
 def _without_switches(step: Any) -> Any:
-    """Return a step without the settings that the class takes from tokenizer_config.json in every release."""
+    """Return a step of tokenizer.json without settings that tokenizer_config.json decides.
+
+    All releases of transformers agree on these settings, so a difference in them does no harm.
+    """
     switches = (
-        *("trim_offsets", "add_prefix_space"),  # trim_offsets changes only offsets
+        *("trim_offsets", "add_prefix_space"),  # trim_offsets does not change ids
         *("lowercase", "strip_accents", "handle_chinese_chars"),
     )
     match step:
@@ -196,7 +202,7 @@ def assembled(
     merges: list[tuple[str, str]], config: dict[str, Any], name: str | None,
     around: tuple[str, str] | None = None,
 ) -> Definition:  # fmt: skip
-    """Build the definition from its parts, and check it. Added tokens that are not words are special.
+    """Build the definition from its parts, and check it. An added token that is not a word becomes special.
 
     Args:
         path: the file of the vocabulary.
@@ -220,12 +226,10 @@ def assembled(
     words = {token["content"]: token["id"] for token in ordered if _is_word(token, texts, made)}
     special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
     frame = {**frame, "added_tokens": ordered}
-    config |= {
-        key: named[key] for key in named if isinstance(config.get(key), dict)
-    }  # keep only the tokens' texts; `frame` has their flags
-    config.setdefault(
-        "tokenizer_class", name or "PreTrainedTokenizerFast"
-    )  # tells transformers how to read the files that minigpt writes
+    # Replace a token with flags by its text only: the flags are in `frame`, too.
+    config |= {key: named[key] for key in named if isinstance(config.get(key), dict)}
+    # This key tells transformers how to read the files that minigpt writes.
+    config.setdefault("tokenizer_class", name or "PreTrainedTokenizerFast")
     definition = checked(Definition(vocab, merges, special, words, frame, config, named), str(path))
     if around is not None:
         frame["post_processor"] = _template(around, definition)
@@ -236,7 +240,7 @@ def assembled(
 def _roles(
     config: dict[str, Any], path: Path, defaults: Mapping[str, str]
 ) -> Iterator[tuple[str, str | dict[str, Any]]]:
-    """Yield (role, token or its flags), in the order in which transformers adds new tokens.
+    """Yield (role, token) in the order in which transformers adds new tokens.
 
     Args:
         config: tokenizer_config.json.
@@ -259,7 +263,7 @@ def _roles(
 def _listed(
     path: Path, frame: dict[str, Any], config: dict[str, Any], name: str | None
 ) -> Iterator[dict[str, Any]]:
-    """Yield the added tokens of the files, in the order of adding."""
+    """Yield the added tokens that the files list, in the order in which transformers adds them."""
     beside = path.parent / CONFIG
     added, decoder = frame.get("added_tokens") or [], config.get("added_tokens_decoder", {})
     if not isinstance(added, list) or not all(isinstance(token, dict) for token in added):
@@ -321,7 +325,7 @@ def _with_ids(
 
 
 def _made(merges: Iterable[tuple[str, str]], texts: Collection[str]) -> set[str]:
-    """Return the texts that result from a merge."""
+    """Return the texts in `texts` that are the result of a merge."""
     return {first + second for first, second in merges if first + second in texts}
 
 
@@ -338,7 +342,7 @@ def _is_word(token: dict[str, Any], roles: set[str], made: set[str]) -> bool:
 
 
 def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] | None:
-    """Return the post_processor that puts two tokens around a text: "bos" and "eos". "" adds no token."""
+    """Return the post_processor that puts one token before a text and one after it."""
     first, last = (definition.named.get(role) for role in roles)
     single, second = (
         [
@@ -359,7 +363,7 @@ def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] 
 def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
     """Return the ids that a post_processor puts before and after a text."""
     match step:
-        case None | {"type": "ByteLevel"}:  # ByteLevel changes only offsets
+        case None | {"type": "ByteLevel"}:  # ByteLevel adds no token here, only changes offsets
             return [], []
         case {"type": "BertProcessing" | "RobertaProcessing", "cls": [_, int(first)], "sep": [_, int(last)]}:
             return [first], [last]

@@ -18,7 +18,8 @@ from minigpt.tokenization.definition import Definition
 
 __all__ = ["in_one_line", "library_of", "panics_without_trace", "prepared", "require_whole_characters"]
 
-# Some damaged tokenizers panic on any text. Encoding this text when a tokenizer is loaded finds them.
+# The library panics (a crash in Rust) with some damaged tokenizers, whatever the text. This text is encoded
+# when a tokenizer is loaded, to notice such damage early.
 _PROBE = "A word, 2 words. 你好"
 _ONE_AT_A_TIME = threading.Lock()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
@@ -42,7 +43,7 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
 def _library_of(definition: Definition, with_special: bool) -> Library:
     library = _prepared(definition.frame)
     added = definition.words | (definition.special if with_special else {})
-    # added words are part of the vocabulary, so that they keep their ids
+    # Added words are put into the vocabulary, because the library would give them new ids otherwise.
     vocab = {
         text: index for text, index in definition.vocab.items() if text not in definition.special
     } | added
@@ -63,9 +64,9 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 
 @contextlib.contextmanager
 def panics_without_trace() -> Iterator[None]:
-    """Hide the lines or the stack trace that the library writes to standard error in a panic.
+    """Hide the stack trace that the library writes to standard error when it panics (crashes in Rust).
 
-    The output of other threads to standard error is delayed to the end of the block. A panic loses it.
+    Output of other threads to standard error appears only at the end of the block, and is lost in a panic.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
@@ -107,7 +108,7 @@ def _model(definition: Definition, vocab: dict[str, int]) -> Any:
 
 
 def prepared(frame: dict[str, Any]) -> Library:
-    """Build the library's object with an empty vocabulary. It normalises text and splits it into words."""
+    """Build the library's object without a vocabulary, only to normalise texts and split them into words."""
     with panics_without_trace():
         return _prepared(frame)
 
@@ -143,7 +144,10 @@ def _prepared(frame: dict[str, Any]) -> Library:
 
 
 def in_one_line(error: BaseException, problem: str) -> BaseException:
-    """Convert an error of the library to an InputError. (A panic of the library is not an Exception.)"""
+    """Convert an error of the library to an InputError.
+
+    A panic (a crash in Rust) arrives as PanicException, which is a BaseException but no Exception.
+    """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
         return error  # for example KeyboardInterrupt, which is no error of the library
     return InputError(f"{problem}: {' '.join(str(error).split())}")

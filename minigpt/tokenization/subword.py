@@ -1,10 +1,10 @@
-"""The common part of all tokenizers of the `tokenizers` library: text -> ids, roles, added tokens, saving.
+"""The common part of the BPE and WordPiece tokenizers: text -> ids, roles, added tokens, saving.
 
-Decoding differs between them; see bpe.py and wordpiece.py.
+Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
-The text of a special token never becomes that token, because the library's object does not know the special
-tokens (library.py). With `allow_special`, the library knows them, and the ids are the same as in
-`transformers`.
+If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token:
+the library's object is not told the special tokens (library.py). With `allow_special` it is told them, and
+the ids are the same as in `transformers`.
 """
 
 import hashlib
@@ -49,7 +49,8 @@ class SubwordTokenizer:
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
         self.bos_token_id = self._named("bos_token")
-        self.stripping = {  # special tokens that remove white space before or after them
+        # Special token -> True if it removes white space before it, True if it does so after it.
+        self.stripping = {
             token["content"]: (token["lstrip"], token["rstrip"])
             for token in definition.frame["added_tokens"]
             if (token["lstrip"] or token["rstrip"]) and token["content"] in self.special_tokens
@@ -64,7 +65,7 @@ class SubwordTokenizer:
 
     @cached_property
     def _text_of(self) -> dict[int, str]:
-        """Return a dict: id -> token as the files write it. Built on first use."""
+        """Return a dict: id -> token, in the spelling of the files. It is made at the first use."""
         return {index: text for text, index in self._definition.tokens.items()}
 
     def _named(self, key: str) -> int | None:
@@ -72,7 +73,7 @@ class SubwordTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """Return the tokenizer's Jinja template, or None. Of several templates, return "default"."""
+        """Return the tokenizer's Jinja template, or None. Of several, return the one named "default"."""
         template = self._definition.config.get("chat_template")
         if isinstance(template, list):  # older files have a list: [{"name": ..., "template": ...}, ...]
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
@@ -80,11 +81,11 @@ class SubwordTokenizer:
         return template if isinstance(template, str) else None
 
     def get_vocab_size(self) -> int:
-        """Return the highest id plus 1, special tokens included. (A model may have more rows, as Qwen3.)"""
+        """Return the highest id plus 1. (A model's embedding may have more rows: Qwen3's has.)"""
         return self._size
 
     def word_starts(self, text: str) -> list[int]:
-        """Return the positions at which the words of a text begin. Each word is then cut into tokens."""
+        """Return the indices of the characters at which words begin. (Each word is later cut into tokens.)"""
         return [start for _, (start, _) in self._words(text)]
 
     def _normalized(self, text: str) -> str:
@@ -127,7 +128,7 @@ class SubwordTokenizer:
         """
         old = self._definition
         new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
-        # the library would give this id to the next added token
+        # The first new id: the library, too, would give this id to the next added token.
         first = max(len(old.vocab), *(1 + token["id"] for token in old.frame["added_tokens"]), 0)
         if new and first < self._size:
             raise InputError(
@@ -137,7 +138,8 @@ class SubwordTokenizer:
         ids = {text: index for index, text in enumerate(new, first)}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         config = dict(old.config)
-        if listed := config.get("added_tokens_decoder"):  # transformers uses it, not tokenizer.json's list
+        # If this key exists, transformers ignores the list in tokenizer.json. So both get the new tokens.
+        if listed := config.get("added_tokens_decoder"):
             more = {str(index): {"content": text, **flags} for text, index in ids.items()}
             config["added_tokens_decoder"] = {**listed, **more}
         tokens = [{"id": index, "content": text, **flags} for text, index in ids.items()]
@@ -191,7 +193,7 @@ class SubwordTokenizer:
         """Return the ids of a text as an array, (number of tokens,), without `before_text` and `after_text`.
 
         Raises:
-            InputError: as `encode_text`, and for a character that the tokenizer would leave out.
+            InputError: for a lone surrogate (half a character), or a character that would be left out.
         """
         ids = self._encoding(text).ids
         self._require_all_read(text, ids)
@@ -211,7 +213,7 @@ class SubwordTokenizer:
         return rows
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if `ids` lack characters of the text."""
+        """Raise InputError if the tokenizer left out characters of the text. Subclasses may override it."""
 
     def unknown_characters(self, text: str) -> list[str]:
         """Return the distinct characters of a text that cannot be encoded, in order of appearance."""
@@ -219,7 +221,7 @@ class SubwordTokenizer:
 
     @property
     def unknown_read_as(self) -> str:
-        """Return how the tokenizer treats characters that it cannot encode, for a message."""
+        """Return in words what the tokenizer does with characters that it cannot encode."""
         unknown = self._definition.frame["model"].get("unk_token")
         return "left out" if unknown is None else f"read as {unknown}"
 
@@ -247,7 +249,7 @@ class SubwordTokenizer:
         """Return the bytes of one token in the middle of a text; b"" for an id that has no token.
 
         Raises:
-            ValueError: as `decode`.
+            ValueError: for an id outside the vocabulary.
         """
         raise NotImplementedError
 
@@ -272,7 +274,10 @@ class SubwordTokenizer:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Return the SHA-256 of all that decides the ids. It is the same for all layouts of the files."""
+        """Return the SHA-256 of everything that decides the ids.
+
+        It does not depend on the files: tokenizer.json, or vocab.json with merges.txt.
+        """
         definition, model = self._definition, self._definition.frame["model"]
         more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}
         if model["type"] != "BPE":

@@ -4,10 +4,10 @@
     template.render({"messages": [{"content": "hello"}]})
 
 Jinja's immutable sandbox hides Python's internals, but does not limit time or memory. This module adds a
-budget. Each text that the template makes, and each entry of a list that it builds, is charged to the budget,
-and each charge also checks the thread's CPU time. No operation may cost much more than its charge. Operations
-that make a large result from small inputs (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) are charged before they
-run, or forbidden.
+limit, the budget of a rendering. Each character that the template makes, and each entry of a list that it
+builds, is subtracted from the budget ("charged"). Each charge also checks the thread's CPU time. An operation
+must not take much more time or memory than it is charged for. So operations that make a large result from
+small inputs (`'x' * 10**9`, `.ljust`, `9 ** 9 ** 9`) are charged before they run, or forbidden.
 
 Templates can use all features that transformers offers: `raise_exception`, `strftime_now`, its `tojson`,
 `{% generation %}` blocks, `break` and `continue`. Filters that no chat template needs are left out.
@@ -40,9 +40,9 @@ from minigpt.errors import InputError
 __all__ = ["SandboxedTemplate"]
 
 MAX_TEMPLATE = 200_000  # largest number of characters; published templates have up to 30,000
-# budget of a rendering: a base, and an amount for each character of the variables
+# The budget of a rendering: CHARACTERS, and PER_CHARACTER more for each character of the variables.
 CHARACTERS, PER_CHARACTER = 1_000_000, 100
-STEP = 10  # charge for each call and each iteration of a loop
+STEP = 10  # what each call and each iteration of a loop costs of the budget
 SECONDS = 5.0  # largest CPU time of a rendering; Qwen3's template needs about 0.1 s for 1,000 messages
 MAX_NUMBER = 10**15  # largest operand of arithmetic: larger numbers could be slow
 
@@ -50,14 +50,14 @@ FILTERS = (
     "abs attr count d default dictsort filesizeformat first float groupby int items last length list map max "
     "min reject rejectattr reverse select selectattr sort unique"
 )
-# filters that convert their arguments to text, so the whole arguments are charged
+# Filters that convert their arguments to text. They cost as much of the budget as this text is long.
 TEXT_FILTERS = (
     "capitalize e escape forceescape lower pprint safe string striptags title truncate upper urlencode "
     "wordcount xmlattr"
 )
-# filters that pad to a given size, or compute with every pair of items; they are charged before they run
+# Filters that may make a result much larger than their arguments. The budget is checked before they run.
 WIDE_FILTERS = "batch center slice sum wordwrap"
-# methods of a string that pad it to a given size
+# Methods that fill a string up to a given width.
 PADDING = "center ljust rjust zfill"
 METHODS: dict[type, str] = {
     str: f"{PADDING} capitalize casefold count endswith find format index isalnum isalpha isascii isdecimal "
@@ -72,9 +72,10 @@ METHODS: dict[type, str] = {
 }
 """The attributes of Python's own types that a template may use."""
 
-# allowed formats have no width, because padding could make long text
+# The formats that are allowed, such as "%s: %.2f". They have no width: "%999999999s" would make a huge text.
 PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")
-BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")  # allowed formats have no width and no attributes
+# The formats of str.format that are allowed: {}, {0}, {name}, but no {:999} and no {x.attribute}.
+BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")
 
 
 class SandboxedTemplate:
@@ -122,11 +123,14 @@ class SandboxedTemplate:
 
 
 class _LimitError(BaseException):
-    """Raised when a limit is exceeded. Not an Exception, because some of Jinja's filters catch Exceptions."""
+    """Raised when a limit is exceeded.
+
+    It is a BaseException, because some of Jinja's filters catch every Exception.
+    """
 
 
 class _RefusalError(Exception):
-    """Raised when the template calls raise_exception."""
+    """Raised when the template calls raise_exception, for example because the roles do not alternate."""
 
 
 @contextmanager
@@ -134,7 +138,7 @@ def _explained() -> Iterator[None]:
     """Convert any error of a template to an InputError."""
     try:
         yield
-    except (_LimitError, Exception) as error:  # Exception, because Python's operators may raise anything
+    except (_LimitError, Exception) as error:  # any Exception: a template's operators may raise all kinds
         match error:
             case jinja2.TemplateSyntaxError():
                 reason = f"has an error in line {error.lineno}: {error.message}"
@@ -152,7 +156,7 @@ def _explained() -> Iterator[None]:
 
 
 class _Generation(Extension):
-    """The block `{% generation %}...{% endgeneration %}`, which marks the assistant's text."""
+    """Adds to Jinja the block `{% generation %}...{% endgeneration %}`, which marks the assistant's text."""
 
     tags = {"generation"}
 
@@ -163,12 +167,15 @@ class _Generation(Extension):
 
 
 def _filter(node: Any, name: str) -> nodes.Filter:
-    # The names of our filters have a colon, so a template cannot use them.
+    # Our filters have names such as ":built". A template cannot call them, because no name there has a colon.
     return nodes.Filter(node, name, [], [], None, None)
 
 
 class _Charged(NodeTransformer):
-    """Rewrites a template: operations that Jinja compiles to plain Python are charged to the budget, too."""
+    """Rewrites a template, so that all of its operations are charged to the budget.
+
+    Jinja compiles some of them, such as making a list, to plain Python. These become calls of filters.
+    """
 
     def __init__(self, environment: jinja2.Environment) -> None:
         self._environment = environment
@@ -177,9 +184,9 @@ class _Charged(NodeTransformer):
         node = self.generic_visit(node)
         new: nodes.Node = node
         match node:
-            case nodes.TemplateData():  # make text a printed constant, so that it is charged
+            case nodes.TemplateData():  # text outside of {{ }} becomes {{ "text" }}, so that it is charged
                 new = nodes.Const(node.data)
-            case nodes.Concat():  # the operator ~, which joins texts
+            case nodes.Concat():  # Jinja's operator ~, which joins texts, becomes the filter `join`
                 new = _filter(nodes.List(node.nodes), "join")
             case nodes.List() | nodes.Dict() | nodes.Tuple(ctx="load") | nodes.Getitem(arg=nodes.Slice()):
                 new = _filter(node, ":built")
@@ -192,20 +199,20 @@ class _Charged(NodeTransformer):
 
 
 class _Sandbox(ImmutableSandboxedEnvironment):
-    """Jinja's immutable sandbox, with a budget."""
+    """Jinja's immutable sandbox, which also limits the time and the memory of a rendering by a budget."""
 
     intercepted_binops = frozenset(("+", "-", "*", "/", "//", "%", "**"))
 
     def __init__(self, marks: tuple[str, str]) -> None:
         super().__init__(
-            trim_blocks=True,  # as in transformers: published templates rely on these two settings
+            trim_blocks=True,  # this and the next setting are those of transformers; templates rely on them
             lstrip_blocks=True,
             extensions=["jinja2.ext.loopcontrols", _Generation],
             finalize=self.printed,
-            optimized=False,  # do not compute constants at compile time, when there is no budget
+            optimized=False,  # True would compute constants when the template is compiled, without a budget
             cache_size=0,
         )
-        # per thread: `characters` is the rest of the budget, `end` the end of the CPU time
+        # Each thread has its own values: `characters` is the rest of the budget, `end` the limit of CPU time.
         self.budget = threading.local()
         self.filters = {name: self.charged(JINJA_FILTERS[name]) for name in FILTERS.split()}
         self.filters |= {
@@ -236,12 +243,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             "joiner": Joiner,
             "namespace": Namespace,
             "raise_exception": self.refuse,
-            "range": self.globals["range"],  # Jinja's range, which is limited to 100,000 numbers
+            "range": self.globals["range"],  # Jinja's own version, which gives at most 100,000 numbers
             "strftime_now": lambda pattern: datetime.now().strftime(pattern),
         }
 
     def charge(self, amount: int) -> None:
-        """Take an amount (of characters or list entries) from the budget, and check the CPU time."""
+        """Subtract an amount (of characters or list entries) from the budget, and check the CPU time."""
         self.budget.characters -= amount
         if self.budget.characters < 0:
             raise _LimitError("it makes too much text or too long lists")
@@ -253,7 +260,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         Args:
             value: the value.
-            as_text: also count the characters of its text; the count may be too low by a factor of ten.
+            as_text: also count the characters of str(value). This is an estimate, up to ten times too low.
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:
@@ -275,30 +282,31 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     # -- what the compiled template calls ------------------------------------------------------------------
 
-    @pass_context  # with a context argument, Jinja does not call this at compile time
+    @pass_context  # so that Jinja does not call this function when it compiles the template
     def printed(self, context: Any, value: Any) -> Any:
-        """Charge the budget for a piece of the output. Each piece passes through here."""
+        """Subtract the length of a piece of the output from the budget. Jinja calls this for every piece."""
         self.charge(self.size(value, as_text=True))
         return value
 
     def built(self, value: Any) -> Any:
-        """Charge the budget for a list, tuple, dict or slice that the template makes."""
+        """Subtract from the budget the size of a list, tuple, dict or slice that the template makes."""
         self.charge(self.size(value, as_text=isinstance(value, str)))
         return value
 
     def each(self, values: Iterable[Any]) -> Iterator[Any]:
-        """Charge the budget for each iteration of a `for` loop."""
+        """Yield the items of a `for` loop. Subtract a fixed amount from the budget for each iteration."""
         for value in values:
             self.charge(STEP)
             yield value
 
     def call(self, context: Any, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Charge the budget for a call: of a function, a method, a macro or `loop(...)`."""
+        """Call a function, method or macro of a template. Subtract what the call costs from the budget."""
         given = [value for key, value in kwargs.items() if key not in ("_loop_vars", "_block_vars")]
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # charge more, because strip, rfind and others may compare each character with all others
+            # A method such as strip or rfind may compare each character of the string with each one of an
+            # argument. So it is charged for the product of their lengths.
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)
@@ -308,7 +316,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return result
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
-        """Charge the budget for an arithmetic operator, and check its operands."""
+        """Compute an arithmetic operator. Check its operands, and subtract its cost from the budget."""
         if operator == "%" and isinstance(left, str):
             return self.formatted(left, *right) if isinstance(right, tuple) else self.formatted(left, right)
         if operator != "+" or isinstance(left, int | float):
@@ -327,16 +335,19 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().is_safe_attribute(obj, attr, value) and attr in allowed
 
     def unsafe_undefined(self, obj: Any, attribute: str) -> NoReturn:
-        """Raise an error. (Jinja itself would continue with an undefined value.)"""
+        """Raise an error for a forbidden attribute. (Jinja would give the template an undefined value.)"""
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> None:
-        """Switch off Jinja's handling of str.format, because `call` handles str.format."""
+        """Return None. This switches off Jinja's own handling of str.format: the method `call` handles it."""
 
     # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
-        """Wrap a Jinja filter so that its result is charged. With as_text, its arguments are charged, too."""
+        """Wrap a Jinja filter, so that the size of its result is subtracted from the budget.
+
+        With as_text, the size of its arguments is subtracted, too.
+        """
 
         @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment
         def filtered(*args: Any, **kwargs: Any) -> Any:
@@ -351,7 +362,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return filtered
 
     def widened(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """Wrap a Jinja filter whose result grows with the numbers in its arguments. Charge before it runs."""
+        """Wrap a Jinja filter that can make a large result from a number, such as a width.
+
+        Its cost is subtracted from the budget before it runs.
+        """
 
         @functools.wraps(function)
         def filtered(*args: Any, **kwargs: Any) -> Any:
@@ -368,7 +382,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return filtered
 
     def formatted(self, pattern: str, *args: Any, with_braces: bool = False, **kwargs: Any) -> str:
-        """Format text: `'%s' % x`, the filter `'%s'|format(x)`, or the method `'{}'.format(x)`."""
+        """Implement `'%s' % x`, the filter `'%s'|format(x)`, and the method `'{}'.format(x)`."""
         holes = pattern.count("{" if with_braces else "%")
         self.charge((1 + holes) * self.size((pattern, args, kwargs), as_text=True))
         if not (BRACE_FORMAT if with_braces else PERCENT_FORMAT).fullmatch(pattern):
@@ -406,7 +420,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self, value: Any, ensure_ascii: bool = False, indent: int | None = None,
         separators: tuple[str, str] | None = None, sort_keys: bool = False,
     ) -> str:  # fmt: skip
-        """Implement the filter `tojson` as in transformers, which does not escape < and >."""
+        """Implement the filter `tojson`. Unlike Jinja's, it leaves < and > unchanged, as in transformers."""
         self.charge(self.size(value, as_text=True))
         if indent is not None and indent > 16:
             raise SecurityError(f"to indent JSON by {indent}")
@@ -414,7 +428,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        for piece in encoder.iterencode(value):  # each piece counts as output: indents may be long
+        for piece in encoder.iterencode(value):  # charge each piece, because indentation may make it long
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)
@@ -422,12 +436,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def trimmed(self, value: Any, chars: str | None = None) -> str:
         """Implement the filter `trim`."""
         size = self.size(value, as_text=True)
-        # `strip` may compare each character with each of `chars`
+        # `strip` may compare each character of the text with each one of `chars`.
         self.charge(size + size * len(chars or "") // 1000)
         return str(value).strip(chars)
 
     def padded(self, name: str, s: str, width: int, *fill: str) -> str:
-        """Implement the methods of a string that fill it up to a width."""
+        """Implement the methods that fill a string up to a width (PADDING)."""
         self.charge(abs(width))
         return getattr(str, name)(s, width, *fill)  # type: ignore[no-any-return]
 

@@ -19,13 +19,14 @@ from minigpt.tokenization.wordpiece_files import read_folder
 
 __all__ = ["WordPieceTokenizer"]
 
-# Replacements of decoding, in this order: English punctuation and contractions
+# Decoding puts a space before each token. These replacements, made in this order, remove it where English
+# has none.
 _JOINED = (
     *((f" {sign}", sign) for sign in ".?!,"),
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # transformers looks for this in each token alone
+    (" do not", " don't"),  # searched in each token alone, not in the whole text, as transformers does
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -33,7 +34,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # the text of a token may depend on the tokens before it
+    joins = False  # a text is not just its tokens' texts joined: they depend on the tokens before them
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
@@ -55,7 +56,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # try it, because some damage shows only when it encodes
+            tokenizer._encoding("a 1")  # encode something now: some damaged files raise an error only here
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer

@@ -1,4 +1,4 @@
-"""The files of a WordPiece tokenizer (see wordpiece.py). Two layouts are read.
+"""Reads the files of a WordPiece tokenizer (see wordpiece.py), in two layouts.
 
 vocab.txt         one token per line; tokenizer_config.json has the settings
 tokenizer.json    one file for everything (the `tokenizers` library)
@@ -62,7 +62,10 @@ def read_folder(folder: Path, whole: dict[str, Any] | None = None) -> Definition
 
 
 def _frame(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer.json without vocabulary, as the class builds it from tokenizer_config.json."""
+    """Return the content of a tokenizer.json without its vocabulary.
+
+    The class of transformers (BertTokenizer) makes the same from tokenizer_config.json.
+    """
     return {
         "version": "1.0",
         "truncation": None,
@@ -88,7 +91,7 @@ def _frame(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def _read_whole(path: Path, frame: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Check a tokenizer.json. Returns the frame (see Definition) and the vocabulary."""
+    """Check a tokenizer.json. Return its content without the vocabulary, and the vocabulary."""
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
         raise InputError(f"{path} has no `model` with a `vocab`")

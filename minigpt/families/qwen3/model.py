@@ -117,7 +117,7 @@ class KeyValueCache(Protocol):
 def check_inputs(
     ids: Tensor, mask: Tensor | None, positions: Tensor | None, past: int, limit: int, name: str
 ) -> None:
-    """Raise a clear ValueError for inputs on which torch would fail later. `past`: count of cached tokens."""
+    """Raise a clear ValueError for inputs that torch would refuse later. `past`: number of cached tokens."""
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
