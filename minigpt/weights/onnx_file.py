@@ -266,7 +266,7 @@ class _Graph:
         return self._node("Gemm", x, weight, *bias, transB=1)
 
     def _rms_norm(self, x: str, weight: Tensor, eps: float) -> str:
-        """Add an RMSNorm as several simple nodes: the operator RMSNormalization exists since opset 23 only."""
+        """Add an RMSNorm as several simple nodes. Opset 20 has no operator RMSNormalization."""
         mean = self._node("ReduceMean", self._node("Pow", x, self._float(2.0)), self._ints(-1))
         root = self._node("Sqrt", self._node("Add", mean, self._float(eps)))
         return self._node("Mul", self._node("Div", x, root), self._weight(weight))
