@@ -325,7 +325,7 @@ class QuestionAnswering:
         return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
-        """Return True if the model answers this question. It skips a blank one, except in the format "text"."""
+        """Return True if the question is not blank. In the format "text", a blank one is answered, too."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(

@@ -79,10 +79,11 @@ class Weights(View):
             columns.append(say("change"))
         charts: list[Part] = [Bars(say("parameters"), list(sums), [float(count) for count in sums.values()])]
         if self.against:
+            # "0.q_proj": number of the block, and the last part of the name
             names = [
                 ".".join(re.findall(r"(?<=\.)\d+(?=\.)|\w+$", part.name.removesuffix(".weight")))
                 for part in self.matrices
-            ]  # "0.q_proj": number of the block, and the last part of the name
+            ]
             charts.append(Bars(say("relative change"), names, [part.change or 0.0 for part in self.matrices]))
         numbers = Table(say("parameters"), (say("part"), say("number"), say("share")), rows, (1, 2))
         return [numbers, Table(title, columns, details, range(3, 7)), *charts]

@@ -1,7 +1,7 @@
 """Ctrl-C, SIGTERM and SIGUSR1 ask a run to stop. It stops where its state is complete and can be saved.
 
 SIGUSR1 means the same as SIGTERM; batch systems send it before they end a job (Slurm: `--signal=B:USR1@60`).
-The exit code is 128 and the number of the signal: 130, 143 or 138.
+The exit code is 128 plus the number of the signal: 130, 143 or 138.
 """
 
 import signal
@@ -19,11 +19,14 @@ __all__ = ["StopNow", "StopRequest", "Stopped"]
 
 
 class StopNow(BaseException):
-    """Raised inside `StopRequest.interruptible` when a signal comes. `except Exception` does not catch it."""
+    """Raised inside `StopRequest.interruptible` when a signal comes.
+
+    It is a BaseException, so that `except Exception` in a library does not catch it.
+    """
 
 
 class StopRequest:
-    """Notes the signal that asks the run to stop."""
+    """Remembers the signal that asks the run to stop, until the loop can stop."""
 
     def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
         self.signal: int | None = None  # signal that this process has received, or None
@@ -33,7 +36,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
+        """Remember SIGINT, SIGTERM and SIGUSR1 inside the block. A second signal ends the process at once."""
         # Python handles signals only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -48,7 +51,7 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """The signal that ends the run, or None. All processes see it after the same step."""
+        """Return the signal that ends the run, or None. All processes see it after the same step."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
@@ -58,7 +61,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt, because it changes no state: gradients, evaluation.
+        """Run a block that a signal may interrupt. The block must change no state: gradients, evaluation.
 
         With several processes the block runs to its end, because the other processes would wait for ever.
 
@@ -70,10 +73,11 @@ class StopRequest:
             if self._alone and self.signal is not None:
                 raise StopNow
             yield
-            if self._alone and self.signal is not None:  # a library has caught our StopNow, so raise it again
+            if self._alone and self.signal is not None:  # if a library has caught StopNow, raise it again
                 raise StopNow
         except Exception:
-            if self._alone and self.signal is not None:  # a library has turned our StopNow into another error
+            # if a library has turned StopNow into another error, raise StopNow
+            if self._alone and self.signal is not None:
                 raise StopNow from None
             raise
         finally:
