@@ -244,7 +244,7 @@ class Engine:
         return sequence
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Stop a request, as RequestHandle.cancel describes."""
+        """Stop a request. Its slot is free at the next token. No effect on a request that has ended."""
         with self.changed:
             if handle.done or handle._is_cancelled:
                 return

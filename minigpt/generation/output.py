@@ -65,8 +65,8 @@ class Recorder:
         self.options = options
         self.needs_states = options.output_hidden_states or options.output_attentions
         self.steps: list[dict[str, Any]] = []  # one entry for each chosen token
-        self._states: list[Tensor] = []  # (1, T, C) each, from the last forward pass
-        self._attentions: list[Tensor] = []  # (1, H, T, S) each
+        self._states: list[Tensor] = []  # hidden states of the last forward pass, (1, T, C) each
+        self._attentions: list[Tensor] = []  # attention weights of that pass, (1, H, T, S) each
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:

@@ -139,7 +139,7 @@ class _Part:
                 self.notes.unlink(missing_ok=True)
 
     def restart(self, version: _Version | None) -> None:
-        """Delete the bytes so far, and write down which version of the file is downloaded now."""
+        """Delete the bytes so far, and record which version of the file is downloaded now."""
         with self._explained():
             # delete the bytes first: FILE.part.json must never describe bytes of another version
             self.file.truncate(0)

@@ -274,7 +274,7 @@ class _Graph:
     def _queries_keys_values(self, qkv: Tensor, queries: int, keys: int) -> list[str]:
         """Return the names of the newest values of q, k and v.
 
-        GPT-2 computes them with one product, which is split here. Qwen3 computes them with three products.
+        Some models compute them with one product, which is split here, others with three products.
         """
         name, at = self._place(qkv)
         places = [(name, at + offset) for offset in (0, queries, queries + keys)]

@@ -41,8 +41,7 @@ class RopeScaling:
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
     beta_slow: float = 1.0  # yarn: the frequency of pairs with fewer rotations is divided by `factor`
-    # yarn: round the pair indices that follow from beta_fast and beta_slow to whole numbers
-    truncate: bool = True
+    truncate: bool = True  # yarn: round the pair indices that belong to beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -65,8 +64,7 @@ class Qwen3Config:
     # The published Qwen3 models use none of the following. Other models of this architecture do.
     attention_bias: bool = False  # True: biases in q_proj, k_proj, v_proj and o_proj
     rope_scaling: RopeScaling | None = None  # None: RoPE's frequencies are not scaled
-    # number of tokens that a query of a sliding layer sees, its own token included
-    sliding_window: int | None = None
+    sliding_window: int | None = None  # number of tokens that a query of a sliding layer sees, with itself
     layer_types: tuple[str, ...] | None = None  # "full_attention" or "sliding_attention"; None: all full
 
     def __post_init__(self) -> None:
@@ -183,13 +181,11 @@ def window_mask(
 ) -> Tensor:
     """Return the mask of a layer with a sliding window, (1 or B, 1, T, S), True = attend.
 
-    `visible` is the mask from `causal_mask`. The result also hides keys that are `window` or more tokens
-    back.
+    `visible` comes from `causal_mask`. The result also hides keys that are `window` or more tokens back.
     """
     if visible is None:
         visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
-    # (1, S): True for a token, False for padding
-    held = torch.ones(1, past + T, dtype=torch.bool, device=device)
+    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): False only for padding
     if attention_mask is not None:  # a distance counts tokens, not padding
         held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
     place = held.cumsum(-1)  # (1 or B, S): how many tokens, without padding, up to here
@@ -279,15 +275,13 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
     frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
     if scaling is None or scaling.rope_type == "dynamic":
         return frequencies
-    # (D/2,): 1 = keep this frequency, 0 = divide it by `factor`, between 0 and 1 = a mixture
-    kept = torch.zeros_like(frequencies)
+    kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it, 0.5 = the mean
     length = scaling.original_max_position_embeddings
     if scaling.rope_type == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
     elif scaling.rope_type == "yarn":
-        # the pair indices that make beta_fast and beta_slow rotations in a sequence of `length` tokens
-        first, last = (
+        first, last = (  # indices of the pairs with beta_fast and beta_slow rotations per sequence
             D * math.log(length / (beta * 2 * math.pi)) / (2 * math.log(config.rope_theta))
             for beta in (scaling.beta_fast, scaling.beta_slow)
         )
@@ -419,10 +413,9 @@ class Qwen3Model(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialise as GPT-2 does, because the Qwen3 report does not describe its own initialisation.
+        """Initialise as GPT-2, because the Qwen3 report does not describe its own initialisation.
 
-        Matrices: normal(0, 0.02), and a smaller deviation for a layer that adds to the residual stream.
-        Weights of norms stay 1.
+        Matrices: normal(0, 0.02), smaller if they add to the residual stream. Weights of norms stay 1.
         """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -492,8 +485,7 @@ class Qwen3ForCausalLM(nn.Module):
         """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
         attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs no mask.
-            Another form is (B, T, S): 1 = this query attends to this key, also to a later one. Each query
-            needs at least one key.
+            Or (B, T, S): 1 = this query attends to this key, also to a later one; each query needs a key.
         position_ids (B, T): positions of these T tokens. Left padding needs both a mask and positions.
         past_key_values: a cache of the earlier tokens; these T tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or the sequence exceeds max_position_embeddings.
