@@ -76,9 +76,9 @@ class RolloutBatch(NamedTuple):
     input_ids: Tensor  # (B, T) int64
     targets: Tensor  # (P,) int64: tokens of the answers
     advantages: Tensor  # (P,): advantage of each token's answer
-    weights: Tensor  # (P,) log-probabilities at sampling; None: the weights are still the same
-    old: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
-    reference: Tensor | None  # (P,)
+    weights: Tensor  # (P,): factor of each token in the summed loss
+    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights are still the same
+    reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 

@@ -46,9 +46,8 @@ _MEASURED = (
     *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
 )
 _RECENT = 64  # a loss is compared with this number of recent losses
-# a spike is this many standard deviations high; normal noise is so high once in a billion losses
-_FEWEST = 16
-_SIGMAS = 6.0  # with normal noise, one loss in a billion is this many standard deviations above the mean
+_FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
+_SIGMAS = 6.0  # standard deviations up to a spike; normal noise is so high once in a billion losses
 _FLOOR = 0.02  # smallest standard deviation, as a share of the median loss: very small noise gives no spikes
 # smallest height of a spike in nats; late in training, a hard example is a little higher than the rest
 _VISIBLE = 0.1
