@@ -379,7 +379,7 @@ def _sequences(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Sequence]:
-    """Check a request and make its sequences: num_return_sequences for each prompt, or one with beams."""
+    """Check a request and make its sequences: num_return_sequences per prompt (beam search: one)."""
     if inputs_embeds:
         prompts = placeholders(model, prompts, inputs_embeds)
     if assistant_model is not None:

@@ -168,7 +168,7 @@ class KeyValueCache:
         return self._keys[:, slot, :, start:end], self._values[:, slot, :, start:end]
 
     def view(self, slots: Sequence[int], counts: Sequence[int] | None = None) -> "CacheView":
-        """Return a view of these slots, which the model takes as past_key_values. See CacheView."""
+        """Return a view of these slots, which the model takes as past_key_values."""
         return CacheView(self, slots, [1] * len(slots) if counts is None else counts)
 
 

@@ -240,7 +240,7 @@ def _on_new_line(before: str, text: str) -> str:
 
 
 def _below(system: str, question: str) -> str:
-    """Put a system text on a line of its own before a question, as training data without roles has it."""
+    """Put a system text on a line of its own before a question, as in the training data."""
     return f"{system}\n{question}" if system else question
 
 

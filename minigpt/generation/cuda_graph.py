@@ -135,7 +135,7 @@ Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
 def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-    """Run a step directly. This is the simple version of Graphs, for a CPU and for tests. See Backend."""
+    """Run a step directly, without a CUDA graph. It has the arguments of Graphs, for a CPU and for tests."""
     step()
 
 
@@ -156,7 +156,7 @@ class Graphs:
         return len(self._graphs)
 
     def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-        """Record the step if its key is new, and replay it. See Backend."""
+        """Record the step as a graph if its key is new, and replay the graph."""
         if key not in self._graphs:
             # Run `prepare` first: libraries initialise themselves at their first use, and a graph must not
             # record this.

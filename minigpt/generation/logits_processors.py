@@ -1,8 +1,8 @@
 """Changes logits by penalties and forbidden tokens: pure functions on logits (B, V), as in Hugging Face.
 
 Functions that look at earlier tokens take `ids` (B, S): prompt and new ids, padded on the left with NO_TOKEN.
-The padding does not change the result of a row. What is counted are ids: characters for the character
-tokenizer, pieces of words for the others. The score of a forbidden token becomes -inf.
+The padding does not change the result of a row. The functions count ids: characters for the character
+tokenizer, pieces of words for other tokenizers. The score of a forbidden token becomes -inf.
 
 `make_processors` selects processors by the options, in the order of transformers' `generate`.
 presence_penalty and frequency_penalty, which transformers lacks, come after repetition_penalty, as in vLLM.

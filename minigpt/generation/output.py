@@ -59,7 +59,7 @@ class GenerateOutput:
 
 
 class Recorder:
-    """Collects the outputs that the options of one sequence select; see GenerateOutput."""
+    """Collects the outputs, such as scores, that the options of one sequence select."""
 
     def __init__(self, options: GenerationOptions) -> None:
         self.options = options

@@ -32,7 +32,7 @@ class Reading:
 
     prompt: list[int]
     answer: list[int]  # its last id is the end token, if the answer has one
-    pieces: list[str]  # texts of all ids, for people
+    pieces: list[str]  # the text of each id, to show
     is_own: bool  # True: the model has written the answer itself
     is_text: bool = False  # True: the ids are a plain text, without a question
     left_out: int = 0  # number of tokens at the end of a long text that were cut off

@@ -90,7 +90,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file atomically (see `atomic_open`)."""
+    """Write a file so that after a crash it is either the old or the new one, never half of it."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_open(path) as file:
         file.write(data)

@@ -72,7 +72,7 @@ _CONFUSION = "confusion.png"  # name of a file in the output folder
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """Texts with labels; implements `run_data.AnyData`."""
+    """Texts with labels for training and validation, with the methods of `run_data.AnyData`."""
 
     tokenizer: AnyTokenizer
     train: EncodedTexts
@@ -106,7 +106,7 @@ class ClassificationData:
         return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: Any) -> tuple[str, str, str]:
-        """Return the names of training data, validation data and vocabulary for messages."""
+        """Return what messages call the training data, the validation data and the vocabulary."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
 
@@ -274,7 +274,7 @@ class ClassificationLoss(Objective):
         return evaluate_classifier(model, batches, device, finish)
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """Print confusion, calibration error and mistakes of the best checkpoint on the validation data."""
+        """Measure the best checkpoint on the validation data: print confusion, calibration, mistakes."""
         model, _ = load_classifier(best, next(self.model.parameters()).device)
         found = predict(model, data.val)
         report = report_of(model.labels, found, data.val)

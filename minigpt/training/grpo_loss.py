@@ -283,7 +283,7 @@ class GrpoLoss(Objective):
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
-        # float64, because `std` squares the rewards
+        # float64, because the standard deviation squares the rewards, and large squares overflow float32
         table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)
         cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
         self._of_answers += torch.tensor(

@@ -337,9 +337,8 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        # Rotate after the norm, because the norm has a weight for each channel and the rotation mixes
-        # channels. The cache holds rotated keys, because a key's position never changes. cos and
-        # sin are float32, so `to` converts q and k back to the dtype of v. SDPA needs one dtype.
+        # Rotate after the norm, because the norm has a weight per channel and the rotation mixes channels.
+        # cos and sin are float32, so `to` converts q and k back to the dtype of v. SDPA needs one dtype.
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
@@ -434,7 +433,7 @@ class Qwen3Model(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). For the arguments see Qwen3ForCausalLM.forward and Attention.forward."""
+        """ids (B, T) -> hidden states (B, T, C). Arguments: see Qwen3ForCausalLM.forward, Attention.forward."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
