@@ -48,7 +48,7 @@ def new_cache(layers: int, G: int, size: int, D: int, dtype: Any, np: Any = nump
 
     All memory is allocated at once. Appending to an array would copy the whole array for each token.
     """
-    # int32, not int, because under jax.jit a step must return the same types that it was given
+    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
     blank = [{name: np.zeros((G, size, D), dtype) for name in ("k", "v")} for _ in range(layers)]
     return {"length": np.int32(0), "layers": blank}
 

@@ -377,7 +377,7 @@ class GrpoLoss(Objective):
         return torch.cat([self._of_forward.cpu().double(), self._of_answers])
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl, with TRL's names. `sums`: over steps and processes."""
+        """Return numbers for metrics.jsonl, with TRL's names. `sums`: of `step_sums`, over all processes."""
         of = dict(zip(self.step_sums_names, sums))
         n, tokens, groups = (max(of[name], 1.0) for name in ("completions", "tokens", "groups"))
         return {

@@ -85,7 +85,7 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl. `sums`: `step_sums`, summed over steps and processes."""
+        """Return the numbers for metrics.jsonl. `sums`: of `step_sums`, over all processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:

@@ -433,7 +433,7 @@ class Qwen3Model(nn.Module):
         past_key_values: KeyValueCache | None = None,
         attentions: list[Tensor] | None = None,
     ) -> Tensor:
-        """ids (B, T) -> hidden states (B, T, C). Arguments: see Qwen3ForCausalLM.forward, Attention.forward."""
+        """ids (B, T) -> hidden states (B, T, C). Qwen3ForCausalLM.forward describes the arguments."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
