@@ -1,7 +1,7 @@
-"""Checks of settings and weight names in other tools' files. Each error is an InputError of one line.
+"""Checks of settings and weight names in files of other programs, such as Hugging Face's config.json.
 
-An unknown setting or name is an error. This module knows no family, opens no file and does not
-need torch.
+An unknown setting or name is an error: an InputError with a message of one line. The functions of this module
+work for every model family. They open no file and do not import torch.
 """
 
 from collections.abc import Collection, Iterable, Mapping
@@ -64,7 +64,7 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
 
 
 def unwrapped(names: Collection[str]) -> dict[str, str]:
-    """Return name without the prefix of DistributedDataParallel or torch.compile -> name in the file."""
+    """Return a dict: weight name without the prefix of torch.compile or DDP -> name in the file."""
     bare = {name: name for name in names}
     for _ in range(_MOST_WRAPPERS if bare else 0):
         prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in bare)), "")
@@ -75,11 +75,13 @@ def unwrapped(names: Collection[str]) -> dict[str, str]:
 
 
 def full_names(names: Collection[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
-    """Add the prefix to names that lack it (files of a model without its head): wte becomes transformer.wte.
+    """Complete the names of weights: `wte.weight` becomes `transformer.wte.weight`.
 
-    A wrapper's prefix before all names is removed.
+    The file of a model without lm_head has names without the prefix `transformer.`. If a wrapper such as
+    torch.compile has put its own prefix before all names, that prefix is removed.
 
-    Returns: full name -> name in the file, and complaints about names that the file has in both forms.
+    Returns: a dict, complete name -> name in the file; and a list of complaints about names that the file has
+    twice, with and without the prefix.
     """
     found: dict[str, str] = {}
     twice = []

@@ -37,7 +37,10 @@ HEAD = "lm_head.weight"  # name of the output matrix in every family
 
 
 class Weight(NamedTuple):
-    """A weight's name in our model and its Hugging Face name. `*`: block number. transposed: as (in, out)."""
+    """A weight's name in our model (`ours`) and at Hugging Face (`theirs`). `*` stands for the block number.
+
+    `transposed`: Hugging Face stores this matrix as (in, out); torch's Linear has (out, in).
+    """
 
     ours: str
     theirs: str
@@ -58,39 +61,44 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # beginning of each weight's name; files of a model without its head leave it out
+    prefix: str  # beginning of each weight's name; a file of the model without lm_head leaves it out
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
-    head: str = HEAD  # name of the head's weight; other for a classifier
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights
-    # configuration -> the configuration of a model with all weights that Hugging Face's files have. The files
-    # hold zeros for weights that our model lacks.
+    head: str = HEAD  # name of the output layer's weight; a classifier has another name than the default
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # names in old files that are no weights; default: none
+    # A function of the configuration. It returns the configuration of a model that has every weight of
+    # Hugging Face's file. Our model may have fewer weights (a GPT without biases); its file then holds zeros
+    # for the others.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
     # names of the last matrices of attention and MLP, which add to the residual stream
     residual_projections: tuple[str, ...]
-    # Hugging Face names of the layers whose outputs and inputs IA3 multiplies by default, as in PEFT
+    # Hugging Face names of the layers that a PEFT adapter of the kind IA3 changes by default: it multiplies
+    # the outputs of the first group, and the inputs of the second group.
     rescaled_outputs: tuple[str, ...]
     rescaled_inputs: tuple[str, ...]
-    # name of a part of a block in minigpt.lens -> name of its module in the block
+    # name that minigpt.lens gives to a part of a block ("norm_1") -> name of its module in the block ("ln_1")
     block_parts: Mapping[str, str]
     final_norm: str  # our name of the norm before lm_head
-    # end of a weight's name -> number of matrices that are stacked in it
+    # end of a weight's name -> number of matrices that the weight holds one below the other (QKV: 3)
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # configuration -> number of matrix weights in all blocks
-    # configuration -> {NAME: value}; for each entry, GGUFWriter.add_NAME(value) is called
+    # function of the configuration; returns {NAME: value}. The GGUF export calls GGUFWriter.add_NAME(value)
+    # for each entry.
     gguf_values: Callable[[Any], dict[str, float]]
-    # model -> sentences about differences in llama.cpp's results
+    # function of the model; returns sentences that tell the user where llama.cpp's results differ from
+    # minigpt's
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
-    # For generation.native: list_operations(operation_list, model) adds the operations of a forward pass;
-    # rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D); None: no RoPE.
+    # list_operations(operation_list, model) adds the operations of a forward pass to a list that the C code
+    # runs. rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D), for the same C
+    # code. It is None for a family without RoPE.
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # classes of the modules that these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
-    # configuration -> angles between neighbouring positions, (D / 2,), and the factor of cos and sin;
-    # None: no RoPE
+    # configuration -> (angles between neighbouring positions, (D / 2,); number that multiplies cos and sin).
+    # None for a family without RoPE.
     rotary_frequencies: Callable[[Any], tuple[Tensor, float]] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
@@ -105,10 +113,10 @@ class Family:
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """Yield the weights with block numbers filled in, block by block; an untied lm_head comes last.
+        """Yield the weights of a model, block by block, with block numbers in the names; lm_head comes last.
 
-        The table may have weights that this configuration lacks in the model and in the file. They are left
-        out.
+        A tied lm_head is not in the result. A weight that this configuration does not use, such as a bias, is
+        not in the result either.
         """
         every = self.parameter_shapes(self.with_all_weights(config))
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):
@@ -122,7 +130,10 @@ class Family:
             yield Weight(self.head, self.head)
 
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
-        """Return our name of each weight, lm_head included -> (Hugging Face's name, stored as (in, out))."""
+        """Return a dict: our name of a weight -> (Hugging Face's name, `transposed`).
+
+        `transposed`: Hugging Face stores the matrix as (in, out). lm_head is included, also if it is tied.
+        """
         return {row.ours: (row.theirs, row.transposed) for row in self.rows(config)} | {HEAD: (HEAD, False)}
 
     def to_hugging_face(self, model: Any) -> dict[str, Tensor]:
@@ -152,7 +163,10 @@ class Family:
         return written
 
     def names_in(self, tensors: Collection[str], config: Any) -> tuple[dict[str, str], list[str]]:
-        """Return full name -> name in the file, and complaints about names that the file has in both forms.
+        """Complete the names of a file's tensors with the family's prefix.
+
+        Returns: a dict, complete name -> name in the file; and a list of complaints about names that the file
+        has twice, with and without the prefix.
 
         Raises:
             InputError: if the configuration has far more layers than the file.
@@ -164,18 +178,21 @@ class Family:
     def from_hugging_face(
         self, tensors: Mapping[str, Tensor], config: Any, dtype: torch.dtype = torch.float32
     ) -> dict[str, Tensor]:
-        """Return weights under our names, copied to `dtype`: every parameter, a tied lm_head once.
+        """Convert tensors under Hugging Face's names to weights under our names, as copies in `dtype`.
+
+        The result has every parameter of the model. A tied lm_head is in it once, as the embedding.
 
         Args:
-            tensors: tensors under Hugging Face's names, with or without the prefix. If it is a WeightFiles,
-                two of its tensors at a time are in memory besides the result.
+            tensors: tensors under Hugging Face's names, with or without the family's prefix. If this is a
+                WeightFiles, at most two of its tensors are in memory besides the result.
             config: configuration of the model.
             dtype: dtype of the result.
 
         Raises:
             InputError: if tensors are missing, unexpected, or of a wrong shape or type (the message lists all
-                of them); if a tensor is not finite in `dtype`, or should be zero; or if lm_head differs from
-                the embedding although the two are tied.
+                of them); if a tensor is not finite in `dtype`; if a tensor that our model lacks is not zero;
+                or if lm_head differs from the embedding although the configuration says that the two are
+                tied.
         """
         name_of, twice = self.names_in(tensors, config)
         own = self.parameter_shapes(config)
@@ -216,7 +233,13 @@ class Family:
         return weights
 
     def load_state(self, model: Any, weights: dict[str, Tensor], *, assign: bool) -> None:
-        """Put the result of `from_hugging_face` into a model. assign: use the tensors instead of copying."""
+        """Put the result of `from_hugging_face` into a model.
+
+        Args:
+            model: the model.
+            weights: name -> tensor.
+            assign: True: the model uses these tensors as its parameters. False: it copies their values.
+        """
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
         assert missing in ([], [HEAD]), missing
         assert unexpected == [], unexpected
@@ -227,7 +250,7 @@ class Family:
     # -- training --------------------------------------------------------------------------------------------
 
     def matrix_parameters(self, model: Any) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield the matrices inside the blocks, with the number of matrices stacked in each (3 for QKV)."""
+        """Yield each matrix inside the blocks, and the number of matrices that it joins (QKV: 3)."""
         for name, parameter in model.blocks.named_parameters():
             if parameter.dim() == 2:
                 yield parameter, next((n for end, n in self.fused.items() if name.endswith(end)), 1)

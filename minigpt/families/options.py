@@ -17,14 +17,14 @@ FamilyName = Literal["gpt", "qwen3"]
 class FamilyOptions(Protocol):
     """The interface of a family's `options` module."""
 
-    # flag of another family -> its value if the user does not give it. Any other value is an error, because
-    # without the flag minigpt would train another model than the user wants.
+    # A flag that only another family has -> its default value. If the user gives such a flag another value,
+    # that is an error: this family cannot do what the user wants.
     UNSUPPORTED: dict[str, Any]
 
     def model_config(self, options: Any, /, vocab_size: int) -> Any:
-        """Build the model configuration. Raises InputError, with the flags' names, for impossible sizes."""
+        """Build the model configuration. Raises an InputError that names the flags for impossible sizes."""
 
 
 OPTIONS: dict[FamilyName, FamilyOptions] = {"gpt": gpt2, "qwen3": qwen3}
-# with the same time and number of parameters, Qwen3 reaches a lower loss than GPT (LOG.md)
+# Qwen3 reaches a lower loss than GPT with the same time and number of parameters (measured, see LOG.md).
 RECOMMENDED: FamilyName = "qwen3"

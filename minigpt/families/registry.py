@@ -59,19 +59,20 @@ def is_classifier(values: Mapping[str, Any]) -> bool:
 
 
 def new_model(config: ModelConfig, *, zero_projections: bool = False) -> LanguageModel:
-    """Make a model with random weights, from torch's random generator.
+    """Make a model with random weights, drawn from torch's global random generator.
 
     Args:
         config: configuration of the model.
-        zero_projections: set the last matrices of attention and MLP in each block to zero, and an untied
-            lm_head. Each block then adds nothing at first (https://arxiv.org/abs/1901.09321), and all tokens
-            are equally likely (https://arxiv.org/abs/2203.03466). The other matrices of the blocks get a
-            gradient only from the second step on, so zero_projections needs high learning rates.
+        zero_projections: set the last matrices of attention and MLP in each block to zero, and also lm_head
+            unless it is tied. Each block then adds nothing at first (https://arxiv.org/abs/1901.09321), and
+            all tokens are equally likely (https://arxiv.org/abs/2203.03466). The other matrices of the blocks
+            get a gradient only from the second step on, so zero_projections needs high learning rates.
     """
     family = family_of(config)
     model: LanguageModel = family.model_class(config)
     if zero_projections:
-        # a tied lm_head is not among these names
+        # If lm_head is tied, named_parameters lists only the embedding, so the shared matrix does not become
+        # zero.
         zeros = [f".{end}" for end in family.residual_projections] + [HEAD]
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -81,9 +82,9 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 
 
 def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
-    """Return our name of each weight -> (Hugging Face name, True if it is stored transposed).
+    """Return a dict: our name of a weight -> (Hugging Face's name, True if it is stored transposed).
 
-    A classifier has `score` instead of lm_head. Its name is the same at Hugging Face.
+    A classifier has `score` instead of lm_head. That weight has the same name at Hugging Face.
     """
     names = family_of(model.config).weight_names(model.config)
     if not hasattr(model, "score"):
@@ -95,7 +96,7 @@ def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
 
 
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
-    """Return the parts of a model and their parameter counts, summed over blocks."""
+    """Return (part of the model, number of parameters). The same part of all blocks is one row."""
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad or not only_trained}

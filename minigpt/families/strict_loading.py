@@ -46,14 +46,14 @@ def require_finite(name: str, tensor: Tensor) -> None:
 def cast(
     name: str, tensor: Tensor, dtype: torch.dtype, pages: LargePages | None = None, own: bool = False
 ) -> Tensor:
-    """Return a contiguous copy in another dtype.
+    """Return a contiguous copy of a tensor in another dtype.
 
     Args:
-        name: name of the tensor, for messages.
+        name: name of the tensor, for error messages.
         tensor: the tensor.
         dtype: dtype of the copy.
-        pages: put the copy into large pages of memory.
-        own: see LargePages.copied.
+        pages: allocates the copy in large pages of memory.
+        own: True: the caller does not need `tensor` any more, so its memory may be reused.
 
     Raises:
         InputError: if the tensor holds NaN or infinity, or a value that is too large for the dtype.
@@ -70,7 +70,10 @@ def cast(
 
 
 def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield the results of `read` in order, computed in two threads. (torch copies without the GIL.)"""
+    """Yield the results of `read` in the order of `items`. Two threads call `read` at the same time.
+
+    This is faster, because torch releases the GIL while it copies a tensor.
+    """
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(read, items)
 
@@ -79,7 +82,10 @@ def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 
 
 class _SkipInit(TorchFunctionMode):
-    """Skips torch.nn.init, which has no effect on "meta" but imports torch._dynamo (almost a second)."""
+    """Skips the functions of torch.nn.init while a model is made on "meta".
+
+    They have no effect there, but their first call imports torch._dynamo, which takes almost a second.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -110,5 +116,5 @@ def parameter_shapes(model_class: Callable[[Any], nn.Module], config: Hashable) 
 
 
 def tensor_kind(tensor: Tensor) -> str:
-    """Return dtype and shape as text, for `differences`. All floating-point dtypes give "float"."""
+    """Return dtype and shape as text for an error message. Each floating-point dtype gives "float"."""
     return f"{'float' if tensor.is_floating_point() else tensor.dtype} {tuple(tensor.shape)}"

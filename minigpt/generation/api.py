@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 BATCH_SIZE = 64
-_DEFAULTS = GenerationOptions()  # made once, because each new object is checked
+_DEFAULTS = GenerationOptions()  # made once, because making an object checks all its values
 
 
 class Answer(NamedTuple):
@@ -71,7 +71,7 @@ def generate(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> str:
-    """Return the answer's text."""
+    """Without return_dict_in_generate, the result is the text of the answer."""
 
 
 @overload
@@ -83,7 +83,7 @@ def generate(
     return_dict_in_generate: Literal[True],
     **options: Any,
 ) -> GenerateOutput:
-    """Return the answer's ids and the outputs that the options name."""
+    """With return_dict_in_generate=True, the result holds ids and the outputs that the options select."""
 
 
 def generate(
@@ -127,10 +127,11 @@ def generate(
 
 
 def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationOptions:
-    """Build the options from a dictionary.
+    """Build the options from a dictionary of keyword arguments.
 
     Args:
-        also: names of other arguments, which an error may also suggest.
+        values: option name -> value.
+        also: names of the caller's other arguments. The error for a misspelt name may suggest one of them.
 
     Raises:
         InputError: if a name is unknown; the message suggests a similar name.
@@ -145,7 +146,7 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Return the prompt's ids with the tokens that the tokenizer adds, or else with a <sep> at the end."""
+    """Return the ids of a prompt. A tokenizer that adds no tokens of its own gets a <sep> at the end."""
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
     return ids if separator is None or is_complete else [*ids, separator]
@@ -175,10 +176,10 @@ def answer_questions(
     on_progress: Callable[[int], None] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> list[Answer]:
-    """Answer questions. The answers have the questions' order: num_return_sequences for each question.
+    """Answer questions, num_return_sequences answers for each. The answers have the order of the questions.
 
-    With a seed, the answer to question number i depends on (seed, i) and the question, not on other
-    questions.
+    With a seed, the answer to question number i depends only on (seed, i) and the question itself, not on the
+    other questions.
 
     Args:
         batch_size: largest number of answers that are generated at once.
@@ -216,17 +217,18 @@ def generate_ids(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Completion]:
-    """Continue each prompt. The completions have the prompts' order: num_return_sequences for each prompt.
+    """Continue each prompt, num_return_sequences times. The completions have the order of the prompts.
 
-    A sequence ends with an eos, a stop string, max_new_tokens, or when prompt and new tokens fill the model's
-    context. The next sequence then takes its place. The model keeps its mode (train or eval).
+    A sequence ends with an eos, with a stop string, after max_new_tokens, or when prompt and new tokens fill
+    the model's context. Then the next waiting sequence takes its place in the batch. The model's mode (train
+    or eval) is restored at the end.
 
     Args:
         eos_token_id: one id, several, or None. If options.eos_token_id is given, that replaces it.
         batch_size: largest number of sequences at once. With beam search, one prompt has num_beams sequences.
         on_progress: called with the number of completions that are finished.
-        tokenizer: needed for the options stop_strings, choices, regex and json_schema. Rows of the model's
-            vocabulary without a token in the tokenizer are never chosen; transformers may choose them.
+        tokenizer: needed for the options stop_strings, choices, regex and json_schema. A model may have more
+            rows than the tokenizer has tokens. Such rows are never chosen; transformers may choose them.
         inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
             forbidden n-grams then look at the new ids alone.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens: see
@@ -264,8 +266,8 @@ def generate_output(
 
     All prompts are one batch. With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
 
-    The outputs need memory: scores and logits have steps * rows * vocabulary numbers each, attention weights
-    have layers * heads * rows * length ** 2.
+    The outputs can need much memory. Scores and logits have steps * rows * vocabulary numbers each. Attention
+    weights have layers * heads * rows * length ** 2 numbers.
     """
     if not prompts and not inputs_embeds:
         raise InputError("prompts are empty: outputs need at least one")
@@ -325,7 +327,9 @@ def stream_ids(
     taken: list[int] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> Generator[str, None, StopReason]:
-    """Continue ids as `stream` does. The generator's return value (StopIteration.value) is the stop reason.
+    """Continue ids as `stream` does, piece by piece. The generator returns the stop reason at its end.
+
+    `reason = yield from stream_ids(...)` gets it.
 
     Args:
         taken: a list to which each chosen id is appended, including the eos that ends the text.
@@ -361,7 +365,7 @@ def _pieces(
         if piece := text.finish():
             yield piece
     finally:
-        steps.close()  # restores the model's mode (train or eval)
+        steps.close()  # end the loop now, which restores the model's mode (train or eval)
     assert sequence.stop_reason is not None, "it has ended"
     return sequence.stop_reason
 
@@ -375,7 +379,7 @@ def _sequences(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Sequence]:
-    """Check a request and make its sequences: num_return_sequences for each prompt, or one with beams."""
+    """Check a request and make its sequences: num_return_sequences per prompt (beam search: one)."""
     if inputs_embeds:
         prompts = placeholders(model, prompts, inputs_embeds)
     if assistant_model is not None:
@@ -397,7 +401,7 @@ def _sequences(
 
 
 def _finished(sequence: Sequence) -> list[Any]:
-    """Return the sequences that a beam search returns, the best first."""
+    """Return the finished sequences of a beam search, the best one first."""
     assert isinstance(sequence.beams, BeamSearch)
     return sequence.beams.finished[: sequence.request.options.num_return_sequences]
 

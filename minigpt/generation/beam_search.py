@@ -5,8 +5,9 @@ sequences. Each step tries all tokens after each of them, and keeps the K most l
 Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum would favour
 short sequences. Ids and scores are the same as in transformers' `generate` for a single prompt.
 
-A search consists of K sequences in minigpt.generation.loop, which share one `BeamSearch`. The prompt is read
-once; then the sequence forks. The result does not depend on other searches in the loop.
+In minigpt.generation.loop, a search is K sequences that share one `BeamSearch`. The loop reads the prompt
+once for one sequence. Then K - 1 copies of this sequence join the loop. The result does not depend on other
+searches in the loop.
 
 Letters in shapes: K beams, S columns so far, V entries of the vocabulary, n candidates.
 """
@@ -24,8 +25,9 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# The score that transformers gives to a beam without content. Such a beam, a copy of another beam, must lose
-# against each real beam, but win against a forbidden token, whose score is -inf.
+# The score of a beam without content, as in transformers. If fewer than K candidates are left, copies of
+# another beam fill the free places. A copy must lose against each real beam, but win against a forbidden
+# token, whose score is -inf.
 NO_SCORE = -1e9
 
 
@@ -38,7 +40,7 @@ class Finished:
     stop_reason: StopReason
 
     def completion(self) -> Completion:
-        """Return the sequence as a Completion, whose ids have no eos."""
+        """Return the sequence as a Completion, in which the ids have no eos at the end."""
         return Completion(self.ids[:-1] if self.stop_reason == "eos" else self.ids, self.stop_reason)
 
 
@@ -48,18 +50,21 @@ class BeamSearch:
     def __init__(self, request: Request) -> None:
         self.request, self.options = request, request.options
         self.finished: list[Finished] = []
-        # log-probability of each beam's new tokens; the loop may give the beams in any order
+        # Log-probability of each beam's new tokens. It is a dict, because the loop may pass the beams in any
+        # order.
         self._totals: dict[Sequence, float] = {}
 
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
-        """Continue all beams of the search by one token. Return the new beams, or none if the search ends."""
+        """Add one token to each beam of the search. Return the new beams, or [] if the search ends."""
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
-        length, limit = len(beams[0].ids) + 1, beams[0].limit  # number of new tokens, and its maximum
+        # number of new tokens after this step, and the largest number allowed
+        length, limit = len(beams[0].ids) + 1, beams[0].limit
         log_p = logits.log_softmax(dim=-1)  # (K, V); at first (1, V)
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # Up to K * len(eos) candidates may end with an eos. At least K other candidates must continue.
+        # At most K * len(eos) candidates end with an eos. With this number of candidates, at least K others
+        # remain.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
         # the most likely continuations of all beams, in descending order
         so_far = [self._totals.get(beam, 0.0) for beam in beams]
@@ -75,13 +80,13 @@ class BeamSearch:
             reason = self._reason(ids, limit)
             if not reason:
                 going_on.append((total, parent, ids))
-            elif rank < K:  # later candidates may continue, but may not finish
+            elif rank < K:  # only the K best candidates may finish, as in transformers
                 self.finished.append(Finished(total / length**options.length_penalty, ids, reason))
         self.finished = sorted(self.finished, key=lambda one: -one.score)[:K]
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # copies of the last candidate fill the missing places
+        missing = K - len(going_on)  # copies of the last candidate fill the free places
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams
@@ -89,7 +94,7 @@ class BeamSearch:
     def _continue(
         self, beams: list[Sequence], chosen: list[tuple[float, int, list[int]]], loop: Any
     ) -> list[Sequence]:
-        """Turn each of the K beams into a copy of its parent with one more token."""
+        """Make each beam a copy of its parent beam, with the parent's keys and values, and add one token."""
         for _ in range(len(chosen) - len(beams)):
             new = Sequence(beams[0].prompt, self.request, beams[0].limit, embeds=beams[0].embeds)
             new.beams = new.kind = self
@@ -131,7 +136,7 @@ class BeamSearch:
         return "length" if len(ids) == self.options.wanted else "context"
 
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
-        """Return whether K sequences are finished and no beam is likely to beat the worst finished one.
+        """Return True if K sequences are finished and no beam is likely to beat the worst of them.
 
         A beam's final score is estimated as in transformers, from its present log-probability and length.
         With early_stopping="never" the estimate uses the length that favours the beam most, so that no better

@@ -15,17 +15,19 @@ __all__ = ["BurstPipeline"]
 
 
 class BurstPipeline:
-    """The bursts that were started and not yet read, with their sequences.
+    """Holds the bursts (groups of decoding steps) that were started and not yet read, with their sequences.
 
     While the host turns the ids of one burst into text, the device computes the next burst. The device itself
     detects an eos and the last token of a sequence, and writes nothing after them. It does not detect stop
-    strings or cancelled requests. The host sees these up to two bursts late, and drops the tokens after them.
+    strings or cancelled requests. The host detects these up to two bursts late, and drops the tokens after
+    them.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
         self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes there
-        self._lengths: dict[int, int] = {}  # slot -> upper bound of its number of tokens
+        # slot -> number of tokens after all started bursts, if no eos comes before
+        self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
     @property
@@ -34,7 +36,7 @@ class BurstPipeline:
         return len(self._bursts)
 
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
-        """Start a burst for these sequences alone. Return the tokens of an earlier burst.
+        """Start a burst that decodes these sequences and no others. Return the tokens of an earlier burst.
 
         Call this method until all sequences have ended, even if it returns nothing. It waits for the device
         only if two bursts are pending, or if no sequence needs another burst.
@@ -47,7 +49,7 @@ class BurstPipeline:
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
         open_slots = [slot for slot in rows if self._lengths[slot] < ends[slot]]
         if open_slots:
-            # one step only, so that a first token does not wait for a whole burst
+            # A burst with a new sequence has one step only, so that the user gets the first token early.
             is_new = any(self._lengths[slot] == one.n_cached_at_first for slot, one in rows.items())
             steps = 1 if is_new else self.step.burst
             for slot in open_slots:
@@ -60,7 +62,10 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Read one pending burst and start none. If none is pending, stop all sequences on the device."""
+        """Return the tokens of the oldest pending burst, without starting another one.
+
+        If no burst is pending, stop all sequences on the device and return [].
+        """
         if self._bursts:
             return self._read()
         self._take_over({})
@@ -78,7 +83,7 @@ class BurstPipeline:
         while self._bursts and not any(
             self._sequences.get(slot) is one for slot, one in self._bursts[0][1].items()
         ):
-            self._bursts.popleft()  # all sequences of this burst have ended
+            self._bursts.popleft()  # do not read this burst: all its sequences have ended
 
     def _read(self) -> list[tuple[Sequence, list[int]]]:
         burst, owners = self._bursts.popleft()

@@ -4,9 +4,10 @@
     slot = cache.allocate()
     model(ids, past_key_values=cache.view([slot]))      # ids (1, T); adds T tokens to the slot
 
-A `KeyValueCache` allocates its memory once. A sequence allocates a slot, fills it from column 0 on, and frees
-it. The model reads and writes through a `CacheView` of some slots, which serves as `past_key_values`. The C
-code needs no view: it gets the slot and the column of each token.
+A `KeyValueCache` allocates its memory once, for a fixed number of slots. Each sequence gets a slot, fills its
+columns from 0 on (one for each token), and frees the slot at its end. The PyTorch model reads and writes some
+slots through a `CacheView`, which is its `past_key_values`. The C code uses the cache without a view: it gets
+the slot and the column of each token.
 
 Letters in shapes: L layers, n rows, H heads, S columns, T tokens now added, D channels of one head.
 """
@@ -29,7 +30,7 @@ MIB = 2**20
 def cache_bytes(
     config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32, layers: int = 0
 ) -> int:
-    """Return the bytes that keys and values of slots * columns tokens take. layers=0 means all layers."""
+    """Return the bytes that keys and values of slots * columns tokens take. layers=0: all layers."""
     numbers = slots * config.num_key_value_heads * columns * config.head_dim
     return 2 * (layers or config.num_hidden_layers) * numbers * dtype.itemsize
 
@@ -96,7 +97,10 @@ class KeyValueCache:
         return self._keys.nbytes + self._values.nbytes
 
     def allocate(self) -> int:
-        """Return the lowest free slot, emptied. (A CUDA graph computes all slots up to the last used one.)"""
+        """Return the lowest free slot, with no tokens in it.
+
+        The lowest one is best, because a CUDA graph computes all slots up to the last used one.
+        """
         slot = min(self._free)
         self._free.remove(slot)
         self.lengths[slot] = 0
@@ -108,7 +112,10 @@ class KeyValueCache:
         self._free.append(slot)
 
     def clear(self, slot: int) -> None:
-        """Set a slot's keys and values to 0. A NaN in them would spread, even if attention masks it."""
+        """Set a slot's keys and values to 0.
+
+        This removes NaN. Attention multiplies masked values by 0, and 0 * NaN is NaN.
+        """
         self._keys[:, slot] = self._values[:, slot] = 0
 
     def length(self, slot: int) -> int:
@@ -129,7 +136,7 @@ class KeyValueCache:
         return start
 
     def advance(self, slot: int, tokens: int) -> None:
-        """Count new tokens of a slot, after all layers have written them."""
+        """Add `tokens` to the length of a slot. Call it after all layers have written these tokens."""
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
@@ -139,13 +146,14 @@ class KeyValueCache:
         self.lengths[slot] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the tokens of source slots (n,) to target slots (n,). A target may be a source, too."""
+        """Copy the tokens of the slots `sources` (n) to the slots `targets` (n). Both may share slots."""
         moved = [(a, b) for a, b in zip(sources, targets) if a != b]
         if not moved:
             return
         S = max(self.lengths[source] for source, _ in moved)
         places = torch.tensor(moved, device=self._keys.device).unbind(1)
-        for tensor in (self._keys, self._values):  # the right side is a copy, so slots may be swapped
+        # indexing on the right side makes a copy, so two slots can be exchanged
+        for tensor in (self._keys, self._values):
             tensor[:, places[1], :, :S] = tensor[:, places[0], :, :S]
         lengths = [self.lengths[source] for source, _ in moved]
         for (_, target), length in zip(moved, lengths):
@@ -160,15 +168,16 @@ class KeyValueCache:
         return self._keys[:, slot, :, start:end], self._values[:, slot, :, start:end]
 
     def view(self, slots: Sequence[int], counts: Sequence[int] | None = None) -> "CacheView":
-        """Return a view of these slots, to be the model's past_key_values; see CacheView."""
+        """Return a view of these slots, which the model takes as past_key_values."""
         return CacheView(self, slots, [1] * len(slots) if counts is None else counts)
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return zeros. Masked columns must hold finite numbers, because 0 * NaN is NaN."""
+    """Return memory full of zeros. Masked columns must hold finite numbers, because 0 * NaN is NaN."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    # The operating system zeroes each page at its first use. torch.zeros would write all memory at once.
+    # A new memory map needs no writing, because the operating system zeroes each page at its first use.
+    # torch.zeros would write all memory now.
     size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + 64, np.uint8)
     start = -memory.ctypes.data % 64
@@ -176,12 +185,12 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 
 
 class CacheView:
-    """Some slots, as the model's past_key_values. The model adds `counts[i]` tokens to slot i.
+    """Shows some slots to the model as past_key_values. The model adds `counts[i]` tokens to slot i.
 
-    The new tokens are padded on the right to equal length. Slots of different lengths take one token each.
-    The mask then hides the columns that a shorter slot does not have. The model expects the new token in the
-    last column, so this token is written there, too, and the slot's next tokens overwrite the copy. Adjacent
-    slots are read in place, other slots are copied.
+    The new tokens are padded on the right to equal length. If the slots have different lengths, each of them
+    takes one token. A mask then hides the columns that a shorter slot does not have. The model expects the
+    new token in the last column. So this token is also written there, and later tokens of the slot overwrite
+    the copy. Adjacent slots are read in place, other slots are copied.
 
     Attributes:
         length: number of tokens in the longest slot.
@@ -201,7 +210,8 @@ class CacheView:
         self.positions: Tensor | None = None
         if min(starts) < self.length:
             assert max(counts) == 1, "slots of unlike lengths take one token each"
-            self._rows = torch.tensor([slots, starts], device=device)  # (2, n)
+            # (2, n): slot and first new column of each row
+            self._rows = torch.tensor([slots, starts], device=device)
             self.positions = self._rows[1][:, None]
             held = torch.arange(self.length + 1, device=device) < self.positions  # (n, S + 1)
             held[:, -1] = True
@@ -223,7 +233,7 @@ class CacheView:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """Count the new tokens, after all layers were updated."""
+        """Add the new tokens to the lengths of the slots. The model calls it after all layers."""
         assert tokens == max(self._counts), "as many as were reserved"
         for slot, count in zip(self._slots, self._counts):
             self._cache.advance(slot, count)

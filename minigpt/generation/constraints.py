@@ -1,9 +1,10 @@
 """Constrains answers to a list of choices, to a regular expression, or to JSON that fits a schema.
 
-`make_constraint` returns the state before the first token. Each token leads to the next state. `allow_only`
-forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is complete. So an
-answer that ends with eos is permitted. If max_new_tokens ends it, the answer is the beginning of a permitted
-text. Here a token is a sequence of bytes: a character, several characters, or a part of one.
+`make_constraint` returns the state before the first token. From there, each token leads to the next state.
+`allow_only` forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is
+complete. So an answer that ends with eos is a permitted text. An answer that is cut by max_new_tokens is the
+beginning of one. A token is treated as a sequence of bytes: a character, several characters, or a part of
+one.
 
 This module matches choices itself. Regular expressions and JSON Schema need llguidance, a library without
 dependencies (`pip install "minigpt[constrained]"`; https://github.com/guidance-ai/llguidance).
@@ -107,7 +108,7 @@ class _Choice:
 
 
 class _Grammar:
-    """A state of llguidance's LLMatcher."""
+    """A state for a regular expression or a JSON Schema: wraps an LLMatcher of llguidance."""
 
     def __init__(self, matcher: Any, name: str, words: "_Words") -> None:
         self._matcher, self._name, self._words = matcher, name, words
@@ -125,7 +126,8 @@ class _Grammar:
             ) from None
         words = _Words(tokenizer, tokens, eos[0])
         wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
-        words.lacking = []  # forget llguidance's own test word
+        # LLTokenizer has tested the tokenizer with a word of its own, which does not count
+        words.lacking = []
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)
         else:
@@ -159,19 +161,21 @@ class _Grammar:
 
 
 class _Words:
-    """A tokenizer with the interface that llguidance needs."""
+    """Wraps a tokenizer, so that llguidance can use it."""
 
     bos_token_id = None
 
     def __init__(self, tokenizer: Any, tokens: list[bytes], eos_token_id: int) -> None:
         self._tokenizer, self.eos_token_id = tokenizer, eos_token_id
-        self.lacking: list[str] = []  # characters that the grammar asks for and the vocabulary lacks
-        # llguidance needs different bytes for each token, also for special tokens, which have no text
+        # characters that the grammar needs but the vocabulary lacks; for the error message
+        self.lacking: list[str] = []
+        # llguidance needs different bytes for each token. A special token has no text, so it gets invented
+        # bytes.
         self.tokens = [token or b"\xff<%d>" % index for index, token in enumerate(tokens)]
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 
     def __call__(self, given: str | bytes) -> list[int]:
-        """Return the ids of a text that must come next."""
+        """Return the ids of a text that the grammar requires at this place. llguidance calls this."""
         text = given if isinstance(given, str) else given.decode("utf-8", "replace")
         self.lacking = self._tokenizer.unknown_characters(text) or self.lacking
         ids: list[int] = self._tokenizer.encode_text(text)

@@ -9,11 +9,11 @@ The model's input depends on its prompt format (`minigpt.generation.generation_c
 
 - chat: all turns, rendered by the tokenizer's chat template;
 - question: the question alone, then <sep>. With `history`, all questions and answers so far, each followed by
-  <sep>, as in minigpt.data.conversation. A system text is a line of its own above the first question that is
-  read, as in training;
+  <sep>, as in minigpt.data.conversation. A system text is a line of its own before the first question in the
+  input, as in training;
 - text: the whole text so far. The user's text begins on a new line, and the model continues it.
 
-If the context is full, the oldest turns are left out. Terminals and commands are in other modules.
+If the context is full, the oldest turns are left out of the input. This module prints nothing.
 """
 
 import sys
@@ -57,13 +57,13 @@ class Turn:
 
 
 class Choice(NamedTuple):
-    """A token of an answer, and the alternatives at its place, as ids with probabilities."""
+    """One token of an answer, its probability, and other tokens that were possible at its place."""
 
     token: int
     probability: float
-    others: list[tuple[int, float]]  # the most likely first, without the token itself
-    # Probabilities of the token and of `others` after temperature, top_k and the like; empty without
-    # sampling.
+    others: list[tuple[int, float]]  # (id, probability) of the other tokens, the most likely first
+    # Probabilities with temperature, top_k and the like: first of the token, then of `others`. Empty if the
+    # answer was not sampled.
     drawn: list[float]
 
 
@@ -75,9 +75,9 @@ class Conversation:
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
         system: system text, for a chat model or a model of questions and answers; "" for none.
         thinking: True lets a chat model think before it answers, False does not; None: the template decides.
-        turns: all turns, including old turns that the model does not read any more.
-        forgotten: number of the first turns that the model does not read any more.
-        saved: files that `save` wrote.
+        turns: all turns, including old turns that no longer fit into the model's context.
+        forgotten: number of turns at the beginning that no longer fit into the model's context.
+        saved: files that `save` has written.
     """
 
     def __init__(
@@ -114,12 +114,14 @@ class Conversation:
         return self.form == "chat" and "enable_thinking" in (template or "")
 
     def reset(self) -> None:
-        """Forget all turns."""
+        """Delete all turns, so that the conversation begins again."""
         self.turns: list[Turn] = []
         self.forgotten = 0
 
     def say(self, text: str) -> Generator[str, None, None]:
-        """Generate the answer in pieces. An interrupted turn (iterator closed, Ctrl-C) keeps its text so far.
+        """Send a message to the model, and yield its answer in pieces.
+
+        If the iterator is closed or Ctrl-C is pressed, the turn keeps the text so far.
 
         Raises:
             InputError: before the first piece, if the text leaves no tokens for an answer.
@@ -155,7 +157,7 @@ class Conversation:
     # -- the model's input ----------------------------------------------------------------------------------
 
     def _fitting(self, text: str) -> list[int]:
-        """Build the prompt from as many turns as fit, and leave room for an answer."""
+        """Build the prompt for a new message. Leave out old turns until prompt and answer fit."""
         context = self.model.config.max_position_embeddings
         room = context - max(1, min(self.options.wanted, context // 4))
         while True:
@@ -177,7 +179,8 @@ class Conversation:
                 before[0] = before[0]._replace(question=_below(self.system, before[0].question))
             else:
                 text = _below(self.system, text)
-            return encode_prompt(before, text, self.tokenizer, sys.maxsize)  # `_fitting` leaves turns out
+            # no limit here, because `_fitting` shortens the prompt
+            return encode_prompt(before, text, self.tokenizer, sys.maxsize)
         ids: list[int] = []
         end = "\n"
         for turn in turns:
@@ -190,22 +193,29 @@ class Conversation:
         return ids
 
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
-        """Return the messages before a turn. An answer has the ids that the model wrote for it."""
+        """Return the messages before a turn. An answer also holds its ids, as the model generated them.
+
+        Encoding the answer's text again could give other ids.
+        """
         messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
         for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
             ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
-            if self.tokenizer.decode(ids) == turn.answer:  # False if a stop string has cut the text
+            # the text is shorter than the ids if a stop string has cut it
+            if self.tokenizer.decode(ids) == turn.answer:
                 message["token_ids"] = ids
         return messages
 
     # -- looking back ---------------------------------------------------------------------------------------
 
     def why(self, others: int = 3) -> list[Choice]:
-        """Return the probability of each token of the last answer, and the most likely other tokens.
+        """Return each token of the last answer with its probability and the most likely other tokens.
 
         These are the model's own probabilities, before temperature, top_p and the like. `Choice.drawn` has
         the probabilities after these options, but without penalties. If an eos ended the answer, it is the
         last token.
+
+        Args:
+            others: number of other tokens for each place.
 
         Raises:
             InputError: if there is no answer yet.
@@ -230,7 +240,7 @@ def _on_new_line(before: str, text: str) -> str:
 
 
 def _below(system: str, question: str) -> str:
-    """Return a question below a system text, as the plain form has it (minigpt/data/conversation.py)."""
+    """Put a system text on a line of its own before a question, as in the training data."""
     return f"{system}\n{question}" if system else question
 
 
@@ -243,21 +253,22 @@ def question_ids(
     tools: Sequence[Mapping[str, Any]] | None = None,
     allow_special: bool = False,
 ) -> list[int]:
-    """Return the ids that a model reads to answer, or to continue, a text.
+    """Return the ids that a model reads before it answers a question or continues a text.
 
     Args:
         form: the model's prompt format.
         before: earlier messages, for a chat model; a system message, for questions.
         thinking: True lets a chat model think, False does not; None: the template decides.
-        tools: functions that a chat model may call, as JSON describes them.
-        allow_special: read the text of special tokens as these tokens, as transformers does.
+        tools: JSON descriptions of functions that a chat model may call.
+        allow_special: True: a special token's name in the text, such as "<|im_end|>", becomes this token, as
+            in transformers. False: it is ordinary text.
 
     Raises:
         InputError: if the prompt format needs a chat template or <sep>, and the tokenizer has none.
     """
     require_form(tokenizer, form)
     if isinstance(tokenizer, SubwordTokenizer) and form == "chat":
-        # imports Jinja, only for chat models
+        # imported here, because it imports Jinja, which only chat models need
         from minigpt.tokenization.chat_template import encode_chat, render_chat
 
         messages = [*before, {"role": "user", "content": text}]
@@ -299,12 +310,13 @@ class QuestionAnswering:
     tokenizer: AnyTokenizer
     form: PromptFormat
     options: GenerationOptions
-    assistant_model: LanguageModel | None = None  # guesses tokens
-    before: Sequence[Mapping[str, Any]] = ()  # read first: by a chat model; a system message, by any but text
-    thinking: bool | None = None  # whether a chat model may think; None: its template decides
+    assistant_model: LanguageModel | None = None  # a smaller model that guesses tokens
+    # messages before the question; all models except those of plain text may have a system message
+    before: Sequence[Mapping[str, Any]] = ()
+    thinking: bool | None = None  # True: a chat model may think; None: the template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
-    allow_special: bool = False  # read the text of special tokens as these tokens
-    start: int | None = None  # the token that takes the place of an empty text
+    allow_special: bool = False  # True: the name of a special token in the text becomes this token
+    start: int | None = None  # the id with which the model begins if the text is empty
 
     def _prompt(self, question: str) -> list[int]:
         ids = question_ids(
@@ -313,7 +325,7 @@ class QuestionAnswering:
         return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
-        """Return False for a blank question. A blank text can be continued, so the format "text" is True."""
+        """Return True if the question is not blank. In the format "text", a blank one is answered, too."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(
@@ -329,7 +341,7 @@ class QuestionAnswering:
             on_progress: called with the number of answers that are finished.
 
         Raises:
-            InputError: as minigpt.generation.api.answer_questions.
+            InputError: for the same reasons as minigpt.generation.api.answer_questions.
         """
         model, tokenizer, options = self.model, self.tokenizer, self.options
         asked = [question for question in questions if self.has_answer(question)]
@@ -394,9 +406,9 @@ def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
 
 
 def token_text(tokenizer: AnyTokenizer, token: int) -> str:
-    r"""Return a token's text to show. Bytes that are not a whole character become \x.. escapes."""
+    r"""Return a token's text to show. A token that is only a part of a character is shown as \x.. escapes."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.id2word[token]
-    if token >= tokenizer.get_vocab_size():  # Qwen3's embedding has more rows than there are tokens
+    if token >= tokenizer.get_vocab_size():  # Qwen3's embedding has more rows than the tokenizer has tokens
         return f"<{token}>"
     return tokenizer.token_bytes(token).decode("utf-8", "backslashreplace")

@@ -6,14 +6,14 @@
     burst.tokens()                                       # 8 lists of 4 ids: this waits
 
 At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
-of them at once. Nothing in a graph may depend on the host. So ids, lengths and ends of sequences lie in
+of them at once. A graph cannot ask the host for anything. So ids, lengths and ends of sequences are in
 buffers on the device. The device also chooses the tokens, detects the end of a sequence, and continues. The
 host reads the ids once in a burst of several steps (minigpt.generation.burst_pipeline).
 
-The model is unchanged. Its cache makes the shapes static: `_Columns` always has the length columns - 1, and
-the attention mask hides the columns that a row does not have. The new token is written into its own column,
-and also into the last column, where the model expects it. There is a graph for each number of rows and
-of columns; see `sizes`.
+The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. Its length
+is always columns - 1, and the attention mask hides the columns that a row does not have. The new token is
+written into its own column, and also into the last column, where the model expects it. There is a graph for
+each number of rows and of columns; `sizes` keeps their number small.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -39,27 +39,27 @@ __all__ = [
     "can_choose", "capacity", "eager", "sizes",
 ]  # fmt: skip
 
-NOTHING = -1  # stands for an id: the row has no new token
-DAMAGED = -2  # stands for an id: the scores of the row are not finite
+NOTHING = -1  # takes the place of an id: the row has no new token
+DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
 MAX_EOS = 8  # largest number of eos ids of a sequence that the device can look for
 _FEWEST_COLUMNS = 128
-# Options that the device applies, each row with its own value -> the value that switches an option off.
+# Option that the device applies -> the value that switches it off. Each row has its own value.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def capacity(max_length: int, context: int) -> int:
     """Return how many columns a cache needs for rows of max_length tokens: a multiple of 16, or the context.
 
-    The last token of a row is never read, so no row needs the last column. Attention kernels are fast at
-    multiples of 16. The model refuses more columns than its context.
+    The last token of a row is never read, so it needs no column. Attention kernels are fast if the number of
+    columns is a multiple of 16. The number must not exceed the model's context.
     """
     return min(-(-max_length // 16) * 16, context)
 
 
 def sizes(largest: int, least: int) -> list[int]:
-    """Return the sizes to which numbers of rows or columns are rounded up, so that there are few graphs.
+    """Return the allowed numbers of rows or columns. Other numbers are rounded up, so there are few graphs.
 
-    The sizes are powers of two from `least` on, and `largest`.
+    They are the powers of two from `least` on, and `largest`.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]
@@ -72,7 +72,10 @@ def sizes(largest: int, least: int) -> list[int]:
 
 
 def can_choose(sequence: Sequence) -> bool:
-    """Return whether a CUDA graph can decode: without penalties, constraints, typical_p and adapters."""
+    """Return True if a CUDA graph can decode this sequence.
+
+    It cannot if the sequence has penalties, constraints, typical_p or adapters of its own.
+    """
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
     is_plain = is_plain and sequence.adapters is None
@@ -81,7 +84,10 @@ def can_choose(sequence: Sequence) -> bool:
 
 
 class _Columns:
-    """The first B slots of the cache as past_key_values. To the model, each slot holds S - 1 tokens."""
+    """Shows the first B slots of the cache to the model, as if each slot held S - 1 tokens.
+
+    The shapes are then the same in each step, as a CUDA graph requires.
+    """
 
     def __init__(self, cache: KeyValueCache, places: Tensor, rows: int, columns: int) -> None:
         self._cache, self._rows, self._columns = cache, rows, columns
@@ -104,38 +110,40 @@ class _Columns:
 
 
 class _GroupedQueries(TorchFunctionMode):
-    """Computes grouped-query attention for one token per row: query heads become rows of their key head.
+    """Replaces scaled_dot_product_attention for grouped queries, with one token per row.
 
-    With a mask, PyTorch's kernels do not support shared key heads. PyTorch would copy all keys and values for
-    each query head. With one token there is no order among the queries, so the result is the same.
+    Several query heads share one key head. With a mask, PyTorch's kernels do not support this, and PyTorch
+    would copy all keys and values for each query head. This class makes the query heads of a key head the
+    rows of one matrix instead. All of them belong to the same token, so the same mask is right for all rows.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Rows[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Rearrange the arguments of scaled_dot_product_attention. All other calls pass unchanged."""
+        """Change the arguments of scaled_dot_product_attention. Other functions are called as they are."""
         more = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and more.pop("enable_gqa", False):
-            q, k, v = args  # (B, H, 1, D), (B, K, S, D) twice
+            q, k, v = args  # (B, H, 1, D); k and v are (B, K, S, D)
             grouped = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])  # (B, K, H / K, D)
             return func(grouped, k, v, **more).reshape(q.shape)  # (B, H, 1, D)
         return func(*args, **(kwargs or {}))
 
 
-# Runs `step`, given (key, step, prepare). Equal keys mean equal steps. `prepare` is the step without any
-# effect.
+# A function (key, step, prepare) that runs `step`. Steps with equal keys are equal. `prepare` does the same
+# work as `step`, but changes no sequence; it can run before a recording.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
 def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-    """Run a step directly: the slow twin of Graphs. See Backend."""
+    """Run a step directly, without a CUDA graph. It has the arguments of Graphs, for a CPU and for tests."""
     step()
 
 
 class Graphs:
     """Records a step as a CUDA graph when its key first occurs, and replays the graph from then on.
 
-    All graphs share one memory pool, because they never run at the same time and keep no results there.
+    All graphs share one memory pool. This is safe, because they never run at the same time, and no result
+    stays in the pool.
     """
 
     def __init__(self) -> None:
@@ -148,16 +156,18 @@ class Graphs:
         return len(self._graphs)
 
     def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-        """Record the step if its key is new, and replay it. See Backend."""
+        """Record the step as a graph if its key is new, and replay the graph."""
         if key not in self._graphs:
-            # libraries initialise themselves at first use, and a graph must not record this
+            # Run `prepare` first: libraries initialise themselves at their first use, and a graph must not
+            # record this.
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
                 prepare()
             torch.cuda.current_stream().wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
-            # thread_local: other threads may submit requests, and so allocate memory, during the recording
+            # thread_local: other threads may allocate memory during the recording, for example for new
+            # requests
             with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
                 step()
             self._pool = self._pool or graph.pool()
@@ -178,7 +188,7 @@ class DecodeBurst:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Wait for the copy. Return for each step and row an id, NOTHING or DAMAGED.
+        """Wait until the ids are on the host. Return them as steps of rows; an id may be NOTHING or DAMAGED.
 
         Call this method before two more bursts are started, because they reuse the memory.
         """
@@ -189,7 +199,7 @@ class DecodeBurst:
 
 
 class GraphDecoder:
-    """A decoding step and its buffers on the device.
+    """A decoding step for several rows, and its buffers on the device.
 
     Args:
         model: a model in eval mode. Its weights must not move, because a graph holds their addresses.
@@ -197,9 +207,9 @@ class GraphDecoder:
         max_length: largest number of tokens of a row, prompt included.
         burst: largest number of steps of one burst.
         backend: runs the steps; None: Graphs on CUDA, else eager.
-        compiled: True lets torch.compile fuse the model's small kernels before the graph is recorded. The
-            mode "reduce-overhead" would make its own CUDA graphs, and copy buffers that are changed in place.
-            Compiling takes seconds to minutes for each size; the gain is not yet measured.
+        compiled: True: torch.compile fuses the model's small kernels before the graph is recorded. Compiling
+            takes seconds to minutes for each size; the gain is not yet measured. (torch.compile's mode
+            "reduce-overhead" is not used: it would make its own CUDA graphs, and copy our buffers.)
     """
 
     def __init__(
@@ -216,7 +226,7 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # each size compiles anew, so raise torch's limit
+        if compiled:  # torch limits the number of compilations, and each size is compiled anew
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -241,11 +251,12 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
         self._tick = whole(1)  # number of the next step within the burst
-        # several buffers, because one buffer is filled while earlier buffers are read
+        # There are three host buffers: one is filled while the host reads earlier ones.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
-        self._uses: dict[int, frozenset[str]] = {}  # slot -> parts of `_choose` that the sequence needs
+        # slot -> the steps of `_choose` that its sequence needs, such as sampling
+        self._uses: dict[int, frozenset[str]] = {}
 
     @property
     def bytes(self) -> int:
@@ -254,7 +265,10 @@ class GraphDecoder:
         return sum(tensor.nbytes for tensor in (*own, *self._values.values()))
 
     def start(self, slot: int, sequence: Sequence) -> None:
-        """Let the device decode a sequence from the next burst on. Its slot holds all tokens but the last."""
+        """Give a sequence to the device. The next burst decodes it.
+
+        The slot must hold all tokens of the sequence but the last one.
+        """
         assert can_choose(sequence), "the host chooses for this sequence"
         options, held, first = sequence.request.options, len(sequence.context) - 1, sequence.n_cached_at_first
         uses: set[str] = set()
@@ -281,18 +295,19 @@ class GraphDecoder:
         self._uses[slot] = frozenset(uses)
 
     def stop(self, slot: int) -> None:
-        """Stop decoding a row: later bursts do not change it."""
+        """Stop decoding a slot. Later bursts do not change it."""
         self._active[slot].fill_(False)
         self._uses.pop(slot, None)
 
     def run(self, rows: int, columns: int, steps: int) -> DecodeBurst:
-        """Start up to `burst` steps of the first slots. Does not wait for the device.
+        """Start up to `burst` decoding steps for the first slots. Does not wait for the device.
 
         Args:
-            rows: number of slots, more than the highest slot in use; rounded up.
-            columns: number of columns, rounded up. It must be at least 2 more than the length of any active
-                row before the last step. It must also be more than the tokens of any other slot that is in
+            rows: number of slots: more than the highest slot in use. It is rounded up.
+            columns: number of columns; it is rounded up. It must be at least 2 more than the length of any
+                active row before the last step. It must also be more than the tokens of any other slot in
                 use, because the last column is overwritten.
+            steps: number of steps.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
         rows = next(size for size in sizes(self.cache.slots, 1) if size >= rows)
@@ -309,7 +324,7 @@ class GraphDecoder:
         return DecodeBurst(self._written[:steps, :rows], self._hosts[0])
 
     def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        """Run a step without any active row. It writes only values that are never read."""
+        """Run a step in which no row is active. It writes only values that are never read."""
         active, tick = self._active.clone(), self._tick.clone()
         self._active.fill_(False)
         self._step(rows, columns, uses)
@@ -319,7 +334,7 @@ class GraphDecoder:
     # -- recorded in a graph: no value may come from the host, no shape may depend on a value ---------------
 
     def _step(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        """Decode one token of each active row, in place."""
+        """Decode one token of each active row. All buffers change in place."""
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
@@ -335,13 +350,14 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Compute the logits (B, V) in float32 after ids (B,), the next tokens of the first B slots."""
         B = len(ids)
-        # a row that is not active writes into the last column, so that it keeps its own tokens
+        # A row that is not active must keep its tokens, so its new token goes to the last column.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)
         held = torch.arange(columns, device=ids.device) < lengths[:, None]  # (B, S)
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
-            # the model lets each query see the last column, even where the mask is False
+            # `held` does not contain the new token. The model lets each query see the last column in any
+            # case.
             hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
             logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
         return logits
@@ -359,5 +375,6 @@ class GraphDecoder:
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)  # (B,)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
-        # in a damaged row the cumulative sum may never exceed u, which would give an id beyond the vocabulary
+        # If scores are NaN, the cumulative sum may never exceed u, and the id would lie beyond the
+        # vocabulary.
         return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

@@ -1,4 +1,4 @@
-"""Serves many requests with one decoding loop, which they join and leave at any time.
+"""Serves many requests with one decoding loop. Requests join and leave the loop at any time.
 
     engine = Engine(model, max_rows=8)
     handles = [engine.submit(prompt, options, eos_token_id=2) for prompt in prompts]
@@ -7,16 +7,16 @@
     handles[1].cancel()                          # frees its slot at the next token
     completions = [handle.result() for handle in handles]
 
-Prompts and results are ids. Iterating over a handle drives the engine, unless a thread does:
+Prompts and results are ids. Iterating over a handle runs the engine's steps, unless a thread runs them:
 
     with EngineThread(Engine(model)) as engine:
         handle = engine.submit(prompt, options)      # from any thread
 
-The result of a request equals the result of generate_ids, and does not depend on other requests. A prompt is
-always read in the same chunks, and C computes each token in the same way (minigpt.generation.native). There
-is one
-difference: generate_ids reads a long prompt at once, and so rounds in another order than the engine, which
-reads it in chunks. A reused prefix changes nothing, because it ends at the end of a chunk.
+The result of a request equals the result of generate_ids, and does not depend on other requests. The reasons:
+a prompt is always read in the same chunks, and C computes each token in the same way
+(minigpt.generation.native). There is one difference: generate_ids reads a long prompt at once, and the engine
+reads it in chunks, so the two round differently. A prefix that is reused changes nothing, because it ends at
+the end of a chunk.
 
 On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
 then gives a request no token or several. CUDA graphs cannot decode requests with penalties, constraints, a
@@ -27,8 +27,8 @@ request may name an adapter, and one batch holds requests with different adapter
 
     engine.submit(prompt, options, adapter="zh")
 
-Such a model runs in PyTorch, not in C. The product with the weights is computed once for the whole batch, and
-each adapter for its rows. CUDA graphs do not decode such requests.
+PyTorch runs such a model, not C. The product with the weights is computed once for the whole batch, and each
+adapter only for its rows. CUDA graphs do not decode such requests.
 
 Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
 for common beginnings of prompts. If there are more requests than rows, they wait in a bounded queue.
@@ -63,9 +63,9 @@ class QueueFullError(InputError):
 
 @dataclass
 class Statistics:
-    """Numbers of requests, tokens and steps of an engine so far."""
+    """Counts the requests, tokens and steps of an engine."""
 
-    finished: int = 0  # number of requests that ended, without cancelled and failed requests
+    finished: int = 0  # number of requests that have ended; cancelled and failed ones do not count
     cancelled: int = 0
     failed: int = 0
     tokens_read: int = 0  # number of prompt tokens that were computed
@@ -121,7 +121,7 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.max_waiting, self.max_length = model.eval(), max_waiting, length
         has_graphs = weight.device.type == "cuda" if cuda_graph is None else cuda_graph
-        # the last token of a request is never read, so one column less is enough
+        # a request's last token is never read, so it needs no column
         columns = capacity(length, context) if has_graphs else max(1, length - 1)
         self.cache = KeyValueCache(
             model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib
@@ -132,7 +132,7 @@ class Engine:
         self.prefixes = PrefixCache(self.cache, chunk, prefix_mib) if prefix_mib else None
         self.loop = DecodingLoop(model, self.cache, length, chunk, self.prefixes, self.pipeline)
         self.statistics = Statistics()
-        self.is_driven = False  # True: a thread calls step, so other threads must not
+        self.is_driven = False  # True: an EngineThread calls `step`, so other threads must not
         self.changed = threading.Condition()  # guards the attributes below; notified when there is work
         self._waiting: deque[RequestHandle] = deque()
         self._running: dict[Sequence, RequestHandle] = {}
@@ -171,10 +171,10 @@ class Engine:
         """Add a request, which starts when a slot is free. The arguments are as for generate_ids.
 
         Args:
-            copy: number of the answer, from 0. The request draws the same random numbers as the answer of
-                this number among the num_return_sequences answers of generate_ids.
-            adapter: name of an adapter of the model. A list: the sum of several; empty: the model alone.
-                None: the adapters that are active in the model.
+            copy: generate_ids gives num_return_sequences answers to a prompt. A request gives the answer of
+                this number, from 0, with the same random numbers.
+            adapter: name of an adapter of the model. A list: several adapters are added; an empty list: the
+                model without adapters. None: the adapters that are active in the model.
 
         Raises:
             QueueFullError: if max_waiting requests are waiting already.
@@ -190,7 +190,7 @@ class Engine:
         with self.changed:
             if self._failure is not None:
                 raise InputError(f"the engine takes no more requests: {self._failure}")
-            # requests that get a free slot at the next step do not count as waiting
+            # A request that gets a free slot at the next step does not count as waiting.
             if len(self._waiting) >= self.max_waiting + self.cache.slots - len(self._running):
                 raise QueueFullError(
                     f"the queue is full: {self.max_waiting} requests wait already (max_waiting), "
@@ -221,8 +221,8 @@ class Engine:
                 f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
             )
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        # Without max_new_tokens, the answer may fill max_length. With it, the limit is the same as in
-        # generate_ids.
+        # Without max_new_tokens, an answer may be as long as the engine allows. With it, the limit must be
+        # the same as in generate_ids, so that the results are equal.
         longest = self.max_length
         if options.max_new_tokens is not None:
             longest = self.model.config.max_position_embeddings
@@ -244,7 +244,7 @@ class Engine:
         return sequence
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Stop a request; see RequestHandle.cancel."""
+        """Stop a request. Its slot is free at the next token. No effect on a request that has ended."""
         with self.changed:
             if handle.done or handle._is_cancelled:
                 return
@@ -255,21 +255,25 @@ class Engine:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Cancel all requests at once, and refuse new requests. Only the thread that steps may call it."""
+        """Cancel all requests at once, and refuse new requests.
+
+        Only the thread that calls `step` may call this.
+        """
         with self.changed:
-            self._failure = InputError("it was closed")  # first, so that no new request waits forever
+            # set this first: a request that comes now is refused instead of waiting for ever
+            self._failure = InputError("it was closed")
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:
             self.cancel(handle)
         self._drop_cancelled()
 
     def run(self) -> None:
-        """Step until the engine is idle."""
+        """Call `step` until no request is left."""
         while self.step():
             pass
 
     def step(self) -> bool:
-        """Do one step of the decoding loop. Return whether requests are left.
+        """Do one step of the decoding loop for all requests. Return True if requests are left.
 
         If a request cannot continue, because its options forbid every token, only this request fails.
         """
@@ -325,17 +329,17 @@ class Engine:
         self._show(handle, outcome)
 
     def _show(self, handle: RequestHandle, outcome: Completion | Exception | None = None) -> None:
-        # No lock is needed: only the stepping thread adds tokens. Other threads only cancel waiting requests,
-        # which have no tokens.
+        # No lock is needed here. Only the thread that calls `step` adds tokens. Another thread can only
+        # cancel a waiting request, which has no tokens.
         if new := handle._update(outcome):
             self.statistics.tokens_written += new
 
 
 class EngineThread:
-    """A thread that drives an engine inside a `with` block, so that other threads can wait for tokens.
+    """A thread that runs an engine's steps inside a `with` block, so that other threads can wait for tokens.
 
-    The thread sleeps while the engine is idle. The end of the block cancels all requests and closes the
-    engine. If a step fails, all requests end with its error, and new requests are refused.
+    The thread sleeps while the engine has no request. The end of the block cancels all requests and closes
+    the engine. If a step fails, all requests end with its error, and new requests are refused.
     """
 
     def __init__(self, engine: Engine) -> None:

@@ -3,7 +3,8 @@
     GenerationOptions(**recommended_options(folder))    # Qwen3: sampling at temperature 0.6, two eos ids, ...
 
 If generation_config.json is missing, the same keys are read from config.json, as in transformers. Only fields
-of GenerationOptions are read. `notes_of` reports ignored settings, and models without an eos.
+of GenerationOptions are read. `notes_of` tells the user about settings that are ignored, and about models
+without an eos.
 """
 
 from collections.abc import Mapping
@@ -26,15 +27,16 @@ __all__ = [
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-# keys of config.json, in folders that are derived from a run's
+# minigpt's own keys of config.json, for folders made from a run's folder: quantised, merged and so on
 _FORM, _LENGTH = "prompt_format", "training_max_length"
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # no effect without do_sample
-# The options that are read. Lengths are not read, because published files give the whole context as length.
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options that need do_sample
+# The options that are read from the file. max_length is not one of them: published files set it to the
+# model's whole context.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),
 )
-# Options of transformers that minigpt ignores -> the value that switches the option off.
+# Option of transformers that minigpt ignores -> the value that means "off".
 _NOT_FOLLOWED = {
     "num_beams": 1,
     "min_length": 0,
@@ -59,12 +61,12 @@ _NOT_FOLLOWED = {
 
 
 def _source(folder: Path) -> Path:
-    """Return the file that has the recommended options."""
+    """Return the file with the recommended options: generation_config.json, or else config.json."""
     return folder / (_FILE if is_there(folder / _FILE) else _CONFIG)
 
 
 def recommended_options(folder: Path) -> dict[str, Any]:
-    """Read the fields of GenerationOptions in a folder. eos_token_id lists only ids in the vocabulary.
+    """Read the fields of GenerationOptions from a folder. Ids of eos beyond the vocabulary are left out.
 
     Raises:
         InputError: if the file is not a JSON object or a value is wrong; the message names the file.
@@ -80,14 +82,18 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         except InputError as error:
             if name not in _DRAWING or content.get("do_sample") or not isinstance(value, int | float):
                 raise InputError(f"{path}: {error}") from None
-            del found[name]  # ignored without do_sample, for example temperature 0.0
+            # without do_sample it has no effect, and may be out of range, such as temperature 0.0
+            del found[name]
     size = _object(folder / _CONFIG).get("vocab_size")
     eos = id_list(found.get("eos_token_id"))
     return {**found, "eos_token_id": [one for one in eos if not isinstance(size, int) or one < size]}
 
 
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
-    """Return the token that begins an empty text: the BOS, or else the EOS, which is put between texts."""
+    """Return the token with which a model begins if the text is empty.
+
+    It is the BOS token, or else the EOS, which stood between the texts in training.
+    """
     size = _object(folder / _CONFIG).get("vocab_size")
     ids = [_object(_source(folder)).get("bos_token_id")]
     ids += [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos")]
@@ -122,15 +128,15 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
 
 
 def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = None) -> PromptFormat:
-    """Return the prompt format of a model.
+    """Return the prompt format of a model: "chat", "question" or "text".
 
     "chat": the tokenizer's chat template renders the prompt. "question": the prompt is the question and
     <sep>, as in minigpt's training on questions and answers. "text": the model continues the text. Models
     trained on plain text have this format. So do subword tokenizers that have no chat template.
 
     Args:
-        adapter: the adapter that the model was loaded with. The adapter was trained last, so its format
-            counts.
+        adapter: the adapter that the model was loaded with. Its format counts, because the adapter was
+            trained last.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
@@ -140,10 +146,10 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
 def with_training_facts(
     config: Mapping[str, Any], folder: Path, adapter: Path | None = None
 ) -> dict[str, Any]:
-    """Return the content of config.json for a folder that is derived from `folder`, maybe with an adapter.
+    """Return the content of config.json for a new folder that is made from `folder`, for example by merging.
 
-    Such a folder has no training_state.json, which says whether a model of characters learned from texts, and
-    where training cut a pair.
+    A run's folder has training_state.json, which holds two facts about the training: the prompt format and
+    max_length. The new folder has no such file, so this function puts both facts into config.json.
     """
     facts = {_FORM: "text"} if _learned_from_text(folder, adapter) else {}
     length = trained_length(folder if adapter is None else adapter_folder(adapter))
@@ -163,7 +169,7 @@ def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
 
 
 def trained_length(folder: Path) -> int:
-    """Return the max_length of the run that a folder comes from. Return 0 for folders of other tools."""
+    """Return the max_length with which a model was trained, or 0 for a folder of another program."""
     config = _object(folder / _STATE).get("config")
     if isinstance(config, dict):
         length = config.get("max_length") if config.get("text") is None else None

@@ -1,7 +1,7 @@
 """Prompts as vectors instead of ids, like Hugging Face's inputs_embeds, for soft prompts and experiments.
 
-The models read ids. So a model gets one placeholder id for each vector, and the vectors replace the output of
-its token embedding. The model adds its own positions as always.
+The models read ids. So a prompt gets one placeholder id for each vector, and a hook replaces the output of
+the token embedding by the vectors. The model adds its own positions as always.
 
 Letters in shapes: B rows, S columns, C channels.
 """
@@ -19,7 +19,7 @@ __all__ = ["placeholders", "replaced_embeddings"]
 
 
 def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
-    """Return the module that turns ids into vectors: the first embedding. (GPT's second has positions.)"""
+    """Return the module that turns ids into vectors. (GPT's second embedding is for positions.)"""
     kinds = nn.Embedding | NarrowEmbedding
     return next(module for module in model.base_model.modules() if isinstance(module, kinds))
 
@@ -27,7 +27,7 @@ def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
 def placeholders(
     model: LanguageModel, prompts: Sequence[Sequence[int]], inputs_embeds: Sequence[Tensor]
 ) -> list[list[int]]:
-    """Return one placeholder id for each vector of each prompt.
+    """Return prompts of placeholder ids, one id for each vector.
 
     Raises:
         InputError: if there are also prompts of ids, or vectors have another shape, are not floats, or are
@@ -49,7 +49,7 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """Inside the context, replace the first embeddings of each row of ids (B, S) by vectors (tokens, C)."""
+    """Inside the context, the model's first embeddings of each row are replaced by vectors (tokens, C)."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()  # (B, S, C)

@@ -1,6 +1,7 @@
 """Loads a model, its tokenizer and its assistant model, for `minigpt generate` and `minigpt chat`.
 
-This module imports torch only when it loads a model, so that the weights are read at the same time.
+torch is imported inside the function that loads. Meanwhile a thread already reads the weights, which saves
+time.
 """
 
 from pathlib import Path
@@ -27,9 +28,9 @@ class Loaded(NamedTuple):
 
 
 def require_model(path: Path) -> None:
-    """Raise InputError, with advice for beginners, if a path does not exist."""
+    """Raise InputError if a path does not exist. The message tells beginners what to do first."""
     if not path.exists():
-        if path == ModelOptions.model:  # no --model was given
+        if path == ModelOptions.model:  # the user gave no --model
             made = [
                 *Path("output").glob("*/best/config.json"),
                 *Path("output").glob("*/run/best/config.json"),
@@ -58,26 +59,26 @@ def adapter_note(model: "LanguageModel", adapter: Path) -> str:
 
 
 def warn_of_gaps(tokenizer: "AnyTokenizer", model: Path) -> None:
-    """Warn if a model that was trained to fill gaps is used for something else."""
+    """Warn the user if a model can only fill gaps (masked language model), but shall continue a text."""
     from minigpt.finetuning.masked_lm import mask_token_id
 
     if mask_token_id(tokenizer) is not None:
         warn(f"{model} was trained to fill gaps (minigpt fill); it cannot continue a text")
 
 
-@remembered_signals()  # importing torch may swallow a signal
+@remembered_signals()  # Ctrl-C during the import of torch may get lost; this decorator remembers it
 def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: bool = False) -> Loaded:
     """Load a model with the precision, device and number of threads in the options.
 
     Args:
-        fills: True if the model shall fill gaps. If False, a model that was trained to fill gaps gives a
-            warning, because such a model can do nothing else.
+        fills: True if the command fills gaps. If False, a masked language model gives a warning, because it
+            can only fill gaps.
 
     Raises:
         InputError: as load_model_and_tokenizer; also if the device does not exist.
     """
     require_model(options.model)
-    ahead = ReadAhead(options.model)  # reads the weights during the import of torch
+    ahead = ReadAhead(options.model)  # a thread reads the weights while torch is imported
     with lasting_imports():
         import torch
 

@@ -1,11 +1,11 @@
 """Changes logits by penalties and forbidden tokens: pure functions on logits (B, V), as in Hugging Face.
 
 Functions that look at earlier tokens take `ids` (B, S): prompt and new ids, padded on the left with NO_TOKEN.
-The padding does not change the result of a row. All functions count ids: characters for the character
-tokenizer, pieces of words for the others. The score of a forbidden token becomes -inf.
+The padding does not change the result of a row. The functions count ids: characters for the character
+tokenizer, pieces of words for other tokenizers. The score of a forbidden token becomes -inf.
 
-`make_processors` selects processors by the options, in the order of transformers' `generate`. The two
-penalties that transformers lacks follow repetition_penalty, as in vLLM.
+`make_processors` selects processors by the options, in the order of transformers' `generate`.
+presence_penalty and frequency_penalty, which transformers lacks, come after repetition_penalty, as in vLLM.
 
 Letters in shapes: B rows, S tokens so far, V entries of the vocabulary, N tokens of an n-gram.
 """
@@ -33,9 +33,9 @@ __all__ = [
 ]
 
 NO_TOKEN = -1  # padding of shorter rows
-Processor = Callable[
-    [Tensor, Tensor, int], Tensor
-]  # logits (B, V), ids (B, S), number of new ids among S -> (B, V)
+# A function of logits (B, V), ids (B, S) and the number of new ids at the end of `ids`. It returns new
+# logits, (B, V).
+Processor = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def counts(ids: Tensor, vocab_size: int) -> Tensor:
@@ -51,11 +51,10 @@ def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
 
 
 def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Make each token that occurs in ids less likely (penalty > 1). The number of occurrences does not count.
+    """Make each token that occurs in ids less likely (penalty > 1), no matter how often it occurs.
 
     https://arxiv.org/abs/1909.05858 (CTRL), section 4.1: a positive score is divided by the penalty. A
-    negative score is multiplied, because dividing would raise it. So adding a constant to all scores would
-    change the effect.
+    negative score is multiplied, because dividing would raise it.
     """
     seen = counts(ids, logits.shape[-1]) > 0  # (B, V)
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
@@ -83,7 +82,7 @@ def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def forbid_from(logits: Tensor, first: int) -> Tensor:
-    """Forbid all ids from `first` on: rows of the vocabulary without a token."""
+    """Forbid all ids from `first` on. The model has rows for these ids, but the tokenizer has no tokens."""
     scores = logits.clone()
     scores[..., first:] = -math.inf
     return scores
@@ -104,7 +103,10 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
 
 
 def forbid_words(logits: Tensor, ids: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
-    """Forbid the last token of each word (a list of ids) if the row ends with the word's other tokens."""
+    """Forbid some sequences of tokens (`words`, lists of ids).
+
+    If a row ends with all but the last token of such a word, its last token is forbidden.
+    """
     forbidden = torch.zeros_like(logits, dtype=torch.bool)  # (B, V)
     for *beginning, last in words:
         length = len(beginning)
@@ -122,7 +124,7 @@ def make_processors(
     device: torch.device,
     tokens: int | None = None,
 ) -> list[Processor]:
-    """Build the processors that the options need, in order. See Processor for their arguments.
+    """Return the processors that the options need, in order. The type Processor describes their arguments.
 
     Args:
         tokens: number of ids that have a token. All later ids are forbidden; None: every id has a token.
@@ -152,7 +154,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # a word that is only an eos is not forbidden, because then the answer could not end
+    # an eos is not forbidden, because without it the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

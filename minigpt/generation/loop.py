@@ -8,13 +8,14 @@
     while loop.running:
         ended = loop.step()
 
-A step first decodes: each sequence whose prompt was read gets one token, or several if its draft tokens are
-right. Then the step prefills: it reads the prompts of new sequences. After the last token that was read,
-`choose` processes the logits, samples a token, and pushes it; the sequence then checks for stops.
+A step has two parts. First it decodes: each sequence whose prompt was read gets one token, or several tokens
+if the guesses of speculative decoding are right. Then it prefills: it reads the prompts of new sequences. In
+both parts, `choose` processes the logits after the last token that was read, chooses the next token, and adds
+it to the sequence. The sequence then checks whether it has ended.
 
 All generation uses this loop. minigpt.generation.api adds the sequences of one call, and
-minigpt.generation.engine adds the requests of many users. The attention window, draft tokens, beams, input
-vectors and outputs belong to each sequence.
+minigpt.generation.engine adds the requests of many users. Each sequence may have its own attention window,
+guesses, beams, input vectors and outputs.
 
 Letters in shapes: n sequences, S tokens so far, V entries of the vocabulary.
 """
@@ -77,12 +78,14 @@ class DecodingLoop:
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.model, self.runner = model, runner_for(model)
         self.running: list[Sequence] = []  # in the order in which the sequences joined
-        self.tokens_read = self.tokens_reused = 0  # number of read and of reused prompt tokens
-        self._n_special = 0  # number of running sequences that are not plain
+        # prompt tokens that the model has read, and that the prefix cache had
+        self.tokens_read = self.tokens_reused = 0
+        self._n_special = 0  # number of running sequences with guesses, beams or a window
 
-    @torch.inference_mode()  # because the cache may have been made in inference mode
+    # tensors made in inference mode, as the cache may be, can only be changed in inference mode
+    @torch.inference_mode()
     def add(self, sequence: Sequence) -> None:
-        """Let a sequence join. A slot must be free."""
+        """Let a sequence join the loop. The cache must have a free slot."""
         sequence.slot = self.cache.allocate()
         sequence.slide(self.max_length)
         if self.prefix_cache and sequence.embeds is None:
@@ -94,7 +97,7 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
-        """Free the slot of a sequence, and its guesses, which may have their own cache."""
+        """Free the slot of a sequence, and its speculation object, which may hold a cache of its own."""
         if sequence.error is not None:
             self.cache.clear(sequence.slot)
         self.cache.free(sequence.slot)
@@ -103,7 +106,7 @@ class DecodingLoop:
         sequence.speculation = None
 
     def step(self) -> list[Sequence]:
-        """Decode and prefill. Return the sequences that have ended; they leave the loop."""
+        """Decode and prefill once. Return the sequences that have ended; they are no longer in the loop."""
         ready, unread = list[Sequence](), list[Sequence]()
         for sequence in self.running:
             (ready if self._is_prefilled(sequence) else unread).append(sequence)
@@ -118,7 +121,10 @@ class DecodingLoop:
         return ended
 
     def _is_prefilled(self, sequence: Sequence) -> bool:
-        """Return whether only the last token is unread. CUDA graphs also read the last token of a prompt."""
+        """Return True if the model has read all tokens of a sequence but the last one.
+
+        A prompt's last token is usually read with the prompt. Only CUDA graphs read it by decoding.
+        """
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
 
@@ -130,7 +136,7 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        has_own = any(one.adapters is not None for one in ready)  # True: a sequence names adapters
+        has_own = any(one.adapters is not None for one in ready)  # True: a sequence names its adapters
         alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
         if alone:
             ready = [sequence for sequence in ready if sequence not in alone]
@@ -156,13 +162,17 @@ class DecodingLoop:
             yield
 
     def _guessed(self, sequence: Sequence) -> list[int]:
-        """Return the last token and the guesses that follow it."""
+        """Return what the model reads next: the sequence's last token, and guesses at the following ones."""
         assert sequence.speculation is not None, "something guesses"
-        room = self.max_length - 2 - self.cache.lengths[sequence.slot]  # one column stays free
+        # room for guesses; one column is for the last token
+        room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
-        """Move sequences from the highest slots to lower free slots. Adjacent slots are read in place."""
+        """Move sequences from high slots to lower free slots, so that the used slots are adjacent.
+
+        The PyTorch model reads adjacent slots in place, and copies others.
+        """
         for sequence in sorted(self.running, key=lambda one: -one.slot):
             if sequence.slot < len(self.running):
                 break
@@ -171,7 +181,10 @@ class DecodingLoop:
             self.cache.free(source)
 
     def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
-        """Push the tokens that have arrived. Return the sequences that the host must decode."""
+        """Let CUDA graphs decode the sequences, and add the tokens that have arrived.
+
+        If a graph cannot decode one of the sequences, return those that the host must decode instead.
+        """
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)
             self._push(bursts.write({sequence.slot: sequence for sequence in ready}, held))
@@ -182,7 +195,7 @@ class DecodingLoop:
         return [sequence for sequence in ready if not sequence.has_ended]
 
     def _push(self, arrived: list[tuple[Sequence, list[int]]]) -> None:
-        """Push the tokens of a burst. Tokens after a sequence's end are dropped."""
+        """Add the tokens of a burst to their sequences. Tokens after the end of a sequence are dropped."""
         for sequence, tokens in arrived:
             for token in tokens:
                 if sequence.has_ended or sequence not in self.running:
@@ -199,7 +212,8 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        groups: dict[object, list[Sequence]] = {}  # all beams of a search read the same vectors
+        # sequences that are read together; beams of one search have the same vectors
+        groups: dict[object, list[Sequence]] = {}
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None
             groups.setdefault((one.beams or one) if is_alone else None, []).append(one)
@@ -212,13 +226,14 @@ class DecodingLoop:
             self._choose(group, logits)
 
     def _prefill_in_chunks(self, unread: list[Sequence], chunk: int) -> None:
-        """Read whole chunks of prompts, in the order in which the sequences joined."""
+        """Read about `chunk` tokens of prompts. Sequences that joined first are read first."""
         left = chunk
         for sequence in unread:
             context, slot = sequence.context, sequence.slot
             end = len(context) - 1 if self.bursts else len(context)
             while left > 0 and (start := self.cache.length(slot)) < end:
-                # A chunk is never shortened to the tokens that are left: its end decides the rounding.
+                # A chunk is never shortened to the rest of this step's tokens, because where a chunk ends
+                # decides how the results are rounded.
                 piece = context[start : min(start + chunk, end)]
                 if len(piece) > left and left < chunk:
                     return
@@ -238,7 +253,8 @@ class DecodingLoop:
         """Choose the next token of each sequence from its logits.
 
         Args:
-            read: the last token and the guesses of each sequence; each of them has logits. None: no guesses.
+            read: for each sequence its last token and its guesses; each of these tokens has a row of logits.
+                None: no guesses.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -252,14 +268,17 @@ class DecodingLoop:
     def _choose_by_kind(
         self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None
     ) -> list[Sequence]:
-        """Do the work of `_choose`. Return the sequences, and new sequences that forked from them."""
+        """Choose tokens for groups of sequences with the same options.
+
+        Return the sequences, and new ones that a beam search has added.
+        """
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
         for number, sequence in enumerate(sequences):
             count = 1 if read is None else len(read[number])
             if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
-                if not sequence.has_ended:  # then remove the wrong guesses from the cache
+                if not sequence.has_ended:  # remove the keys and values of wrong guesses from the cache
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
                 members, rows = groups.setdefault(_group(sequence), ([], []))
@@ -291,7 +310,7 @@ def decode(
     options, weight = sequences[0].request.options, next(model.parameters())
     context, beams = model.config.max_position_embeddings, options.num_beams
     at_once = min(len(sequences), max(1, batch_size // beams))
-    # the last token of a sequence is never read, so one column less is enough
+    # the last token of a sequence is never read, so it needs no column
     columns = max(min(context, len(one.prompt) + one.limit) for one in sequences) - 1
     cache = KeyValueCache(
         model.config, at_once * beams, columns, weight.device, weight.dtype, options.max_cache_mib,
@@ -331,7 +350,7 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 def _group(sequence: Sequence) -> object:
     """Return a key that is equal for sequences whose tokens can be chosen together.
 
-    Processors depend on the number of new tokens, so the key then includes it.
+    Processors depend on the number of new tokens. If there are processors, the key includes this number.
     """
     return (sequence.kind, len(sequence.ids)) if sequence.request.options.changes_scores else sequence.kind
 
@@ -342,7 +361,9 @@ def choose(
     place: int | None = None,
     argmax: Callable[[Tensor], tuple[list[int], list[float]]] | None = None,
 ) -> None:
-    """Push the next token of each sequence of one kind. A sequence that cannot continue gets an error.
+    """Choose and add the next token of each sequence in a group with the same options.
+
+    A sequence that cannot continue gets an error instead.
 
     Args:
         logits: (n, V), or (1 + k, V) for one sequence with k guesses. `place` then selects the row.
@@ -370,7 +391,7 @@ def choose(
 
 
 def processed(group: list[Sequence], logits: Tensor) -> Tensor:
-    """Apply processors and constraint to the logits (n, V) of sequences of one kind."""
+    """Apply processors and constraint to the logits (n, V) of sequences with the same options."""
     request, scores = group[0].request, logits
     if request.processors:
         ids = _padded(group if request.options.changes_scores else []).to(scores.device)
@@ -392,13 +413,13 @@ def _padded(group: list[Sequence]) -> Tensor:
 
 
 def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = None) -> list[str | None]:
-    """Return for each row the reason why no token can be chosen, or None.
+    """Return for each row the reason why no token can be chosen, or None if one can.
 
     Args:
         logits, scores: (n, V), the model's logits and the result of `processed`.
-        highest: the highest score of each row, if known.
+        highest: the highest score of each row, if the caller knows it.
     """
-    # amax returns a NaN or an infinity if a row has one, and -infinity if every token is forbidden
+    # amax gives NaN or infinity if a row has one, and -infinity if all tokens are forbidden
     highest = scores.amax(dim=-1).tolist() if highest is None else highest
     loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
     return [

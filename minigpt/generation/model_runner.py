@@ -1,11 +1,11 @@
-"""Runs a model with PyTorch: tokens in, logits out. It is the slow twin of minigpt.generation.native.
+"""Runs a model with PyTorch: tokens in, logits out. minigpt.generation.native does the same faster, in C.
 
     runner = TorchRunner(model)
     logits = runner.prefill([prompt], [slot], cache)      # (1, V), after the prompt
     logits = runner.decode([[token]], [slot], cache)      # (1, V), after the token
 
-PyTorch rounds a product of several tokens in another order than a product of one token. So the last bits of a
-token's logits depend on the other tokens in the call. In C they do not.
+PyTorch adds the numbers of a product in another order if there are several tokens instead of one. So the last
+bits of a token's logits depend on the other tokens in the call. In C they do not.
 
 Letters in shapes: n rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -28,7 +28,7 @@ __all__ = ["TorchRunner"]
 class TorchRunner:
     """Runs one model, which is in eval mode. Only one thread may use the runner."""
 
-    in_any_slot = False  # False: slots that are not adjacent are copied for each token
+    in_any_slot = False  # PyTorch copies slots that are not adjacent for each token
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -48,7 +48,7 @@ class TorchRunner:
 
         Args:
             embeds: (tokens, C), vectors that replace the first tokens of every piece.
-            recorder: gets hidden states and attentions. There is then only one piece.
+            recorder: collects hidden states and attentions. It needs `pieces` with one piece only.
         """
         counts = [len(piece) for piece in pieces]
         T = max(counts)
@@ -69,12 +69,12 @@ class TorchRunner:
         if max(map(len, rows)) == 1:
             return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
         found = []
-        for row, slot in zip(rows, slots):  # slot by slot, because the numbers of guesses differ
+        for row, slot in zip(rows, slots):  # one slot at a time, because each has its own number of guesses
             found.append(self._hidden([row], cache.view([slot], [len(row)]), None, recorder)[0])
         return self._logits(torch.cat(found))
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """Return the token with the highest logit in each row, in a tie the first, and this logit."""
+        """Return the token with the highest logit in each row (in a tie the first one), and this logit."""
         tokens = sampling.greedy(logits)
         return tokens.tolist(), logits.gather(-1, tokens[:, None])[:, 0].tolist()
 
@@ -82,15 +82,16 @@ class TorchRunner:
         self, ids: Sequence[Sequence[int]], view: CacheView, embeds: Tensor | None, recorder: Recorder | None
     ) -> Tensor:
         given = torch.tensor(ids)  # (n, T)
-        if self._device.type == "cuda":  # without pinned memory the host would wait for the device
+        if self._device.type == "cuda":  # copying from pinned memory does not make the host wait
             given = given.pin_memory()
         with contextlib.ExitStack() as stack:
             if embeds is not None and view.length == 0:
                 stack.enter_context(replaced_embeddings(self._model, embeds))
             attentions = stack.enter_context(recorder.watching(self._model)) if recorder else None
+            # (n, T, C)
             hidden: Tensor = self._model.base_model(
                 given.to(self._device, non_blocking=True), view.mask, view.positions, view, attentions
-            )  # (n, T, C)
+            )
         return hidden
 
     def _logits(self, hidden: Tensor) -> Tensor:

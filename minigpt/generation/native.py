@@ -1,12 +1,12 @@
-"""Runs a model on a CPU in one call of C. Decoding is then limited by the memory's bandwidth alone.
+"""Runs a model on a CPU in one call of C. Only the memory's bandwidth then limits the speed of decoding.
 
     runner = runner_for(model)     # a TorchRunner without a compiler, or if the model is not float32 on a CPU
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
-of the time. The family's folder builds the list from the modules and weights of the PyTorch model, and
-neither copies nor changes them. So there is no second model. Tests compare the
-results with the slower PyTorch modules. The library is compiled at first use (.native_library).
+of the time. The `native.py` of a family builds the list from the modules of the PyTorch model. It uses the
+model's weights where they are, without a copy. So there is no second model. Tests compare the results with
+the slower PyTorch modules. The library is compiled at first use (native_library.py).
 
 The bits of a token's logits do not depend on other slots or other tokens in the call.
 
@@ -41,8 +41,8 @@ __all__ = [
 ]
 
 _FEW = 64  # with more tokens, torch's float32 products are faster
-# Number of multiplications from which one more thread pays off. With fewer, a thread gains microseconds on an
-# idle machine. On a busy machine each step may wait milliseconds for a thread that does not get a core.
+# Number of multiplications that makes one more thread useful. With fewer, the thread saves only microseconds
+# on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -80,13 +80,17 @@ class NativeStepWarning(RuntimeWarning):
     """Warns that PyTorch runs the model because the faster C library is missing, and says why."""
 
 
-# True once this process has warned. Python's own "once" would warn again after a library changes the filters.
+# True if this process has warned already. Python's filter "once" is not enough: it would warn again after a
+# library has changed the filters.
 _was_said = False
 
 
 @contextlib.contextmanager
 def without_warning() -> Iterator[None]:
-    """Suppress NativeStepWarning inside the context, for a few tokens. A later call may still warn."""
+    """Suppress NativeStepWarning inside the context, for example while a few tokens are sampled.
+
+    The warning can still appear later, when it matters more.
+    """
     global _was_said
     before, _was_said = _was_said, True
     try:
@@ -115,10 +119,10 @@ def library() -> Any | None:
 
 
 def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
-    """Return the dtype with which `load_model` should load a model to generate.
+    """Return the value of `load_model`'s argument dtype with which generation is fastest.
 
-    "stored" keeps 16-bit weights, if C runs the model. Otherwise they become float32, because PyTorch on a
-    CPU would convert them for each product, and a GPU would also compute in 16 bits.
+    "stored" keeps 16-bit weights, for the C code. None means float32, for PyTorch: on a CPU, PyTorch would
+    convert 16-bit weights in each product; on a GPU, it would also compute in 16 bits.
     """
     return "stored" if device.type == "cpu" and library() is not None else None
 
@@ -139,30 +143,31 @@ def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Return whether the list of operations describes all that a module computes.
+    """Return True if the list of operations describes all that a module computes.
 
-    The list reads weights and calls no module. So it would ignore a wrapper, a subclass or a hook.
+    A family makes the list from weights, without calling a module. So the list would miss what a wrapper, a
+    subclass or a hook adds.
     """
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) in _KNOWN and not hooked
 
 
 class NativeRunner:
-    """Runs one model in C. Holds its list of operations and their scratch memory.
+    """Runs one model in C. It holds the model's list of operations and memory for intermediate results.
 
-    The list holds the addresses of the weights. If a module is replaced or quantised, make a new runner; if
-    training changes the values, this is not necessary. `prefill` and `decode` have the same arguments and
+    The list holds the addresses of the weights. Training may change the values of the weights. But if a
+    module is replaced or quantised, make a new runner. `prefill` and `decode` have the same arguments and
     results as in TorchRunner. The next call overwrites the logits.
     """
 
-    in_any_slot = True  # True: C gets the slot of each token, so no slot is copied
+    in_any_slot = True  # C gets the slot of each token, so it copies no slot
     _workspace: Tensor
-    # values that belong to the last call
+    # The next attributes belong to the last call.
     _sizes: tuple[int, ...]  # tokens, columns of the cache, threads
-    _numbers: tuple[Any, ...]  # arguments for C
+    _numbers: tuple[Any, ...]  # the arguments that were passed to C
     _logits: Tensor | None
     _n_logits: int
-    _found: tuple[Any, Any] | None  # memory in which C writes the most likely tokens and their logits
+    _found: tuple[Any, Any] | None  # memory into which C writes the most likely tokens and their logits
 
     def __init__(self, model: LanguageModel) -> None:
         self._library: Any = library()
@@ -176,7 +181,10 @@ class NativeRunner:
         return TorchRunner(self._model)
 
     def takes(self, tokens: int) -> bool:
-        """Return whether C is faster for this number of tokens. For weights below 32 bits it always is."""
+        """Return True if C is faster than PyTorch for this number of tokens.
+
+        For weights with fewer than 32 bits it always is.
+        """
         return self._any_length or tokens <= _FEW
 
     def prefill(
@@ -205,11 +213,11 @@ class NativeRunner:
         return self._run(rows, slots, cache, every=True)
 
     def argmax(self, logits: Tensor) -> tuple[list[int], list[float]]:
-        """Return the token with the highest logit in each row, in a tie the first, and this logit.
+        """Return the token with the highest logit in each row (in a tie the first one), and this logit.
 
         In a row with a NaN, the NaN counts as the highest.
         """
-        if logits is not self._logits:  # `logits` are not the result of the last call
+        if logits is not self._logits:  # C has no argmax for these logits, because another call made them
             return self.torch.argmax(logits)
         if self._found is None or len(self._found[0]) != self._n_logits:
             self._found = (ctypes.c_int64 * self._n_logits)(), (ctypes.c_float * self._n_logits)()
@@ -222,8 +230,9 @@ class NativeRunner:
     ) -> Tensor:
         """Read the next tokens of each slot. Return the logits of every token, or of each slot's last token.
 
-        A step reads hundreds of megabytes, which push the code of Python and torch out of the processor's
-        caches. Each small torch operation would then take 20 to 50 microseconds, so this method uses none.
+        This method calls no torch operation. A step reads hundreds of megabytes, which push the code of
+        Python and torch out of the processor's caches. Each small torch operation would then take 20 to 50
+        microseconds.
         """
         n = sum(map(len, rows))
         if self._n < n:
@@ -241,7 +250,7 @@ class NativeRunner:
             one.wanted = 1
             if column > longest:
                 longest = column
-                cache.reserve(slot, len(row))  # raises an error if the tokens do not fit
+                cache.reserve(slot, len(row))  # raises an error if the slot has no space for these tokens
         self._step(n, longest, cache.max_length)
         for row, slot in zip(rows, slots):
             cache.lengths[slot] += len(row)
@@ -269,7 +278,7 @@ class NativeRunner:
         self._library.minigpt_step(self._operations, len(self._operations), self._tokens, *self._numbers)
 
     def _allocate(self, n: int) -> None:
-        """Allocate scratch memory for n tokens, and build the list of operations with its addresses."""
+        """Allocate memory for the intermediate results of n tokens, and build the list of operations."""
         self._n = n
         self._tokens = (_Token * n)()
         self._workspace = torch.empty(0, dtype=torch.uint8)
@@ -286,9 +295,8 @@ class NativeRunner:
         self._attentions = [op for op in self._operations if op.kind == _ATTENTION]
         self._widest: int = max(operation.n_in for operation in operations)
         self._products: int = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
-        self._of_attention: int = sum(
-            2 * op.heads * op.head_dim for op in operations
-        )  # number of multiplications for each pair of a query and a key
+        # number of multiplications of attention for each pair of a query and a key
+        self._of_attention: int = sum(2 * op.heads * op.head_dim for op in operations)
 
     def _bind(self, cache: KeyValueCache) -> None:
         for layer, operation in enumerate(self._attentions):
@@ -302,7 +310,7 @@ class NativeRunner:
 
 
 class OperationList:
-    """A list that a family's `native.py` fills with a model's operations, for calls of up to n tokens."""
+    """A list of operations of a model, for calls of up to n tokens. A family's `native.py` fills it."""
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -311,14 +319,15 @@ class OperationList:
         self._keep: list[Tensor] = []  # keeps the tensors alive, because C has their addresses only
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Allocate scratch memory (n, width). The buffer of the last operation is called "logits"."""
-        # Often only a few tokens need logits. With `empty`, rows that are never written take no memory.
+        """Allocate memory (n, width) for an intermediate result. The buffer of the result is "logits"."""
+        # Logits take much memory (n, V), but often only a few tokens need them. With torch.empty, the
+        # operating system gives no memory to rows that are never written.
         make = torch.empty if name == "logits" else torch.zeros
         self.scratch[name] = make(self._n, width)
         return self.scratch[name]
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids], plus the vectors of the positions, if there are any."""
+        """Add the operation out = table[ids]. If `positions` is given, its vectors are added."""
         more = {} if positions is None else {"positions": positions}
         self._add(_EMBED, n_out=table.shape[1], weight=table, out=out, **more)
 
@@ -328,7 +337,7 @@ class OperationList:
         """Add the operation out = attention(qkv). qkv holds H queries, G keys and G values of each token.
 
         Args:
-            more: q_norm and k_norm, weights of RMSNorm (D,), with its eps.
+            more: q_norm and k_norm: weights of an RMSNorm of queries and keys, (D,); eps: of these norms.
         """
         self._add(_ATTENTION, heads=heads, kv_heads=kv_heads, head_dim=head_dim, input=qkv, out=out, **more)
 
@@ -344,8 +353,9 @@ class OperationList:
         """Add the operation out = activation(linear(norm(source))).
 
         Args:
-            more: `values`, a second layer: the activation is then SwiGLU, and `layer` computes its gates.
-                `add=1`: adds the result to out. `wait=0`: the next operation does not read out.
+            more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes its
+                gates. `add=1`: add the result to out. `wait=0`: threads need not wait for this operation,
+                because the next one does not read out.
         """
         values = more.pop("values", None)
         if act is not None:

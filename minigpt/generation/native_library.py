@@ -3,8 +3,9 @@
     build = system_build()          # once per process, with this system's compiler: about two seconds
     build.library or build.reason   # one of the two
 
-The name of a kept library contains its SHA-256, which is checked before loading, because a truncated library
-would crash the process. If no library can be kept, each process compiles it again.
+The file name of a kept library contains the SHA-256 of the file. It is compared before loading, because an
+incomplete library would crash the process. If the cache folder cannot be written, each process compiles the
+library again.
 
 This module does not import torch, because `minigpt env` uses it before torch is loaded.
 """
@@ -30,14 +31,14 @@ from minigpt.storage.regular_files import read_text
 __all__ = ["FLAGS", "Build", "build", "cache_folder", "system_build"]
 
 SOURCE, PRODUCTS = (Path(__file__).with_name(name) for name in ("native.c", "products.h"))
-# -ffp-contract=off: otherwise compilers fuse products and sums in some places only, and the bits of a token
-# would depend on the number of tokens
+# -ffp-contract=off forbids fused multiply-adds. A compiler would use them in some loops and not in others,
+# and the bits of a token would depend on the number of tokens.
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
     *("-shared", "-fPIC"),
 )
 COMPILERS = ("cc", "gcc", "clang")
-_PATIENCE = 60  # seconds for the compiler; it usually takes two
+_PATIENCE = 60  # largest number of seconds for compiling, which usually takes two
 
 
 class Build(NamedTuple):
@@ -70,7 +71,7 @@ def system_build() -> Build:
 
 
 def cache_folder() -> Path | None:
-    """Return the folder that keeps libraries between processes; None for a user without a home."""
+    """Return the folder for compiled libraries, or None if the user has no home folder."""
     try:
         return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "minigpt"
     except RuntimeError:
@@ -85,12 +86,13 @@ def build(
     Args:
         compiler: the compiler's command, without flags.
         cache: folder that keeps the library. Without a writable folder, the library is compiled each time.
-        shown: name of the compiler in a reason. Default: the command.
+        shown: name of the compiler in the error message. Default: the command.
     """
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        with contextlib.suppress(_BuildError):  # a library of another system does not load
+        # if it was made on another system it does not load; then compile it
+        with contextlib.suppress(_BuildError):
             return Build(_load(kept), compiler=command, path=kept)
     try:
         with tempfile.TemporaryDirectory(prefix="minigpt-", ignore_cleanup_errors=True) as folder:
@@ -108,14 +110,15 @@ def build(
 
 
 def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    # -march=native: a machine with another processor but the same home folder must not run the library
+    # The key contains the processor. With -march=native, the code may crash on another processor, and
+    # machines with different processors may share a home folder.
     texts = [read_text(file) for file in (SOURCE, PRODUCTS)]
     parts = [*texts, *flags, *compiler, platform.machine(), _processor()]
     return hashlib.sha256(chr(0).join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def _processor() -> str:
-    """Return a text that lists the processor's instruction sets, as far as the system says."""
+    """Return a text that lists the processor's instruction sets, if the system tells them."""
     try:
         text = read_text("/proc/cpuinfo")
     except OSError:
@@ -124,7 +127,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """Return the undamaged libraries of this name, and remove damaged libraries."""
+    """Return the kept libraries of this name. Damaged ones are deleted."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():
@@ -140,7 +143,7 @@ def _keep(made: Path, cache: Path | None, name: str) -> Path:
     if cache is None:
         raise FileNotFoundError("no folder to keep it in")
     cache.mkdir(parents=True, exist_ok=True)
-    # copy to a temporary folder beside it, then rename, so that no process sees an incomplete library
+    # Copy to a temporary folder and rename, so that another process never sees an incomplete library.
     with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:
         return Path(shutil.copy(made, folder)).replace(cache / f"{name}-{sha256(made)}.so")
 
@@ -153,7 +156,7 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], goal: Path, shown: s
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_PATIENCE,
-            env={**os.environ, "LC_ALL": "C"},  # messages in English, in which `_complaint` looks for words
+            env={**os.environ, "LC_ALL": "C"},  # LC_ALL=C: English messages, which `_complaint` can search
         )
     except subprocess.TimeoutExpired:
         raise _BuildError(f"{shown} took more than {_PATIENCE} s") from None
@@ -167,7 +170,10 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], goal: Path, shown: s
 
 
 def _complaint(shown: str, said: str) -> str:
-    """Return one line of a compiler's output: about OpenMP, else the first error, else the last line."""
+    """Return the line of a compiler's output that explains the failure best.
+
+    This is a line about OpenMP, or else the first error, or else the last line.
+    """
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     openmp = [line for line in lines if re.search(r"(?<!\w)(-fopenmp|-l\w?omp5?|omp\.h|lib\w?omp)\b", line)]
     if openmp:

@@ -36,7 +36,8 @@ class GenerationOptions:
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_new_tokens": (1, 10**9),
         "min_new_tokens": (0, 10**9),
-        # At the lower limit, scores in single precision are still finite, and sampling is practically greedy.
+        # With the lowest temperature allowed, scores divided by it are still finite in float32, and sampling
+        # nearly always takes the most likely token.
         "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
         "top_k": (0, 10**9),
         "top_p": (1e-12, 1.0),
@@ -165,7 +166,8 @@ class GenerationOptions:
         if not isinstance(bias, Mapping):
             raise InputError(f"logit_bias must be a dictionary, id -> number: got logit_bias={bias!r}")
         for token, value in bias.items():
-            if not (_is_id(token) and _is_number(value) and value < math.inf):  # NaN < inf is False, too
+            # NaN < inf is False, so this also refuses NaN
+            if not (_is_id(token) and _is_number(value) and value < math.inf):
                 raise InputError(
                     f"logit_bias must give finite numbers (or -inf) to ids: got {token!r}: {value!r}"
                 )
@@ -245,22 +247,22 @@ class GenerationOptions:
     @functools.cached_property
     def changes_scores(self) -> bool:
         """True if penalties, biases or forbidden tokens change the scores."""
-        # an empty list or dictionary means the same as None
+        # `or None`: an empty list or dictionary means the same as None
         return any((getattr(self, name) or None) != (off or None) for name, off in _PROCESSORS.items())
 
     @property
     def reports(self) -> list[str]:
-        """Names of the outputs that the options select."""
+        """Names of the additional outputs that the options select, such as "output_scores"."""
         asked = [name for name in _REPORTS if getattr(self, name)]
         return asked if self.logprobs is None else [*asked, "logprobs"]
 
     @property
     def wanted(self) -> int:
-        """Largest number of new tokens, if they fit into the model's context."""
+        """Number of new tokens that the options allow, even if the model's context is too short for them."""
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     def limit(self, prompt_length: int, context: int) -> int:
-        """Return how many new tokens a prompt may get, with a model whose context has `context` tokens."""
+        """Return the largest number of new tokens for a prompt, in a model with `context` positions."""
         return self.wanted if self.window is not None else min(self.wanted, context - prompt_length)
 
     def check_model(self, vocab_size: int, context: int) -> None:
@@ -287,7 +289,7 @@ class GenerationOptions:
 
 
 _CONSTRAINTS = ("choices", "regex", "json_schema")
-_PROCESSORS = {  # options of minigpt.generation.logits_processors -> the value that switches the option off
+_PROCESSORS = {  # option that changes scores (logits_processors.py) -> the value that switches it off
     name: getattr(GenerationOptions, name)
     for name in (
         *("min_new_tokens", "repetition_penalty", "no_repeat_ngram_size", "presence_penalty"),
@@ -296,7 +298,7 @@ _PROCESSORS = {  # options of minigpt.generation.logits_processors -> the value 
 }
 _REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 _SWITCHES = ("do_sample", "use_cache", *_REPORTS)
-# Two options that exclude each other -> the reason. docs/sampling.md has the same table.
+# Two options that cannot be used together -> the reason. docs/sampling.md has the same table.
 PAIRS = {
     ("num_beams", "do_sample"): "beam search takes the most likely sequences and draws nothing",
     ("num_beams", "guesses"): "a guess follows one sequence, beams compare several",
@@ -306,7 +308,7 @@ PAIRS = {
 
 
 def refuse_pair(name: str, value: object, other: str) -> NoReturn:
-    """Raise InputError for two options that exclude each other, and say why."""
+    """Raise InputError for two options that cannot be used together. The message says why."""
     kind = "guesses" if other in ("prompt_lookup_num_tokens", "assistant_model") else "reports"
     reason = PAIRS.get((name, other)) or PAIRS[name, kind]
     shown = name if value is None else f"{name}={value}"

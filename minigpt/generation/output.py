@@ -1,11 +1,11 @@
 """The results of generation: completions, and optionally scores, hidden states, attentions, probabilities.
 
-A `Recorder` collects the outputs of one sequence, step by step. Outputs that the options do not select are
-neither computed nor kept. Hooks on the blocks collect the hidden states, so the model needs no code for them.
+A `Recorder` collects the outputs of one sequence, step by step. It computes and keeps only the outputs that
+the options select. Hooks on the blocks collect the hidden states, so the model needs no code for them.
 
-Letters in shapes: B rows, H heads, T tokens read in a step (the first step reads the prompts, a later step
-one token, or all tokens without a cache), S tokens so far, C channels, V entries of the vocabulary, n tokens
-reported.
+Letters in shapes: B rows; H heads; T tokens that a step reads (the first step reads the prompts, a later step
+reads one token, or all tokens if there is no cache); S tokens so far; C channels; V entries of the
+vocabulary; n tokens with the highest probabilities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -38,36 +38,35 @@ class Completion(NamedTuple):
 class GenerateOutput:
     """The result for all prompts. An output that was not selected is None.
 
-    Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput); the
-    log-probabilities have minigpt's own names. A tuple has an entry for each step. In hidden_states and
+    Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
+    log-probabilities have names of minigpt. A tuple has an entry for each step. In hidden_states and
     attentions, this entry is a tuple with an entry for each layer. Rows that end early are padded: sequences
     with eos (or 0), other outputs with zeros. The completions have no padding. In speculative decoding, each
-    token is a step.
+    token counts as a step.
     """
 
     completions: list[Completion]
     sequences: Tensor  # (B, S)  prompts, padded on the left, and new ids, padded on the right
     sequences_scores: Tensor | None = None  # (B,)  with beams: log-probability / length ** length_penalty
-    scores: tuple[Tensor, ...] | None = (
-        None  # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
-    )
+    # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
+    scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, layer outputs
-    attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  a row is a distribution
-    logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, before any option
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  each query's weights sum to 1
+    logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens by the logits alone
     top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, descending
     top_ids: Tensor | None = None  # (B, steps, n)  ids of the most likely tokens
 
 
 class Recorder:
-    """Collects the outputs that the options of one sequence select; see GenerateOutput."""
+    """Collects the outputs, such as scores, that the options of one sequence select."""
 
     def __init__(self, options: GenerationOptions) -> None:
         self.options = options
         self.needs_states = options.output_hidden_states or options.output_attentions
         self.steps: list[dict[str, Any]] = []  # one entry for each chosen token
-        self._states: list[Tensor] = []  # (1, T, C) each, from the last forward pass
-        self._attentions: list[Tensor] = []  # (1, H, T, S) each
+        self._states: list[Tensor] = []  # hidden states of the last forward pass, (1, T, C) each
+        self._attentions: list[Tensor] = []  # attention weights of that pass, (1, H, T, S) each
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:
@@ -76,7 +75,7 @@ class Recorder:
         self._states, self._attentions = [], []
         if self.options.output_hidden_states:
             # The input of each block is a hidden state. As in Hugging Face, the last hidden state is the
-            # output of the last norm. The output of the last block before this norm is not included.
+            # output of the last norm. The output of the last block, before this norm, is left out.
             for block in model.blocks:
                 hooks.append(
                     block.register_forward_pre_hook(lambda _, inputs: self._states.append(inputs[0]))
@@ -94,7 +93,8 @@ class Recorder:
         """Record a chosen token, the model's logits (V,), and the scores (V,) after processors and filters.
 
         Args:
-            place: index of the token in the last forward pass, if this pass gave several tokens.
+            place: index of the token's row in the last forward pass, if the pass read several tokens
+                (guesses).
         """
         options, step = self.options, dict[str, Any]()
         if options.output_scores:
@@ -122,7 +122,7 @@ class Recorder:
 
 
 def joined(recorders: Sequence[Recorder], completions: list[Completion], sequences: Tensor) -> GenerateOutput:
-    """Join the outputs of all sequences, step by step. Pad with zeros on the left and after the end."""
+    """Join the outputs of all sequences, step by step. Shorter ones get zeros on the left and at the end."""
     found: dict[str, Any] = {}
     length = max(len(recorder.steps) for recorder in recorders)
     for name in recorders[0].steps[0]:
@@ -138,7 +138,7 @@ def joined(recorders: Sequence[Recorder], completions: list[Completion], sequenc
 
 
 def _filled(column: list[Any]) -> list[Any]:
-    """Replace None, the output of a sequence that has ended, by zeros."""
+    """Replace None by zeros. None stands for a sequence that has already ended."""
     known = next(value for value in column if value is not None)
     zeros = [torch.zeros_like(one) for one in known] if isinstance(known, list) else torch.zeros_like(known)
     return [zeros if value is None else value for value in column]

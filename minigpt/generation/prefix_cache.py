@@ -1,6 +1,6 @@
 """Keeps keys and values of beginnings that many prompts share, such as a system prompt.
 
-Keys and values are kept in blocks of a fixed number of tokens. A block is found by *all* ids up to its end,
+Keys and values are kept in blocks of a fixed number of tokens. The key of a block is *all* ids up to its end,
 because the keys and values of a token depend on all tokens before it. So prompts with a common beginning
 share its blocks. The memory is allocated at the start. If it is full, the least recently used block is
 replaced.
@@ -44,14 +44,13 @@ class PrefixCache:
             )
         self.block = block
         self._cache = cache
+        # (blocks, L, H, T, D): the blocks of keys, and the blocks of values
         self._memory = [
-            torch.empty(
-                (count, *kind.shape[:2], block, kind.shape[3]), dtype=kind.dtype, device=kind.device
-            )  # (blocks, L, H, T, ...)
+            torch.empty((count, *kind.shape[:2], block, kind.shape[3]), dtype=kind.dtype, device=kind.device)
             for kind in kinds
         ]
         self._free = list(range(count))[::-1]
-        # adapters and all ids up to a block's end -> place
+        # (adapters, all ids up to the block's end) -> index of the block in _memory
         self._places: OrderedDict[tuple[Adapters, tuple[int, ...]], int] = OrderedDict()
 
     @property
@@ -60,11 +59,12 @@ class PrefixCache:
         return sum(kind.nbytes for kind in self._memory)
 
     def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> int:
-        """Copy the known beginning of a prompt into an empty slot. Return the number of its tokens.
+        """Copy a known beginning of a prompt into an empty slot. Return the number of tokens copied.
 
-        Keys and values depend on the adapters with which the model reads the prompt.
+        The last token of the prompt is never copied, because the model must read it to get its logits.
 
-        The last token of the prompt is never copied, because the model must read it for its logits.
+        Args:
+            adapters: names of the adapters that read the prompt, because keys and values depend on them.
         """
         found = []
         for end in range(self.block, len(prompt), self.block):
@@ -78,13 +78,14 @@ class PrefixCache:
                 held.copy_(kind[place])
             self._cache.advance(slot, self.block)
             assert start == number * self.block, "the slot was empty"
-        # The first block becomes the most recently used, so that later blocks of a prompt are replaced first.
+        # The first block becomes the most recently used one, because later blocks are useless without it. So
+        # later blocks are replaced first.
         for number in reversed(range(1, len(found) + 1)):
             self._places.move_to_end((adapters, tuple(prompt[: number * self.block])))
         return len(found) * self.block
 
     def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> None:
-        """Keep the last block of a slot, if the slot's tokens end at the end of a block."""
+        """If the tokens in a slot end at the end of a block, keep this block."""
         end = self._cache.length(slot)
         key = (adapters, tuple(prompt[:end]))
         if end % self.block or not end or end > len(prompt) or key in self._places:

@@ -1,6 +1,7 @@
 """The handle of one request to an engine: gives its tokens and its result, and can cancel it.
 
-`minigpt.generation.engine.Engine.submit` returns a handle. If no thread drives the engine, the handle does.
+`minigpt.generation.engine.Engine.submit` returns a handle. If no EngineThread runs the engine's steps, the
+handle runs them while it waits.
 """
 
 import threading
@@ -14,12 +15,12 @@ __all__ = ["RequestHandle"]
 
 
 class Driver(Protocol):
-    """The interface of an engine that a handle needs."""
+    """The methods of an engine that a handle uses."""
 
-    is_driven: bool  # True: a thread calls step, so other threads must not
+    is_driven: bool  # True: an EngineThread calls `step`, so other threads must not
 
     def step(self) -> bool:
-        """Do one step for all requests. Return whether requests are left."""
+        """Do one step for all requests. Return True if requests are left."""
 
     def cancel(self, handle: "RequestHandle", /) -> None:
         """Cancel a request."""
@@ -31,7 +32,7 @@ class RequestHandle:
     def __init__(self, engine: Driver, sequence: Sequence) -> None:
         self._engine, self._sequence = engine, sequence
         self._changed = threading.Condition()
-        self._given = 0  # number of tokens that waiting threads may take
+        self._given = 0  # number of tokens that the reading threads may see so far
         self._completion: Completion | None = None
         self._error: Exception | None = None
         self._is_cancelled = False
@@ -66,7 +67,7 @@ class RequestHandle:
         """Wait for the end of the request. Return its tokens, or for a cancelled request the tokens so far.
 
         Args:
-            timeout: seconds to wait. It has an effect only if a thread drives the engine.
+            timeout: seconds to wait. It has an effect only if an EngineThread runs the engine.
 
         Raises:
             TimeoutError: if the request has not ended in time. The request continues.
@@ -83,7 +84,7 @@ class RequestHandle:
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
-        """Wait until the request has this many tokens or has ended. None: wait for the end."""
+        """Wait until the request has `tokens` new tokens or has ended. None: wait for the end."""
 
         def is_there() -> bool:
             return self.done or (tokens is not None and self._given >= tokens)
@@ -95,7 +96,7 @@ class RequestHandle:
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
     def _update(self, outcome: Completion | Exception | None = None) -> int:
-        """Give new tokens and the outcome to waiting threads. Return the number of new tokens."""
+        """Show new tokens and the outcome to the waiting threads. Return the number of new tokens."""
         with self._changed:
             new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):

@@ -1,12 +1,11 @@
 """Chooses the next token from scores: pure functions on logits (B, V), with Hugging Face's names.
 
 `filtered` applies temperature, top_k, top_p, min_p and typical_p in the order of transformers' `generate`.
-The scores of tokens that are filtered out become -inf. Then `greedy` or `sample` chooses. These functions
-keep no state and draw no random numbers. The caller gives `sample` its uniform numbers, so results are
-reproducible.
-Changes that depend on earlier tokens are in minigpt.generation.logits_processors.
+The scores of tokens that are filtered out become -inf. Then `greedy` or `sample` chooses a token. These
+functions keep no state and draw no random numbers. The caller gives `sample` its uniform numbers, so results
+are reproducible. Changes that depend on earlier tokens are in minigpt.generation.logits_processors.
 
-If the rows of a batch have different options, a number can be a tensor (B, 1).
+If the rows of a batch have different options, the value of an option can be a tensor (B, 1).
 
 Letters in shapes: B rows, V entries of the vocabulary.
 """
@@ -29,14 +28,15 @@ __all__ = [
 
 
 def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Divide by the temperature. Likely tokens become more likely below 1, and less likely above 1."""
+    """Divide the logits by the temperature. Below 1, likely tokens become more likely; above 1, less."""
     return logits / temperature
 
 
 def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
-    """Keep the top_k highest scores, and all scores equal to the lowest kept score.
+    """Keep the top_k highest scores. Scores equal to the lowest of these are kept, too.
 
-    If top_k is a tensor, int64 (B, 1), 0 keeps all scores of a row.
+    Args:
+        top_k: a number, or int64 (B, 1) with a number for each row; in a tensor, 0 keeps all scores.
     """
     V = logits.shape[-1]
     if isinstance(top_k, Tensor):
@@ -53,7 +53,7 @@ def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
     """
     ascending, order = torch.sort(logits)  # (B, V) each
-    # sum from the least likely token on, and drop tokens up to the sum 1 - top_p
+    # The sum begins with the least likely token. Tokens are dropped as long as the sum is at most 1 - top_p.
     tail = ascending.softmax(dim=-1).cumsum(dim=-1) <= 1 - top_p  # (B, V)
     tail[..., -1] = False
     return logits.masked_fill(tail.scatter(-1, order, tail), -math.inf)
@@ -72,18 +72,17 @@ def apply_min_p(logits: Tensor, min_p: float | Tensor) -> Tensor:
 def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
     """Keep the tokens whose surprise is closest to the mean, until their probabilities sum to typical_p.
 
-    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. The surprise is -log p, and its
-    mean is the entropy. So the most likely token may be dropped. Tokens with equal distance from the mean are
-    kept or dropped together.
+    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. The surprise of a token is -log p.
+    The mean surprise is the entropy. The surprise of the most likely token may be far from the mean, so even
+    this token may be dropped. Tokens with equal distance from the mean are kept or dropped together.
     """
     log_p = logits.log_softmax(dim=-1)  # (B, V)
     entropy = -(log_p * log_p.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)  nansum counts 0 * -inf as 0
     distance = (-log_p - entropy).abs()  # (B, V)
     ascending, order = torch.sort(distance)  # (B, V) each
     below = logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) < typical_p  # (B, V)
-    last = below.sum(dim=-1, keepdim=True).clamp(
-        max=logits.shape[-1] - 1
-    )  # (B, 1)  index of the last kept token
+    # (B, 1)  index of the last kept token
+    last = below.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     return logits.masked_fill(distance > ascending.gather(-1, last), -math.inf)
 
 
@@ -97,9 +96,9 @@ def filtered(
 ) -> Tensor:
     """Apply temperature (1), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
 
-    The number in parentheses switches the filter off. Tensors (B, 1) are always applied, because reading
-    their values would make the CPU wait for the GPU. The numbers above then change no row, with one
-    exception: top_p = 1 removes tokens of probability 0 in single precision.
+    The number in parentheses switches an option off. A tensor (B, 1) is always applied, because reading its
+    values would make the CPU wait for the GPU. The numbers above then change no row, with one exception:
+    top_p = 1 removes tokens whose probability is 0 in single precision.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
         logits = apply_temperature(logits, temperature)
@@ -113,7 +112,10 @@ def filtered(
 
 
 def greedy(logits: Tensor) -> Tensor:
-    """Choose the most likely token of each row, in a tie the first: (B, V) -> (B,). NaN counts as highest."""
+    """Choose the most likely token of each row, (B, V) -> (B,). In a tie, the first one wins.
+
+    NaN counts as the highest score.
+    """
     if logits.device.type == "cpu":  # NumPy's argmax is faster on a CPU
         return torch.from_numpy(logits.detach().numpy().argmax(axis=-1))
     return logits.argmax(dim=-1)
@@ -123,11 +125,12 @@ def sample(logits: Tensor, uniform: Tensor) -> Tensor:
     """Draw a token of each row from softmax(logits), (B, V) -> (B,).
 
     Args:
-        uniform: (B,), a number 0 <= u < 1 for each row. Row i gets the first token at which the cumulative
-            distribution exceeds u[i]. So the token depends only on the row's own logits and number. The
-            computation has the dtype of `uniform`, which should be float64 if the device supports it.
+        uniform: (B,), a random number 0 <= u < 1 for each row. Row i gets the first token at which the
+            cumulative distribution exceeds u[i]. So the token depends only on the row's own logits and
+            number. The computation has the dtype of `uniform`, which should be float64 if the device supports
+            it.
     """
     cumulative = logits.softmax(dim=-1, dtype=uniform.dtype).cumsum(dim=-1)  # (B, V)
-    cumulative = cumulative / cumulative[:, -1:]  # makes the last sum exactly 1, so that it exceeds every u
+    cumulative = cumulative / cumulative[:, -1:]  # now the last sum is exactly 1, so it exceeds every u < 1
     # right=True: the sum must exceed u, so a token of probability 0 is never chosen
     return torch.searchsorted(cumulative, uniform[:, None].contiguous(), right=True)[:, 0]  # (B, 1) -> (B,)

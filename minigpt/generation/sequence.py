@@ -7,8 +7,9 @@
     sequence.completion()
 
 `check_request` refuses wrong input before anything is computed. `StopChecker` takes the new ids of one
-prompt, one by one, and decides when they end. `IncrementalDetokenizer` turns new ids into text. The text that
-its `push` returns is final, so pieces can be shown at once. Joined, the pieces are the whole text.
+prompt, one by one, and decides when they end. `IncrementalDetokenizer` turns new ids into text. Its `push`
+returns only text that later ids cannot change, so pieces can be shown at once. Joined, the pieces are the
+whole text.
 
 This module runs no model.
 """
@@ -35,14 +36,15 @@ __all__ = [
     "check_prompt", "check_request", "cut", "row_seed",
 ]  # fmt: skip
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"  # decoded from bytes that are not a whole character
+# decoding gives this character for bytes that are not a whole character
+REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextTokenizer(Protocol):
-    """The interface of a tokenizer that generation needs. `prompt_ids` and `eos_of` use more attributes."""
+    """The methods of a tokenizer that generation needs. `prompt_ids` and `eos_of` use more attributes."""
 
     def encode_text(self, text: str, /) -> list[int]:
-        """Return the ids of a text, between `before_text` and `after_text`, if the tokenizer has these."""
+        """Return the ids of a text. Some tokenizers add ids: `before_text` and `after_text`."""
 
     def decode(self, ids: list[int], /) -> str:
         """Return the text of some ids."""
@@ -60,14 +62,15 @@ def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Request:
-    """Options, and objects that were made from them once for all prompts."""
+    """The options of one call, and objects made from them that all its sequences share."""
 
     options: GenerationOptions
     eos: list[int]  # ids that end an answer
-    decode: Callable[[list[int]], str] | None = None  # ids -> text, if there are stop strings
-    constraint: State | None = None  # the state before the first new token
+    # function from ids to text; only needed for stop strings
+    decode: Callable[[list[int]], str] | None = None
+    constraint: State | None = None  # state of the constraint before the first new token
     tokens: int | None = None  # number of ids that have a token; None: every id has a token
-    processors: Ids[Processor] = ()  # change the scores before a token is chosen, in order
+    processors: Ids[Processor] = ()  # functions that change the scores, in order, before a token is chosen
 
 
 def check_request(
@@ -103,7 +106,7 @@ def check_request(
 
 
 def check_prompt(name: str, prompt: Ids[int], model: LanguageModel, options: GenerationOptions) -> None:
-    """Raise InputError if a prompt is empty, or fills the context and there is no window."""
+    """Raise InputError if a prompt is empty, or fills the context while the option `window` is not set."""
     limit = model.config.max_position_embeddings
     if len(prompt) > limit - 1 and options.window is None:
         raise InputError(
@@ -115,34 +118,36 @@ def check_prompt(name: str, prompt: Ids[int], model: LanguageModel, options: Gen
 
 
 def base_seed(options: GenerationOptions) -> int | None:
-    """Return the seed for the random generators of all sequences; None without sampling."""
+    """Return the seed from which each sequence's seed is made, or None if nothing is sampled."""
     if not options.do_sample:
         return None
-    return (
-        int(torch.randint(2**62, ())) if options.seed is None else options.seed
-    )  # without the option `seed`, torch.manual_seed makes the result reproducible
+    # without the option `seed`, torch.manual_seed decides the result
+    return int(torch.randint(2**62, ())) if options.seed is None else options.seed
 
 
 def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
-    """Return the seed of one sequence. The first answer's seed is the same for any number of answers."""
+    """Return the seed of one sequence, for answer number `copy` to prompt number `prompt`.
+
+    For copy 0 it is [seed, prompt], so the first answer is the same for any number of answers.
+    """
     return [seed, prompt, copy] if copy else [seed, prompt]
 
 
 class Guesses(Protocol):
-    """The interface of minigpt.generation.speculative_decoding."""
+    """The methods of a Speculation (speculative_decoding.py) that the loop uses."""
 
     def draft(self, sequence: "Sequence", most: int) -> list[int]:
         """Return at most `most` guesses at the next tokens."""
 
     def take(self, sequence: "Sequence", logits: Tensor) -> None:
-        """Push the tokens chosen from the logits after the last token and after each guess."""
+        """Add tokens to the sequence, chosen from the logits after its last token and after each guess."""
 
 
 class Beams(Protocol):
-    """The interface of minigpt.generation.beam_search."""
+    """The method of a BeamSearch (beam_search.py) that the loop uses."""
 
     def take(self, beams: "list[Sequence]", logits: Tensor, loop: Any) -> "list[Sequence]":
-        """Continue all beams of a search. Return the new beams."""
+        """Add one token to each beam of a search. Return the new beams."""
 
 
 class StopChecker:
@@ -166,7 +171,7 @@ class StopChecker:
         return self.ids if self.ending is None else [*self.ids, self.ending]
 
     def push(self, token: int) -> None:
-        """Take the next id."""
+        """Add the next id, and check whether the ids have ended."""
         assert self.stop_reason is None, "it has ended"
         if token in self.eos:
             self.stop_reason, self.ending = "eos", token
@@ -190,10 +195,10 @@ class Sequence(StopChecker):
 
     Args:
         seed: seed of the sequence's random numbers (`row_seed`); None: the most likely tokens are chosen.
-        embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholders.
+        embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholder ids.
 
     Attributes:
-        context: tokens that the model sees: all tokens, or the tokens of the window and later tokens.
+        context: tokens that the model sees: all tokens, or with a window only some of them.
         slot: slot of the cache; -1 before the sequence joins a loop.
         error: error with which the sequence failed, or None.
     """
@@ -211,49 +216,49 @@ class Sequence(StopChecker):
         self.context, self.context_embeds = list(prompt), embeds
         self.slot = -1
         self._history: npt.NDArray[np.int64] | None = None
-        self._n_known = 0  # number of new ids in _history
+        self._n_known = 0  # number of new ids that are already in _history
         self.error: Exception | None = None
-        self.adapters: tuple[str, ...] | None = None  # its adapters' names; None: the active adapters
+        # names of its adapters; None: the adapters that are active in the model
+        self.adapters: tuple[str, ...] | None = None
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
         if seed is not None:
             self.uniform = np.random.default_rng(list(seed)).random(limit)
         self.recorder: Recorder | None = None
-        # records the model's states; a sequence with a watcher is read alone
+        # collects the model's hidden states; a sequence with a watcher is not read together with others
         self.watcher: Recorder | None = None
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
         options = request.options
-        self.restarts = (
-            options.window is not None or not options.use_cache
-        )  # True: the slot is sometimes emptied and filled again
-        # Sequences with an equal kind choose their tokens together. None: greedy, from unchanged logits.
+        # True: the slot is sometimes emptied, and the model reads all tokens in the context again
+        self.restarts = options.window is not None or not options.use_cache
+        # Sequences with an equal `kind` can choose their tokens together. None: argmax of unchanged logits.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 
     @property
     def is_plain(self) -> bool:
-        """True if each step gives one token and the slot keeps all tokens (no guesses, beams, restarts)."""
+        """True if each step gives one token and the cache keeps all tokens: no guesses, beams or restarts."""
         return self.speculation is None and self.beams is None and not self.restarts
 
     @property
     def has_ended(self) -> bool:
-        """True if no more tokens follow."""
+        """True if the sequence gets no more tokens."""
         return self.stop_reason is not None or self.error is not None
 
     @property
     def n_cached_at_first(self) -> int:
-        """Number of prompt tokens without the last token, which is read to choose the first new token."""
+        """Number of prompt tokens in the cache before the first new token: all but the last prompt token."""
         return len(self.prompt) - 1
 
     def push(self, token: int) -> None:
-        """Take the next token."""
+        """Add the next token, and check whether the sequence has ended."""
         super().push(token)
         if self.stop_reason is None:
             self.follow(token)
 
     def follow(self, token: int) -> None:
-        """Add a token to the context and the constraint. An error of the constraint becomes `error`."""
+        """Add a token to the context and to the constraint's state. If the constraint fails, set `error`."""
         self.context.append(token)
         if self.constraint is not None:
             try:
@@ -271,23 +276,27 @@ class Sequence(StopChecker):
             return []
 
     def fail(self, problem: str) -> None:
-        """Set `error`, because no token can follow. An earlier error is kept, because it is the cause."""
+        """Set `error`, because no token can follow. An earlier error stays, because it is the cause."""
         self.error = self.error or InputError(problem)
 
     def history(self) -> npt.NDArray[np.int64]:
-        """Return prompt and new ids, (S,), valid until the next call. A vector counts as NO_TOKEN."""
+        """Return prompt and new ids, (S,). The array is reused by the next call.
+
+        For a prompt of vectors, NO_TOKEN takes the place of each id.
+        """
         start = len(self.prompt)
         if self._history is None:
             self._history = np.full(start + self.limit, NO_TOKEN, dtype=np.int64)
             if self.embeds is None:
                 self._history[:start] = self.prompt
-        known = 0 if self.beams is not None else self._n_known  # 0, because beams copy each other
+        # beams copy each other's ids, so all of them are written again
+        known = 0 if self.beams is not None else self._n_known
         self._history[start + known : start + len(self.ids)] = self.ids[known:]
         self._n_known = len(self.ids)
         return self._history[: start + len(self.ids)]
 
     def slide(self, max_length: int) -> bool:
-        """Shorten a full context to the window. Return whether the context was full."""
+        """Shorten a full context to the window. Return True if the context was full."""
         options = self.request.options
         if options.window is None or len(self.context) < max_length:
             return False
@@ -303,34 +312,36 @@ class Sequence(StopChecker):
 class IncrementalDetokenizer:
     r"""Turns ids into text, one by one. The text ends before the first stop string.
 
-    A token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD. The end of
-    the text may also be the beginning of a stop string. Such text is held back until later ids decide what it
-    is.
+    Two kinds of text must wait for later ids, so `push` holds them back. A token of a byte-level vocabulary
+    may end inside a character, which then decodes as U+FFFD. And the end of the text may be the beginning of
+    a stop string.
 
     >>> text = IncrementalDetokenizer(lambda ids: "".join(map(chr, ids)), stop_strings=["\n\n"])
     >>> [text.push(ord(character)) for character in "a\nb\n\n"], text.stopped
     (['a', '', '\nb', '', ''], True)
 
     Args:
-        decode: ids -> text. The texts of ids that form whole characters can be joined. An exception are
-            tokenizers whose `joins` is False (WordPiece), because their spaces depend on other tokens.
+        decode: ids -> text. Texts that consist of whole characters are decoded separately and joined. This is
+            wrong for tokenizers whose `joins` is False (WordPiece), because their spaces depend on other
+            tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Ids[str] = ()) -> None:
         self.stopped = False  # True: a stop string has occurred
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
-        self._ids: list[int] = []  # ids whose text is not yet final as a whole
+        self._ids: list[int] = []  # ids whose text may still change
         self._taken = 0  # number of final characters in the text of `_ids`
         self._held = ""  # final text that may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """Take the next id. Return the text that has become final: often one character, perhaps ""."""
+        """Add the next id. Return the text that can no longer change: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        # Only the last U+FFFD can still become a character. Earlier U+FFFD were followed by other bytes.
+        # Only a U+FFFD at the end can still become a character. After an earlier one, other bytes have
+        # followed.
         whole = text.removesuffix(REPLACEMENT)
-        if not self._joins:  # the last three words may still be joined: " n ' t" becomes "n't"
+        if not self._joins:  # WordPiece may still join the last three words: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""
             whole = max(start, text[: self._taken], key=len)
         fresh, self._taken = whole[self._taken :], len(whole)
@@ -339,7 +350,7 @@ class IncrementalDetokenizer:
         return self._release(fresh, at_end=False)
 
     def finish(self) -> str:
-        """Return the text that was held back, after the last id."""
+        """Return the text that `push` still holds back. Call it after the last id."""
         fresh = self._decode(self._ids)[self._taken :] if self._ids else ""
         self._ids, self._taken = [], 0
         return self._release(fresh, at_end=True)
@@ -356,7 +367,7 @@ class IncrementalDetokenizer:
         return text[:end]
 
     def _open_end(self, text: str) -> int:
-        """Return how many characters at the end of a text may be the beginning of a stop string."""
+        """Return the number of characters at the end of a text that may begin a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):

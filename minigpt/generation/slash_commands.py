@@ -19,20 +19,22 @@ __all__ = ["COMMANDS", "candidates", "command_name", "help_text", "is_command", 
 
 _DRAWING = ("temperature", "top_p", "top_k")
 _MOST_CANDIDATES = 50
-_NARROW = 60  # columns of a terminal below which a command's text stands under its name
+_NARROW = 60  # in a terminal with fewer columns, the help text of a command is on its own line
 
 
 def is_command(line: str) -> bool:
-    """Return whether a line begins with a slash. A question with a slash needs a space before the slash."""
+    """Return True if a line is a command: it begins with a slash.
+
+    To ask a question that begins with a slash, the user types a space first.
+    """
     return line.startswith("/")
 
 
 def obey(talk: Conversation, line: str) -> str:
-    """Run the command in a line. Return the text to show, perhaps several lines.
+    """Run the command that the user has typed. Return the text to show, perhaps several lines.
 
     Raises:
-        InputError: if the command is unknown (the message suggests a similar name), or its value is
-            wrong.
+        InputError: if the command is unknown (the message suggests a similar name), or its value is wrong.
     """
     _, _, value = line.partition(" ")
     return COMMANDS[command_name(line)].run(talk, value.strip())
@@ -136,7 +138,7 @@ def _think(talk: Conversation, value: str) -> str:
 
 
 def candidates(line: str) -> int:
-    """Return N of `/why N`, the number of alternative tokens; default 3. Raises InputError for a wrong N."""
+    """Return the number N of `/why N`: how many other tokens to show (default 3). Raises InputError."""
     value = line.partition(" ")[2].strip()
     number = int(value) if value.isascii() and value.isdigit() else 0
     if value and not 1 <= number <= _MOST_CANDIDATES:

@@ -3,9 +3,10 @@
     sequence.speculation = Speculation(NgramDrafter(), 4)            # the text repeats itself
     sequence.speculation = Speculation(ModelDrafter(small), 4)       # a smaller model guesses
 
-Decoding one token reads all weights, and decoding a few tokens takes about as long. So a drafter guesses some
-tokens, and the model reads all of them at once. Guesses are accepted up to the first wrong guess, which the
-model's own choice replaces. The tokens have the same distribution as without guesses:
+Decoding one token reads all weights. Decoding a few tokens also reads them once, and takes about as long. So
+a drafter guesses some tokens, and the model reads all of them at once. The guesses before the first wrong one
+are kept, and the model's own choice replaces the wrong one. The tokens have the same distribution as without
+guesses:
 
 - Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
   because each choice has the same logits and the same random number. C (minigpt.generation.native) computes
@@ -52,19 +53,22 @@ class Draft:
     """Guesses at the next tokens."""
 
     ids: list[int]
-    # (k, V)  distribution from which each guess was drawn; None: the guesses were not drawn
+    # (k, V)  distributions from which the guesses were drawn; None: they were not drawn at random
     probabilities: Tensor | None = None
 
 
 class Drafter(Protocol):
-    """Guesses tokens for one sequence."""
+    """An object that guesses the next tokens of one sequence."""
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
         """Guess at most `count` next tokens."""
 
 
 def check_assistant(model: LanguageModel, options: GenerationOptions, assistant_model: LanguageModel) -> None:
-    """Raise InputError if the options exclude an assistant model, or the vocabularies differ in size."""
+    """Raise InputError if an assistant model cannot be used with these options or this model.
+
+    Both models must have vocabularies of the same size.
+    """
     ours, theirs = assistant_model.config.vocab_size, model.config.vocab_size
     if ours != theirs:
         raise InputError(
@@ -97,7 +101,11 @@ class Speculation:
         return self._draft.ids
 
     def take(self, sequence: Sequence, logits: Tensor) -> None:
-        """Push the guesses before the first wrong guess, then the model's choice; logits (1 + k, V)."""
+        """Add the guesses before the first wrong one to the sequence, then the model's choice.
+
+        Args:
+            logits: (1 + k, V), after the last token and after each of the k guesses.
+        """
         for place, guess in enumerate(self._draft.ids):
             token = self._next(sequence, logits, place, guess)
             if token != guess or sequence.has_ended:
@@ -128,7 +136,7 @@ class Speculation:
 
 
 def speculation(options: GenerationOptions, assistant_model: LanguageModel | None = None) -> Speculation:
-    """Make the Speculation of one sequence, with an assistant model or by prompt lookup."""
+    """Make the Speculation of one sequence: with an assistant model, or without one by prompt lookup."""
     if assistant_model is not None:
         return Speculation(ModelDrafter(assistant_model), options.num_assistant_tokens)
     assert options.prompt_lookup_num_tokens is not None, "the other way to guess"
@@ -136,9 +144,10 @@ def speculation(options: GenerationOptions, assistant_model: LanguageModel | Non
 
 
 class NgramDrafter:
-    """Guesses the tokens that followed the last n-gram when it occurred before: prompt lookup.
+    """Looks for an earlier place with the same last tokens, and guesses the tokens that followed there.
 
-    Prompt lookup costs almost nothing. It helps if an answer repeats its question, code or itself.
+    This is called prompt lookup. It costs almost nothing, and helps if an answer repeats parts of its
+    question or of itself, as code does.
 
     Args:
         max_matching_ngram_size: number of last tokens to look for first. If these tokens did not occur
@@ -149,13 +158,15 @@ class NgramDrafter:
         if max_matching_ngram_size < 1:
             raise InputError(f"max_matching_ngram_size must be at least 1: got {max_matching_ngram_size}")
         self._size = max_matching_ngram_size
-        self._ends: dict[tuple[int, ...], int] = {}  # n-gram -> index of the token after its last occurrence
+        # n-gram -> index of the token that followed it the last time
+        self._ends: dict[tuple[int, ...], int] = {}
         self._seen = 0  # number of tokens whose n-grams are in the table
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """Guess the tokens that followed the last n-gram when it occurred before."""
+        """Guess the tokens that followed the last tokens of the sequence when these occurred before."""
         ids = [*sequence.prompt, *sequence.ids]
-        for end in range(self._seen + 1, len(ids)):  # skip the last n-gram, which no token follows
+        # the last n-gram is left out, because no token follows it yet
+        for end in range(self._seen + 1, len(ids)):
             for size in range(1, min(self._size, end) + 1):
                 self._ends[tuple(ids[end - size : end])] = end
         self._seen = max(self._seen, len(ids) - 1)
@@ -167,9 +178,9 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Guesses with a smaller model. It has the same vocabulary, and the same temperature, top_k and so on.
+    """Guesses with a smaller model of the same vocabulary. Temperature, top_k and so on are the same.
 
-    Penalties and constraints apply to the large model alone, because guesses may be wrong.
+    Penalties and constraints are applied to the large model only. A guess that they forbid is just wrong.
     """
 
     def __init__(self, assistant_model: LanguageModel) -> None:
@@ -194,7 +205,7 @@ class ModelDrafter:
         count = min(count, self._cache.max_length - len(ids) + 1)
         if count < 1:
             return Draft([])
-        same = 0  # number of tokens that need not be read again, such as accepted guesses
+        same = 0  # number of leading tokens that the cache already holds
         while same < min(len(self._read), len(ids) - 1) and self._read[same] == ids[same]:
             same += 1
         self._cache.truncate(0, same)
@@ -214,7 +225,7 @@ class ModelDrafter:
 
 
 def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
-    """Turn a token drawn from q into one distributed as p, and keep the token as often as possible.
+    """Turn a token that was drawn from q into a token drawn from p. Keep it as often as possible.
 
     https://arxiv.org/abs/2211.17192, section 2.3: keep the token with probability min(1, p / q). Otherwise
     draw from max(p - q, 0), normalised. Then P(x) = min(p, q) + (1 - sum(min(p, q))) * max(p - q, 0) /

@@ -23,7 +23,7 @@ Points = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """A run: its records, and the answers of its best model."""
+    """The curves of a training run, and the answers of its best model."""
 
     name: str
     parameters: int
@@ -31,26 +31,26 @@ class Curve:
     seconds: float
     best_loss: float
     best_step: int
-    train: Points  # steps and losses
+    train: Points  # steps, and the training loss at each of them
     val: Points
     checkpoints: list[int]
     answers: list[str]
 
     @property
     def rose(self) -> float:
-        """The rise of the validation loss after its lowest value, in nats."""
+        """How far the validation loss rises above its lowest value by the end of the run, in nats."""
         return self.val[1][-1] - self.best_loss if self.val[1] else math.nan
 
 
 @dataclass(frozen=True)
 class Runs(View):
-    """Several runs."""
+    """A view that compares several training runs."""
 
     runs: list[Curve]
     questions: list[str]
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         rows = [
             (run.name, f"{run.parameters:,}", f"{run.best_loss:.4f}" if run.val[1] else NOTHING,
              f"{run.best_step:,}" if run.val[1] else NOTHING,
@@ -90,7 +90,7 @@ class Runs(View):
         return say("rises by {nats}", nats=f"{run.rose:.4f}")
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {run.name: f"{run.best_loss:.4f}" for run in self.runs}
 
 

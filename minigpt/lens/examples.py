@@ -30,10 +30,12 @@ __all__ = ["Data", "Example", "batch", "data", "encode"]
 def encode(
     conversations: Sequence[Conversation], tokenizer: AnyTokenizer, max_length: int
 ) -> EncodedExamples:
-    """Encode conversations as training does: plain for characters, by the chat template for other tokenizers.
+    """Encode conversations as training does. A character tokenizer joins question, separator and answer.
+
+    Other tokenizers use their chat template.
 
     Raises:
-        InputError: if max_length leaves no answer, or a template fails.
+        InputError: if max_length leaves no token of an answer, or a chat template fails.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         if tokenizer.chat_template is None:
@@ -43,7 +45,7 @@ def encode(
 
 
 class Place(NamedTuple):
-    """A position in a row of a batch."""
+    """One position in a row of a batch: the token that the model reads there, and the target."""
 
     row: int
     reads: str
@@ -51,19 +53,19 @@ class Place(NamedTuple):
     target: str
     target_id: int
     is_token: bool  # False: padding
-    counts: bool  # the loss counts this target
+    counts: bool  # True: the loss counts this target
 
 
 @dataclass(frozen=True)
 class Example(View):
-    """A batch: the rows that training reads, padded to the longest row."""
+    """A view of a training batch: rows of tokens, padded to the longest row."""
 
     lines: list[int]
     places: list[Place]
     loss_on: str
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         found: list[Part] = []
         counted = []
         for number, line in enumerate(self.lines):
@@ -86,7 +88,7 @@ class Example(View):
         return [*found, Bars(say("targets that count"), lines, counted)]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {say("counts"): str(sum(place.counts for place in self.places))}
 
 
@@ -96,7 +98,7 @@ def batch(
     max_length: int = 256,
     loss_on: Literal["answer", "all"] = "answer",
 ) -> Example:
-    """Build the batch that training would make of these conversations."""
+    """Build the batch that training would make of these conversations, as a view."""
     encoded = encode(conversations, tokenizer, max_length)
     made = encoded.batch(np.arange(len(encoded)))
     counts = made.answer_mask if loss_on == "answer" else made.token_mask
@@ -115,7 +117,7 @@ def batch(
 
 
 class Hard(NamedTuple):
-    """An example and its loss."""
+    """A training example whose answer has a high loss."""
 
     line: int
     loss: float  # nats per token of its answers
@@ -125,7 +127,7 @@ class Hard(NamedTuple):
 
 
 class Costly(NamedTuple):
-    """A token of the vocabulary, and its loss over all answers."""
+    """A token of the vocabulary, and its losses in all answers."""
 
     text: str
     number: int
@@ -144,7 +146,7 @@ class Data(View):
     losses: npt.NDArray[np.float64]  # (examples,) in the order of the file
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         title = say(
             "{count} examples, {loss} nats a token; the hardest ones",
             count=f"{self.examples:,}",
@@ -165,7 +167,7 @@ class Data(View):
         return [Table(title, columns, rows, (0, 1)), costly, *([bars] if whole else [])]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {say("loss"): f"{self.loss:.4f}", say("hardest"): shown(self.hardest[0].question)}
 
 

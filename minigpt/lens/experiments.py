@@ -1,9 +1,10 @@
-"""Trains a model that fails on purpose, and the usual model to compare: curves, answers, and the reason.
+"""Trains a model that fails on purpose, and the usual model to compare with it.
 
     experiment("no-causal-mask", conversations).runs
 
-Both runs have the same small model, seed, data and number of steps. Only one detail differs: the model, or an
-option of training. The training step is that of `minigpt train`.
+The result shows both loss curves, some answers, and the reason of the failure. Both runs have the same small
+model, seed, data and number of steps. Only one detail differs: the model, or an option of training. The
+training step is that of `minigpt train`.
 """
 
 import dataclasses
@@ -34,18 +35,19 @@ from minigpt.training.step import TrainStep
 __all__ = ["EXPERIMENTS", "Experiment", "Result", "experiment"]
 
 STEPS = 120
-_ANSWERS = 100  # number of different answers in the data; so few are learned in seconds
+# only conversations with the first 100 answers are used: a small model learns so few within seconds
+_ANSWERS = 100
 _CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """An experiment: the difference that makes a run fail, and the reason."""
+    """One experiment: what differs from the usual run, and why this makes the run fail."""
 
-    what: str  # the difference, in English; minigpt.lens.words translates it
+    what: str  # what differs from the usual run, in English; minigpt.lens.words translates it
     why: str
-    model: Callable[[Any], None] = lambda model: None  # changes the model in place
-    options: dict[str, Any] = field(default_factory=dict)  # training options of the run that fails
+    model: Callable[[Any], None] = lambda model: None  # changes the failing run's model in place
+    options: dict[str, Any] = field(default_factory=dict)  # training options of the failing run alone
     usual: dict[str, Any] = field(default_factory=dict)  # training options of both runs
 
 
@@ -167,7 +169,7 @@ _SHARE = {"little-data": 0.01}  # experiment -> share of the training examples t
 
 @dataclass(frozen=True)
 class Run:
-    """One of the two runs."""
+    """One of the two runs of an experiment: its losses and answers."""
 
     name: str
     train: tuple[list[int], list[float]]  # steps and losses on the answers of the batch
@@ -177,7 +179,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Result(View):
-    """An experiment's two runs: the usual run, and the run that fails."""
+    """A view of an experiment: the usual run and the failing run side by side."""
 
     name: str
     runs: list[Run]
@@ -185,7 +187,7 @@ class Result(View):
     expected: list[str]
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         about = EXPERIMENTS[self.name]
         names = [say("usual"), say(about.what)]
         rows = [
@@ -210,7 +212,7 @@ class Result(View):
         return [*found, Table(say("why"), ("",), [(say(about.why),)])]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {run.name: f"{run.val[1][-1]:.3f}" for run in self.runs}
 
 
@@ -258,14 +260,17 @@ def experiment(
 
 
 def _with_few_answers(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Return the conversations with the first `_ANSWERS` answers. If answers rarely repeat, return all."""
+    """Return the conversations whose answer is among the first `_ANSWERS` different answers.
+
+    If answers rarely repeat in the data, too few conversations would remain. Then all are returned.
+    """
     chosen = set(list(dict.fromkeys(each.answer for each in conversations))[:_ANSWERS])
     found = [each for each in conversations if each.answer in chosen]
     return found if len(found) > 2 * len(chosen) else list(conversations)
 
 
 def _config(steps: int, seed: int, changes: dict[str, Any]) -> TrainConfig:
-    """Return the options of a run: the recipe qa-cpu, with a smaller GPT."""
+    """Return the training options of a run: the recipe qa-cpu, with a smaller GPT and with `changes`."""
     values: dict[str, Any] = {
         "family": "gpt", "n_layer": 2, "n_embd": 64, "n_head": 4, "block_size": 64, "max_length": 64,
         "tie_word_embeddings": True, "zero_projections": False, "batch_size": 32, "tokens_per_batch": 1024,
@@ -304,7 +309,10 @@ def _run(
 
 @torch.inference_mode()
 def _answer(model: LanguageModel, tokenizer: Tokenizer, question: str, most: int = 24) -> str:
-    """Answer with the most likely tokens. Without a cache: a changed model must read the whole text."""
+    """Answer a question with the most likely tokens, without a KV cache.
+
+    A cache would be wrong here: in a model without the causal mask, earlier tokens also see later ones.
+    """
     ids = [*tokenizer.encode_text(question), tokenizer.sep_token_id]
     start = len(ids)
     model.eval()

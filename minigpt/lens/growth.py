@@ -1,4 +1,4 @@
-"""Shows how a view changes in training: the same view at each checkpoint that a run has kept.
+"""Shows how a view changes during training: the same view for each checkpoint that the run has kept.
 
 along(Path("output"), lambda model, tokenizer: loss(model, tokenizer, "你好", "你好！"))
 """
@@ -23,18 +23,18 @@ __all__ = ["Along", "along", "kept_checkpoints"]
 
 @dataclass(frozen=True)
 class Along(View):
-    """A view at several steps of a run."""
+    """A view that holds another view for each kept checkpoint of a run."""
 
     run: str
     steps: list[int]
     views: list[View]
 
     def as_dict(self) -> dict[str, object]:
-        """See `View`."""
+        """Return the numbers of this view as a dict for JSON."""
         return {"run": self.run, "steps": self.steps, "views": [view.as_dict() for view in self.views]}
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         lines = [view.headline(say) for view in self.views]
         rows = [(f"{step:,}", *line.values()) for step, line in zip(self.steps, lines)]
         found: list[Part] = [Table(say("along {run}", run=self.run), (say("step"), *lines[0]), rows, (0,))]
@@ -45,7 +45,7 @@ class Along(View):
 
 
 def kept_checkpoints(run: Path) -> list[Path]:
-    """Return the checkpoints of a run, in the order of its steps.
+    """Return the checkpoints in a run's folder, in the order of their training steps.
 
     Raises:
         InputError: if there is no such folder, or it holds no checkpoint.
@@ -66,13 +66,13 @@ def along(
     device: torch.device | str = "cpu",
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Along:
-    """Look at each checkpoint of a run.
+    """Make the same view for each kept checkpoint of a run.
 
     Args:
         run: folder of the run.
-        look: makes the view of a model.
+        look: function of model and tokenizer that makes the view.
         device: device of the models.
-        on_progress: called with the number of checkpoints that were looked at.
+        on_progress: called with the number of checkpoints that are done.
 
     Raises:
         InputError: if the run has no checkpoints, or a checkpoint cannot be read.
@@ -90,7 +90,7 @@ def _steps(folders: Sequence[Path]) -> list[int]:
 
 
 def _loaded(folder: Path, device: torch.device | str) -> tuple[LanguageModel, AnyTokenizer]:
-    """Load a checkpoint. An adapter is loaded with the model that its folder names."""
+    """Load a checkpoint. If it is an adapter, also load the base model that its folder names."""
     if not is_adapter(folder):
         return load_model_and_tokenizer(folder, device)
     base = Path(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))

@@ -1,8 +1,8 @@
-"""Attention: the tokens that each head attends to, and the loss when heads and layers are switched off.
+"""Attention: which tokens each head attends to, and how the loss changes without a head or a layer.
 
 seen = attention(model, tokenizer, "四川的省会是哪里？")
 seen.probabilities[layer, head]            # (T, T), each row sums to 1
-ablate(model, tokenizer, [("四川的省会是哪里？", "成都。")]).heads     # nats that each head is worth
+ablate(model, tokenizer, [("四川的省会是哪里？", "成都。")]).heads     # rise of the loss in nats
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,13 +29,13 @@ class Attention(View):
 
     pieces: list[str]  # (T) texts of the tokens
     probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
-    start: int  # position of the last token of the prompt; from it on, the model writes its answer
+    start: int  # index of the prompt's last token; from there on, the model predicts the answer
     layer: int | None = None
     head: int | None = None
 
     @property
     def chosen(self) -> list[tuple[int, int]]:
-        """The shown heads, (layer, head) each."""
+        """The heads to show, as pairs (layer, head)."""
         layers, heads = self.probabilities.shape[:2]
         return [
             (layer, head)
@@ -44,14 +44,14 @@ class Attention(View):
         ]
 
     def as_dict(self) -> dict[str, object]:
-        """See `View`. Only the probabilities of the shown heads are included."""
+        """Return the numbers as a dict for JSON. It has the probabilities of the shown heads only."""
         heads = {
             f"blocks.{layer}.{head}": self.probabilities[layer, head].tolist() for layer, head in self.chosen
         }
         return {"pieces": self.pieces, "start": self.start, "probabilities": heads}
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         maps: list[Part] = [
             Heat(say("layer {layer}, head {head}", layer=layer, head=head), self.probabilities[layer, head],
                  self.pieces, self.pieces)
@@ -68,7 +68,11 @@ class Attention(View):
         return [Table(title, (say("reads"), say("writes"), say("looks at")), rows), *maps]
 
     def _overview(self, say: Say) -> Table:
-        """Return a row for each head: attention of the prompt's last token, and means over all tokens."""
+        """Return a table with a row for each head to show.
+
+        It has the tokens that the prompt's last token attends to, and three means over all tokens: the
+        attention to the token itself, to the token before it, and to the first token.
+        """
         T = len(self.pieces)
         rows = []
         for layer, head in self.chosen:
@@ -78,7 +82,7 @@ class Attention(View):
             looked = self._looked_at(layer, head, self.start, 3)
             rows.append((f"{layer}.{head}", looked, *map(percent, shares)))
         title = say("what each head looks at when the answer begins; its mean share on three places")
-        if self.start == T - 1:  # a text, or a question without an answer
+        if self.start == T - 1:  # there is no answer: the model reads a text, or a question alone
             title = say("what each head looks at from the last token; its mean share on three places")
         columns = (say("layer.head"), say("looks at"), say("itself"), say("before"), say("first"))
         return Table(title, columns, rows, (2, 3, 4))
@@ -89,7 +93,7 @@ class Attention(View):
         return "  ".join(f"{self.pieces[i]} {percent(float(weights[i]))}" for i in best if weights[i] >= 0.01)
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {f"{layer}.{head}": self._looked_at(layer, head, self.start, 2) for layer, head in self.chosen}
 
 
@@ -105,7 +109,7 @@ def attention(
     """Compute the attention probabilities of all heads while a model reads a question and writes an answer.
 
     Args:
-        answer: the answer; None: the model's own.
+        answer: the answer; None: the model writes it.
         layer: the layer to show, from 0; None: all layers.
         head: the head to show, from 0; None: all heads.
 
@@ -122,7 +126,7 @@ def attention(
 
 @dataclass(frozen=True)
 class Ablation(View):
-    """The rise of the loss when a head or layer is switched off, in nats per token of the answers."""
+    """A view of ablation: how much the loss rises without a head or a layer, in nats per answer token."""
 
     loss: float  # nats per token, with all heads and layers switched on
     count: int  # number of tokens of the answers
@@ -131,7 +135,7 @@ class Ablation(View):
     parts_off: dict[str, Floats]  # "attn", "mlp" -> (layers,) loss without this part, minus `loss`
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         rows = [
             (
                 f"{layer}",
@@ -150,7 +154,7 @@ class Ablation(View):
         return [Table(title, columns, rows, (0, 1, 2, 3)), heat]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         layer, head = np.unravel_index(self.heads.argmax(), self.heads.shape)
         return {say("loss"): f"{self.loss:.4f}",
                 say("dearest head"): f"{layer}.{head} {self.heads[layer, head]:+.3f}"}  # fmt: skip
@@ -162,10 +166,10 @@ def ablate(
     pairs: Sequence[tuple[str, str | None]],
     form: PromptFormat | None = None,
 ) -> Ablation:
-    """Switch off each head, each layer, and each layer's attention and MLP, one at a time.
+    """Measure the loss without each head, each layer, each attention and each MLP, one at a time.
 
     Args:
-        pairs: questions and answers; None: the model writes the answer.
+        pairs: questions and answers. If an answer is None, the model writes it.
 
     Raises:
         InputError: if a text is too long for the model.

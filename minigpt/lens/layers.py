@@ -1,6 +1,6 @@
-"""The logit lens: the answer that the model would give after each layer.
+"""The logit lens: which token the model would predict if it ended after each layer.
 
-The residual stream after a block goes through the last norm and lm_head, as if no block followed
+The hidden state after a block goes directly to the last norm and lm_head, without the blocks that follow
 (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
 """
 
@@ -22,7 +22,7 @@ __all__ = ["LogitLens", "logit_lens"]
 
 @dataclass(frozen=True)
 class LogitLens(View):
-    """The most likely token after each layer, at each position of the answer."""
+    """A view of the most likely token after each layer, at each position of the answer."""
 
     layers: list[str]  # (L) "embeddings", "blocks.0", ...
     reads: list[str]  # (n) the token that is read at each position
@@ -33,12 +33,12 @@ class LogitLens(View):
     ranks: list[list[int]]  # (L, n) rank of the next token of the answer; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the first layer after which the written token stays the most likely one."""
+        """Return the first layer after which the answer's token at `place` stays the most likely one."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         names = [self._short(name, say) for name in self.layers]
         rows = []
         for place in range(len(self.reads)):
@@ -58,7 +58,7 @@ class LogitLens(View):
         return say("embedding") if name == "embeddings" else name.removeprefix("blocks.")
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         names = [self._short(name, say) for name in self.layers]
         firsts = [self.known_after(place) for place in range(len(self.reads))]
         known = [f"{text} {'-' if i is None else names[i]}" for text, i in zip(self.writes, firsts)]
@@ -73,10 +73,10 @@ def logit_lens(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> LogitLens:
-    """Compute the token that the model would write after each layer, for each token of an answer.
+    """Compute which token each layer would predict, for each token of an answer.
 
     Args:
-        answer: the answer; None: the model's own.
+        answer: the answer; None: the model writes it.
 
     Raises:
         InputError: if the text is too long for the model.

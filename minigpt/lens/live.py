@@ -1,7 +1,9 @@
-"""Writes the page of weights/html_file.py, as a model's folder wants it, maybe with one question opened.
+"""Writes a model as an HTML page that runs it, with the settings of the model's folder.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 write_live_page("page.html", folder, model, tokenizer, opened=Opened("四川的省会是哪里？", reading))
+
+`opened` is a question that the page shows at its start. weights/html_file.py writes the page itself.
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,10 @@ LiveView = Literal["attention", "distribution", "steps", "lens"]
 
 @dataclass(frozen=True)
 class Opened:
-    """What the page shows when it is opened. The page's numbers are then those of the terminal's views."""
+    """A question and a view that the page shows when it is opened.
+
+    The page computes with the same token ids as the views in the terminal, so the numbers are the same.
+    """
 
     said: str  # the question or the text
     reading: Reading
@@ -32,7 +37,7 @@ class Opened:
     head: int | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return what page.js reads."""
+        """Return a dict for JSON, which the script page.js in the page reads."""
         reading = self.reading
         ids = (reading.ids, []) if reading.is_text else (reading.prompt, reading.answer)
         shown = {"view": self.view, "layer": self.layer or 0, "head": -1 if self.head is None else self.head}
@@ -47,14 +52,14 @@ def write_live_page(
     dtype: HtmlDtype = "float16",
     opened: Opened | None = None,
 ) -> list[str]:
-    """Write a model as a page that answers, with the folder's prompt format, options and name.
+    """Write a model as a page that answers questions. Prompt format, options and name are the folder's.
 
     Args:
         folder: the model's folder.
         dtype: type of the matrices in the page.
-        opened: what the page shows at once; None: it waits for a question.
+        opened: a question that the page shows at its start; None: the page waits for a question.
 
-    Returns: sentences about what the page does differently from minigpt.
+    Returns: sentences that say where the page's results differ from minigpt's.
 
     Raises:
         InputError: as `write_html`.
@@ -80,6 +85,6 @@ def write_live_page(
 
 
 def _name(folder: Path) -> str:
-    """Return a name for people. A run's `best` is called by the run."""
+    """Return a name of the model to show. For the folder `best` of a run, this is the run's name."""
     whole = folder.absolute()
     return whole.parent.name if whole.name in ("best", "last") else whole.name

@@ -1,4 +1,4 @@
-"""The content of the KV cache, and how it grows while a model writes."""
+"""Shows what the KV cache holds, and how it grows while a model writes an answer."""
 
 from dataclasses import dataclass
 
@@ -18,19 +18,19 @@ __all__ = ["Cache", "cache"]
 
 @dataclass(frozen=True)
 class Cache(View):
-    """The KV cache after a question and an answer."""
+    """A view of the KV cache after a question and an answer."""
 
     pieces: list[str]  # (S) all tokens; the last token is not in the cache yet
-    prompt: int  # number of tokens of the prompt, which are read at once
+    prompt: int  # number of tokens of the prompt, which the model reads in one forward pass
     shape: tuple[int, int, int, int]  # numbers of layers, key and value heads, tokens, channels of a head
     query_heads: int
     bytes_per_token: int
     context: int  # largest number of tokens that the model can read
     key_norms: Floats  # (layers, S)  mean length of a token's key vectors over the heads
-    value_norms: Floats  # (layers, S)  mean length of its value vectors
+    value_norms: Floats  # (layers, S)  mean length of its value vectors over the heads
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         layers, heads, tokens, channels = self.shape
         rows = [
             (say("layers x (keys, values) x heads x channels"), f"{layers} x 2 x {heads} x {channels}"),
@@ -65,7 +65,7 @@ class Cache(View):
         return [Table(say("the KV cache"), ("", ""), rows, (1,)), growth, *maps]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {say("bytes"): f"{self.shape[2] * self.bytes_per_token:,}"}
 
 
@@ -77,7 +77,7 @@ def cache(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> Cache:
-    """Read a question and an answer with a KV cache, as generation does, and look into it.
+    """Read a question and an answer with a KV cache, as generation does, and measure the cache.
 
     Raises:
         InputError: if the text is too long for the model.
@@ -85,7 +85,8 @@ def cache(
     reading = read_question(model, tokenizer, question, answer, form)
     config, weight = model.config, next(model.parameters())
     is_whole = reading.is_text or not reading.answer
-    ids = as_row(model, reading.ids if is_whole else reading.ids[:-1])  # an answer's last token is not read
+    # generation never reads the answer's last token, so the cache lacks it
+    ids = as_row(model, reading.ids if is_whole else reading.ids[:-1])
     held = KeyValueCache(config, 1, ids.shape[1], weight.device, weight.dtype)
     slot = held.allocate()
     model.base_model(ids, past_key_values=held.view([slot], [ids.shape[1]]))

@@ -1,4 +1,4 @@
-"""The parameters of a model: parts, sub-totals, norms, spectra, and the change between two models."""
+"""The parameters of a model: sizes, norms, singular values, and the change from an earlier model."""
 
 import re
 from collections.abc import Iterator
@@ -19,10 +19,10 @@ __all__ = ["Weights", "weights"]
 
 
 class PartOfModel(NamedTuple):
-    """A matrix or a vector of the model."""
+    """One weight of the model: a matrix or a vector."""
 
     name: str  # name in minigpt, such as transformer.blocks.0.attn.qkv_proj.weight
-    group: str  # "embedding", "block 0", "final norm", "lm_head"
+    group: str  # the weights' part of the model: "embedding", "block 0", "final norm", "lm_head"
     shape: tuple[int, ...]
     number: int  # number of parameters
     rms: float  # root of the mean square: the usual size of a parameter
@@ -34,7 +34,7 @@ class PartOfModel(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights(View):
-    """All weights of a model."""
+    """A view of all weights of a model."""
 
     matrices: list[PartOfModel]
     against: str = ""
@@ -45,18 +45,18 @@ class Weights(View):
         return sum(part.number for part in self.matrices)
 
     def as_dict(self) -> dict[str, object]:
-        """See `View`."""
+        """Return the numbers of this view as a dict for JSON."""
         return {**super().as_dict(), "count": self.count}
 
     def groups(self) -> dict[str, list[PartOfModel]]:
-        """Return the parts by group."""
+        """Return a dict: group ("block 0") -> its weights."""
         found: dict[str, list[PartOfModel]] = {}
         for part in self.matrices:
             found.setdefault(part.group, []).append(part)
         return found
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         groups = {_said(name, say): parts for name, parts in self.groups().items()}
         sums = {name: sum(part.number for part in parts) for name, parts in groups.items()}
         rows = [(name, f"{count:,}", f"{count / self.count:.1%}") for name, count in sums.items()]
@@ -64,7 +64,8 @@ class Weights(View):
         details = []
         for name, parts in groups.items():
             for part in parts:
-                short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)  # the layer's name alone
+                # "attn.qkv_proj", without the names around it
+                short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)
                 size = "x".join(map(str, part.shape))
                 more = [] if part.change is None else [f"{part.change:.1%}"]
                 details.append(
@@ -78,16 +79,17 @@ class Weights(View):
             columns.append(say("change"))
         charts: list[Part] = [Bars(say("parameters"), list(sums), [float(count) for count in sums.values()])]
         if self.against:
+            # "0.q_proj": number of the block, and the last part of the name
             names = [
                 ".".join(re.findall(r"(?<=\.)\d+(?=\.)|\w+$", part.name.removesuffix(".weight")))
                 for part in self.matrices
-            ]  # 0.q_proj: the layer and the end of the name
+            ]
             charts.append(Bars(say("relative change"), names, [part.change or 0.0 for part in self.matrices]))
         numbers = Table(say("parameters"), (say("part"), say("number"), say("share")), rows, (1, 2))
         return [numbers, Table(title, columns, details, range(3, 7)), *charts]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         largest = max(self.matrices, key=lambda part: part.largest)
         total = sum(part.norm**2 for part in self.matrices) ** 0.5
         return {say("norm"): f"{total:.2f}", say("largest"): f"{largest.largest:.2f}"}
@@ -165,7 +167,10 @@ def _group(key: str, model: LanguageModel) -> str:
 
 
 def _largest(matrix: Tensor) -> float:
-    """Return the largest singular value, by the eigenvalues of the smaller of the two Gram matrices."""
+    """Return the largest singular value: the root of the largest eigenvalue of M M^T or M^T M.
+
+    Both have the same largest eigenvalue; the smaller one is less work.
+    """
     if matrix.dim() < 2:
         return float(matrix.norm())
     narrow = matrix if matrix.shape[0] >= matrix.shape[1] else matrix.T

@@ -39,7 +39,8 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
     """Write views to a file. The suffix decides the format: .html, .png, .svg, ...
 
     Raises:
-        InputError: without matplotlib (but for HTML), for an unknown type, or if the file cannot be written.
+        InputError: if matplotlib is missing (HTML does not need it), for an unknown suffix, or if the file
+            cannot be written.
     """
     check_picture(path)
     if path.suffix.lower() in (".html", ".htm"):
@@ -50,7 +51,8 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
     size = (min(40.0, max(8.0, 5.0 * columns)), min(40.0, max(4.0, 4.2 * rows)))
-    if count == 1 and isinstance(only := _chosen(every)[0], Heat):  # gets room for its labels
+    # a single heat map: make the picture large enough for its labels
+    if count == 1 and isinstance(only := _chosen(every)[0], Heat):
         size = (min(16.0, max(8.0, 0.3 * len(only.columns))), min(13.0, max(4.0, 0.25 * len(only.rows))))
 
     def draw(figure: Any, has_chinese: bool) -> None:
@@ -82,12 +84,14 @@ def _draw(axes: Any, part: Part, longest: float | None) -> None:
     axes.set_title(_plain(part.title), fontsize=10)
     match part:
         case Heat():
-            # The colours follow the square root, because most shares are small in a long text.
+            # Colours show the square root of a value. In a long text most attention shares are small, and
+            # would otherwise look white.
             top = float(np.nanmax(part.values, initial=0.0)) or 1.0
             image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)
             _ticks(axes.set_xticks, part.columns)
-            if len(part.columns) >= 20:  # room for a single character
+            # with so many columns, only labels of one character fit; turn longer ones by 90 degrees
+            if len(part.columns) >= 20:
                 for label in axes.get_xticklabels():
                     label.set_rotation(90 if cell_len(label.get_text()) > 2 else 0)
             _ticks(axes.set_yticks, part.rows)

@@ -32,11 +32,11 @@ __all__ = ["Answers", "Loss", "NextToken", "loss", "next_token", "sampled_answer
 
 
 class TokenLoss(NamedTuple):
-    """The loss of one token of an answer."""
+    """The loss of one token of an answer, and the tokens that were more likely."""
 
     text: str
     id: int
-    loss: float  # nats: -log p
+    loss: float  # -log(probability of the token), in nats
     probability: float
     rank: int  # rank of the token; 1: the model's first choice
     others: list[tuple[str, float]]  # the most likely other tokens, with probabilities
@@ -44,12 +44,12 @@ class TokenLoss(NamedTuple):
 
 @dataclass(frozen=True)
 class Loss(View):
-    """The loss of an answer, token by token."""
+    """A view of the loss of an answer, token by token."""
 
     question: str
     tokens: list[TokenLoss]
-    is_own: bool  # the model has written the answer itself
-    is_text: bool = False  # the tokens are those of a text, not of an answer
+    is_own: bool  # True: the model has written the answer itself
+    is_text: bool = False  # True: the tokens are those of a text, not of an answer
 
     @property
     def mean(self) -> float:
@@ -58,20 +58,20 @@ class Loss(View):
 
     @property
     def answer(self) -> str:
-        """The tokens of the answer as one text to show."""
+        """The answer as text, with invisible characters shown."""
         return "".join(token.text for token in self.tokens)
 
     @property
     def least_sure(self) -> TokenLoss:
-        """The token with the highest loss."""
+        """The token with the highest loss: the model was least sure of it."""
         return max(self.tokens, key=lambda token: token.loss)
 
     def as_dict(self) -> dict[str, object]:
-        """See `View`."""
+        """Return the numbers of this view as a dict for JSON."""
         return {**super().as_dict(), "mean": self.mean}
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         rows = [
             (token.text, f"{token.loss:.4f}", percent(token.probability), token.rank, _named(token.others))
             for token in self.tokens
@@ -88,7 +88,7 @@ class Loss(View):
         return [Table(title, columns, rows, (1, 2, 3)), bars]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         sure = f"{self.least_sure.text} {percent(self.least_sure.probability)}"
         return {say("answer"): self.answer, say("loss"): f"{self.mean:.4f}", say("least sure"): sure}
 
@@ -108,8 +108,8 @@ def loss(
     """Compute loss and rank of each token of an answer, and the most likely other tokens.
 
     Args:
-        answer: the answer; None: the model's own.
-        others: number of other tokens.
+        answer: the answer; None: the model writes it.
+        others: number of other tokens to list for each position.
 
     Raises:
         InputError: if the answer is empty, or the text is too long for the model.
@@ -133,18 +133,20 @@ def loss(
 
 @dataclass(frozen=True)
 class NextToken(View):
-    """The distribution of the next token under several options."""
+    """A view of the next token's probabilities under several generation options."""
 
-    before: str  # last characters of the text before the token
-    options: list[str]  # the first entry is the model's own distribution
+    before: str  # the end of the text that the model has read
+    options: list[
+        str
+    ]  # names of the options, such as "T 0.5"; the first entry is the model's own distribution
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the options forbid the token
-    kept: list[int]  # for each entry of options: number of tokens that can be drawn
-    entropy: list[float]  # for each entry of options, in nats
+    kept: list[int]  # for each of the options: number of tokens with a probability above 0
+    entropy: list[float]  # for each of the options: entropy of the distribution in nats
     show: int = 10
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         names = [say("model"), *self.options[1:]]
         top = range(min(self.show, len(self.tokens)))
         rows = [(self.tokens[i], *(percent(float(p)) for p in self.probabilities[:, i])) for i in top]
@@ -158,7 +160,7 @@ class NextToken(View):
         return [Table(title, ("", *names), rows, range(1, len(names) + 1)), *bars]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         pairs = zip(self.tokens[:5], self.probabilities[0][:5])
         return {say("next token"): _named([(text, float(value)) for text, value in pairs])}
 
@@ -175,9 +177,9 @@ def next_token(
     """Compute the distribution of the token that follows a question and the beginning of an answer.
 
     Args:
-        after: the beginning of the answer; "": none.
-        options: each entry gives a distribution. As in generation, penalties come first, then temperature,
-            top_k and the like.
+        after: the beginning of the answer; "": the first token of the answer is predicted.
+        options: each entry gives one distribution. The order is that of generation: first penalties, then
+            temperature, then top_k, top_p and min_p.
         show: number of tokens in the view's table.
     """
     ids = prompt_ids(tokenizer, question, form)
@@ -185,7 +187,8 @@ def next_token(
     logits = read_logits(model, ids)[-1:]  # (1, V)
     rows = [logits.softmax(dim=-1)[0]]
     for one in options:
-        # only `after` counts as the answer, for penalties that look at the answer alone
+        # Some penalties look only at the answer so far. Here the answer so far is `after`, without the
+        # question.
         new = len(bare_ids(tokenizer, after)) if after else 0
         scores = logits
         eos = [index for index in (tokenizer.eos_token_id,) if index is not None]
@@ -208,7 +211,7 @@ def next_token(
 
 
 def _difference(options: GenerationOptions) -> str:
-    """Return the options that differ from the defaults as text: "T 0.5", "top_k 5"."""
+    """Return the options that differ from the defaults as text, such as "T 0.5" or "top_k 5"."""
     usual = GenerationOptions(do_sample=True)
     changed = [name for name in vars(usual) if getattr(options, name) != getattr(usual, name)]
     short = {"temperature": "T", "repetition_penalty": "penalty"}
@@ -217,14 +220,14 @@ def _difference(options: GenerationOptions) -> str:
 
 @dataclass(frozen=True)
 class Answers(View):
-    """Several answers to one question, drawn under several options."""
+    """A view of several answers to one question, drawn under several generation options."""
 
     question: str
     options: list[str]
-    answers: list[list[str]]  # answers under each of the options
+    answers: list[list[str]]  # for each of the options: its answers
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         rows = [
             (name if number == 0 else "", f"{count}x", text or NOTHING)
             for name, drawn in zip(self.options, self.answers)
@@ -237,7 +240,7 @@ class Answers(View):
         ]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {say("answer"): "  ".join(text for drawn in self.answers for text in dict.fromkeys(drawn))}
 
 
@@ -251,7 +254,7 @@ def sampled_answers(
     seed: int = 0,
     form: PromptFormat | None = None,
 ) -> Answers:
-    """Let the model answer a question `count` times under each of the options."""
+    """Let the model answer a question `count` times under each of several generation options."""
     found = []
     for one in options:
         many = replace(one, do_sample=True, num_return_sequences=count, seed=seed)

@@ -1,4 +1,4 @@
-"""What a model reads: a question in the model's prompt format, and an answer, given or its own; or a text.
+"""The token ids of what a model reads: a question and an answer in the prompt format, or a plain text.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 reading.prompt, reading.answer         # ids
@@ -22,19 +22,20 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["Reading", "prompt_ids", "read_question", "read_text", "usual_format"]
 
-_MOST = 512  # tokens of a text: a table with more lines says nothing, and attention grows with the square
+# largest number of tokens of a text; the attention of more tokens takes too much memory, (T, T) per head
+_MOST = 512
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt and an answer, as ids. Of a text, the first token is the prompt."""
+    """A prompt and an answer as ids. For a plain text, the first token is the prompt, the rest the answer."""
 
     prompt: list[int]
-    answer: list[int]  # with the token that ends it, if there is one
-    pieces: list[str]  # texts of all ids, for people
-    is_own: bool  # the model has written the answer itself
-    is_text: bool = False  # a text, which the model reads and does not answer
-    left_out: int = 0  # tokens at the end of a text that are not looked at
+    answer: list[int]  # its last id is the end token, if the answer has one
+    pieces: list[str]  # the text of each id, to show
+    is_own: bool  # True: the model has written the answer itself
+    is_text: bool = False  # True: the ids are a plain text, without a question
+    left_out: int = 0  # number of tokens at the end of a long text that were cut off
 
     @property
     def ids(self) -> list[int]:
@@ -43,14 +44,17 @@ class Reading:
 
 
 def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
-    """Return the usual prompt format for a tokenizer. If the folder is known, use `prompt_format`."""
+    """Return the prompt format that fits a kind of tokenizer.
+
+    If the model's folder is known, use `prompt_format` instead, which reads the folder's settings.
+    """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
     return "question"
 
 
 def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None = None) -> list[int]:
-    """Return the ids that a model reads before it answers a question, or continues a text."""
+    """Return the ids of the prompt: a question in its prompt format, or the beginning of a text."""
     return question_ids(tokenizer, form or usual_format(tokenizer), question)
 
 
@@ -67,10 +71,10 @@ def read_question(
     Args:
         model: writes the answer if none is given, always with its most likely token.
         tokenizer: the model's tokenizer.
-        question: the question, or for a model of texts the beginning of a text. A Reading is returned.
-        answer: None: the model's own. An answer is followed by the token that ends it, a text is not.
-        form: the prompt format; None: the tokenizer's usual one.
-        max_new_tokens: largest number of tokens of the model's own answer.
+        question: the question. For a model that continues texts: the beginning of a text.
+        answer: the answer, after which the end token is added (not after a text). None: the model writes it.
+        form: the prompt format. None: the usual format for this tokenizer.
+        max_new_tokens: largest number of tokens that the model writes.
 
     Raises:
         InputError: if question and answer together are longer than the model can read.
@@ -91,7 +95,7 @@ def read_question(
 
 
 def read_text(model: LanguageModel, tokenizer: AnyTokenizer, text: str) -> Reading:
-    """Encode a text as it is, without a prompt format. A long text is cut: `left_out` says by how much.
+    """Encode a plain text without a prompt format. A long text is cut; `left_out` counts the tokens cut off.
 
     Raises:
         InputError: if the text has fewer than two tokens, so that the model predicts none of them.
@@ -111,5 +115,6 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    last = read_logits(model, [*prompt, *ids])[-1]  # shows which end token ended the answer
+    # generation returns no end token, so find the most likely one
+    last = read_logits(model, [*prompt, *ids])[-1]
     return [*ids, max(ends, key=last.__getitem__)]

@@ -10,16 +10,16 @@ The names are the same for both families, for any precision, and with adapters:
 
     embeddings                       (B, T, C)     the input of the first block
     blocks.3.norm_1, norm_2          (B, T, C)     the inputs of attention and MLP
-    blocks.3.attn.heads              (B, T, H, D)  the mean of the values that each head takes
-    blocks.3.attn.probabilities      (B, H, T, T)  whom each head looks at; each row sums to 1
+    blocks.3.attn.heads              (B, T, H, D)  for each head, the weighted mean of the values
+    blocks.3.attn.probabilities      (B, H, T, T)  the attention weights; each row sums to 1
     blocks.3.attn, blocks.3.mlp      (B, T, C)     what attention and MLP add to the residual stream
     blocks.3                         (B, T, C)     the residual stream after the block
     norm                             (B, T, C)     the input of lm_head
     logits                           (B, T, V)
 
-Forward hooks do it, so no model needs code for it. PyTorch's fused attention hides the probabilities; if they
-are asked for or replaced, the model computes attention step by step. No module has them as its output, so the
-softmax that makes them is caught on its way.
+Forward hooks record the activations, so the models need no code for it. PyTorch's fused attention does not
+return the probabilities. To record or replace them, the model computes attention step by step. No module
+returns them as its output, so the call of softmax that computes them is intercepted.
 
 Letters in shapes: B rows, T tokens, C channels, H heads, D channels of a head, V entries of the vocabulary.
 """
@@ -109,7 +109,9 @@ def as_row(model: LanguageModel, ids: Iterable[int]) -> Tensor:
 
 
 def switched_off(model: LanguageModel, layer: int, head: int | None = None) -> dict[str, Change]:
-    """Return the changes that switch off a head (its output becomes 0), or a whole layer (it adds nothing).
+    """Return the changes that switch off a head or a whole layer, for the argument `changes` of `record`.
+
+    The output of the head, or of the layer's attention and MLP, becomes 0.
 
     Raises:
         InputError: if there is no such layer or head.
@@ -148,7 +150,7 @@ def _matching(pattern: str, every: list[str]) -> list[str]:
 def _hooked(
     model: LanguageModel, names: Iterable[str], changes: Mapping[str, Change], found: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Hook the activations inside the context: apply `changes`, and put the results into `found`."""
+    """Install hooks on the model inside the `with` block. They apply `changes` and write into `found`."""
     was_training = model.training
     with ExitStack() as hooks:
         for name in names:
@@ -171,7 +173,10 @@ def _hooked(
 
 
 class _ReplacedSoftmax(TorchFunctionMode):
-    """Changes the attention probabilities of one layer, while its module computes."""
+    """Changes the attention probabilities of one layer: it replaces the results of softmax calls.
+
+    It is switched on only while that layer's attention runs.
+    """
 
     def __init__(self, name: str, change: Change) -> None:
         self._name, self._change = name, change
@@ -201,7 +206,7 @@ def _changed(name: str, value: Tensor, change: Change) -> Tensor:
 
 
 def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
-    """Return the module of an activation, and whether the activation is its input instead of its output."""
+    """Return the module of an activation, and True if the activation is the module's input, not output."""
     family = family_of(model.config)
     if name == "embeddings":
         return model.blocks[0], True
@@ -219,7 +224,10 @@ def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
 def _hook(
     name: str, change: Change | None, found: dict[str, Tensor], heads: int, is_input: bool
 ) -> Callable[..., Any]:
-    """Make a hook. A pre-hook returns the module's inputs, a forward hook returns the module's output."""
+    """Make a hook that records an activation and returns the changed one.
+
+    A forward pre-hook (is_input=True) returns the module's inputs, a forward hook returns its output.
+    """
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:
         value: Tensor = inputs[0] if is_input else output

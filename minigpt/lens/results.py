@@ -6,8 +6,8 @@
     print(in_terminal(view, "zh"))
     page([view], "zh")        # a page of HTML that needs no network
 
-A view is a small frozen dataclass. `parts(say)` returns its tables and charts, with all words passed through
-`say`, which translates them (words.py). Texts of users and tokens are escaped wherever they are shown.
+A view is a small frozen dataclass with the numbers of one function of minigpt.lens. `parts(say)` returns its
+tables and charts. `say` translates each text (words.py). Texts of users and tokens are escaped in HTML.
 """
 
 import dataclasses
@@ -52,7 +52,8 @@ _MOST_MAPS = 2  # largest number of heat maps in a terminal
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
-    "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"  # fits the screen of a phone
+    # no element is wider than the screen of a phone
+    "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"
     "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"
     "td,th{border:1px solid #ccc;padding:.15em .5em;text-align:left;vertical-align:top}"
@@ -70,7 +71,10 @@ class Table(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """A heat map (R, C). `cells` has a text for each field, which is shown if there is room for it."""
+    """A heat map with R rows and C columns. `cells` may hold a text for each of the R * C fields.
+
+    A field shows its text only if there is enough space.
+    """
 
     title: str
     values: Floats
@@ -80,7 +84,7 @@ class Heat(NamedTuple):
 
 
 class Bars(NamedTuple):
-    """A bar for each label."""
+    """A bar chart: one bar for each label."""
 
     title: str
     labels: Sequence[str]
@@ -88,7 +92,7 @@ class Bars(NamedTuple):
 
 
 class Lines(NamedTuple):
-    """Curves: name -> x and y."""
+    """A line chart. `series`: name of a curve -> (x values, y values)."""
 
     title: str
     x: str
@@ -101,14 +105,14 @@ Part: TypeAlias = Table | Heat | Bars | Lines
 
 @dataclass(frozen=True)
 class View:
-    """The result of a function of minigpt.lens."""
+    """The base class of all views: the result of a function of minigpt.lens, with its tables and charts."""
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of the view, in the language of `say`."""
         raise NotImplementedError
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary in one line, column -> cell. `--along` puts such lines into a table."""
+        """Return a summary of the view: column -> cell of one table row. `--along` joins such rows."""
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
@@ -211,12 +215,13 @@ def _lines_text(lines: Lines, width: int) -> str:
     left = min(width // 3, max(map(cell_len, lines.series), default=0))
     drawn = [wrapped(lines.title, width)]
     every = [value for _, values in lines.series.values() for value in values if math.isfinite(value)]
-    low, high = min(every, default=0), max(every, default=0)  # one scale for all curves
+    # all curves have the same scale, so that they can be compared
+    low, high = min(every, default=0), max(every, default=0)
     for name, (_, values) in lines.series.items():
         finite = [value for value in values if math.isfinite(value)]
         if not finite:
             continue
-        if len(finite) == 1:  # no curve yet
+        if len(finite) == 1:  # a single value is no curve, so print the number
             drawn.append(f"{_fitted(name, left)} {_number(finite[0])}")
             continue
         ends = f" {_number(finite[0])} → {_number(finite[-1])}"
@@ -242,7 +247,10 @@ def fragment(view: View, language: Language = "en") -> str:
 
 
 def longest_bar(parts: Sequence[Part]) -> float | None:
-    """Return the longest bar of several charts about the same things, which then have one scale, or None."""
+    """Return the length of the longest bar if the bar charts have the same labels, or else None.
+
+    Such charts are drawn with one scale, so that they can be compared.
+    """
     bars = [part for part in parts if isinstance(part, Bars)]
     if len(bars) < 2 or any([*one.labels] != [*bars[0].labels] for one in bars):
         return None

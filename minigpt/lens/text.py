@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 class Merges(NamedTuple):
-    """The merges of one word: its parts after each step. The first step has bytes, the last step tokens."""
+    """The BPE merges of one word: its parts after each step. First the parts are bytes, at last tokens."""
 
     word: str
     steps: list[list[str]]
@@ -31,7 +31,7 @@ class Merges(NamedTuple):
 
 @dataclass(frozen=True)
 class Tokens(View):
-    """A text in tokens."""
+    """A view of a text as tokens."""
 
     text: str
     pieces: list[Piece]
@@ -40,7 +40,7 @@ class Tokens(View):
     merges: list[Merges]  # merges of each word; empty for a tokenizer without merges
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         title = say(
             "{count} characters, {tokens} tokens of {entries} in the vocabulary",
             count=len(self.text),
@@ -66,15 +66,15 @@ class Tokens(View):
         return [*found, Bars(say("bytes of each token"), labels, lengths)]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {say("tokens"): "|".join(shown(piece.text) for piece in self.pieces)}
 
 
 def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
-    """Cut a text into tokens, without special tokens around it.
+    """Cut a text into tokens, as a view. No special tokens are added.
 
     Raises:
-        InputError: for half a character (a lone surrogate).
+        InputError: for a lone surrogate, which is half of a character.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         ids, spans = tokenizer.encode_with_offsets(text)

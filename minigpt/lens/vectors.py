@@ -19,7 +19,7 @@ __all__ = ["Neighbours", "float_matrix", "neighbours"]
 
 
 class Near(NamedTuple):
-    """A token that is near another one."""
+    """A token whose vector has nearly the direction of another token's vector."""
 
     text: str
     id: int
@@ -28,7 +28,7 @@ class Near(NamedTuple):
 
 @dataclass(frozen=True)
 class Neighbours(View):
-    """The nearest tokens of each token of a text."""
+    """A view of the nearest tokens of each token of a text."""
 
     pieces: list[str]
     inputs: list[list[Near]]  # nearest tokens in the input embedding
@@ -36,7 +36,7 @@ class Neighbours(View):
     is_tied: bool
 
     def parts(self, say: Say) -> list[Part]:
-        """See `View`."""
+        """Return the tables and charts of this view, translated by `say`."""
         found: list[Part] = []
         for piece, inside, outside in zip(self.pieces, self.inputs, self.outputs):
             rows = [
@@ -54,7 +54,7 @@ class Neighbours(View):
         return found
 
     def headline(self, say: Say) -> dict[str, str]:
-        """See `View`."""
+        """Return a summary for one table row: column -> cell."""
         return {
             piece: " ".join(near.text for near in inside[:5])
             for piece, inside in zip(self.pieces, self.inputs)
@@ -81,8 +81,9 @@ def neighbours(model: LanguageModel, tokenizer: AnyTokenizer, text: str, count: 
 
 
 def float_matrix(module: Any) -> Tensor:
-    """Return the matrix of a linear layer in float32, with its active adapters, (N, K)."""
-    if isinstance(module, AdaptedLayer):  # bottlenecks do not change the matrix
+    """Return the matrix of a linear layer in float32, (N outputs, K inputs), with its active adapters."""
+    # a bottleneck adapter is not linear, so it cannot become a part of the matrix
+    if isinstance(module, AdaptedLayer):
         is_linear = all(layer.is_linear for layer in module.actives)
         return (module.merged()[0] if is_linear else module.float_weight()).detach().float()
     if hasattr(module, "dequantized"):
@@ -93,7 +94,10 @@ def float_matrix(module: Any) -> Tensor:
 
 
 def _nearest(matrix: Tensor, ids: list[int], tokenizer: AnyTokenizer, count: int) -> list[list[Near]]:
-    """Return the nearest tokens by cosine. Rows without a token, and the token itself, are left out."""
+    """Return for each id the tokens whose vectors have the highest cosine, without the token itself.
+
+    Rows of the matrix beyond the vocabulary (padding) are not considered.
+    """
     rows = torch.nn.functional.normalize(matrix[: tokenizer.get_vocab_size()], dim=-1)  # (V, C)
     cosines = rows[ids] @ rows.T  # (n, V)
     cosines[torch.arange(len(ids)), ids] = -2

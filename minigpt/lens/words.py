@@ -1,4 +1,4 @@
-"""The texts of the views in Chinese. The English text in the code is the key.
+"""The Chinese texts of the views. The key of a translation is the English text in the code.
 
 say = speaker("zh")
 say("layer")                              # 层
@@ -13,14 +13,14 @@ __all__ = ["CHINESE", "Say", "speaker"]
 
 
 class Say(Protocol):
-    """Translates a text, and then fills its fields."""
+    """A function that translates a text, and then fills its fields: say("step {step}", step=105)."""
 
     def __call__(self, text: str, /, **values: object) -> str:
-        """Return the text in the language of the speaker."""
+        """Translate the text and fill its fields with `values`."""
 
 
 def speaker(language: Language) -> Say:
-    """Return the function that translates to a language."""
+    """Return the function that translates English texts to a language."""
 
     def say(text: str, /, **values: object) -> str:
         chosen = CHINESE[text] if language == "zh" else text
@@ -167,7 +167,7 @@ CHINESE = {
     "{whose}: {loss} nats a token, {count} tokens; least sure: {token} ({probability})": (
         "{whose}：每个词元 {loss} 奈特，共 {count} 个；最没把握的是 {token}（{probability}）"
     ),
-    # differences of the experiments, and the reasons why they fail
+    # what the experiments change, and why their runs fail
     "attention without the causal mask": "去掉因果掩码的注意力",
     "Each token sees the token that it has to predict, so the model learns to copy it: the loss "
     "is lower than the usual one's. When it answers, there is no later token to copy, and it "

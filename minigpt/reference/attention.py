@@ -1,7 +1,7 @@
 """Functions that GPT-2 and Qwen3 share: softmax, causal attention, the cache of keys and values.
 
-Letters in shapes: T tokens of this call, S all tokens, cached ones and these T (under JAX: all slots of the
-cache), H query heads, G key and value heads (GPT-2: G = H), D channels of a head.
+Letters in shapes: T tokens of this call; S all tokens, which are the cached tokens and these T (under JAX, S
+is the size of the cache); H query heads; G key and value heads (GPT-2: G = H); D channels of a head.
 """
 
 import math
@@ -27,15 +27,16 @@ def softmax(x: Array, np: Any = numpy) -> Array:
 def attend(q: Array, k: Array, v: Array, positions: Array, np: Any = numpy) -> Array:
     """Compute softmax(QK^T / sqrt(D)) V: q (H, T, D), k and v (G, S, D) -> (T, H * D), heads side by side.
 
-    The query at position p attends to the keys 0 ... p. Each group of H / G query heads shares one head of
-    keys and values (grouped-query attention, https://arxiv.org/abs/2305.13245). Keys and values need
-    no copies: the queries of a group are stacked as if they were more tokens of one head.
+    The query at position p attends to the keys 0 ... p. H / G query heads share one head of keys and values
+    (grouped-query attention, https://arxiv.org/abs/2305.13245). To avoid copies of the keys, the queries of
+    these H / G heads become the rows of one matrix, (H / G * T, D).
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
     """
     (H, T, D), (G, S, _) = q.shape, k.shape
     scores = q.reshape(G, H // G * T, D) @ k.swapaxes(1, 2)  # (G, H/G*T, S)
-    scores = scores.reshape(H, T, S) / math.sqrt(D)  # a Python float, so float32 stays float32
+    # sqrt of a Python int is a Python float, so float32 scores stay float32
+    scores = scores.reshape(H, T, S) / math.sqrt(D)
     visible = np.arange(S) <= positions[:, None]  # (T, S)
     weights = softmax(np.where(visible, scores, -math.inf), np)  # (H, T, S)
     out = weights.reshape(G, H // G * T, S) @ v  # (G, H/G*T, D)
@@ -43,11 +44,11 @@ def attend(q: Array, k: Array, v: Array, positions: Array, np: Any = numpy) -> A
 
 
 def new_cache(layers: int, G: int, size: int, D: int, dtype: Any, np: Any = numpy) -> dict[str, Any]:
-    """Make an empty cache for `size` tokens: `length`, and k and v of each layer, (G, size, D).
+    """Make an empty cache for `size` tokens: a dict with `length`, and k and v of each layer, (G, size, D).
 
-    All memory is allocated at once. Appending to arrays would copy all of them for each token.
+    All memory is allocated at once. Appending to an array would copy the whole array for each token.
     """
-    # int32, not int, because under jax.jit a step must return the same types that it was given
+    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
     blank = [{name: np.zeros((G, size, D), dtype) for name in ("k", "v")} for _ in range(layers)]
     return {"length": np.int32(0), "layers": blank}
 
@@ -55,11 +56,11 @@ def new_cache(layers: int, G: int, size: int, D: int, dtype: Any, np: Any = nump
 def remember(
     cache: dict[str, Array] | None, k: Array, v: Array, positions: Array, np: Any = numpy
 ) -> tuple[Array, Array, dict[str, Array] | None]:
-    """Write k, v (G, T, D) at their positions into a layer's cache. Returns all keys, all values, the cache.
+    """Write k and v, (G, T, D) each, into a layer's cache. Returns all keys, all values, and the cache.
 
-    NumPy writes in place and returns views of the S used slots. JAX arrays cannot change, so a new cache is
-    returned. All slots are returned, because jax.jit does not know the number of used slots when it compiles;
-    the causal mask hides the unused slots.
+    With NumPy, the cache changes in place, and the results are views of its S used slots. JAX arrays cannot
+    change, so a new cache is made, and the results have all slots, used or not: jax.jit needs to know their
+    number when it compiles. The causal mask hides the unused slots.
     """
     if cache is None:
         return k, v, None

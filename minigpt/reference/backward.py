@@ -1,14 +1,15 @@
-"""GPT-2's gradients in NumPy, written by hand: for each function f a function f_backward.
+"""GPT-2's gradients in NumPy, written by hand: for each function f there is a function f_backward.
 
     loss, gradients = loss_and_gradients(params, ids, n_head=4)          # gradients: a tree like params
 
-`f_backward(g, x, weights)` gets g, the gradient of the loss with respect to f's result (with its shape), and
-the arguments of f. It returns the gradients with respect to x and to the weights. It computes f's inner
-values again from x, so only the inputs of the blocks are kept.
+`f_backward(g, x, weights)` gets the arguments of f, and g: the gradient of the loss with respect to the
+result of f. It returns the gradients with respect to x and to the weights. It computes the values inside f
+again from x. So the forward pass keeps only the inputs of the blocks.
 
 Only the chain rule is needed: if y = f(x), then dloss/dx = dloss/dy * f'(x).
 
-Letters in shapes: as in `gpt2.py`. One sequence at a time; the gradient of a batch is the mean over its rows.
+Letters in shapes are those of `gpt2.py`. The functions compute one sequence. The gradient of a batch is the
+mean over its sequences.
 """
 
 import math
@@ -41,7 +42,10 @@ def layer_norm_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple
 
 
 def gelu_tanh_backward(g: Array, x: Array) -> Array:
-    """y = x/2 (1 + tanh u), u = c (x + 0.044715 x^3): y' = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'."""
+    """Gradient of y = x/2 (1 + tanh u) with u = c (x + 0.044715 x^3).
+
+    y' = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
+    """
     c = math.sqrt(2 / math.pi)
     t = np.tanh(c * (x + 0.044715 * (x * x * x)))
     return g * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * c * (1 + 3 * 0.044715 * (x * x)))
@@ -73,8 +77,9 @@ def attend_backward(g: Array, q: Array, k: Array, v: Array) -> tuple[Array, Arra
     scores = q @ k.swapaxes(1, 2) / math.sqrt(D)  # (H, T, T)
     weights = softmax(np.where(np.tri(T, dtype=bool), scores, -math.inf))  # (H, T, T)
     d_weights = g @ v.swapaxes(1, 2)  # (H, T, T)
-    # The weights of a row sum to 1, so a gradient that is equal for all weights of a row has no effect. A
-    # masked key has weight 0, so its gradient is 0, and the mask needs no line here.
+    # The weights of a row sum to 1. So the softmax removes the part of the gradient that is the same for all
+    # weights of the row: the subtraction below. A masked key has weight 0, so the product gives it the
+    # gradient 0, and no line for the mask is needed.
     d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))  # (H, T, T)
     d_scores = d_scores / math.sqrt(D)
     return d_scores @ k, d_scores.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ g  # (H, T, D) each
@@ -95,12 +100,12 @@ def attention_backward(g: Array, x: Array, c_attn: Tree, c_proj: Tree, n_head: i
 def block_backward(
     g: Array, x: Array, ln_1: Tree, attn: Tree, ln_2: Tree, mlp: Tree, n_head: int, gelu: str
 ) -> tuple[Array, Tree]:
-    """Gradients of y = middle + mlp(ln_2(middle)), middle = x + attention(ln_1(x)); g and x (T, C)."""
+    """Gradients of y = middle + mlp(ln_2(middle)) with middle = x + attention(ln_1(x)); g and x (T, C)."""
     normed = layer_norm(x, **ln_1)  # (T, C)
     middle = x + attention_forward(normed, **attn, n_head=n_head, positions=np.arange(len(x)))[0]  # (T, C)
     d, of_mlp = mlp_backward(g, layer_norm(middle, **ln_2), **mlp, gelu=gelu)
     d, of_ln_2 = layer_norm_backward(d, middle, **ln_2)
-    g = g + d  # (T, C): gradient of middle: from the stream, plus from the MLP
+    g = g + d  # (T, C): gradient of `middle`: one part from the residual stream, one from the MLP
     d, of_attn = attention_backward(g, normed, **attn, n_head=n_head)
     d, of_ln_1 = layer_norm_backward(d, x, **ln_1)
     return g + d, {"ln_1": of_ln_1, "attn": of_attn, "ln_2": of_ln_2, "mlp": of_mlp}
@@ -129,7 +134,8 @@ def loss_and_gradients(
         gelu: "tanh" or "exact".
     """
     ids = np.asarray(ids)
-    given, targets = ids[:-1], ids[1:]  # (T,) each
+    # (T,) each: the tokens that the model reads, and the next token of each
+    given, targets = ids[:-1], ids[1:]
     wte, wpe, ln_f = params["wte"]["weight"], params["wpe"]["weight"], params["ln_f"]
     mask = np.ones(len(targets), wte.dtype) if mask is None else np.asarray(mask, wte.dtype)
     # forward
@@ -142,13 +148,14 @@ def loss_and_gradients(
     loss = float((next_token_losses(logits, targets) * mask).sum() / mask.sum())
     # backward
     g = next_token_losses_backward(logits, targets, mask)  # (T, V)
-    d_wte = g.T @ hidden  # (V, C): gradient of wte as the head
+    d_wte = g.T @ hidden  # (V, C): wte is also the output matrix; this is its gradient there
     g, of_ln_f = layer_norm_backward(g @ wte, inputs[-1], **ln_f)  # (T, C)
     of_blocks: list[Tree] = []
     for weights, x in zip(reversed(params["h"]), reversed(inputs[:-1]), strict=True):
         g, of_block = block_backward(g, x, **weights, n_head=n_head, gelu=gelu)  # (T, C)
         of_blocks.insert(0, of_block)
-    np.add.at(d_wte, given, g)  # gradient of wte as the embedding; `+=` would lose repeated tokens
+    # add the gradient of wte as the embedding; `+=` would count a repeated token once
+    np.add.at(d_wte, given, g)
     d_wpe = np.zeros_like(wpe)  # (N, C)
     d_wpe[positions] = g
     return loss, {"wte": {"weight": d_wte}, "wpe": {"weight": d_wpe}, "h": of_blocks, "ln_f": of_ln_f}

@@ -4,10 +4,12 @@
     ids = encode("lowest", tokens, merges)
     text = b"".join(tokens[i] for i in ids).decode()
 
-Learning: split the texts into words, and the words into bytes. Join the most frequent pair of neighbours into
-one token everywhere; repeat. Encoding: split the text in the same way, and repeat the joins in the order in
-which they were learned. See Sennrich et al., https://arxiv.org/abs/1508.07909; section 2.2 of GPT-2's paper
-uses bytes instead of characters. minigpt/tokenization/bpe.py gives the same merges and ids, but faster.
+Learning: split the texts into words, and the words into bytes. Find the most frequent pair of neighbours, and
+join it into one token everywhere. Repeat this until the vocabulary is large enough. Encoding: split the text
+in the same way, and repeat the joins in the order in which they were learned.
+
+See Sennrich et al., https://arxiv.org/abs/1508.07909. Section 2.2 of GPT-2's paper uses bytes instead of
+characters. minigpt/tokenization/bpe.py gives the same merges and ids, but faster.
 """
 
 import re
@@ -20,19 +22,21 @@ __all__ = ["encode", "split", "train"]
 
 Pair = tuple[bytes, bytes]
 
-# GPT-2's order of the bytes: printable bytes first. The order decides between equally frequent pairs.
+# The first 256 ids are the bytes in GPT-2's order: printable bytes first. The order matters, because the pair
+# with the lower ids wins if two pairs are equally frequent.
 _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = [bytes([byte]) for byte in (*_PRINTABLE, *sorted({*range(256)} - {*_PRINTABLE}))]
 
 _CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
-# a word as a pattern of character kinds: L letter, N number, _ space, S other white space, O other character
+# A word as a regular expression over kinds of characters, one letter for each kind: L letter, N number, _
+# space, S other white space, O other character.
 _WORD = re.compile(r"_?L+|_?N+|_?O+|[_S]+(?=[_S]|$)|[_S]")
 
 
 def _kind(character: str) -> str:
     if character == " ":
         return "_"
-    # \x1c to \x1f are white space for Python, but not for Unicode
+    # Python counts \x1c to \x1f as white space, but Unicode and GPT-2's pattern do not.
     if character.isspace() and character not in "\x1c\x1d\x1e\x1f":
         return "S"
     category = unicodedata.category(character)[0]
@@ -57,13 +61,13 @@ def split(text: str) -> Iterator[str]:
 def train(
     texts: Iterable[str], vocab_size: int, min_frequency: int = 2, longest_word: int = 64
 ) -> tuple[list[bytes], list[Pair]]:
-    """Learn a vocabulary. Returns all tokens (the id of a token is its index), and the joined pairs in order.
+    """Learn a vocabulary. Returns all tokens (a token's id is its index), and the learned pairs in order.
 
     Args:
         texts: the texts to learn from.
         vocab_size: number of tokens, the 256 bytes included.
         min_frequency: least number of times that a pair must occur.
-        longest_word: longer words are cut to this number of characters, for learning only.
+        longest_word: while learning, longer words are cut to this number of characters.
     """
     counts = Counter[str]()
     for text in texts:
@@ -82,7 +86,8 @@ def train(
         if best is None or pairs[best] < min_frequency:
             break
         merges.append(best)
-        if (new := best[0] + best[1]) not in ids:  # the same token may have come from another pair before
+        # two different pairs can give the same token, which is added only once
+        if (new := best[0] + best[1]) not in ids:
             ids[new] = len(tokens)
             tokens.append(new)
         words = {word: _join(parts, best) for word, parts in words.items()}

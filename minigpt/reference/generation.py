@@ -18,7 +18,10 @@ __all__ = ["check_ids", "generate"]
 
 
 def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | None = None) -> None:
-    """Check ids. NumPy and JAX would accept wrong ids: NumPy counts negative ids from the end, JAX clips.
+    """Check the ids of a prompt. Without this check, wrong ids would give wrong results and no error.
+
+    NumPy counts negative ids from the end of the table, and JAX replaces an id that is too large by the last
+    one.
 
     Raises:
         InputError: for an empty prompt, an id outside the vocabulary, or more than N tokens in total.
@@ -54,16 +57,16 @@ def generate(
     top_p: float = 1.0,
     np: Any = numpy,
 ) -> list[int]:
-    """Return at most n_tokens_to_generate new ids. An end token stops the loop, and is not in the result.
+    """Return at most n_tokens_to_generate new ids. An end token stops the loop and is not returned.
 
     Args:
         ids: the prompt.
         params: the weights.
-        step, forward, cache: functions of the model.
+        step, forward, cache: the model's functions of these names.
         settings: further arguments of these functions.
         n_tokens_to_generate: largest number of new tokens.
         eos_token_id: one end token or several.
-        use_cache: see the top of this file.
+        use_cache: True: the model reads each token once. False: it reads the whole text for each new token.
         rng: random generator for sampling. None: always take the most likely token.
         temperature, top_k, top_p: see `sampling.filtered`; used only with rng.
         np: numpy or jax.numpy.

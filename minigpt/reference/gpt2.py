@@ -5,12 +5,12 @@
     new_ids = generate(ids, params, **settings(config), n_tokens_to_generate=20)          # a list
 
 The arguments of a function have the names of the weights in Hugging Face's files. `np` is the array module:
-NumPy, or `jax.numpy`, with which the same functions can be compiled, differentiated and batched
+NumPy or `jax.numpy`. With `jax.numpy`, the same functions can be compiled, differentiated and batched
 (`minigpt.reference.transforms`). Computation is in the dtype of the arrays, float32 or float64.
 
-The architecture: https://openai.com/index/better-language-models (Language Models are Unsupervised
-Multitask Learners, 2019). Weights are (in, out), as in the original. Dropout is only for training, so it is
-not here.
+The architecture: https://openai.com/index/better-language-models (Language Models are Unsupervised Multitask
+Learners, 2019). Weights are (in, out), as in OpenAI's release. There is no dropout, because only training
+needs it.
 
 Letters in shapes: T tokens of this call, S all tokens (see `attention.py`), C = n_embd channels, H = n_head
 heads, D = C / H channels of a head, V entries of the vocabulary, N = n_positions.
@@ -55,7 +55,7 @@ def gelu_exact(x: Array, np: Any = numpy) -> Array:
 
 
 def erf(x: Array, np: Any = numpy) -> Array:
-    """The error function. NumPy lacks it, so math.erf computes each number. JAX has its own erf."""
+    """The error function of each number. NumPy lacks it, so math.erf is called; JAX has its own."""
     if np is numpy:
         return numpy.fromiter(map(math.erf, x.ravel().tolist()), x.dtype, x.size).reshape(x.shape)
     from jax.scipy.special import erf as jax_erf
@@ -67,7 +67,7 @@ GELUS = {"tanh": gelu_tanh, "exact": gelu_exact}
 
 
 def mlp_forward(x: Array, c_fc: names.Tree, c_proj: names.Tree, gelu: str, np: Any = numpy) -> Array:
-    """(T, C) -> (T, C). Each token is computed independently."""
+    """(T, C) -> (T, C). The MLP computes each token without the others."""
     a = GELUS[gelu](linear(x, **c_fc), np)  # (T, C) -> (T, 4C)
     return linear(a, **c_proj)  # (T, 4C) -> (T, C)
 
@@ -88,7 +88,10 @@ def block(
     x: Array, ln_1: names.Tree, attn: names.Tree, ln_2: names.Tree, mlp: names.Tree, *,
     n_head: int, gelu: str, positions: Array, cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache: attention, then MLP; each adds to the residual stream."""
+    """Compute a block: attention, then MLP. Each adds its result to the residual stream.
+
+    Returns: (T, C) -> (T, C), and the layer's cache.
+    """
     normed = layer_norm(x, **ln_1, np=np)  # (T, C)
     mixed, cache = attention_forward(normed, **attn, n_head=n_head, positions=positions, cache=cache, np=np)
     x = x + mixed  # (T, C)
@@ -127,15 +130,15 @@ def transformer(
 def forward(ids: Array, params: names.Tree, *, n_head: int, gelu: str = "tanh", np: Any = numpy) -> Array:
     """ids (T,) -> logits (T, V): at each position, the scores of the next token."""
     x, _ = transformer(ids, **params, n_head=n_head, gelu=gelu, np=np)  # (T, C)
-    return x @ params["wte"]["weight"].T  # (T, V); input and output share the matrix wte
+    return x @ params["wte"]["weight"].T  # (T, V); the output matrix is the transposed embedding wte
 
 
 def step(
     ids: Array, cache: Any, params: names.Tree, *, n_head: int, gelu: str = "tanh", np: Any = numpy
 ) -> tuple[Array, Any]:
-    """The next ids (T,) after those in the cache -> logits after the last id (V,), and the new cache.
+    """Read the next ids (T,). Returns the logits after the last id, (V,), and the cache with these ids.
 
-    With NumPy the cache changes in place. Always use the returned cache afterwards.
+    With NumPy the cache changes in place, with JAX it does not. Always use the returned cache afterwards.
     """
     x, cache = transformer(ids, **params, n_head=n_head, gelu=gelu, cache=cache, np=np)  # (T, C)
     return params["wte"]["weight"] @ x[-1], cache  # (V, C) @ (C,) -> (V,)
@@ -159,7 +162,7 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """Return the ids that continue a prompt: greedy, or sampled with rng=numpy.random.default_rng(seed).
+    """Return the ids that continue a prompt: the most likely ones, or drawn ones if `rng` is given.
 
     Args:
         ids: the prompt.
@@ -169,7 +172,7 @@ def generate(
         eos_token_id: one end token or several; an end token is not in the result.
         use_cache: keep keys and values. If False, everything is computed again for each token.
         np: numpy or jax.numpy. With jax.numpy, `step` is compiled.
-        sampling: rng, temperature, top_k, top_p: see `generation.generate`.
+        sampling: rng (numpy.random.default_rng(seed)), temperature, top_k, top_p: see `generation.generate`.
 
     Raises:
         InputError: for ids outside the vocabulary, or more tokens than the model has positions.
@@ -221,7 +224,9 @@ def shapes(vocab_size: int, n_positions: int, n_embd: int, n_layer: int) -> dict
 
 
 def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
-    """Return the tree of a GPT2LMHeadModel's or GPT2Model's weights, given by name.
+    """Convert a model's tensors, given by Hugging Face name, to the tree of weights.
+
+    The names may be those of GPT2LMHeadModel or GPT2Model.
 
     Raises:
         InputError: if a weight is missing, unexpected or of the wrong shape, or if lm_head differs from wte.

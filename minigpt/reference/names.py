@@ -54,7 +54,7 @@ def flat(params: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def map_tree(function: Callable[..., Any], first: Any, *others: Any) -> Any:
-    """Return the tree of function(leaf of first, leaf of second, ...), for trees with the same structure.
+    """Apply a function to the leaves of trees with the same structure. Returns a tree of the results.
 
     >>> map_tree(lambda a, b: a + b, {"h": [1, 2]}, {"h": [10, 20]})
     {'h': [11, 22]}
@@ -67,7 +67,7 @@ def map_tree(function: Callable[..., Any], first: Any, *others: Any) -> Any:
 
 
 def layer_count(names: Mapping[str, Any], prefix: str) -> int:
-    """Return 1 + the highest layer number after the prefix. {"h.0.w": 1, "h.5.w": 2} with "h." gives 6."""
+    """Return 1 + the highest layer number in the names: {"h.0.w": 1, "h.5.w": 2} with prefix "h." gives 6."""
     numbers = [name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix)]
     return max((int(number) + 1 for number in numbers if number.isascii() and number.isdecimal()), default=0)
 

@@ -4,9 +4,9 @@
     logits = forward(ids, params, **settings(config))                                     # (T,) -> (T, V)
     new_ids = generate(ids, params, **settings(config), n_tokens_to_generate=20)          # a list
 
-It reads like `gpt2.py`. The differences: RMSNorm instead of LayerNorm, rotated queries and keys (RoPE)
-instead of learned positions, norms on queries and keys, fewer heads for keys and values, SwiGLU instead of
-GELU, and no biases. Weights are (out, in), as in torch's Linear.
+The file has the same structure as `gpt2.py`. The differences: RMSNorm instead of LayerNorm, rotated queries
+and keys (RoPE) instead of learned positions, norms on queries and keys, fewer heads for keys and values,
+SwiGLU instead of GELU, and no biases. Weights are (out, in), as in torch's Linear.
 
 The architecture: https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report), section 2.
 
@@ -31,7 +31,7 @@ __all__ = ["cache_for", "forward", "generate", "params_from_names", "settings", 
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """(T, in) -> (T, out). `.T` copies nothing: BLAS can read a matrix in either order."""
+    """(T, in) -> (T, out). `weight` is (out, in). `.T` is a view, so the matrix is not copied."""
     return x @ weight.T
 
 
@@ -46,9 +46,10 @@ def silu(x: Array, np: Any = numpy) -> Array:
 
 
 def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = numpy) -> tuple[Array, Array]:
-    """Return cos and sin, (T, D/2) each, of position * rope_theta^(-2i/D) for each pair of channels i.
+    """Return cos and sin, (T, D/2) each, of the angle by which RoPE rotates each pair of channels.
 
-    Both are computed in the precision of the weights, as in the published model.
+    The angle of pair i at position p is p * rope_theta^(-2i/D). Both are computed in the dtype of the
+    weights, as in the published model.
     """
     frequencies = 1 / rope_theta ** (np.arange(0, D, 2).astype(dtype) / D)  # (D/2,)
     angles = positions[:, None].astype(dtype) * frequencies  # (T, D/2)
@@ -59,8 +60,8 @@ def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
     """(H, T, D) -> (H, T, D): rotate channels i and i + D/2, as a point in the plane, by an angle.
 
     The product of a query and a key then depends on the distance of the two tokens.
-    https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2. The paper pairs neighbours; here halves are
-    paired.
+    https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2. The paper rotates neighbours (channels 2i and 2i
+    + 1) together; Qwen3 rotates channels i and i + D/2.
     """
     a, b = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]  # (H, T, D/2) each
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (H, T, D)
@@ -79,7 +80,7 @@ def attention_forward(
     q_norm: names.Tree, k_norm: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache. `turn` is the result of `rotation`."""
+    """(T, C) -> (T, C), and the layer's cache. `turn` is the result of `rotation`: cos and sin."""
     T, D = x.shape[0], q_norm["weight"].shape[0]
     q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
     k = linear(x, **k_proj).reshape(T, -1, D)  # (T, C) -> (T, G * D) -> (T, G, D)
@@ -96,7 +97,10 @@ def layer_forward(
     mlp: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache: attention, then MLP; each adds to the residual stream."""
+    """Compute a block: attention, then MLP. Each adds its result to the residual stream.
+
+    Returns: (T, C) -> (T, C), and the layer's cache.
+    """
     normed = rms_norm(x, **input_layernorm, eps=eps, np=np)  # (T, C)
     mixed, cache = attention_forward(
         normed, **self_attn, positions=positions, turn=turn, eps=eps, cache=cache, np=np
@@ -138,7 +142,7 @@ def transformer(
 
 
 def head(params: names.Tree) -> Array:
-    """Return the matrix (V, C) from hidden states to logits: lm_head, or the embedding if lm_head is tied."""
+    """Return the matrix (V, C) that gives logits: lm_head, or the embedding if lm_head is tied."""
     return params["lm_head" if "lm_head" in params else "embed_tokens"]["weight"]
 
 
@@ -153,9 +157,9 @@ def forward(
 def step(
     ids: Array, cache: Any, params: names.Tree, *, rope_theta: float, eps: float = 1e-6, np: Any = numpy
 ) -> tuple[Array, Any]:
-    """The next ids (T,) after those in the cache -> logits after the last id (V,), and the new cache.
+    """Read the next ids (T,). Returns the logits after the last id, (V,), and the cache with these ids.
 
-    With NumPy the cache changes in place. Always use the returned cache afterwards.
+    With NumPy the cache changes in place, with JAX it does not. Always use the returned cache afterwards.
     """
     x, cache = transformer(ids, **params, rope_theta=rope_theta, eps=eps, cache=cache, np=np)  # (T, C)
     return head(params) @ x[-1], cache  # (V, C) @ (C,) -> (V,)
@@ -181,9 +185,10 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """Return the ids that continue a prompt. Arguments and errors as in `gpt2.generate`.
+    """Return the ids that continue a prompt. Arguments and errors are those of `gpt2.generate`.
 
-    The length is not limited; but the model was not trained beyond max_position_embeddings of config.json.
+    The length is not limited. But a text should not exceed max_position_embeddings of config.json, because
+    the model was not trained on longer texts.
     """
     generation.check_ids(ids, params["embed_tokens"]["weight"].shape[0], n_tokens_to_generate)
     return generation.generate(
@@ -233,9 +238,9 @@ def shapes(
 
 
 def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
-    """Return the tree of a Qwen3ForCausalLM's or Qwen3Model's weights, given by name.
+    """Convert a model's tensors, given by Hugging Face name, to the tree of weights.
 
-    All sizes follow from the weights.
+    The names may be those of Qwen3ForCausalLM or Qwen3Model. The shapes of the tensors tell all sizes.
 
     Raises:
         InputError: if a weight is missing, unexpected or of the wrong shape; the message names it.

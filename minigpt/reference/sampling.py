@@ -1,10 +1,10 @@
 """From logits to the next token. The functions take the logits (V,) of one position.
 
 `filtered` applies temperature, then top_k, then top_p, as in Hugging Face's library; excluded tokens get
--inf. Then `greedy` or `sample` chooses a token. The caller gives the random number, so the functions have no
-state: use `numpy.random.Generator.random()` or `jax.random.uniform(key)`.
+-inf. Then `greedy` or `sample` chooses a token. The functions keep no random state. Instead, the caller
+passes a random number, from `numpy.random.Generator.random()` or `jax.random.uniform(key)`.
 
-Under jax.jit, top_k and top_p must be constants; the temperature may be traced.
+Under jax.jit, top_k and top_p must be Python constants. The temperature may be an array.
 """
 
 import math
@@ -32,11 +32,12 @@ def filtered(
     """
     logits = logits / temperature
     if top_k and top_k < logits.shape[0]:
-        kth = np.sort(logits)[-top_k]  # a token with the same score as the k-th stays, too
+        kth = np.sort(logits)[-top_k]  # the k-th highest score; a token with an equal score stays, too
         logits = np.where(logits < kth, -math.inf, logits)
     if top_p < 1:
         order = np.argsort(logits)  # (V,): indices, the most likely token last
-        # Sum from the least likely token on: while the sum is at most 1 - top_p, tokens are excluded.
+        # The sum begins with the least likely token. Tokens are excluded as long as the sum is at most 1 -
+        # top_p.
         tail = np.cumsum(softmax(logits[order], np)) <= 1 - top_p  # (V,)
         tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # never exclude the most likely token
         logits = np.where(tail[np.argsort(order)], -math.inf, logits)

@@ -3,9 +3,9 @@
     pip install "minigpt[jax]"
     python -m minigpt.reference.train_jax --text poems.txt --steps 1000
 
-jax.vmap runs the pure functions of `gpt2.py` on a batch, jax.value_and_grad computes the gradients, jax.jit
+jax.vmap runs the functions of `gpt2.py` on a batch, jax.value_and_grad computes the gradients, jax.jit
 compiles a step. Text, initial weights, batches, Adam and output are the same as in `train_numpy.py`. So with
-the same seed both print the same losses, up to rounding.
+the same seed both scripts print the same losses, up to rounding.
 """
 
 from typing import Any

@@ -3,8 +3,9 @@
     python -m minigpt.reference.train_numpy --text poems.txt --steps 300
 
 Each character of the text is a token. The script prints losses and a sample. The first loss is about the log
-of the vocabulary size, as for random guesses. The script is for study; use `minigpt train` for real training.
-`minigpt.reference.train_jax` does the same with JAX, which computes the gradients itself.
+of the vocabulary size, because the model still guesses at random. The script is for study; use `minigpt
+train` for real training. `minigpt.reference.train_jax` does the same with JAX, which computes the gradients
+itself.
 
 Letters in shapes: B rows of the batch, T tokens of a row.
 """
@@ -54,7 +55,10 @@ class Options(command_line.CommandOptions):
 
 
 def initial_weights(rng: numpy.random.Generator, shapes: dict[str, tuple[int, ...]]) -> names.Tree:
-    """Initialise as GPT-2: normal(0, 0.02), smaller where added to the stream; biases 0, norm weights 1."""
+    """Make the initial weights as GPT-2 does: normal(0, 0.02); biases are 0, weights of norms are 1.
+
+    A matrix that adds to the residual stream gets a smaller deviation, because all blocks add to one sum.
+    """
     n_layer = names.layer_count(shapes, "h.")
     arrays = {}
     for name, shape in shapes.items():
@@ -130,8 +134,8 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     params = names.map_tree(numpy.asarray, params)
     written = [index.get("\n", 0)]
     rng = numpy.random.default_rng(options.seed)
-    # The model has block_size positions. When all positions are full, generation restarts from the last half
-    # of the tokens.
+    # The model has block_size positions. When all of them are used, generation starts again from the last
+    # half of the tokens.
     while len(written) <= options.sample:
         context = written[-max(1, options.block_size // 2) :]
         count = min(options.block_size - len(context), options.sample + 1 - len(written))

@@ -5,9 +5,9 @@
     loss, gradients = loss_and_gradients(gpt2.forward, n_head=12)(params, ids, mask)
     new_ids = decode(gpt2.step, n_head=12)(ids, cache, params, key, n_tokens_to_generate=20)
 
-JAX is optional: pip install "minigpt[jax]". The functions themselves only get `np=jax.numpy`. Two differences
-from NumPy: JAX arrays are float32 unless `jax.enable_x64(True)` is set, and a compiled function is compiled
-again for each new shape.
+JAX is optional: pip install "minigpt[jax]". The functions of gpt2.py and qwen3.py run on JAX if they get
+`np=jax.numpy`. Two things differ from NumPy: JAX arrays are float32 unless `jax.enable_x64(True)` is set, and
+a compiled function is compiled again for each new shape.
 
 Letters in shapes: B rows of the batch, T tokens, V entries of the vocabulary.
 """
@@ -38,17 +38,24 @@ def imported_jax() -> Any:
     return jax
 
 
-# The result is cached, because jax.jit would compile again for a new function object.
+# functools.cache returns the same compiled function for the same arguments. Otherwise jax.jit would compile
+# at every call, because each partial is a new object.
 @functools.cache
 def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
-    """Compile a model's function with jax.jit. The settings are constants, because they decide shapes."""
+    """Compile a model's function with jax.jit.
+
+    `settings`, such as n_head, are constants for the compiler, because they decide the shapes of arrays.
+    """
     jax = imported_jax()
     return jax.jit(functools.partial(function, **settings, np=jax.numpy))  # type: ignore[no-any-return]
 
 
 @functools.cache
 def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tree], Array]:
-    """Return the compiled function ids (B, T), params -> logits (B, T, V). Right padding needs no mask."""
+    """Return a compiled function of a batch: ids (B, T), params -> logits (B, T, V).
+
+    Padding at the end of a row needs no mask, because a token never attends to later ones.
+    """
     jax = imported_jax()
     one = functools.partial(forward, **settings, np=jax.numpy)
     # in_axes: each row of ids is one call; all calls share params
@@ -78,7 +85,7 @@ def batch_loss(
 def loss_and_gradients(
     forward: Callable[..., Any], **settings: Any
 ) -> Callable[[Tree, Array, Array], tuple[Array, Tree]]:
-    """Return the compiled function params, ids (B, T+1), mask (B, T) -> loss, tree of gradients."""
+    """Return a compiled function: params, ids (B, T+1), mask (B, T) -> loss, tree of gradients."""
     jax = imported_jax()
     loss = functools.partial(batch_loss, forward=forward, **settings)
     return jax.jit(jax.value_and_grad(loss))  # type: ignore[no-any-return]
@@ -106,7 +113,7 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
         def choose(logits: Array, count: Array) -> Array:
             if not do_sample:
                 return sampling.greedy(logits, np).astype(np.int32)
-            # each token gets its own random number
+            # fold_in makes another key for each token, so each token gets a random number of its own
             uniform = jax.random.uniform(jax.random.fold_in(key, count))
             scores = sampling.filtered(logits, temperature, top_k, top_p, np)
             return sampling.sample(scores, uniform, np).astype(np.int32)

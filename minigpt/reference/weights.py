@@ -3,9 +3,10 @@
     config, params = load("output/best")
     new_ids = gpt2.generate(ids, params, **gpt2.settings(config), n_tokens_to_generate=20)
 
-A safetensors file has 8 bytes with the length of a JSON header, the header, and then the numbers. The numbers
-are memory-mapped, not copied, so a float32 file takes no extra memory. float16 and bfloat16 become float32,
-which is exact, because NumPy computes slowly with float16 and does not know bfloat16.
+A safetensors file begins with 8 bytes, which hold the length of a JSON header. Then come the header and the
+numbers. The numbers are memory-mapped, not copied, so a float32 file takes no extra memory. float16 and
+bfloat16 are converted to float32, because NumPy is slow with float16 and does not know bfloat16. The
+conversion is exact.
 
 https://github.com/huggingface/safetensors describes the format.
 """
@@ -29,7 +30,7 @@ __all__ = ["load", "read_safetensors", "read_tensors"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "qwen3": qwen3}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# bfloat16 is read as 16-bit integers, see _widened
+# NumPy has no bfloat16, so it is read as 16-bit integers; _widened converts them
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -62,7 +63,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
         if not numpy.isfinite(array).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity: these weights are unusable")
         if dtype is not None:
-            with numpy.errstate(over="ignore"):  # an overflow is reported below
+            with numpy.errstate(over="ignore"):  # NumPy would warn; the error below says it better
                 tensors[name] = array.astype(dtype)
             if not numpy.isfinite(tensors[name]).all():
                 raise InputError(f"{folder}: {name} holds values beyond the largest {numpy.dtype(dtype)}")
@@ -77,12 +78,15 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
 
 
 def _without_tied_head(tensors: dict[str, Any]) -> dict[str, Any]:
-    """Drop lm_head if it is tied: the embedding is used instead, even if the file's copy differs."""
+    """Remove lm_head from the tensors of a model whose lm_head is tied.
+
+    The embedding is used in its place, even if the file's lm_head differs, as in transformers.
+    """
     return {name: array for name, array in tensors.items() if name != "lm_head.weight"}
 
 
 def _compare_sizes(path: Path, config: dict[str, Any], params: Tree) -> None:
-    """Check that the sizes in config.json fit the weights. Missing sizes are not checked."""
+    """Check that the sizes in config.json fit the weights. A size that config.json lacks is not checked."""
     if config["model_type"] == "gpt2":
         V, C = params["wte"]["weight"].shape
         sizes = {"vocab_size": V, "n_embd": C, "n_layer": len(params["h"])}
@@ -143,7 +147,10 @@ def read_safetensors(path: str | Path) -> dict[str, Any]:
 
 
 def _widened(array: Any) -> Any:
-    """Convert float16 and bfloat16 to float32. bfloat16 is float32 without its last 16 bits, now 0."""
+    """Convert float16 and bfloat16 to float32.
+
+    A bfloat16 number is the upper 16 bits of a float32 number. The lower 16 bits become 0.
+    """
     if array.dtype == numpy.uint16:
         return (array.astype(numpy.uint32) << 16).view(numpy.float32)
     return array.astype(numpy.float32) if array.dtype == numpy.float16 else array

@@ -46,7 +46,7 @@ step_hook: Callable[[str], None] = _no_hook
 
 
 def reached(point: str) -> None:
-    """Call `step_hook` with the name of a step of writing."""
+    """Call `step_hook` with the name of the step of writing that is done now."""
     step_hook(point)
 
 
@@ -90,7 +90,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file atomically (see `atomic_open`)."""
+    """Write a file so that after a crash it is either the old or the new one, never half of it."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_open(path) as file:
         file.write(data)
@@ -181,7 +181,7 @@ def _reason(error: OSError, goal: Path) -> str:
 
 
 def _sync_entry(goal: Path) -> None:
-    """Flush the folder after a rename. An error says that the file is written but may be lost."""
+    """Flush the folder after a rename. The error message warns that a power cut could undo the rename."""
     try:
         sync_folder(goal.parent)
         reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
@@ -261,7 +261,7 @@ def verify_manifest(folder: Path | str) -> None:
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:
-    """Read a manifest. Returns size and hash of each file."""
+    """Read a manifest.json. Returns a dict: file name -> (size in bytes, SHA-256)."""
     manifest = read_json(path, missing="this folder was not written completely")
     try:
         version, files = manifest.pop("format"), manifest.pop("files")

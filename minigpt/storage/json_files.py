@@ -59,7 +59,8 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
-            content = parse_json(file.read(size))  # `read(max_bytes)` would allocate as much
+            # `read(max_bytes)` would allocate max_bytes, however small the file is
+            content = parse_json(file.read(size))
     except InputError:
         raise
     except ValueError as error:
@@ -87,10 +88,10 @@ def read_toml(path: Path | str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]
 
 
 def read_utf8(path: Path, missing: str = "") -> str:
-    """Return the text of a file in UTF-8, without the mark that some programs write at its beginning.
+    """Return the text of a UTF-8 file. A byte order mark at its beginning is removed.
 
     Raises:
-        InputError: if it is missing, no regular file, larger than MAX_BYTES, or not UTF-8.
+        InputError: if the file is missing, not regular, larger than MAX_BYTES, or not UTF-8.
     """
     with reading(path, missing) as file:
         if (size := os.fstat(file.fileno()).st_size) > MAX_BYTES:

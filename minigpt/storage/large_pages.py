@@ -1,12 +1,14 @@
-"""Copies of weights in large pages of memory.
+"""Copies of weights in large pages of memory, which the processor reads faster.
 
     pages = LargePages()          # the same object for all weights of a model
     weight = pages.copied(tensor)
 
-A decoding step reads every weight once. With pages of 4 KiB, the processor must look up an address after
-every 64 cache lines; with pages of 2 MiB hardly ever. With large pages, GPT-2's 124M generates a fifth faster
-in float32, and two fifths faster in int8 (LOG.md). Matrices are rarely a multiple of 2 MiB, so several share
-a block of memory. If the system has no large pages, the memory is ordinary.
+A decoding step reads every weight once. The processor must look up the physical address of each page. With
+pages of 4 KiB this happens after every 64 cache lines; with pages of 2 MiB it is rare. With large pages,
+GPT-2 with 124M parameters generates a fifth faster in float32, and two fifths faster in int8 (LOG.md).
+
+A matrix rarely fills whole pages of 2 MiB, so several matrices share one block of memory. If the system has
+no large pages, the memory has ordinary pages.
 """
 
 import contextlib
@@ -41,24 +43,24 @@ def ask_for_large_pages(memory: mmap.mmap) -> None:
 
 
 class LargePages:
-    """Copies tensors into large pages. Thread-safe. Each tensor has its own storage within a block."""
+    """Copies tensors into large pages. Several tensors share one block of memory. It is thread-safe."""
 
     def __init__(self) -> None:
-        self._free: list[memoryview] = []  # the end of each block that is not used yet
+        self._free: list[memoryview] = []  # the unused end of each block
         self._lock = threading.Lock()
 
     def copied(
         self, tensor: "torch.Tensor", dtype: "torch.dtype | None" = None, *, own: bool = False
     ) -> "torch.Tensor":
-        """Return a contiguous copy on the same device.
+        """Return a contiguous copy on the same device. On the CPU, the copy is in large pages.
 
         Args:
             tensor: the tensor.
-            dtype: dtype of the copy. Default: the tensor's.
-            own: True: the caller does not need the tensor any more. If the dtype is the same, the tensor's
-                memory is reused.
+            dtype: dtype of the copy. None: the dtype of the tensor.
+            own: True: the caller does not need the tensor any more. If the dtype stays the same, the result
+                reuses the tensor's memory.
         """
-        import torch  # imported here, because .read_ahead uses this module while torch is being imported
+        import torch  # imported here, because read_ahead.py needs this module before torch is imported
 
         dtype = dtype or tensor.dtype
         if own and dtype == tensor.dtype:

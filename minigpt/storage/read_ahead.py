@@ -4,9 +4,9 @@
     import torch  # keeps one core busy for a second
     model, tokenizer = load_model_and_tokenizer("output/best", ahead=ahead)
 
-Loading a model is slow mainly because the system must prepare new memory at its first use. Here this happens
-during the import. This module raises no errors: for a damaged file, `minigpt.storage.safetensors_files`
-raises one.
+Loading a model is slow mainly because the operating system prepares each page of new memory at its first use.
+The thread does this work on a second core during the import. This module raises no error for a damaged file:
+`minigpt.storage.safetensors_files` reads that file again and raises the error.
 """
 
 import contextlib
@@ -24,11 +24,11 @@ from minigpt.storage.safetensors_header import read_header
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-KEPT = 2**18  # size in bytes; a smaller tensor is copied, so that its block of memory can be freed
+KEPT = 2**18  # bytes; a smaller tensor is copied, so that it does not keep its whole block in memory
 
 _BLOCK = 2**24  # largest number of bytes that are read at once; a larger tensor is read alone
 _MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than the import
-_PIECE = 2**30  # bytes per system call; Linux allows nearly twice as many
+_PIECE = 2**30  # largest number of bytes per system call; Linux allows nearly 2 GiB
 _LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not read ahead
 
 
@@ -38,7 +38,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def folder_of_weights(folder: Path) -> Path:
-    """Return the folder with the weights: `folder` itself, or for a run its `best`, or else its `last`."""
+    """Return the folder with the weights: `folder` itself, or in a run's folder `best`, or else `last`."""
     if not has_weights(folder):
         for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
@@ -50,14 +50,15 @@ class ReadAhead:
     """Reads the tensors of a model folder into memory, in a thread that starts at once.
 
     Args:
-        folder: a folder as in `folder_of_weights`. Only safetensors files are read, and at most 2 GiB.
+        folder: the folder of a model or of a run. Only safetensors files are read, and at most 2 GiB.
     """
 
     def __init__(self, folder: Path) -> None:
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
-        with contextlib.suppress(OSError, RuntimeError):  # ignore a file without access, or too many threads
+        # without access, or without a new thread, nothing is read ahead
+        with contextlib.suppress(OSError, RuntimeError):
             if hasattr(os, "preadv"):  # os.preadv does not exist on Windows
                 folder = folder_of_weights(folder)
                 pattern = WEIGHTS if (folder / WEIGHTS).exists() else "model-*-of-*.safetensors"
@@ -68,9 +69,10 @@ class ReadAhead:
                 self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
-        """Return a tensor's bytes for the caller alone; None if already taken, or if the file has changed.
+        """Return a tensor's bytes, once: a second call for the same tensor returns None.
 
-        Waits until the bytes are read. The bytes keep their whole block in memory.
+        The call waits until the bytes are read. It also returns None if the file has changed since. The bytes
+        are a view of a larger block, and keep the whole block in memory.
         """
         if (path, name) not in self._blocks:
             return None
@@ -81,7 +83,7 @@ class ReadAhead:
         return None
 
     def _planned(self, path: Path) -> "list[_Block]":
-        """Plan the blocks of a file. A damaged file has no blocks."""
+        """Divide the tensors of a file into blocks that are read at once. A damaged file gives no blocks."""
         blocks: list[_Block] = []
         with contextlib.suppress(OSError, InputError):
             self._states[path] = path.stat()
@@ -93,7 +95,7 @@ class ReadAhead:
 
     def _read(self, blocks: "list[_Block]") -> None:
         for block in blocks:
-            # Ignore errors: `take` then returns None, and its caller reads the file.
+            # Ignore errors here. `take` then returns None, and its caller reads the file in the usual way.
             with contextlib.suppress(Exception):
                 first = block.places[0].begin
                 content = _bytes_of(block.path, first, block.size)
@@ -104,7 +106,7 @@ class ReadAhead:
 
 
 class _Place(NamedTuple):
-    """The place of a tensor in its file: first byte and end."""
+    """The place of a tensor in its file: its first byte, and the byte after its last one."""
 
     begin: int
     end: int
@@ -112,7 +114,7 @@ class _Place(NamedTuple):
 
 
 class _Block(NamedTuple):
-    """Neighbouring tensors in a file that are read at once."""
+    """Tensors that are neighbours in a file, and are read together."""
 
     path: Path
     places: list[_Place]
@@ -120,12 +122,15 @@ class _Block(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of bytes."""
+        """Number of bytes from the first tensor to the last."""
         return self.places[-1].end - self.places[0].begin
 
 
 def _bytes_of(path: Path, begin: int, size: int) -> memoryview:
-    """Read bytes of a file into ordinary pages. (Large pages would take longer to fill on some hosts.)"""
+    """Read `size` bytes of a file, from `begin` on, into ordinary pages of memory.
+
+    Reading into large pages takes longer on some machines.
+    """
     memory, content = new_memory(size)
     filled = 0
     with open_regular(path) as file:

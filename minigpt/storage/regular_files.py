@@ -1,10 +1,10 @@
-"""Opens files for reading: only regular files, so that no other kind of file can block the program.
+"""Opens files for reading, but only regular files, because another kind of file could block the program.
 
     with open_regular(path) as file: ...     # binary
     read_bytes(path), read_text(path)
 
-Opening a pipe would wait until another program writes to it, and a device may give bytes for ever. Errors
-are OSErrors whose text has the path. A caller may convert the OSError to a clearer error.
+Opening a pipe waits until another program writes to it. Reading a device such as /dev/zero never ends. Each
+error is an OSError whose text has the path. A caller may convert it to a clearer error.
 """
 
 import errno
@@ -15,7 +15,7 @@ from pathlib import Path
 
 __all__ = ["MOST_BYTES", "is_there", "open_regular", "read_bytes", "read_text", "resolved"]
 
-MOST_BYTES = 2**30  # of a file that is read whole
+MOST_BYTES = 2**30  # largest number of bytes of a file that is read whole
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -23,7 +23,8 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-_OF_THE_SHELL = ("/dev/fd/", "/dev/stdin", "/proc/")  # `<(...)` and `|` give paths in these folders
+# for `<(...)` and `|`, the shell passes paths that begin so
+_OF_THE_SHELL = ("/dev/fd/", "/dev/stdin", "/proc/")
 
 
 def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReader:
@@ -55,12 +56,12 @@ def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReade
 
 
 def is_there(path: Path | str) -> bool:
-    """Return True if a path exists, also as a broken link. (Callers must not ignore broken links.)"""
+    """Return True if a path exists. A link without a target counts, too: it must not be overwritten."""
     return os.path.lexists(path)
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links. A link that leads to itself is no error here."""
+    """Return the absolute path without links. A link that leads to itself raises no error."""
     return Path(os.path.realpath(path))
 
 
@@ -70,7 +71,7 @@ def read_bytes(path: Path | str, *, or_pipe: bool = False, max_bytes: int = MOST
     Args:
         path: the file.
         or_pipe: as in `open_regular`.
-        max_bytes: a larger file is an OSError. (A file on the disk may claim more bytes than any memory has.)
+        max_bytes: a larger file is an OSError. (A sparse file can have a size beyond all memory.)
     """
     with open_regular(path, or_pipe=or_pipe) as file:
         if (

@@ -4,7 +4,8 @@
     weights["transformer.wte.weight"]    # reads this tensor; it is not cached
     write_weights(folder, tensors, max_shard_size="5GB")
 
-Pickles are never read, because a pickle can run code. `minigpt.families` knows the meaning of the names.
+This module never reads pickles, because a pickle can run code. It does not know what the names of tensors
+mean; `minigpt.families` does.
 """
 
 import json
@@ -66,15 +67,17 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        self.own: set[str] = set()  # names of returned tensors whose memory is used by nothing else
+        # names of the tensors returned so far whose memory the caller may overwrite: no other tensor uses it
+        self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
             for name, entry in read_header(path, missing).items()
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        # The file is opened again for each tensor. The tensor is a memory-mapped view of the file, and the
-        # mapping ends with the tensor. One mapping for all tensors would keep the whole file in memory.
+        # The file is opened again for each tensor. The returned tensor is a memory-mapped view, and the
+        # mapping ends when the tensor is deleted. With one mapping for all tensors, the whole file would stay
+        # in memory.
         form, content = self.described[name], self._ahead.take(self.path, name) if self._ahead else None
         self.own.discard(name)
         if content is not None and content.nbytes == form.nbytes:
@@ -122,7 +125,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path | str, ahead: ReadAhead | None = None) -> None:
         folder = Path(folder)
-        self.path = _find(folder)  # the file that messages name
+        self.path = _find(folder)  # the file that error messages name
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
         self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", with dtype and shape
@@ -138,7 +141,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """The names of returned tensors whose memory nothing else uses."""
+        """The names of the tensors returned so far whose memory no other tensor uses."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -152,12 +155,18 @@ class WeightFiles(Mapping[str, Tensor]):
 
 
 def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return name -> tensor with dtype and shape, on "meta". For files, only the headers are read."""
+    """Return a dict: name -> tensor on "meta", which has dtype and shape but no values.
+
+    For tensors in files, only the headers are read. Tensors in memory are returned as they are.
+    """
     return tensors.described if isinstance(tensors, WeightFiles | TensorFile) else tensors
 
 
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
-    """Return True if only the caller uses the memory of the tensor `name`, after looking it up."""
+    """Return True if the caller may overwrite tensors[name], which it has just looked up.
+
+    This is so if no other tensor and no memory-mapped file uses the same memory.
+    """
     return isinstance(tensors, WeightFiles | TensorFile) and name in tensors.own
 
 
@@ -166,9 +175,9 @@ def safetensors_parts(
 ) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
-    The format: https://github.com/huggingface/safetensors. `safetensors.torch.save` gives the
-    same bytes, but copies all tensors. Its `save_file` does not copy, but makes files that only their owner
-    may read, and raises errors that are not OSErrors.
+    The format: https://github.com/huggingface/safetensors. The library's `safetensors.torch.save` gives the
+    same bytes, but copies all tensors. Its `save_file` does not copy. But only the owner may read the files
+    that it makes, and its errors are not OSErrors.
 
     Args:
         tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.
@@ -194,10 +203,11 @@ def safetensors_parts(
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
-    """Write weights to a folder. The dict is emptied meanwhile. Equal tensors give equal bytes.
+    """Write weights to a folder. Equal tensors give equal bytes.
 
-    Weights up to `max_shard_size` go into one model.safetensors. Larger weights go into shards, in the order
-    of the dict, with an index. Weight files of an earlier call that are not needed any more are removed.
+    Each tensor is removed from the dict when it is written, so that its memory can be freed. Weights up to
+    `max_shard_size` go into one model.safetensors. Larger weights go into shards, in the order of the dict,
+    with an index. Weight files of an earlier call that are not needed any more are removed.
 
     Args:
         folder: the folder.
@@ -257,7 +267,7 @@ def parse_size(size: int | str) -> int:
 
 
 def _find(folder: Path) -> Path:
-    for name in (WEIGHTS, INDEX):  # transformers looks in the same order
+    for name in (WEIGHTS, INDEX):  # if both files exist, the first one is read, as in transformers
         if (folder / name).exists():
             return folder / name
     others = sorted(path for path in folder.glob("*.safetensors") if path.name != "adapter_model.safetensors")

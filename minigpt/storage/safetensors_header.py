@@ -2,9 +2,9 @@
 
     entries = read_header(Path("model.safetensors"))     # name -> Entry, in the order of the file
 
-A file has 8 bytes with the length of a JSON header, the header, and then the tensors without gaps:
-https://github.com/huggingface/safetensors. Everything is checked: length, JSON, types, shapes, offsets, and
-that the tensors fill the file exactly. This module needs neither torch nor NumPy.
+A file begins with 8 bytes, which hold the length of the header. Then come the header, which is JSON, and the
+tensors without gaps: https://github.com/huggingface/safetensors. Everything is checked: length, JSON, types,
+shapes, offsets, and that the tensors fill the file exactly. This module needs neither torch nor NumPy.
 """
 
 import math
@@ -22,8 +22,8 @@ _MOST_SIDES = 16  # dimensions of a tensor; torch takes very long to make one of
 MAX_HEADER = 100_000_000  # largest number of bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
-# type -> bytes of a value, in the order in which the safetensors library sorts tensors. These are the types
-# of weights and masks. 8-bit floats are not supported, because they would need scales.
+# type of a value -> its number of bytes. The order is that in which the safetensors library sorts tensors.
+# These are the types of weights and masks. 8-bit floats are missing, because such weights would need scales.
 ITEM_SIZES = {
     "I64": 8,
     "F64": 8,
@@ -39,7 +39,7 @@ ITEM_SIZES = {
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its type (the format's name), its shape, its first byte and its end."""
+    """A tensor in a file: its type (the format's name), its shape, its first byte and the byte after it."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -95,7 +95,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
 
 
 def _entry(name: str, entry: Any) -> tuple[str, Entry]:
-    """Check an entry of the header. Its offsets count from the end of the header."""
+    """Check one entry of the header. Its offsets are counted from the end of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r:.80} needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

@@ -1,8 +1,8 @@
-"""Activation checkpointing: a block keeps only its input, and computes all else again in the backward pass.
+"""Activation checkpointing: a block keeps only its input, and computes its other values again when needed.
 
-https://arxiv.org/abs/1604.06174. Training does a third more arithmetic, and keeps only the inputs of the
-blocks in memory. It is for batches or models that do not fit otherwise. The model's code and the names of
-its weights do not change.
+https://arxiv.org/abs/1604.06174. The backward pass computes each block once more, so training does a third
+more arithmetic. In return, only the inputs of the blocks stay in memory. Use it for batches or models that do
+not fit otherwise. The model's code and the names of its weights do not change.
 """
 
 import functools
@@ -26,13 +26,13 @@ def checkpoint_activations(
 
     Args:
         blocks: the model's blocks.
-        has_dropout: True: restore the random state, so that the second pass drops the same values (a small
-            cost).
-        autocast: returns the context manager of the forward pass; the second pass uses it again.
+        has_dropout: True: restore the random state before the second computation, so that dropout drops the
+            same values. This costs a little time.
+        autocast: returns the context manager of the forward pass; the second computation uses it, too.
     """
     for block in blocks:
         forward = functools.partial(_forward, block.forward, has_dropout, autocast)
-        # nn.Module.__call__ finds an attribute of the object before the method of the class
+        # This replaces the block's forward method, because Python finds an attribute of the object first.
         block.forward = forward
 
 

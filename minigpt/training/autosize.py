@@ -3,11 +3,11 @@
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-Autosize takes the largest model of a list (the "ladder") that can read enough tokens per parameter within the
-budget, without repeating the data too often. For a time budget, it measures some real steps of one size on
-this machine, and discards that model. The times of the other sizes are estimated from their FLOPs. Learning
-rates, schedule, optimiser and batches come from the recipe. Options given by the user do not change. run.json
-records the expected time, and after the run the real time.
+Autosize has a list of model sizes. It takes the largest model that can read enough tokens per parameter
+within the budget, without repeating the data too often. For a time budget, it first trains one size for some
+steps on this machine, measures their time, and discards that model. The times of the other sizes are
+estimated from their FLOPs. Learning rates, schedule, optimiser and batches come from the recipe. Options that
+the user gives do not change. run.json records the expected time, and after the run the real time.
 """
 
 import dataclasses
@@ -43,21 +43,23 @@ __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compa
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key of the record in run.json
-_TOKENS_PER_PARAMETER = 2  # tokens per parameter of the blocks, as in the tuned CPU recipes (LOG.md)
-_TOKENS_OF_A_NAME = 20  # tokens per parameter of --size small, base, large (https://arxiv.org/abs/2203.15556)
+# least number of tokens per parameter of the blocks; the tuned CPU recipes have as many (LOG.md)
+_TOKENS_PER_PARAMETER = 2
+_TOKENS_OF_A_NAME = 20  # the same for --size small, base and large; from https://arxiv.org/abs/2203.15556
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
-_LEAST_STEPS = 20  # smallest number of steps of a run; with fewer, Muon would hardly be past its warm-up
-_STEPS_OF_LITTLE_DATA = 150  # a run may have so many steps, even if they repeat little data often
-# largest number of evaluations in a run, and largest share of the budget for them
+_LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
+_STEPS_OF_LITTLE_DATA = 150  # little data may be repeated more often, until a run has this number of steps
+# largest number of evaluations in a run, and the largest share of the budget that they may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
-_CUT, _LONGEST = 0.01, 1024  # if more than 1 % of pairs are cut, max_length grows, up to 1,024 tokens
-# if such an option is 0, its value is derived from n_embd and n_head
+# if more than this share of the pairs is cut, max_length grows, up to 1,024 tokens
+_CUT, _LONGEST = 0.01, 1024
+# options for which 0 means: compute a value from n_embd and n_head
 _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
 _STEPS = {"max_steps", "num_train_epochs"}
 
-Why = list[tuple[str, object, str]]  # (option, value, reason)
+Why = list[tuple[str, object, str]]  # one entry for each chosen option: (option, value, reason)
 
 
 class TooShortError(InputError):
@@ -101,11 +103,11 @@ NAMED = {"small": Shape(4, 128, 4), "base": Shape(6, 256, 4), "large": Shape(8, 
 
 @dataclass(frozen=True)
 class Decision:
-    """The chosen configuration, its data, and the record for run.json."""
+    """The result of autosize: the configuration, its data, and the record for run.json."""
 
     config: TrainConfig
     data: AnyData
-    record: dict[str, Any]  # JSON record with the keys asked, chosen, because, expected
+    record: dict[str, Any]  # what the user asked, what was chosen and why, and the expected time
 
 
 def check_flags(config: TrainConfig, given: Collection[str]) -> None:
@@ -118,7 +120,7 @@ def check_flags(config: TrainConfig, given: Collection[str]) -> None:
 
 
 def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes: Processes) -> Decision:
-    """Choose the options that the user left open, and print them with reasons. Process 0 decides for all.
+    """Choose the options that the user left open, and print them with reasons. Process 0 chooses for all.
 
     Args:
         config: the recipe with the user's options.
@@ -128,7 +130,8 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
 
     Raises:
         InputError: if the budget is too small, if no model fits into memory, or if the given options are not
-            valid. Also for a time budget with several processes: one process cannot measure their speed.
+            valid. Also for a time budget with several processes, because one process cannot measure their
+            speed.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -204,9 +207,9 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the largest shape with enough tokens per parameter, its steps and evaluations."""
+        """Return the largest size with enough tokens per parameter, its steps and its evaluations."""
         shape, least = shapes[len(shapes) // 3], self.least_steps
-        for _ in range(4):  # repeat, because a new measurement may make another shape the best
+        for _ in range(4):  # each round measures another size, which may change the choice
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]
@@ -225,7 +228,7 @@ class _Choice:
         return shape, min(steps, self.most_steps), evaluations
 
     def _affordable(self, shape: Shape) -> tuple[int, int]:
-        """Return the numbers of steps and evaluations that fit into the budget."""
+        """Return the numbers of steps and evaluations of a model size that fit into the budget."""
         step, evaluation = self._costs(shape)
         budget = self.size.amount
         if self.size.unit == "seconds":
@@ -236,10 +239,10 @@ class _Choice:
         return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
 
     def _costs(self, shape: Shape) -> tuple[float, float]:
-        """Return the costs of a step and an evaluation in the unit of the budget, seconds or FLOPs.
+        """Return the costs of a step and of an evaluation, in seconds or FLOPs like the budget.
 
-        If a shape was not measured, its seconds are computed from the seconds of a measured shape, in
-        proportion to FLOPs.
+        Only some sizes are measured in seconds. The seconds of another size are computed from the nearest
+        measured size, in proportion to FLOPs.
         """
         step, evaluation = self._flops(shape)
         if self.size.unit != "seconds":
@@ -249,7 +252,7 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """Return the FLOPs of a step and of an evaluation. lm_head counts only at counted positions."""
+        """Return the FLOPs of a step and of an evaluation. lm_head is computed only for tokens that count."""
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 
@@ -263,7 +266,7 @@ class _Choice:
         return mean * config.gradient_accumulation_steps, flops(tokens, tokens, T) / 3
 
     def _parameters(self, shape: Shape) -> int:
-        """Return the number of parameters in the blocks: n_layer times the parameters of one block."""
+        """Return the number of parameters in the blocks, without embeddings and lm_head."""
         counts = [
             dataclasses.replace(self.config, **shape._asdict()).model_config(3).parameter_count(),
             dataclasses.replace(self.config, **{**shape._asdict(), "n_layer": shape.n_layer + 1})
@@ -273,14 +276,14 @@ class _Choice:
         return (counts[1] - counts[0]) * shape.n_layer
 
     def _measure(self, shape: Shape) -> Estimate:
-        """Measure time and memory of real steps. The model is discarded."""
+        """Train a model of this size for some steps, and measure time and memory. The model is not kept."""
         if shape not in self.measured:
             values: dict[str, Any] = {**shape._asdict(), "max_steps": 1000, "warmup_steps": 1}
             self.measured[shape] = estimate(Trainer(dataclasses.replace(self.config, **values), self.data))
         return self.measured[shape]
 
     def _that_fits(self, shape: Shape, shapes: list[Shape]) -> Shape:
-        """Return the shape if it fits into memory, or else the largest smaller shape that fits."""
+        """Return `shape` if a run with it fits into memory, or else the largest smaller size that fits."""
         free = free_memory(self.config)
         below = [other for other in shapes if self._parameters(other) <= self._parameters(shape)]
         for other in reversed(below):
@@ -317,10 +320,10 @@ class _Choice:
     # -- options that the user left open ---------------------------------------------------------------------
 
     def _with_family(self, config: TrainConfig) -> TrainConfig:
-        """Use the recommended family, unless the user's options require another one.
+        """Change to the recommended model family, unless the user's options require another one.
 
         The recommended family reaches a lower loss in the same time (LOG.md). The recipe's sizes are dropped,
-        because they are for a model of another family.
+        because they belong to another family.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
@@ -333,7 +336,7 @@ class _Choice:
         return dataclasses.replace(config, **values)
 
     def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
-        """Raise max_length, if needed, until at most one example in a hundred is cut."""
+        """Raise max_length until at most one example in a hundred is cut, up to a limit."""
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data
@@ -356,7 +359,7 @@ class _Choice:
         return say("given") if name in self.given else say("the recipe's")
 
     def _shapes(self) -> list[Shape]:
-        """Return the candidates: the ladder or the named shape, with the sizes that the user gave."""
+        """Return the model sizes to choose from, smallest first. Sizes that the user gave are fixed."""
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
@@ -379,7 +382,7 @@ class _Choice:
             values["max_steps"] = steps
         if "eval_steps" not in self.given:
             values["eval_steps"] = math.ceil(steps / evaluations)
-        if "warmup_steps" not in self.given:  # in a short run, the warm-up takes at most a tenth of the steps
+        if "warmup_steps" not in self.given:  # limit the warm-up to a tenth of the steps
             values["warmup_steps"] = min(self.config.warmup_steps, math.ceil(steps / 10))
         return dataclasses.replace(self.config, **values)
 
@@ -429,7 +432,7 @@ class _Choice:
             print(say("expected: about {time} on this machine as busy as it is now", time=seconds(expected)))
 
     def _replaced(self, settings: TrainConfig) -> list[str]:
-        """Return the recipe's options that were changed, num_train_epochs included, with their old values."""
+        """Return sentences about the recipe's options that --size has changed, with their old values."""
         names = [*Shape._fields, "max_length", "block_size", "max_steps", "eval_steps", "warmup_steps"]
         before = [(name, getattr(self.before, name), getattr(settings, name)) for name in names]
         found = [f"{name}={old}" for name, old, new in before if old != new and name not in self.given]
@@ -453,11 +456,13 @@ def free_memory(config: TrainConfig) -> float:
 
 
 def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Add the real loss and time to the record. Also return a sentence that compares real and expected time.
+    """Add the real loss and time of a finished run to its record.
 
     Args:
         record: from `decide` or `read_record`.
         result: from `Trainer.run`.
+
+    Returns: the record, and a sentence that compares real and expected time.
     """
     got = {"val_loss": result["val_loss"], "seconds": result["seconds"]}
     expected = record["expected"]["seconds"]

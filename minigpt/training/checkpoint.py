@@ -1,11 +1,12 @@
 """Checkpoints of a run: folders OUTPUT/step-00000400/, always complete, with the links `best` and `last`.
 
-A checkpoint is a Hugging Face model folder, or a PEFT adapter folder, with four more files. A resume needs
-`optimizer.safetensors`, `rng.safetensors` (random states) and `training_state.json`. `manifest.json` lists
-sizes and hashes; every load compares the files with it first. With several processes,
-`rng-rank-00001.safetensors` and so on hold the random states of the other processes. With FSDP, the
-optimiser's state is in `shard-00001-*.safetensors`, one file per process. No file is a pickle. Each step of a
-save calls `files.step_hook`, where tests kill the process.
+A checkpoint is a Hugging Face model folder, or a PEFT adapter folder, with four more files. Three are for
+resuming: `optimizer.safetensors`, `rng.safetensors` (random states) and `training_state.json`.
+`manifest.json` lists sizes and hashes; before each load, the files are compared with it.
+
+With several processes, `rng-rank-00001.safetensors` and so on hold the random states of the other processes.
+With FSDP, the optimiser's state is in `shard-00001-*.safetensors`, one file per process. No file is a pickle.
+Each step of a save calls `files.step_hook`; tests use it to kill the process at that step.
 """
 
 import contextlib
@@ -47,30 +48,31 @@ _SET_ASIDE = re.compile(r"\.(step-\d{8})\.old-\d+")
 
 @dataclass(frozen=True)
 class Contents:
-    """Everything that one checkpoint contains. The tensors must not change until it is written."""
+    """Everything that one checkpoint contains. The tensors must not change before they are written."""
 
     step: int
     write_model: Callable[[Path], None]
     optimizer: dict[str, torch.Tensor]
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
-    other_rngs: Sequence[bytes] = ()  # random states of processes 1, 2, ... as safetensors files
-    # with FSDP: function that writes the optimiser's state, instead of `optimizer`
+    # random states of processes 1, 2, ..., each as the bytes of a safetensors file
+    other_rngs: Sequence[bytes] = ()
+    # With FSDP: a function that writes the optimiser's state into a folder. `optimizer` is then empty.
     shards: Callable[[Path], None] | None = None
 
 
 @dataclass
 class Snapshot:
-    """The data of a checkpoint for a resume, without the weights (they are in the same folder)."""
+    """What a resume reads from a checkpoint, without the weights, which are in the same folder."""
 
     folder: Path
-    optimizer: dict[str, torch.Tensor] | None  # None if the optimiser's state is in shards
-    rng: dict[str, torch.Tensor]  # empty if the checkpoint's run had fewer processes
+    optimizer: dict[str, torch.Tensor] | None  # None: the optimiser's state is in shard files (FSDP)
+    rng: dict[str, torch.Tensor]  # empty if the run that saved it had fewer processes
     state: dict[str, Any]
 
 
 def list_checkpoints(output: Path) -> list[Path]:
-    """List the checkpoint folders of a run, newest first. Only exact names count, not step-100.backup."""
+    """List the checkpoint folders of a run, newest first. Other names (step-100.backup) are ignored."""
     if not output.is_dir():
         return []
     found = [
@@ -84,8 +86,8 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    A checkpoint of the same step may exist: it is damaged, or was saved before its evaluation. It is
-    replaced only when the new checkpoint is complete and on the disk.
+    If there is already a checkpoint of this step, it is replaced: it is damaged, or it was saved before its
+    evaluation. The old one stays until the new one is complete and on the disk.
 
     Raises:
         InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.
@@ -119,7 +121,7 @@ def save(output: Path, contents: Contents) -> Path:
             aside.rename(folder)
         raise
     if aside.exists():
-        # ignore an error: the save is done, and the next start deletes the old folder
+        # The save is done. If the old folder cannot be deleted now, the next start of the run deletes it.
         with contextlib.suppress(OSError):
             shutil.rmtree(aside)
             reached("old one: deleted")
@@ -161,16 +163,17 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 
 
 def clear_leftovers(output: Path) -> None:
-    """Clean up after a killed process: delete unfinished files, restore a checkpoint that it had renamed.
+    """Clean up after a killed process: delete its unfinished files.
 
-    The caller must hold the folder's lock, because a running process has files with the same names.
+    If the process died while it replaced a checkpoint, the old checkpoint gets its name back. The caller must
+    hold the folder's lock, because the files of a running process have the same names.
     """
     for path in output.glob(".step-*"):
         match = _SET_ASIDE.fullmatch(path.name)
         if match and path.is_dir() and not path.is_symlink():
             if (output / match[1]).exists():
                 shutil.rmtree(path)
-            else:  # the process died after the first rename and before the second
+            else:  # it died after it had renamed the old checkpoint, and before the new one got the name
                 path.rename(output / match[1])
     for path in output.glob(".*.tmp-*"):
         if _LEFTOVER.fullmatch(path.name):
@@ -183,10 +186,11 @@ def clear_leftovers(output: Path) -> None:
 def prune(output: Path, keep: int, keep_every: int = 0) -> None:
     """Delete old checkpoints. Keep the newest `keep`, and the targets of the links `best` and `last`.
 
-    With `keep_every`, the checkpoints of every `keep_every` steps stay, too.
+    With `keep_every`, the checkpoints at multiples of `keep_every` steps stay, too.
 
     At least one undamaged checkpoint stays. To ensure this, the checkpoints to keep are compared with their
-    manifests until a good one is found. If all are damaged, the newest good other checkpoint stays, too.
+    manifests until a good one is found. If all of them are damaged, the newest good one of the others stays,
+    too.
 
     Raises:
         InputError: if a folder cannot be removed.
@@ -202,10 +206,11 @@ def prune(output: Path, keep: int, keep_every: int = 0) -> None:
         going = going[next((n for n, folder in enumerate(going) if verifies(folder)), len(going) - 1) + 1 :]
     reached("pruning: begun")
     try:
-        sync_folder(output)  # flush the new links before the old checkpoints are deleted
+        sync_folder(output)  # the new links must be on the disk before their old targets are deleted
         for folder in going:
             doomed = output / f".{folder.name}.tmp-{os.getpid()}"
-            # rename first, so that a half-deleted folder does not look like a checkpoint
+            # Rename the folder first. If the process dies while deleting, the rest does not look like a
+            # checkpoint.
             folder.rename(doomed)
             reached("pruning: renamed")
             shutil.rmtree(doomed)
@@ -226,7 +231,7 @@ def verifies(folder: Path) -> bool:
 
 
 def read(folder: Path, rank: int = 0) -> Snapshot:
-    """Read a checkpoint that has been verified, for process number `rank`.
+    """Read a checkpoint for process number `rank`. The caller has compared its files with the manifest.
 
     Raises:
         InputError, OSError, ValueError: if a file is missing or cannot be read.
@@ -242,11 +247,12 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
 def read_newest(
     output: Path, acceptable: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Snapshot, list[str]]:
-    """Read the newest undamaged checkpoint. Also return a sentence about each damaged newer checkpoint.
+    """Read the newest undamaged checkpoint. Also return a sentence about each newer one that is damaged.
 
     Args:
         output: folder of the run.
-        acceptable: gets the training state of a checkpoint; False skips that checkpoint.
+        acceptable: a function of the content of training_state.json. If it returns False, the checkpoint is
+            skipped.
 
     Raises:
         InputError: if there is no such checkpoint.

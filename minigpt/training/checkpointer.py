@@ -1,8 +1,8 @@
 """Saves and loads a run: the content of a checkpoint, saves in the background, and failed saves.
 
-For a save in the background (`save_async`), the loop copies the state and continues, and a thread writes the
-copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The thread does the
-same work in the same order as a save in the foreground, so it is as safe.
+With `save_async`, a save runs in the background: the training loop copies the state and continues, and a
+thread writes the copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The
+thread does the same work in the same order as a save in the foreground, so a crash does no more harm.
 """
 
 import math
@@ -32,12 +32,13 @@ __all__ = ["Checkpointer"]
 
 
 class Checkpointer:
-    """Saves and loads the checkpoints of a run. At its end, the context manager waits for a running save.
+    """Saves and loads the checkpoints of a run. The end of its `with` block waits for a running save.
 
     Args:
         config: options of the run, among them the output folder, `save_async` and `on_save_error`.
         step: its model, optimisers, progress and data fingerprints are saved.
-        logger: is flushed first, so that metrics.jsonl never lacks a line before a checkpoint.
+        logger: writes metrics.jsonl to the disk before each save, so that a checkpoint is never newer than
+            its metrics.
         files: reads and writes the model's files in a checkpoint.
     """
 
@@ -46,8 +47,9 @@ class Checkpointer:
         self._processes = step.processes
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None  # error of the last save; `_join` raises or prints it
-        self._newest = -1  # step of the last save that is done or running; -1: no save yet, or it failed
-        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})  # best saved loss, its step and metrics
+        self._newest = -1  # step of the last save; -1: there was none, or it failed
+        # loss, step and metrics of the best model that is surely on the disk
+        self._confirmed: tuple[Any, ...] = (math.inf, 0, {})
 
     def __enter__(self) -> "Checkpointer":
         self._confirm(True)
@@ -58,7 +60,7 @@ class Checkpointer:
     def save(self, best: bool = False, final: bool = False) -> None:
         """Save the current step and move the link `last` to it. First waits for an earlier save.
 
-        If this or the earlier save fails and the run continues, the best loss becomes the best saved one.
+        If a save fails and the run continues, the run forgets a best loss whose model was not saved.
 
         Args:
             best: move the link `best`, too.
@@ -93,7 +95,7 @@ class Checkpointer:
         rngs: list[Any],
         shards: ShardedSave | None,
     ) -> bool:
-        """Save, in process 0. Returns False if this or the earlier save failed and the run continues."""
+        """Save in process 0. Returns False if this or the earlier save failed, and the run may continue."""
         config, step, before = self._config, self._step, self._join(final=False)
         try:
             self._logger.flush()
@@ -142,10 +144,10 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # only a warning, because the new checkpoint is saved
+            warn(str(error))  # the new checkpoint is saved, so the run can continue
 
     def _join(self, final: bool) -> bool:
-        """Wait for a running save. Returns True if it succeeded. Raises as `save` does."""
+        """Wait for a running save. Returns True if it succeeded. Raises the same errors as `save`."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -162,10 +164,10 @@ class Checkpointer:
         return False
 
     def wait(self, final: bool = False) -> None:
-        """Wait for a save in the background. `final` and errors as in `save`."""
+        """Wait for a save in the background. `final` and the errors are those of `save`."""
         saved = True
         with self._processes.shared_errors():
-            saved = self._join(final)  # returns True at once in the other processes, which have no thread
+            saved = self._join(final)  # the other processes have no thread to wait for
         self._confirm(self._processes.broadcast(saved))
 
     def is_saved(self) -> bool:
@@ -185,9 +187,9 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # another error is raised already, so `_error` is only printed
+            if self._error is not None:  # the block ends with another error, so only print this one
                 warn(str(self._error))
-        # SystemExit comes from a second signal: do not wait for the thread, it ends with the process
+        # A second Ctrl-C raises SystemExit. Then do not wait for the thread; it ends with the process.
 
     # -- loading ---------------------------------------------------------------------------------------------
 
@@ -224,7 +226,7 @@ class Checkpointer:
         step.loss.load_state(snapshot.rng)
         if snapshot.rng:
             set_random_state(step.device, snapshot.rng)
-        else:  # no random state: the checkpoint's run had fewer processes
+        else:  # the saved run had fewer processes, so there is no random state for this one
             self._processes.seed(self._config.seed, int(snapshot.state["steps_done"]))
 
     def resume(self) -> Path:
@@ -269,11 +271,11 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # move the link again, because the earlier process may have died before it did so
+                # The earlier process may have died after the save and before it moved the link.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):
-            # There is no best checkpoint, or it is damaged, or its loss cannot be compared: the next
-            # evaluation is the best so far.
+            # The best checkpoint is missing or damaged, or its loss was measured in another way. So the next
+            # evaluation counts as the best.
             progress.best_val_loss, progress.best_step, progress.best_metrics = math.inf, 0, {}
         return snapshot.folder

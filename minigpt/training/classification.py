@@ -1,7 +1,7 @@
 """Data, loss and checkpoint format of `--task classification`.
 
-The training loop is the same as for text. The validation loss decides which checkpoint is the best. Accuracy
-and F1 are also measured. Class weights only change the training loss.
+The training loop is the same as for language models. The checkpoint with the lowest validation loss is the
+best. Accuracy and F1 are also measured. Class weights change the training loss only.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -72,7 +72,7 @@ _CONFUSION = "confusion.png"  # name of a file in the output folder
 
 @dataclass(frozen=True)
 class ClassificationData:
-    """Texts with labels; implements `run_data.AnyData`."""
+    """Texts with labels for training and validation, with the methods of `run_data.AnyData`."""
 
     tokenizer: AnyTokenizer
     train: EncodedTexts
@@ -82,7 +82,7 @@ class ClassificationData:
 
     @property
     def sentence(self) -> str:
-        """Return the sizes of both parts, in words."""
+        """Return a sentence with the sizes of the training and the validation data."""
         kinds = "numbers" if self.labels.problem_type == "regression" else f"{len(self.labels)} labels"
         return f"{len(self.train):,} texts with {kinds} to learn from, {len(self.val):,} to measure on"
 
@@ -100,23 +100,24 @@ class ClassificationData:
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row) of each batch of an epoch.
 
-        Tokens per row are one more than the model reads, as in the rows of next-token prediction.
+        The number of tokens is one higher than the model reads. For next-token prediction it is so, too,
+        because each row has one more target.
         """
         return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: Any) -> tuple[str, str, str]:
-        """Return the names of training data, validation data and vocabulary for messages."""
+        """Return what messages call the training data, the validation data and the vocabulary."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
 
-    unit = "lines"  # word for the numbers that `positions` returns
+    unit = "lines"  # what `positions` counts
 
     def positions(self, batch: LabelledBatch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""
         return [int(line) for line in self.train.lines[batch.rows]]
 
     def where(self, positions: Sequence[int], config: Any) -> str:
-        """Describe positions in the training data, for a message."""
+        """Describe some lines of the training data in words, for a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
     def sample(self, model: Any, number: int) -> str:
@@ -139,7 +140,7 @@ class ClassificationData:
 
 
 def labelled_options(config: FinetuneConfig) -> LabelledOptions:
-    """Return the options for reading the files of a run."""
+    """Return the options that decide how the files with labels are read."""
     return LabelledOptions(
         text_field=config.text_field,
         label_field=config.label_field,
@@ -169,7 +170,7 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
 
 
 def read_data(config: FinetuneConfig) -> ClassificationData:
-    """Read both parts of the data. Print how many texts were skipped or cut.
+    """Read the training and the validation data. Print how many texts were skipped or cut.
 
     Raises:
         InputError: if a file cannot be read, or its labels do not fit; the message names the file.
@@ -202,7 +203,10 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:
-    """Return the labels in the order of the given classifier. Print a note if its head has other labels."""
+    """Return the labels in the order of the classifier in `folder`, so that its head can be used.
+
+    If that classifier has other labels, print a note.
+    """
     known = classifier_labels(folder)
     if known is None or known == labels:
         return labels
@@ -240,23 +244,23 @@ class ClassificationLoss(Objective):
         self.model = model
 
     def count(self, batch: LabelledBatch) -> int:
-        """Return the number of terms of the loss: rows, or rows times outputs."""
+        """Return the number of losses in the sum: one for each row, or for each row and label."""
         is_single = self.model.labels.problem_type == "single_label_classification"
         return len(batch.rows) * (1 if is_single else len(self.model.labels))
 
     def select(self, batch: LabelledBatch) -> LossTexts:
-        """See `Objective`."""
+        """Return the tensors of a batch that the loss needs."""
         return LossTexts(batch.input_ids, batch.last, batch.labels, batch.weights)
 
     def example(self, device: torch.device) -> LossTexts:
-        """See `Objective`."""
+        """Return the tensors of the smallest batch: one text of one token."""
         zero = torch.zeros(1, dtype=torch.int64, device=device)
         is_single = self.model.labels.problem_type == "single_label_classification"
         labels = zero if is_single else torch.zeros((1, len(self.model.labels)), device=device)
         return LossTexts(zero[None], zero, labels, torch.ones(1, device=device))
 
     def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-        """Compute the summed loss, ()."""
+        """Return the sum of the losses of a batch, a tensor without dimensions."""
         return summed_loss(self.model(input_ids, last=last), labels, weights, self.model.labels.problem_type)
 
     def evaluate(
@@ -266,11 +270,11 @@ class ClassificationLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> ClassificationReport:
-        """See `Objective`."""
+        """Measure loss, accuracy and F1 on the validation data."""
         return evaluate_classifier(model, batches, device, finish)
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """Print confusion, calibration error and mistakes of the best checkpoint on the validation data."""
+        """Measure the best checkpoint on the validation data: print confusion, calibration, mistakes."""
         model, _ = load_classifier(best, next(self.model.parameters()).device)
         found = predict(model, data.val)
         report = report_of(model.labels, found, data.val)
@@ -309,25 +313,25 @@ _MISTAKE = ("label", "predicted", "probability")
 
 
 class ClassifierFiles(ModelFiles):
-    """Files of a whole classifier: config.json with labels, model.safetensors, the tokenizer's files."""
+    """Reads and writes a whole classifier: config.json with labels, model.safetensors, the tokenizer."""
 
     def writer(self, model: Any, tokenizer: AnyTokenizer, in_background: bool) -> Callable[[Path], None]:
-        """See `ModelFiles`."""
+        """Return a function that writes the classifier into a folder."""
         kept = _copied(model) if in_background else model
         return lambda folder: save_classifier(kept, folder, tokenizer)
 
     def load(self, model: Any, folder: Path) -> None:
-        """See `ModelFiles`."""
+        """Copy the weights of a checkpoint into the classifier, in place."""
         load_classifier_weights(model, folder)
 
 
 class ClassifierAdapterFiles(AdapterFiles):
-    """Files of an adapter with its head in PEFT's format, and config.json with labels."""
+    """Reads and writes an adapter and its head in PEFT's format, with a config.json that holds the labels."""
 
     task_type = "SEQ_CLS"
 
     def writer(self, model: Any, tokenizer: AnyTokenizer, in_background: bool) -> Callable[[Path], None]:
-        """See `ModelFiles`."""
+        """Return a function that writes the adapter into a folder."""
         write, content = super().writer(model, tokenizer, in_background), config_json(model, tokenizer)
 
         def write_both(folder: Path) -> None:
@@ -338,7 +342,7 @@ class ClassifierAdapterFiles(AdapterFiles):
 
 
 def _copied(model: SequenceClassifier) -> SequenceClassifier:
-    """Copy a classifier to the CPU."""
+    """Return a copy of a classifier on the CPU, which further training does not change."""
     family = classifier_family(model.config, model.labels, model.pad_token_id)
     copy: SequenceClassifier = family.on_meta(model.config)
     weights = family.from_hugging_face(family.to_hugging_face(model), model.config)
@@ -349,9 +353,9 @@ def _copied(model: SequenceClassifier) -> SequenceClassifier:
 def make_classifier(
     config: FinetuneConfig, data: ClassificationData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Build the classifier with its loss on a device, and its checkpoint format; see `make_objective`.
+    """Build the classifier with its loss on a device, and the format of its checkpoints.
 
-    The head is new, so every method trains it.
+    The head is new, so it is trained with every method, also with an adapter.
     """
     model = start_classifier(config.model, data.labels, data.tokenizer).train()
     require_trainable(model, config, config.model)

@@ -1,4 +1,4 @@
-"""`minigpt train` and `minigpt finetune`: complete the flags that were given, then train."""
+"""The commands `minigpt train` and `minigpt finetune`: from the user's flags to a training run."""
 
 import os
 import sys
@@ -14,7 +14,7 @@ __all__ = ["train_command"]
 
 
 def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, Any]:
-    """Train. Return the dict that --json prints.
+    """Train a model with the user's flags. Return the dict that --json prints.
 
     Args:
         given: the flags.
@@ -24,7 +24,7 @@ def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, A
         # With several processes, only process 0 prints results; other processes print to /dev/null.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
     if given.get("task") == "classification" and "model" not in given:
-        check_ranges(kind, given)  # report bad numbers before torch is imported
+        check_ranges(kind, given)  # report wrong numbers at once; importing torch takes a second
         from minigpt.training.pretraining import with_pretrained
 
         given = _stoppable(with_pretrained, given)

@@ -27,16 +27,17 @@ __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
+# flags that belong to one call, so that --resume does not take them from the earlier run
 PER_CALL = (
     "overwrite",
     "dry_run",
     "json",
     "language",
     "allow_changed_data",
-)  # flags that --resume does not inherit
+)
 
-# For each family: the options that it does not have, with the value that means "not set". Any other value of
-# such an option is an error.
+# For each family: the options that it does not have, with the value that means "not given". Any other value
+# of such an option is an error.
 FOREIGN_OPTIONS = {name: family.UNSUPPORTED for name, family in OPTIONS.items()}
 Precision: TypeAlias = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -301,12 +302,12 @@ class TrainConfig(DataOptions, CommandOptions):
 
     @classmethod
     def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return a recipe's values with the defaults that depend on its task. Training has no tasks."""
+        """Add the defaults that depend on the task to a recipe's values. `minigpt train` has no tasks."""
         return {name: value for name, value in values.items() if name != "task"}
 
     @property
     def starts_from(self) -> Path | None:
-        """The folder with the weights at the start of training; None: a new model."""
+        """The folder of the weights with which training begins; None: a new model."""
         return self.init_from
 
     def model_config(self, vocab_size: int) -> "ModelConfig":
@@ -327,8 +328,8 @@ class TrainConfig(DataOptions, CommandOptions):
 def read_recipe(recipe: str, kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Read a recipe by its name or by the path of a TOML file.
 
-    A file may begin with `base = "qa-cpu"`. An option that the file leaves out then has the value of that
-    recipe, instead of the default of TrainConfig.
+    A file may begin with `base = "qa-cpu"`. Options that the file leaves out then have that recipe's values,
+    instead of the defaults of TrainConfig.
 
     Raises:
         InputError: for a recipe that does not exist, invalid TOML, an unknown key (the message suggests a
@@ -411,7 +412,8 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        value = float(str(value)) if fits else value  # str, because float(10**400) would raise OverflowError
+        # `float(10**400)` raises OverflowError, `float("1000...")` gives infinity
+        value = float(str(value)) if fits else value
     elif typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]
         fits = isinstance(value, list | tuple) and all(type(one) is inner for one in value)

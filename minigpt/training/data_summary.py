@@ -2,11 +2,11 @@
 
     summary = summarize(data, config)
     for sentence in summary.warnings(): ...    # warns before training if there is too little data
-    summary.as_dict()                          # is saved in run.json, for the doctor
+    summary.as_dict()                          # is saved in run.json, for `minigpt doctor`
 
-Two losses are baselines. ln V is the loss of a uniform guess among V tokens. The unigram loss is the loss of
-a model that predicts the token frequencies of the training part, without context. A model whose loss is not
-below the unigram loss has learned nothing from the context.
+A trained model is compared with two losses. ln V is the loss of a uniform guess among V tokens. The unigram
+loss is the loss of a model that predicts the token frequencies of the training data, without context. If a
+model's loss is not below the unigram loss, the model has learned nothing from the context.
 """
 
 import dataclasses
@@ -27,15 +27,17 @@ from minigpt.training.run_data import AnyData, RunData
 
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
-# A thousand tokens of two nats each are 3,000 bits. Every model here has more weights than that, so it
-# memorises the data before it learns rules.
+# With fewer targets than this, a warning appears. A thousand targets of two nats each are 3,000 bits of
+# information. Every model here has more weights than that, so it memorises the data instead of learning
+# rules.
 LEARN_FROM = 1000
-# The loss of a token varies about as much as its mean. So the relative error of a mean over n tokens is at
-# least 1 / sqrt(n): 5 % for 400 tokens.
+# With fewer validation targets than this, a warning appears. The loss of a token varies about as much as its
+# mean. So the relative error of a mean over n tokens is at least 1 / sqrt(n): 5 % for 400 tokens.
 MEASURE_ON = 400
-_COUNTED = 1 << 22  # largest number of tokens that are counted: more do not change the frequencies
+# largest number of tokens that are counted; more tokens would hardly change the frequencies
+_COUNTED = 1 << 22
 _PIECE = 1 << 12
-_SIZES = {  # word for examples -> a number of them
+_SIZES = {  # what an example is called -> a number of examples
     "pairs": "{count:,} pair{several}",
     "conversations": "{count:,} conversation{several}",
     "pairs of answers": "{count:,} pair{several} of answers",
@@ -43,22 +45,23 @@ _SIZES = {  # word for examples -> a number of them
     "windows": "{count:,} window{several}",
     "examples": "{count:,} example{several}",
 }
-_PARTS = 4  # the frequencies of three parts give the loss of the fourth
+_PARTS = 4  # the data is divided into four parts; three give the frequencies for the loss of the fourth
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Sizes and baseline losses. Targets are the tokens that the loss counts."""
+    """Sizes of the data, and two losses to compare with. A "target" is a token that the loss counts."""
 
-    unit: str  # word for an example: pairs, conversations, windows
+    unit: str  # what an example is called: pairs, conversations, windows
     train_examples: int
     train_targets: int
     val_examples: int
     val_targets: int
     vocab_size: int
-    train_unigram_loss: float  # nats per target, with the frequencies of the training data
-    val_unigram_loss: float  # nats per target, with the frequencies of the training data
-    held_out_unigram_loss: float  # loss of each training quarter with the frequencies of the other quarters
+    train_unigram_loss: float  # nats per training target, with the token frequencies of the training data
+    val_unigram_loss: float  # nats per validation target, with the token frequencies of the training data
+    # mean loss of a quarter of the training data, with the frequencies of the other three quarters
+    held_out_unigram_loss: float
     is_same: bool  # True if training and validation data are the same
 
     @property
@@ -68,11 +71,11 @@ class DataSummary:
 
     @property
     def val_error(self) -> float:
-        """Return the relative statistical error of the validation loss."""
+        """Return the relative statistical error of a validation loss on this data."""
         return 1 / math.sqrt(self.val_targets)
 
     def warnings(self) -> Iterator[str]:
-        """Yield a sentence for each size that is too small, with advice."""
+        """Yield a sentence with advice for each part of the data that is too small."""
         if self.train_targets < LEARN_FROM:
             yield Message(
                 "{count:,} tokens to learn from ({size}) are so few that a model learns them by heart and "
@@ -109,7 +112,7 @@ class DataSummary:
 
 
 def read_summary(value: object) -> DataSummary | None:
-    """Convert the result of `as_dict` back. Return None for anything else, such as an older format."""
+    """Convert the result of `as_dict` back. Return None for any other value, such as an older format."""
     if not isinstance(value, dict):
         return None
     for item in dataclasses.fields(DataSummary):
@@ -121,12 +124,12 @@ def read_summary(value: object) -> DataSummary | None:
 
 
 def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
-    """Count the targets of both parts. A long text is sampled, up to some million tokens."""
+    """Measure training and validation data. Of a long text, only some million tokens are counted."""
     train, part_of = _targets(data.train, config)
     val, _ = _targets(data.val, config)
     vocab_size = data.tokenizer.get_vocab_size()
     parts = np.bincount(part_of * vocab_size + train, minlength=_PARTS * vocab_size)
-    parts = parts.reshape(_PARTS, vocab_size)  # number of occurrences of each token in each part
+    parts = parts.reshape(_PARTS, vocab_size)  # (_PARTS, V): how often each token occurs in each part
     counts = parts.sum(axis=0)
     held_out = 0.0
     for own in parts:
@@ -149,10 +152,11 @@ def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
 
 
 def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Compute the loss of each token from its frequency, (V,).
+    """Compute the loss of each token of the vocabulary from its count, (V,).
 
-    Tokens that did not occur also get a probability: the expected number of new tokens is the number of
-    different tokens so far (Witten and Bell, https://doi.org/10.1109/18.87000), and all are equally likely.
+    Tokens that did not occur also get a probability. Together they get as much as if each different token
+    seen so far had once been a new one (Witten and Bell, https://doi.org/10.1109/18.87000), and all are
+    equally likely.
     """
     seen = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))
@@ -162,20 +166,21 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the targets, (P,), and the number of the part (of `_PARTS`) of each, (P,).
+    """Return the ids of the targets, (P,), and for each the number of its part of the data, (P,).
 
-    Rows with the same answers are in the same part, because a rephrased question is not new data.
+    Rows with the same answer are in the same part, because the same answer to a rephrased question is not new
+    data.
     """
     if isinstance(part, EncodedExamples):
         counts = part.is_answer.copy() if config.loss_on == "answer" else np.ones(len(part.ids), dtype=bool)
-        counts[part.starts[:-1]] = False  # a row's first token has no context
+        counts[part.starts[:-1]] = False  # the first token of a row is never predicted
         answers: dict[bytes, int] = {}
         spans = itertools.pairwise(part.starts.tolist())
         keys = (part.ids[a:b][part.is_answer[a:b]].tobytes() for a, b in spans)
         groups = np.array([answers.setdefault(key, len(answers)) for key in keys])
         return part.ids[counts].astype(np.int64), np.repeat(groups, part.lengths)[counts] % _PARTS
     size = max(1, min(_PIECE, len(part) // (4 * _PARTS)))
-    pieces = range(1, len(part), size)  # the first token has no context
+    pieces = range(1, len(part), size)  # from 1 on, because the first token is never predicted
     every = -(-len(pieces) * size // _COUNTED)
     some = [part.tokens.read(part.first + at, min(size, len(part) - at)) for at in pieces[::every]]
     numbers = np.repeat(np.arange(len(some)), [len(piece) for piece in some])

@@ -1,11 +1,12 @@
 """Distillation (https://arxiv.org/abs/1503.02531): the model learns a teacher's probabilities, too.
 
-At each target that counts, with T the temperature:
+The loss of each target that counts, with the temperature T:
 
     alpha T² KL(teacher at T || model at T) + (1 - alpha) cross-entropy of the target
 
-Temperature above 1 makes both distributions flatter, so that unlikely tokens count more; T² keeps the size of
-the gradient. An evaluation measures the cross-entropy alone, as without a teacher.
+A temperature above 1 makes both distributions flatter, so that unlikely tokens count more. This makes the
+gradient smaller by about T², so the factor T² restores its size. An evaluation measures the cross-entropy
+alone, as without a teacher.
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
 """
@@ -30,11 +31,11 @@ __all__ = ["DistillationLoss", "distillation_loss", "load_teacher"]
 def distillation_loss(
     logits: Tensor, teacher: Tensor, targets: Tensor, alpha: float, temperature: float
 ) -> Tensor:
-    """Return the loss summed over positions, ().
+    """Return the loss of distillation, summed over all positions: a tensor without dimensions.
 
     Args:
         logits: logits of the model, (P, V).
-        teacher: logits of the teacher, (P, V). If one V is larger, its extra entries do not count.
+        teacher: logits of the teacher, (P, V). If the two V differ, the additional entries are ignored.
         targets: (P,) int64.
     """
     loss = (1 - alpha) * F.cross_entropy(logits, targets, reduction="sum")
@@ -45,7 +46,7 @@ def distillation_loss(
 
 
 def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> LanguageModel:
-    """Load a teacher.
+    """Load the model that teaches.
 
     Args:
         tokenizer: tokenizer of the model that learns.
@@ -72,7 +73,7 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
 
 
 class DistillationLoss(NextTokenLoss):
-    """Next-token prediction with a teacher.
+    """The loss of next-token prediction with a teacher.
 
     Args:
         model: its parameters that require gradients are trained.
@@ -93,7 +94,7 @@ class DistillationLoss(NextTokenLoss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, loss_on, device)
-        self._teacher = (teacher,)  # a tuple, because this module must not list the teacher's parameters
+        self._teacher = (teacher,)  # a tuple hides the teacher from nn.Module: its parameters are not trained
         self._alpha, self._temperature = alpha, temperature
         self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 
@@ -108,8 +109,8 @@ class DistillationLoss(NextTokenLoss):
         ours = _at(self.model.base_model(input_ids), positions)
         rows = max(1, self._limit // (2 * self.model.config.vocab_size))
         pieces = [*zip(*(torch.split(one, rows) for one in (ours, theirs, targets)))]
-        # With several pieces, the logits are computed again in the backward pass, as in
-        # `summed_cross_entropy`.
+        # If the logits are computed in pieces, their memory is freed after each piece. The backward pass then
+        # computes them again, as in `summed_cross_entropy`.
         again: Callable[..., Any] = checkpoint if len(pieces) > 1 else _called
         more: dict[str, Any] = (
             {"use_reentrant": False, "preserve_rng_state": False} if len(pieces) > 1 else {}

@@ -4,9 +4,10 @@ A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command
 process its number by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. If WORLD_SIZE is unset or 1,
 no process group is made, and each method here works for a single process.
 
-Only process 0 prints and writes to the run's folder. A signal, an error or a non-finite loss in one process
-reaches the other processes at their next exchange of messages. These messages are tensors on the CPU (gloo),
-in a process group of their own. parallel.py exchanges gradients and weights, between CUDA devices over NCCL.
+Only process 0 prints and writes to the run's folder. After a signal, an error or a non-finite loss in one
+process, the other processes learn of it at the next exchange of messages. These messages are tensors on the
+CPU, in a process group of their own (gloo). Gradients and weights are exchanged by parallel.py, between CUDA
+devices over NCCL.
 """
 
 import json
@@ -27,8 +28,8 @@ from minigpt.errors import InputError, printable
 
 __all__ = ["SINGLE_PROCESS", "Processes", "Stopped", "is_restarted", "join_processes"]
 
-# One process may encode a corpus or write to a slow disk for long while the other processes wait. A process
-# that dies is noticed at once in spite of this, because its connections close.
+# A long timeout: the other processes wait while one process encodes a corpus or writes to a slow disk. If a
+# process dies, the others still notice it at once, because its connections close.
 _TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 
@@ -44,12 +45,12 @@ class Stopped(Exception):  # noqa: N818 -- not an error: all processes agreed to
 
 
 class _SharedError(InputError):
-    """An error that all processes raise together; only process 0 prints it."""
+    """An error that all processes raise together. Process 0 alone prints it."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process: one of `size` processes, with number `rank`."""
+    """The processes that train together, seen from this process: it is number `rank` of `size`."""
 
     rank: int = 0
     size: int = 1
@@ -62,15 +63,15 @@ class Processes:
         return self.rank == 0
 
     def device(self, name: str) -> str:
-        """Return the device of this process for `--device`. Each process has a CUDA device of its own."""
+        """Return the device of this process for `--device NAME`. With CUDA, each process has its own GPU."""
         if self.size > 1 and torch.cuda.is_available() and name in ("auto", "cuda"):
             torch.cuda.set_device(self.local_rank % torch.cuda.device_count())
             return f"cuda:{self.local_rank % torch.cuda.device_count()}"
-        # without CUDA, several processes use the CPU: MPS has no collective operations
+        # Without CUDA, several processes use the CPU, because the processes cannot exchange tensors on MPS.
         return "cpu" if self.size > 1 and name == "auto" else name
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Seed every process but process 0 differently, so that their dropout differs."""
+        """Seed torch differently in each process, so that dropout differs. Process 0 uses `seed` itself."""
         if not self.is_main:
             seed_everything((seed + 0x9E3779B97F4A7C15 * self.rank + step) % 2**63)
 
@@ -101,7 +102,7 @@ class Processes:
         return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths)]
 
     def broadcast(self, value: Value) -> Value:
-        """Return the value of process 0. JSON must be able to hold it."""
+        """Return the value that process 0 has. It must be a value that JSON can hold."""
         if self.size == 1:
             return value
         content = _bytes(json.dumps(value).encode() if self.is_main else b"")
@@ -114,7 +115,11 @@ class Processes:
         return received
 
     def require_same(self, fingerprint: str, what: str) -> None:
-        """Check that all processes have the same fingerprint. `what`: name of its data, for the message.
+        """Check that all processes have the same fingerprint of some data.
+
+        Args:
+            fingerprint: this process's fingerprint.
+            what: what the data is called in the error message.
 
         Raises:
             InputError: if it differs; the message names the first process that differs.
@@ -130,7 +135,7 @@ class Processes:
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
-        """Run a block in every process. An error in one process is raised in all of them.
+        """Run a block in every process. If it fails in one process, all processes raise the error.
 
         Raises:
             InputError: if the block fails in any process. The message names the rank if it is not 0.
@@ -147,7 +152,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in process 0 first. The other processes then find the files that process 0 made.
+        """Run a block in process 0, then in the others. They can use the files that process 0 has made.
 
         Raises:
             InputError: as `shared_errors`. If process 0 fails, the other processes do not run the block.
@@ -184,12 +189,12 @@ def _number(name: str, default: int) -> int:
 
 
 def is_restarted() -> bool:
-    """Return True if torchrun restarted the processes after one died (--max_restarts)."""
+    """Return True if torchrun has restarted this process because a process died (--max_restarts)."""
     return _number("TORCHELASTIC_RESTART_COUNT", 0) > 0
 
 
 def _store(rank: int, size: int) -> Any:
-    """Make the store in which the processes exchange their addresses. Each restart uses another prefix.
+    """Make the store in which the processes exchange their addresses. Each restart has its own prefix.
 
     torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1. With
     torch's default prefix (2.13), restarted processes would read the old addresses and wait for ever.
@@ -208,8 +213,9 @@ def join_processes() -> Iterator[Processes]:
     """Join the other processes, and leave them at the end of the block.
 
     Raises:
-        InputError: if the environment lacks the rank or the address, or a process cannot be reached.
-        SystemExit: 1, if another process has died; a line has been printed.
+        InputError: if an environment variable with the rank or the address is missing, or a process cannot be
+            reached.
+        SystemExit: with code 1 after another process has died. An explanation has been printed.
     """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", -1)
     if size == 1:

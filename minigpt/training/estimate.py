@@ -1,7 +1,8 @@
 """Prints before a run the parts of the model, and estimates memory and time of training on this machine.
 
-The time of a piece of a real batch is measured and scaled by FLOPs. The memory is computed, not measured.
-The model is not trained: gradients are thrown away; weights and random states do not change.
+For the time, a piece of a real batch is computed, and its time is scaled by FLOPs. The memory is computed,
+not measured. The model is not trained: the gradients are thrown away, and weights and random states do not
+change.
 """
 
 import copy
@@ -34,12 +35,12 @@ __all__ = [
     "print_parameters",
 ]
 
-TORCH_ITSELF = 350 * 2**20  # bytes of a process after the imports for training, before any tensor exists
-# Memory of the process per computed byte, on a CPU. Activations, gradients and moments are freed and taken
-# in changing order, which leaves gaps in the C library's heap. The factor was measured on Linux with
-# benchmarks/memory.py. It does not apply to GPUs, which have other allocators.
+TORCH_ITSELF = 350 * 2**20  # bytes of a process after all imports, before any tensor exists
+# On a CPU, a process takes this many times the computed bytes. Activations, gradients and moments are
+# allocated and freed in changing order, which leaves gaps in the C library's memory. The factor was measured
+# on Linux with benchmarks/memory.py. GPUs have other allocators, so it does not apply to them.
 HELD = 1.4
-_LONGEST = 2048  # tokens of a row with which anything is measured; what a longer one needs is computed
+_LONGEST = 2048  # largest number of tokens of a row for measuring; for longer rows the result is computed
 
 
 def print_parameters(trainer: Trainer) -> None:
@@ -59,7 +60,7 @@ def print_parameters(trainer: Trainer) -> None:
 
 
 def _print_trained(model: LanguageModel) -> None:
-    """Print the parts of a model from given weights: how much of each part is trained, how much is frozen."""
+    """Print for each part of a loaded model how many parameters are trained, and how many are frozen."""
     trained, total = parameter_table(model, only_trained=True), dict(parameter_table(model))
     counts = dict(trained)
     rows = [
@@ -84,7 +85,7 @@ class Estimate:
     memory_bytes: int  # memory that the run needs; see `memory_needed`
 
     def sentence(self) -> str:
-        """Return the estimate in one line, and a second one if the machine is busy."""
+        """Return the estimate as one line of text. A second line follows if the machine is busy."""
         sentence = say(
             "{steps:,} steps of about {tokens:,.0f} tokens; this machine does {speed:,.0f} GFLOP/s on them: "
             "about {time}, {memory:,.0f} MiB of memory",
@@ -102,14 +103,15 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
 
     Args:
         trainer: the run.
-        free: free bytes of memory.
+        free: number of free bytes of memory.
 
     Raises:
-        InputError: if the run needs more memory, before anything is computed with a whole batch.
+        InputError: if the run needs more memory than `free`. It is raised before a whole batch is computed.
     """
     config = trainer.config
     needed = memory_needed(trainer)
-    if needed - TORCH_ITSELF > HELD * free:  # without the reserve of HELD: what surely does not fit
+    # an error only if it surely does not fit, so without the factor HELD
+    if needed - TORCH_ITSELF > HELD * free:
         raise InputError(
             f"a step needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: lower "
             "--batch_size, --max_length or --block_size, or the model's size (or --gradient_checkpointing)"
@@ -117,7 +119,8 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
     pad_to = config.max_length if config.pad_to_max_length else 0
     shapes, answer_share = _shapes(trainer, pad_to), _answer_share(trainer)
     sampling_seconds = 0.0
-    if trainer.step.loss.is_sampled:  # the answers of a step, as long as the model writes them now
+    # the loss is of sampled answers (GRPO): sample them to get their lengths
+    if trainer.step.loss.is_sampled:
         sampling_seconds, shapes, answer_share = _sampled(trainer)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
     flops = sum(batch_flops(trainer, r, w - 1, answer_share) for r, w in shapes) / len(shapes)
@@ -145,7 +148,7 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
 
 
 def busy() -> str:
-    """Return a warning for an estimate of time if other programs keep the cores busy; "" otherwise."""
+    """Return a warning if other programs use the cores now, because the estimate is then too long. Or ""."""
     if not hasattr(os, "getloadavg"):  # Windows has no getloadavg
         return ""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
@@ -156,12 +159,12 @@ def busy() -> str:
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Return the training FLOPs of rows of T tokens. `counted`: share of the tokens that the loss counts."""
+    """Return the FLOPs of training on some rows of T tokens. `counted`: share of the tokens in the loss."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, tokens per row) of each batch. Sampled answers count with their greatest length."""
+    """Return (rows, tokens per row) of each batch. For sampled answers, the greatest length is assumed."""
     loss, plan = trainer.step.loss, trainer.step.plan
     if not loss.is_sampled:
         return trainer.data.shapes(plan, pad_to)
@@ -174,7 +177,7 @@ def _answer_share(trainer: Trainer) -> float:
 
 
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
-    """Sample the answers of a step. Training samples them once more.
+    """Sample the answers of the first step. They are thrown away; training samples them again.
 
     Returns: seconds for a step; (rows, tokens per row) of each batch; share of the tokens that are answers.
     """
@@ -192,7 +195,7 @@ def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
-    """Measure the FLOP/s of forward and backward in eager mode, on at most 100 GFLOP of the first batch."""
+    """Measure FLOP/s of forward and backward pass, on at most 100 GFLOP of the first batch."""
     config = trainer.config
     rows = trainer.step.plan.rows(0)
     pad_to = config.max_length if config.pad_to_max_length else 0
@@ -200,7 +203,8 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     keep = max(1, min(B, round(B * 1e11 / batch_flops(trainer, B, T, answer_share))))
     piece = trainer.data.train.batch(rows[:keep], pad_to)
     keep, T = piece.input_ids.shape
-    while T > _LONGEST and batch_flops(trainer, keep, T, answer_share) > 1e10:  # one very long row
+    # a single row may still be too long, so shorten it
+    while T > _LONGEST and batch_flops(trainer, keep, T, answer_share) > 1e10:
         T //= 2
     piece = _cut(piece, T)
     before = random_state(trainer.device)
@@ -218,7 +222,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
 
 
 def _cut(piece: Any, width: int) -> Any:
-    """Return a batch with the first columns only."""
+    """Return a batch that has only the first `width` columns."""
     old = piece.input_ids.shape[1]
     if width == old:
         return piece
@@ -226,13 +230,13 @@ def _cut(piece: Any, width: int) -> Any:
     for name, value in piece._asdict().items():
         if isinstance(value, Tensor) and value.ndim == 2 and value.shape[1] == old:
             found[name] = value[:, :width]
-        elif name == "last":  # places of the last tokens
+        elif name == "last":  # index of each row's last token
             found[name] = value.clamp(max=width - 1)
     return piece._replace(**found)
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
-    """Measure the time of an update of the weights, on a copy of the model. Frozen weights are not copied."""
+    """Measure the time of one update of the weights, on a copy of the model. Frozen weights are left out."""
     frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     shared = {id(tensor): tensor for tensor in [*frozen, *trainer.model.buffers()]}
     model = copy.deepcopy(trainer.model, dict[int, object](shared))
@@ -240,7 +244,7 @@ def _optimizer_seconds(trainer: Trainer) -> float:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.grad = torch.ones_like(parameter)
-    for _ in range(2):  # twice, because the first update also allocates the optimiser's state
+    for _ in range(2):  # the first update also allocates the optimiser's state, so measure the second
         start = time.perf_counter()
         for optimizer in optimizers:
             optimizer.step()
@@ -252,7 +256,8 @@ def _optimizer_seconds(trainer: Trainer) -> float:
 def memory_needed(trainer: Trainer) -> int:
     """Compute the bytes that training needs: weights, gradients, moments, activations, torch itself.
 
-    Muon counts as AdamW. It keeps one moment instead of two, but needs as much memory to orthogonalise.
+    Muon is treated like AdamW. It keeps one moment instead of two, but its orthogonalisation needs as much
+    memory as the other moment.
     """
     pad_to = trainer.config.max_length if trainer.config.pad_to_max_length else 0
     rows, longest = max(_shapes(trainer, pad_to), key=lambda shape: shape[0] * shape[1])
@@ -262,8 +267,8 @@ def memory_needed(trainer: Trainer) -> int:
     before = random_state(trainer.device)
     per_row = _bytes_per_row(trainer, T)
     set_random_state(trainer.device, before)
-    # Per counted position: the hidden state and its gradient (width each); logits, log-softmax and its
-    # gradient (vocab_size each). A float has 4 bytes.
+    # For each position that the loss counts, memory holds the hidden state and its gradient (`width` floats
+    # each), and logits, log-softmax and its gradient (vocab_size floats each). A float has 4 bytes.
     outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few outputs
     head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
     # Bytes per weight: weight, gradient and two moments in float32, and autocast's copy in 16 bits.
@@ -280,7 +285,8 @@ def memory_needed(trainer: Trainer) -> int:
 def _bytes_per_row(trainer: Trainer, T: int) -> float:
     """Return the bytes that autograd keeps of a row of T tokens."""
     if T > _LONGEST:
-        # Attention keeps at most T * T numbers, all else keeps a multiple of T: three lengths tell all.
+        # The bytes for T tokens are a T^2 + b T + c, where attention gives the square. Measuring three
+        # lengths is enough to find a, b and c.
         lengths = (_LONGEST // 4, _LONGEST // 2, _LONGEST)
         a, b, c = (_bytes_per_row(trainer, length) for length in lengths)
         x, y, z = lengths
@@ -290,15 +296,16 @@ def _bytes_per_row(trainer: Trainer, T: int) -> float:
             + c * (T - x) * (T - y) / ((z - x) * (z - y))
         )
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
-    # The difference between three rows and two, in which weights and autocast's copies of them cancel out.
-    # One row is not used, because torch reshapes a single row without a copy.
+    # Subtract the bytes of two rows from those of three. What does not depend on rows cancels out: weights,
+    # and autocast's copies of them. One row is not used, because torch reshapes a single row without a copy.
     return _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
 
 
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
     """Return the bytes that autograd keeps from the blocks' forward pass. Shared memory counts once.
 
-    With gradient_checkpointing the inputs of the blocks are added, because the hook does not see them.
+    A hook counts the tensors that autograd saves. With gradient_checkpointing it does not see the inputs of
+    the blocks, so they are added.
     """
     kept: dict[int, int] = {}
 
@@ -313,7 +320,8 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.step.precision.autocast(),
     ):
-        # `hidden` stays alive until all storages are counted, so that torch reuses none of their addresses
+        # `hidden` must stay alive until all storages are counted: torch could otherwise reuse an address, and
+        # two storages would count as one.
         hidden = trainer.model.base_model(ids)
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes

@@ -12,18 +12,19 @@ __all__ = ["GRPO_DEFAULTS", "METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "Finet
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "grpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
-# The highest learning rate of each method, if the user gives none.
+# Method of fine-tuning -> its highest learning rate, if the user gives none.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 3e-3, "ia3": 3e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
     "classification": "classification",
     "grpo": "grpo",
 }
-TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}  # factor of the method's rate; 1 for other tasks
-# TRL's defaults for GRPO, if they differ from its defaults for DPO.
+# task -> factor of the method's learning rate; other tasks: 1
+TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
+# Defaults of GRPO that differ from those of DPO. Both are TRL's.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
-# The options of each method that adds an adapter.
+# Method that adds an adapter -> the names of its options.
 _ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora": (
         *("r", "lora_alpha", "lora_dropout", "target_modules", "layers_to_transform"),
@@ -45,7 +46,7 @@ _LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grp
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag of this command is `model`
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # `--model` takes its place
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),
@@ -192,7 +193,7 @@ class FinetuneConfig(TrainConfig):
 
     @classmethod
     def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """See TrainConfig: defaults that depend on the task."""
+        """Add the defaults that depend on the task to a recipe's values."""
         return {**GRPO_DEFAULTS, **values} if values.get("task") == "grpo" else values
 
     @property
@@ -281,7 +282,7 @@ class FinetuneConfig(TrainConfig):
 
     @property
     def starts_from(self) -> Path:
-        """Return the folder of the weights to start from."""
+        """Return the folder of the weights with which training begins."""
         return self.model
 
     def adapter_options(self) -> dict[str, Any]:
@@ -292,5 +293,5 @@ class FinetuneConfig(TrainConfig):
             is_one_text = len(target) == 1 and not target[0].isidentifier()
             options["target_modules"] = target[0] if is_one_text else target
         if self.method == "ia3" and self.target_modules == ("all-linear",):
-            options["target_modules"] = ()  # (): the family's default layers
+            options["target_modules"] = ()  # an empty tuple selects the default layers of the model family
         return options

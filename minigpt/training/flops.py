@@ -1,8 +1,9 @@
 """Model FLOPs, and the peak speed of a GPU: how much of a GPU a run uses.
 
-Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is the number of FLOPs that the
-model needs for the tokens, divided by the number that the device could do in that time at its peak. Padding
-and recomputed activations do not count. CPUs have no published peak, so they have no MFU.
+Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is a quotient. Above the line are
+the FLOPs that the model needs for the tokens; below it are the FLOPs that the device could do in the same
+time at its peak. Padding and recomputed activations do not count. CPUs have no published peak, so they have
+no MFU.
 
 Letter: T tokens of a row.
 """
@@ -45,7 +46,7 @@ _PEAKS = {
 
 
 def peaks(device: torch.device) -> tuple[float, float]:
-    """Return the device's peak FLOP/s of 16-bit products and bytes/s of memory; nan for an unknown device."""
+    """Return the device's peak FLOP/s of 16-bit products, and its bytes/s of memory. Unknown device: nan."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     found = (both for pattern, both in _PEAKS.items() if re.fullmatch(pattern, name))
     tera_flops, tera_bytes = next(found, (math.nan, math.nan))
@@ -58,13 +59,13 @@ def peak_flops(device: torch.device, precision: str) -> float:
 
 
 def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -> float:
-    """Return the FLOPs of forward and backward; see Family.flops.
+    """Return the FLOPs of forward and backward pass. Family.flops has the formula.
 
     Args:
         model: the model.
         tokens: number of tokens, in rows of T tokens.
         counted: number of tokens that the loss counts.
-        T: tokens of a row, which decide the cost of attention.
+        T: tokens of a row; the cost of attention depends on it.
     """
     if not hasattr(model, "lm_head"):  # a classifier's head needs very few FLOPs
         counted = 0

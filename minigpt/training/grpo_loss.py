@@ -1,11 +1,12 @@
 """Learning from rewards (GRPO): the model answers each prompt several times, and learns from better answers.
 
-The answers of a step follow from the weights, the seed, the number of the step and the line of the prompt: a
-resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If that is more
-than one step, a checkpoint holds the answers.
+The answers of a step depend only on the weights, the seed, the number of the step and the line of the prompt.
+So a resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If
+num_iterations is above 1, a checkpoint holds these answers.
 
-The reference is the model before the first step: the model without its adapter, or a copy of the model. A
-resumed run begins with the same weights.
+With beta above 0, the loss compares the model with a reference: the model before the first step. The
+reference is the model without its adapter, or a copy of the model. A resumed run makes it from the same
+weights.
 
 Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
 """
@@ -58,58 +59,61 @@ class Sampling(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Prompts with sampled answers, as a batch. The mask of answers marks the sampled tokens."""
+    """Prompts with sampled answers, as a batch. `answer_mask` is True for the sampled tokens."""
 
     input_ids: Tensor  # (B, T) int64, padded on the right
     targets: Tensor  # (B, T) int64
     token_mask: Tensor  # (B, T) bool
     answer_mask: Tensor  # (B, T) bool
-    advantages: Tensor  # (B,)
-    old: Tensor | None  # (P,) log-probabilities when sampled; None: the weights have not changed since
+    advantages: Tensor  # (B,): how much better than the other answers to its prompt an answer is
+    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights are still the same
     reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
 
 
 class RolloutBatch(NamedTuple):
-    """The tensors of a batch that the loss needs."""
+    """The tensors of a batch that the loss needs. Only tokens of answers count."""
 
     input_ids: Tensor  # (B, T) int64
     targets: Tensor  # (P,) int64: tokens of the answers
     advantages: Tensor  # (P,): advantage of each token's answer
-    weights: Tensor  # (P,): factor of each token in the sum
-    old: Tensor | None  # (P,)
-    reference: Tensor | None  # (P,)
+    weights: Tensor  # (P,): factor of each token in the summed loss
+    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights are still the same
+    reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
 @dataclass
 class GrpoReport:
-    """Sums over validation prompts, which the model answers with the most likely tokens."""
+    """The result of an evaluation, in which the model answers with its most likely tokens.
+
+    The fields are sums over the validation prompts.
+    """
 
     prompts: float = 0.0
     reward: float = 0.0
     exact: float = 0.0  # number of answers that equal the file's answers
     tokens: float = 0.0
     truncated: float = 0.0
-    answered: float = 0.0  # prompts that have an answer in the file
-    failures: float = 0.0  # processes in which a reward failed
+    answered: float = 0.0  # number of prompts that have an answer in the file
+    failures: float = 0.0  # number of processes in which a reward function failed
 
     @property
     def loss(self) -> float:
-        """Return minus the mean reward: the checkpoint with the lowest loss is the best."""
+        """Return minus the mean reward, because the checkpoint with the lowest loss counts as the best."""
         return 0.0 - self.reward / self.prompts  # `0.0 -` avoids -0.0
 
     def sums(self) -> list[float]:
-        """See `Report`."""
+        """Return the sums as a list, so that the processes can add them."""
         of_answers = (self.prompts, self.reward, self.exact, self.tokens, self.truncated)
         return [*of_answers, self.answered, self.failures]
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """See `Report`."""
+        """Replace the sums by those over all processes."""
         self.prompts, self.reward, self.exact, self.tokens, self.truncated = sums[:5]
         self.answered, self.failures = sums[5:]
 
     def metrics(self) -> dict[str, float]:
-        """See `Report`."""
+        """Return the numbers for metrics.jsonl."""
         return {
             "val_loss": self.loss,
             "val_reward": self.reward / self.prompts,
@@ -119,33 +123,33 @@ class GrpoReport:
         }
 
     def shown(self) -> str:
-        """See `Report`."""
+        """Return the numbers as text for the line of an evaluation."""
         found = self.metrics()
         exact = f"  exact match {found['val_exact_match']:.1%}" if self.answered else ""
         return f"reward {found['val_reward']:.3f}{exact}"
 
 
 class GrpoLoss(Objective):
-    """The loss of sampled answers.
+    """The loss of GRPO: of sampled answers with rewards.
 
     Args:
         model: the model on its device, with adapters, before the first step. It is also the reference.
         tokenizer: turns sampled ids into the texts that rewards read.
         options: options of the loss.
         sampling: how answers are sampled.
-        rewards: gives each answer its reward.
+        rewards: computes the reward of each answer.
         train: training prompts.
         val: validation prompts.
         device: device of the model.
         autocast: context for a forward pass in training.
-        num_iterations: steps that use the same answers.
-        dry: True if nothing will be trained: no reference is kept.
+        num_iterations: number of consecutive steps that use the same answers.
+        dry: True if nothing will be trained, so no copy of the model is kept as the reference.
     """
 
     is_sampled = True
     step_sums_names = (
-        *("tokens", "kl", "is_low", "is_high"),  # of forward passes
-        # of answers
+        *("tokens", "kl", "is_low", "is_high"),  # sums over the tokens of forward passes
+        # sums over sampled answers
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
     )
@@ -175,35 +179,39 @@ class GrpoLoss(Objective):
         self._train, self._val = train, val
         self.longest_sample = sampling.options.max_new_tokens or 0
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # The token that ends the file's answers ends a sampled answer, too. A chat template may use another
-        # token there than the tokenizer's <sep> or eos.
+        # A sampled answer ends with the token that ends the answers of the file. With a chat template, this
+        # may be another token than the tokenizer's <sep> or eos.
         ends = train.last_tokens()
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
         needs_copy = bool(options.beta) and not self._has_adapter
-        # A tuple, because a plain attribute would add the reference's parameters to this module.
+        # The reference is in a tuple, because nn.Module would count the parameters of a plain attribute as
+        # its own.
         self._reference = (
             (copy.deepcopy(model).eval().requires_grad_(False),) if needs_copy and not dry else ()
         )
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(10, dtype=torch.float64)
-        self._kept: tuple[int, list[Rollout]] | None = None  # block of steps, and its answers
-        self._is_scaled = True  # False: the advantages of these answers are not divided by `batch` yet
-        samples = train.prompts[:2]  # an error in a reward shows before anything else is done
+        # (number of the group of steps that share answers, these answers)
+        self._kept: tuple[int, list[Rollout]] | None = None
+        # False: the advantages must still be divided by the deviation over all processes
+        self._is_scaled = True
+        # call the rewards once now, so that a wrong reward function fails before anything else is done
+        samples = train.prompts[:2]
         answers = [one.answer for one in samples]
         rewards(answers, [one.question for one in samples], answers, [one.fields for one in samples])
 
     # -- sampling --------------------------------------------------------------------------------------------
 
     def sample(self, step: int, batches: Sequence[Batch]) -> list[Rollout]:
-        """Sample answers to the prompts of a step, or return the answers that an earlier step shares with it.
+        """Return sampled answers to the prompts of a step: new ones, or those of the step before.
 
         Raises:
             RewardError: if a reward fails.
         """
         block = step // self.num_iterations
-        self._of_forward = torch.zeros(4)  # reset, because an estimate also calls `forward`
+        self._of_forward = torch.zeros(4)  # an estimate before the run also calls `forward`, so begin at 0
         if self._kept is None or self._kept[0] != block:
             self._of_answers = torch.zeros(10, dtype=torch.float64)
             self._kept = (block, [self._rollout(block, batch) for batch in batches])
@@ -211,9 +219,10 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Rollout]:
-        """Divide the advantages by the deviation of all processes' rewards of the step, if they ask for it.
+        """Return this step's answers. With scale_rewards="batch", divide their advantages by a deviation.
 
-        All processes call it at every step: one of them may have kept the answers of an earlier step.
+        It is the standard deviation of the rewards of the step in all processes. All processes call this at
+        every step, even if they share answers with an earlier step, because `all_reduce` waits for all.
         """
         assert self._kept is not None
         block, rollouts = self._kept
@@ -229,13 +238,13 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """See `Objective`."""
+        """Return the largest possible (rows, tokens per row) of a batch with answers to these prompts."""
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample G answers to each prompt of `rows`. They depend on the weights and the arguments alone."""
+        """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers."""
         return self._generate(
             [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
             self.sampling.options,
@@ -260,7 +269,7 @@ class GrpoLoss(Objective):
         return found
 
     def _score(self, answers: Sequence[Answer], prompts: Sequence[Prompt]) -> tuple[list[float], int]:
-        """Return the rewards of some answers, and the number of answers that equal the file's."""
+        """Return the rewards of some answers, and the number of answers that equal the file's answer."""
         texts = [self._tokenizer.decode(one.ids) for one in answers]
         given = [one.answer for one in prompts]
         fields = [one.fields for one in prompts]
@@ -274,7 +283,7 @@ class GrpoLoss(Objective):
         answers = self.answers(block, rows)
         prompts = [self._train.prompts[row] for row in rows for _ in range(G)]
         rewards, exact = self._score(answers, prompts)
-        # float64, because `std` squares the rewards
+        # float64, because the standard deviation squares the rewards, and large squares overflow float32
         table = torch.tensor(rewards, dtype=torch.float64).view(len(rows), G)
         cut = torch.tensor([one.ending is None for one in answers], dtype=torch.bool)
         self._of_answers += torch.tensor(
@@ -308,7 +317,7 @@ class GrpoLoss(Objective):
             return self._at(model, hidden, targets.to(self._device), positions.to(self._device)).cpu()
 
     def _at(self, model: LanguageModel, hidden: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
-        """Return the log-probability of each target at the sampling temperature, (P,)."""
+        """Return the log-probability of each target, (P,), with the temperature used for sampling."""
         hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
         # Dividing the inputs divides the logits, because lm_head has no bias.
         hidden = hidden / self.sampling.options.temperature
@@ -317,14 +326,20 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return the number of sampled tokens (dapo), 1 for the batch (bnpo), or the number of answers."""
+        """Return the number by which the summed loss of a step is divided. It depends on loss_type.
+
+        dapo: number of sampled tokens; bnpo: 1; other types: number of answers.
+        """
         mask = batch.answer_mask
         if self.options.loss_type == "bnpo":
             return int(mask.any())
         return int(mask.sum()) if self.options.loss_type == "dapo" else int(mask.any(1).sum())
 
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
-        """Select the sampled tokens. In an estimate, the batch has no samples, but the file's answers."""
+        """Select the sampled tokens of a batch.
+
+        The estimate before a run passes a plain batch; its answers are those of the file.
+        """
         if isinstance(batch, Batch):
             batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)
         targets, rows, positions = _answer_tokens(batch)
@@ -335,7 +350,7 @@ class GrpoLoss(Objective):
         )
 
     def example(self, device: torch.device) -> RolloutBatch:
-        """Build the smallest batch: one answer of one token."""
+        """Return the tensors of the smallest batch: one answer of one token."""
         ids, one = torch.zeros((1, 1), dtype=torch.int64, device=device), torch.ones(1, device=device)
         return RolloutBatch(ids, ids[0], one, one, None, None, ids[0])
 
@@ -349,7 +364,7 @@ class GrpoLoss(Objective):
         reference: Tensor | None,
         positions: Tensor,
     ) -> Tensor:
-        """Return the summed loss of a batch, ()."""
+        """Return the summed loss of a batch, a tensor without dimensions."""
         logps = self._at(self.model, self.model.base_model(input_ids), targets, positions)
         found = token_losses(logps, old, reference, advantages, self.options)
         sums = [part.detach().sum() for part in (found.kl, found.is_low, found.is_high)]
@@ -358,11 +373,11 @@ class GrpoLoss(Objective):
         return (found.loss * weights).sum()
 
     def step_sums(self) -> Tensor:
-        """See `Objective`."""
+        """Return this process's sums over the last step, in the order of step_sums_names."""
         return torch.cat([self._of_forward.cpu().double(), self._of_answers])
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """See `Objective`. The names are TRL's."""
+        """Return numbers for metrics.jsonl, with TRL's names. `sums`: of `step_sums`, over all processes."""
         of = dict(zip(self.step_sums_names, sums))
         n, tokens, groups = (max(of[name], 1.0) for name in ("completions", "tokens", "groups"))
         return {
@@ -393,7 +408,7 @@ class GrpoLoss(Objective):
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the answers of `state`. If there are none, the next step samples new answers."""
+        """Restore the result of `state`. If it has no answers, the next step samples new ones."""
         self._kept = None
         if self.num_iterations == 1 or "rollout.block" not in state:
             return
@@ -413,7 +428,7 @@ class GrpoLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> GrpoReport:
-        """See `Objective`. Answers each validation prompt with the most likely tokens.
+        """Answer each validation prompt with the most likely tokens, and measure the rewards.
 
         Raises:
             RewardError: if a reward fails, in all processes.
@@ -447,11 +462,10 @@ def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Roll
     """Build a batch of prompts and answers, padded on the right.
 
     Args:
-        kept: (B,) bool: False for an answer that the loss does not count.
+        kept: (B,) bool: False for an answer that the loss ignores.
     """
-    rows = [[*one.prompt, *one.chosen] for one in answers] or [
-        [0, 0]
-    ]  # a process without a prompt gets a blank row
+    # a process without a prompt gets a row that does not count
+    rows = [[*one.prompt, *one.chosen] for one in answers] or [[0, 0]]
     width = max(map(len, rows))
     ids = np.zeros((len(rows), width), dtype=np.int64)
     real, said = np.zeros((2, len(rows), width), dtype=np.bool_)

@@ -1,7 +1,7 @@
 """A lock on a folder, so that only one process at a time trains or makes shards in it.
 
-It is an operating-system lock on FOLDER/.lock (package `filelock`), which ends with its process. The file
-stays in the folder, but the file alone locks nothing.
+It is a lock of the operating system on FOLDER/.lock (package `filelock`). It ends when its process ends. The
+file stays in the folder, but the file alone locks nothing.
 """
 
 import errno

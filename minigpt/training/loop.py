@@ -9,7 +9,8 @@
     StopRequest      Ctrl-C and SIGTERM                 stop_request.py
     Processes        communication between processes    distributed.py
 
-A checkpoint holds everything that the rest of a run depends on. Measured speed and time do not affect a run.
+A checkpoint holds everything that the rest of a run depends on. Speed and time are measured, but a run's
+results do not depend on them.
 """
 
 import dataclasses
@@ -50,7 +51,7 @@ __all__ = ["RunFinishedError", "Trainer"]
 
 
 class RunFinishedError(InputError):
-    """The run to resume has already done all its steps."""
+    """Raised for a resume of a run that has already done all its steps."""
 
 
 class Trainer:
@@ -60,8 +61,8 @@ class Trainer:
         config: options of the run.
         data: training and validation data.
         processes: the processes that train together.
-        objective: the model with its loss, and the format of its files. Default: as `config` describes them.
-            Parameters that do not require gradients stay as they are.
+        objective: the model with its loss, and the format of its files. None: they are built as `config`
+            says. Parameters that do not require gradients are not trained.
 
     Raises:
         InputError: for sizes that do not make a model; for a device or precision that this machine lacks.
@@ -76,8 +77,8 @@ class Trainer:
     ) -> None:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
-        # Process 0 resolves `auto` for all processes. The resolved precision is recorded, so that a resumed
-        # run computes in the same precision.
+        # Process 0 decides for all processes what `auto` means. The result is written to run.json, so that a
+        # resumed run computes in the same precision.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():
@@ -88,15 +89,14 @@ class Trainer:
         self.config, self.data, self.processes, self.device = config, data, processes, device
         with processes.shared_errors():
             self.tasks = _tasks(config)
-        self.notes: Mapping[str, Any] = {}  # further entries to write into run.json
+        self.notes: Mapping[str, Any] = {}  # further entries for run.json
         with processes.shared_errors():
             loss, files = objective or make_objective(config, data, device)
         self.step = TrainStep(config, loss, data, device, processes)
         self.eval_steps = config.eval_steps or max(1, math.ceil(self.step.total_steps / 10))
         self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
-        self.progress.evaluated = (
-            config.starts_from is None
-        )  # given weights are evaluated before the first step
+        # False: weights to fine-tune are evaluated before the first step
+        self.progress.evaluated = config.starts_from is None
         processes.seed(config.seed)
         self.logger = Logger(config, self.step)
         self.checkpointer = Checkpointer(config, self.step, self.logger, files)
@@ -150,7 +150,10 @@ class Trainer:
         return self.progress.steps_done >= self.step.total_steps and self.progress.evaluated
 
     def evaluation_is_due(self) -> bool:
-        """Return True if the evaluation after `eval_steps`, `keep_every` or all steps is not done yet."""
+        """Return True if an evaluation belongs after the current step and was not done yet.
+
+        Evaluations come every `eval_steps` steps, every `keep_every` steps, and at the end.
+        """
         done, keep_every = self.progress.steps_done, self.config.keep_every
         is_due = done % self.eval_steps == 0 or done >= self.step.total_steps
         is_due = is_due or (keep_every > 0 and done % keep_every == 0)
@@ -159,9 +162,9 @@ class Trainer:
     def metrics_are_due(self) -> bool:
         """Return True every `logging_steps` steps, before an evaluation, and when the run has to stop.
 
-        On a CPU or MPS also after a bad step, and once per second for the progress line. (On CUDA, reading
-        the metrics would make the CPU wait for the GPU.) The time changes no result, because every process
-        sees a bad step at the same step number.
+        On a CPU or MPS also after a bad step, and once per second for the progress line. On CUDA this is left
+        out, because reading the metrics makes the CPU wait for the GPU. When metrics are read does not change
+        the result of a run, because all processes see a bad step at the same step number.
         """
         is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
@@ -183,17 +186,17 @@ class Trainer:
         return self.step.parallel.evaluate(self.data.val.in_order(128), self.stop_request)
 
     def evaluate_and_save(self) -> None:
-        """Measure the validation loss, save a checkpoint, print a sample."""
+        """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # the weights were rolled back; the loop's next iteration evaluates them
+        # If weights are not finite, they are rolled back. The next iteration of the loop evaluates them.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
         self.logger.log_evaluation(report, self._task_scores())
-        if not math.isfinite(report.loss):  # finite weights may give outputs that are not finite
+        if not math.isfinite(report.loss):  # even finite weights can give NaN or infinity
             self.guard.roll_back("the validation loss is not a finite number")
             return
-        self.checkpointer.wait()  # wait, because a failed background save resets best_val_loss
+        self.checkpointer.wait()  # if a save in the background fails, it resets best_val_loss
         is_best = report.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = report.loss, progress.steps_done
@@ -203,7 +206,7 @@ class Trainer:
         self.logger.show_evaluation(report, is_best, self._sample(), began)
 
     def _task_scores(self) -> dict[str, float]:
-        """Measure the tasks of --eval_task, in process 0. This is not possible for a sharded model."""
+        """Measure the tasks of --eval_task in process 0. A sharded model is not measured."""
         if self.tasks is None or not self.processes.is_main or self.step.parallel.is_sharded:
             return {}
         return self.tasks.of(self.model, self.data.tokenizer)
@@ -244,7 +247,7 @@ class Trainer:
         return folder
 
     def _saved_after(self, error: RewardError) -> InputError:
-        """Save the state after an error in the user's own reward function. Return the error to raise."""
+        """Save the run after an error in the user's own reward function. Return the error to raise."""
         if not self.progress.steps_done:
             return error
         self.log_metrics()
@@ -257,7 +260,7 @@ class Trainer:
     def _saved_and_stopped(self) -> Stopped:
         number = self.stop_request.agreed
         assert number is not None
-        self.log_metrics()  # the interrupted step is not among these metrics
+        self.log_metrics()  # the metrics of all finished steps; the interrupted step has none
         self.guard.rolled_back_weights()
         if not self.checkpointer.is_saved():
             self.checkpointer.save(final=True)
@@ -272,6 +275,6 @@ def _tasks(config: TrainConfig) -> "TaskScores | None":
     """Read the tasks of --eval_task."""
     if not config.eval_task:
         return None
-    from minigpt.training.task_scores import TaskScores  # imported late, because it imports generation
+    from minigpt.training.task_scores import TaskScores  # imported here, because it imports all of generation
 
     return TaskScores(config.eval_task, reads_text=config.text is not None)

@@ -6,12 +6,14 @@ A TrainStep calls three methods of an `Objective`, which is a model with its los
     select(batch) -> tensors     the inputs of `forward`, still on the CPU
     forward(*tensors) -> ()      the summed loss
 
-An evaluation calls `evaluate`. The cross-entropy is computed without all logits in memory.
+An evaluation calls `evaluate`. To save memory, the cross-entropy is computed in pieces, never with all logits
+at once.
 
-A vocabulary of 50,257 is odd, and a GPU multiplies faster if each row begins at a multiple of 16 bytes. So on
-CUDA, lm_head's matrix is padded with rows of zeros for the product (autocast copies its weights anyway). The
-logits of these rows are cut off before the softmax. Loss, gradient and the saved model do not change. (A
-kernel that never writes the logits to memory would need Triton.)
+On CUDA, lm_head's matrix is padded with rows of zeros for the product. The reason: a GPU multiplies faster if
+each row of the logits begins at a multiple of 16 bytes, but a vocabulary of 50,257 is odd. The logits of the
+added rows are cut off before the softmax, so loss, gradient and the saved model do not change. Padding costs
+little, because autocast copies the weights anyway. (A kernel that never writes the logits to memory would
+need Triton.)
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
 """
@@ -35,8 +37,9 @@ __all__ = [
     "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
-_AT_ONCE = 2**23  # logits of a piece if their gradient is computed at once: 32 MiB in float32
-Finish: TypeAlias = Callable[[Report], None]  # adds up the sums of several processes
+_AT_ONCE = 2**23  # largest number of logits in a piece whose gradient is computed at once: 32 MiB in float32
+# a function that replaces the sums in a report by the sums over all processes
+Finish: TypeAlias = Callable[[Report], None]
 
 
 class LossBatch(NamedTuple):
@@ -54,14 +57,14 @@ class Objective(nn.Module):
     """
 
     model: LanguageModel
-    is_sampled = False  # True: `sample` makes the batches, and their sizes differ from process to process
-    num_iterations = 1  # steps that use the same batches
-    longest_sample = 0  # most tokens of an answer that `sample` adds to a row
+    is_sampled = False  # True: `sample` makes the batches; their sizes can then differ between processes
+    num_iterations = 1  # number of consecutive steps that use the same batches
+    longest_sample = 0  # largest number of tokens that `sample` adds to a row as an answer
     other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
-    step_sums_names: tuple[str, ...] = ()  # names of the results of `step_sums`
+    step_sums_names: tuple[str, ...] = ()  # what the numbers of `step_sums` are called
 
     def sample(self, step: int, batches: Sequence[Any]) -> list[Any]:
-        """Return the batches to train on in a step. A subclass may add data from the model, such as answers.
+        """Return the batches on which a step trains. A subclass may add answers of the model.
 
         Args:
             step: counted from 0.
@@ -70,23 +73,23 @@ class Objective(nn.Module):
         return [*batches]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
-        """This process's batches after `sample`, with what depends on those of the other processes."""
+        """Return this process's batches after `sample`, scaled by sums over all processes."""
         raise NotImplementedError
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """The greatest (rows, tokens per row) of a batch that `sample` makes of these rows of the data."""
+        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes of these rows."""
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
-        """Return this process's sums over the last step, on the CPU."""
+        """Return additional numbers of the last step, summed in this process, on the CPU."""
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl. `sums`: `step_sums`, summed over steps and processes."""
+        """Return the numbers for metrics.jsonl. `sums`: of `step_sums`, over all processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return this process's state, besides the weights, that a checkpoint must hold."""
+        """Return what a checkpoint must hold of this process besides the weights."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
@@ -111,11 +114,12 @@ class Objective(nn.Module):
         device: torch.device,
         finish: Finish | None = None,
     ) -> Report:
-        """Measure the model on batches.
+        """Measure the model on some batches.
 
         Args:
             model: the model of this objective; for a sharded model, an object that gathers its weights.
-            finish: called with the report's sums before they are used.
+            finish: a function that is called with the report when its sums are complete. With several
+                processes, it adds the sums of all of them.
         """
         raise NotImplementedError
 
@@ -130,7 +134,7 @@ class Objective(nn.Module):
 
 
 class NextTokenLoss(Objective):
-    """Next-token prediction.
+    """The loss of next-token prediction: cross-entropy.
 
     Args:
         model: its parameters that require gradients are trained.
@@ -145,7 +149,10 @@ class NextTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def _mask(self, batch: Batch) -> Tensor:
-        """(B, T) bool: True for targets that count. Padding is on the right, so attention needs no mask."""
+        """Return a mask (B, T), True for the targets that the loss counts.
+
+        The model itself needs no mask, because padding is on the right.
+        """
         return batch.answer_mask if self.loss_on == "answer" else batch.token_mask
 
     def count(self, batch: Batch) -> int:
@@ -155,7 +162,8 @@ class NextTokenLoss(Objective):
     def select(self, batch: Batch) -> LossBatch:
         """Return the targets that count and their positions.
 
-        The positions are found on the CPU. On a CUDA device, the CPU would have to wait for their number.
+        The positions are found on the CPU. On CUDA, the CPU would have to wait until the GPU knows how many
+        there are.
         """
         mask, targets = self._mask(batch), batch.targets.flatten()  # (B, T), (B * T,)
         positions = None if bool(mask.all()) else mask.flatten().nonzero().flatten()  # (P,)
@@ -173,7 +181,7 @@ class NextTokenLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> Report:
-        """See `Objective`. Measures the loss over all tokens, and over the tokens of answers."""
+        """Measure the loss over all tokens, and over the tokens of answers."""
         return evaluate_loss(model, batches, device, finish, self.loss_on)
 
     def forward(
@@ -181,7 +189,7 @@ class NextTokenLoss(Objective):
     ) -> Tensor:
         """Return the summed cross-entropy of `targets` (P,), or without targets the hidden states (B, T, C).
 
-        lm_head is the largest product of a small model, so it is computed only at `positions`.
+        lm_head is the largest product of a small model, so it is computed only at the `positions` that count.
         """
         hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
         if targets is None:
@@ -193,10 +201,10 @@ class NextTokenLoss(Objective):
 
 
 def logits_limit(device: torch.device) -> int:
-    """Return how many logits the loss may hold at a time.
+    """Return the largest number of logits that the loss may hold in memory.
 
-    On a CPU 2**26 (256 MiB in float32). On CUDA a quarter of the memory, at 14 bytes per logit and its
-    gradient. More pieces cost time, because each piece is computed twice.
+    On a CPU it is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a logit
+    with its gradient takes 14 bytes. A smaller number would cost time, because each piece is computed twice.
     """
     if device.type != "cuda":
         return 2**26
@@ -204,7 +212,7 @@ def logits_limit(device: torch.device) -> int:
 
 
 def vocabulary_multiple(device: torch.device) -> int:
-    """Return the multiple to which lm_head's rows are padded in training; 1 means no padding."""
+    """Return the multiple to which the number of lm_head's rows is padded in training. 1: no padding."""
     return 64 if device.type == "cuda" else 1
 
 
@@ -217,15 +225,15 @@ def summed_cross_entropy(
 ) -> Tensor:
     """Return the sum of -log p(target) over all positions, in float32 for any dtype of the logits.
 
-    More than `limit` logits are computed in pieces. On a CPU the gradient of a piece is computed with it: see
-    `_LinearCrossEntropy`. Elsewhere the logits of a piece are freed, and computed again in the backward pass,
-    which costs one more product with lm_head.
+    If there are more than `limit` logits, they are computed in pieces. On a CPU the gradient of a piece is
+    computed together with its loss: see `_LinearCrossEntropy`. On other devices the logits of a piece are
+    freed, and the backward pass computes them again. This costs one more product with lm_head.
 
     Args:
         lm_head: a linear layer, hidden (P, C) -> logits (P, V).
         hidden: (P, C).
         targets: (P,) int64.
-        limit: number of logits in memory at a time.
+        limit: largest number of logits in memory.
         multiple: V is padded to a multiple of this number for the product. 1: no padding.
     """
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
@@ -238,11 +246,12 @@ def summed_cross_entropy(
 
 
 def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
-    """Return whether the gradient is computed together with the loss; see `_LinearCrossEntropy`.
+    """Return True if `_LinearCrossEntropy` shall compute the gradient together with the loss.
 
-    Only on a CPU, and only for a plain matrix. In float16, the small gradients before the loss scale would be
-    zero. A loss that fits into memory in one piece is left to autograd, unless the matrix is frozen: then
-    there is nothing but the hidden states' gradient to keep.
+    It works on a CPU, for a linear layer without bias or adapter. float16 is excluded, because small
+    gradients would become 0 before the loss scale is applied. If all logits fit into memory at once, autograd
+    is as good. With a frozen matrix, `_LinearCrossEntropy` is always better: it keeps only the gradient of
+    the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -256,13 +265,16 @@ def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bo
 class _LinearCrossEntropy(torch.autograd.Function):
     """The summed cross-entropy of a linear layer's outputs, computed in pieces together with its gradient.
 
-    The gradient of a piece's logits is softmax minus one-hot. It is multiplied out at once, so the logits of
-    one piece are in memory, and none is computed twice.
+    The gradient of a piece's logits is softmax minus one-hot. The gradients of hidden states and weights
+    follow from it at once. So the logits of only one piece are in memory, and none is computed twice.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
-        """Sum -log p(target) over hidden (P, C), weight (V, C), targets (P,), `rows` positions at a time."""
+        """Return the sum of -log p(target). hidden (P, C), weight (V, C), targets (P,).
+
+        Each piece has `rows` positions.
+        """
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
             hidden_, weight_ = hidden.to(dtype), weight.to(dtype)
@@ -292,7 +304,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Multiply by the gradient of the sum, in place: a second backward pass is an error."""
+        """Multiply the gradients by the gradient of the sum, in place. A second backward pass is an error."""
         found = [None if one is None else one.mul_(outer[0]) for one in ctx.saved_tensors]
         return found[0], found[1], None, None
 
@@ -304,7 +316,7 @@ def token_cross_entropy(
     limit: int = 2**26,
     multiple: int = 1,
 ) -> Tensor:
-    """Return -log p(target) of each position, (P,). See `summed_cross_entropy`."""
+    """Return -log p(target) of each position, (P,). The arguments are those of `summed_cross_entropy`."""
     return torch.cat(_cross_entropies(lm_head, hidden, targets, limit, multiple, "none"))
 
 
@@ -318,14 +330,15 @@ def _cross_entropies(
 ) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
-    if vocab_size % multiple and type(lm_head) is nn.Linear:  # an adapted lm_head must run its own forward
+    # lm_head with an adapter must call its own forward
+    if vocab_size % multiple and type(lm_head) is nn.Linear:
         padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
         return [_cross_entropy(lm_head, hidden, targets, reduction)]
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # there is no dropout in here, so no random state must be restored
+    # This function has no dropout, so checkpointing need not restore the random state.
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return [checkpoint(_cross_entropy, lm_head, some, goal, reduction, **again) for some, goal in pieces]
 

@@ -1,7 +1,7 @@
 """The loss of masked language modelling: the model predicts hidden tokens from the tokens on both sides.
 
-The hidden tokens of a window depend on the run's seed and on the start of the window. Each epoch has other
-starts, and so other hidden tokens. Every evaluation hides the same tokens.
+Which tokens of a window are hidden depends on the run's seed and on the start of the window in the text. Each
+epoch has windows with other starts, so other tokens are hidden. Every evaluation hides the same tokens.
 
 Letters in shapes: B rows, T tokens, C channels, P hidden tokens.
 """
@@ -37,13 +37,13 @@ class MaskedBatch(NamedTuple):
 
 
 class MaskedTokenLoss(Objective):
-    """Masked language modelling.
+    """The loss of masked language modelling.
 
     Args:
         model: the model, used with attention to both sides.
         mask_id: id of [MASK], the last id of the vocabulary.
         probability: share of the tokens that is hidden.
-        seed: decides on the hidden tokens.
+        seed: together with a window's start, it decides which tokens are hidden.
         device: device of the model.
         words: finds the words of a row, if whole words are hidden.
     """
@@ -64,8 +64,9 @@ class MaskedTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
-        """Hide some tokens of the windows. The targets are these tokens."""
-        keys = [(self._seed, int(start)) for start in batch.rows]  # a blank batch has no rows
+        """Hide some tokens of each window. The targets are the original tokens at these places."""
+        # a process without data has a batch without rows
+        keys = [(self._seed, int(start)) for start in batch.rows]
         seen, chosen = mask_tokens(
             batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability, self._words
         )
@@ -73,7 +74,7 @@ class MaskedTokenLoss(Objective):
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
-        if self._words is not None:  # the number depends on the lengths of the words
+        if self._words is not None:  # whole words are hidden, so hide them and count
             return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)
@@ -96,14 +97,14 @@ class MaskedTokenLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> LossReport:
-        """See `Objective`."""
+        """Measure the loss over the hidden tokens of the validation windows."""
         both: Any = _BothWays(model)
         return evaluate_loss(both, map(self.hide, _unpadded(batches)), device, finish, "all")
 
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Compute the summed cross-entropy of the hidden tokens."""
+        """Return the summed cross-entropy of the hidden tokens."""
         assert targets is not None
         assert positions is not None
         hidden = self.model.base_model(input_ids, both_ways(input_ids)).flatten(0, 1)  # (B * T, C)
@@ -112,9 +113,9 @@ class MaskedTokenLoss(Objective):
 
 
 def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the same rows without padding, because tokens would attend to it.
+    """Yield the same rows without padding, because with attention to both sides tokens would see padding.
 
-    A row that is shorter than the other rows gets its own batch.
+    A row that is shorter than the others becomes a batch of its own.
     """
     for batch in batches:
         lengths = batch.token_mask.sum(1)
@@ -127,7 +128,7 @@ def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
 
 
 class _BothWays:
-    """A model for `evaluate_loss` in which every token attends to all tokens."""
+    """Wraps a model so that every token attends to all tokens. `evaluate_loss` calls it like a model."""
 
     def __init__(self, model: LanguageModel) -> None:
         self._model, self.config, self.lm_head = model, model.config, model.lm_head

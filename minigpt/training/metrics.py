@@ -24,24 +24,25 @@ __all__ = ["Logger", "Metrics"]
 
 
 class Logger:
-    """Logs steps and evaluations, in process 0. It also measures time; this does not change the training.
+    """Logs steps and evaluations, in process 0. It also measures time.
 
     Args:
         config: options of the run.
-        step: gives the progress and the data.
+        step: the training step, which holds the progress and the data.
     """
 
     def __init__(self, config: TrainConfig, step: TrainStep) -> None:
         self._config, self._step, self._progress = config, step, step.progress
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
-        self.changed: Sequence[str] = ()  # one sentence for each option that differs from the resumed run
+        # a sentence for each option that has changed since the run that is resumed
+        self.changed: Sequence[str] = ()
         self._loss_shown = ""
-        self._evaluating = 0.0  # seconds spent in evaluations
+        self._evaluating = 0.0  # total seconds of all evaluations
 
     def open(self) -> "Logger":
         """Open the log files of the run. A resumed run continues its files. Returns a context manager."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
-        # Given weights are evaluated at step 0, so a run can be resumed at step 0.
+        # A fine-tuning run evaluates its given weights at step 0, so it may be resumed even at step 0.
         resumed = progress.steps_done > 0 or (config.starts_from is not None and progress.evaluated)
         self._metrics = Metrics(
             config.output, progress.steps_done, config.report_to, config.as_dict(), is_main, resumed
@@ -63,7 +64,7 @@ class Logger:
         self._metrics.__exit__(*error)
 
     def log_steps(self, steps: Sequence[StepMetrics], sizes: Sequence[Sequence[BatchSize]]) -> None:
-        """Show steps on the progress line, report unusual steps, and write a line of metrics if it is due.
+        """Show steps on the progress line, report unusual steps, and write a line of metrics when it is time.
 
         Args:
             steps: metrics of consecutive steps.
@@ -105,7 +106,7 @@ class Logger:
     def _utilisation(self, sizes: Sequence[BatchSize]) -> float:
         """Return the model FLOP utilisation since the last call, without evaluations; nan: unknown GPU.
 
-        The mean since the start of the run would hardly show a slower hour.
+        It is not the mean since the start of the run, in which a slow hour would hardly be visible.
         """
         if math.isnan(self._peak):
             return math.nan
@@ -134,7 +135,7 @@ class Logger:
         )
 
     def log_evaluation(self, report: Report, tasks: Mapping[str, float]) -> None:
-        """Write the numbers of an evaluation, and of its tasks, to the metrics."""
+        """Write the numbers of an evaluation, and the scores of its tasks, to metrics.jsonl."""
         self._metrics.write(self._progress.steps_done, **report.metrics(), **tasks)
 
     def show_evaluation(self, report: Report, is_best: bool, sample: str, began: float) -> None:
@@ -147,7 +148,7 @@ class Logger:
         self._evaluating += time.monotonic() - began
 
     def log_rollback(self, reason: str, to_step: int, positions: Sequence[int]) -> None:
-        """Report that the weights of an earlier step were loaded."""
+        """Report that the run has gone back to the weights of an earlier step."""
         step = self._progress.steps_done
         self._metrics.write(
             step, event="rollback", reason=reason, to_step=to_step, **{self._step.data.unit: positions}
@@ -169,16 +170,16 @@ class Logger:
 class Metrics:
     """Writes metrics.jsonl, one JSON object per line, and sends the same numbers to the trackers.
 
-    A full disk loses no line: unwritten lines are kept, and written with the next line or at the end.
-    `flush` fails if a line is not on the disk. So a checkpoint is never newer than its metrics.
+    A full disk loses no line: unwritten lines are kept in memory, and written with the next line or at the
+    end. `flush` fails if a line is not on the disk. So a checkpoint is never newer than its metrics.
 
     Args:
         output: folder of the run.
         steps_done: 0, or the number of steps that a resumed run has done.
         report_to: the trackers to use.
         settings: options of the run, for the trackers.
-        enabled: False in all processes but process 0: nothing is written.
-        resumed: the lines up to `steps_done` stay. Default: True if `steps_done` is not 0.
+        enabled: True in process 0. In the other processes nothing is written.
+        resumed: True: keep the lines of an earlier file up to `steps_done`. Default: `steps_done` is not 0.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class Metrics:
         if not self._enabled:
             return self
         kept = ""
-        # keep only the lines up to the checkpoint, because a resumed run writes the later lines again
+        # Delete the lines after the checkpoint, because a resumed run writes them again.
         if self._resumed and self._path.exists():
             lines = read_text(self._path, errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
@@ -262,5 +263,5 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         return float(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError):  # the line is incomplete, because its process died
+    except (ValueError, KeyError, TypeError):  # an incomplete line: its process died while writing
         return math.inf

@@ -1,12 +1,12 @@
 """Matrix products in 16 bits: the meaning of `auto`, autocast, and float16's loss scale.
 
-- `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding. With 16
-  bits on CUDA, the products that stay in float32 (evaluation; Muon with float16) may use TF32, whose
-  mantissa of 10 bits is still longer than bfloat16's 7.
+- `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding. In a run
+  with 16 bits on CUDA, some products stay in float32 (evaluation; Muon with float16). These may use TF32,
+  whose mantissa of 10 bits is still longer than bfloat16's 7.
 - `float16` needs a scaled loss, because small gradients would become 0: see `LossScale`.
 - `auto`: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA bfloat16, or float16 on GPUs older than 2020;
   otherwise float32. That is the precision in which the device computes products fastest.
-- Training needs no attention mask: padding is always on the right. So SDPA can use its causal
+- Training needs no attention mask, because padding is always on the right. So SDPA can use its causal
   kernels: FlashAttention or cuDNN with 16 bits on CUDA, the memory-efficient kernel in float32.
 """
 
@@ -34,7 +34,7 @@ def pick_precision(wanted: Precision, device: torch.device) -> Precision:
         return wanted
     if device.type == "cuda":
         return "bfloat16" if torch.cuda.is_bf16_supported(False) else "float16"
-    # torch.cpu.get_capabilities does not exist in all supported versions of torch
+    # older versions of torch do not have torch.cpu.get_capabilities
     has: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
     return "bfloat16" if has.get("avx512_bf16") or has.get("amx_bf16") else "float32"
 
@@ -77,19 +77,20 @@ class LossScale:
     """float16's loss scale: a factor of the loss. Without it, gradients below 6e-8 would become 0.
 
     https://arxiv.org/abs/1710.03740, section 3.2. As in torch.amp.GradScaler, the factor doubles after 2,000
-    steps without overflow; an overflow halves it, and the step is skipped. Differences: one decision holds
-    for all optimisers, processes and shards, together with the check for NaN; and the device takes it, so
-    the CPU does not wait. The factors are powers of 2, so scaling does not round.
+    steps without overflow. After an overflow, the factor is halved and the step is skipped. Two things differ
+    from torch: one check, which also finds NaN, holds for all optimisers, processes and shards; and the check
+    runs on the device, so the CPU does not wait. The factors are powers of 2, so scaling does not round.
     """
 
     interval = 2000
 
     def __init__(self, device: torch.device) -> None:
         self.value = torch.full((), 2.0**16, device=device)
-        self._good = torch.zeros((), device=device)  # steps without overflow since the loss scale changed
+        # number of steps without overflow since the factor last changed
+        self._good = torch.zeros((), device=device)
 
     def update(self, found_inf: Tensor) -> None:
-        """Adapt the loss scale after a step. `found_inf` is 1.0 if the step's gradient was not finite."""
+        """Double or halve the factor if needed. `found_inf` is 1.0 if the step's gradient was not finite."""
         is_bad = found_inf > 0
         due = self._good + 1 >= self.interval
         grown = torch.where(due, self.value * 2, self.value)
@@ -101,7 +102,7 @@ class LossScale:
         return [float(self.value), float(self._good)]
 
     def load(self, state: list[float]) -> None:
-        """Restore `state()`. An empty list (from a run without a loss scale) changes nothing."""
+        """Restore the result of `state`. An empty list, from a run without a loss scale, changes nothing."""
         if state:
             self.value = torch.full_like(self.value, state[0])
             self._good = torch.full_like(self._good, state[1])
@@ -114,18 +115,18 @@ def _cpu_autocast(dtype: torch.dtype) -> Iterator[None]:
 
 
 class _CPUAutocast(TorchFunctionMode):
-    """Two corrections to torch.autocast on a CPU (times in LOG.md).
+    """Makes torch.autocast faster on a CPU, in two ways (times in LOG.md).
 
-    - Attention stays in float32. Its 16-bit kernel has a backward pass that is several times slower on short
-      rows, and only a fifth faster on long rows.
-    - The input of several linear layers (queries, keys, values; gate and up) is rounded once, not once for
-      each layer.
+    - Attention stays in float32. The 16-bit kernel's backward pass is several times slower on short rows, and
+      only a fifth faster on long rows.
+    - Several linear layers may have the same input (queries, keys, values; gate and up). It is rounded to
+      16 bits once, not once for each layer.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__()
         self._dtype = dtype
-        # last input of a linear layer, and the same rounded to 16 bits
+        # the last input of a linear layer, and the same input rounded to 16 bits
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -32,7 +32,7 @@ _CONFIGS: dict[str, Callable[..., AdapterConfig]] = {
 
 
 class ModelFiles:
-    """Files of a whole model: config.json, model.safetensors, and the tokenizer's files."""
+    """Reads and writes a whole model: config.json, model.safetensors, and the tokenizer's files."""
 
     def __init__(self) -> None:
         self._facts: dict[str, str] = {}
@@ -43,17 +43,21 @@ class ModelFiles:
         """Return a function that writes the current model into a folder.
 
         Args:
-            in_background: True if training continues while the function runs. The function then uses a copy.
+            in_background: True if training continues while the function writes. It then writes a copy of the
+                model.
         """
         kept = copied(model) if in_background else model
         return lambda folder: save_pretrained(kept, folder, tokenizer)
 
     def facts(self) -> dict[str, str]:
-        """Return facts for training_state.json that a resumed run must share with the checkpoint."""
+        """Return facts for training_state.json, such as a fingerprint of the base model.
+
+        A resumed run must have the same facts.
+        """
         return self._facts
 
     def rests_on(self, **facts: str) -> None:
-        """Add facts. A resumed run must have the same facts."""
+        """Add facts for training_state.json, which a resumed run must have, too."""
         self._facts.update(facts)
 
     def load(self, model: LanguageModel, folder: Path) -> None:
@@ -66,12 +70,12 @@ class ModelFiles:
 
 
 class AdapterFiles(ModelFiles):
-    """Files of an adapter: adapter_config.json, adapter_model.safetensors, and the tokenizer's files.
+    """Reads and writes an adapter: adapter_config.json, adapter_model.safetensors, the tokenizer's files.
 
     Args:
         model: the model with the adapter. Only the adapter is trainable.
         config: configuration of the adapter.
-        base: folder of the base model, for programs that load the adapter.
+        base: folder of the base model. adapter_config.json names it for programs that load the adapter.
     """
 
     task_type = "CAUSAL_LM"  # PEFT's name of the task
@@ -84,7 +88,7 @@ class AdapterFiles(ModelFiles):
     def writer(
         self, model: LanguageModel, tokenizer: AnyTokenizer, in_background: bool
     ) -> Callable[[Path], None]:
-        """See `ModelFiles`."""
+        """Return a function that writes the adapter into a folder."""
         tensors = {name: t.detach().clone() for name, t in adapter_tensors(model).items()}
 
         def write(folder: Path) -> None:
@@ -95,7 +99,7 @@ class AdapterFiles(ModelFiles):
         return write
 
     def load(self, model: LanguageModel, folder: Path) -> None:
-        """See `ModelFiles`. The frozen weights do not change."""
+        """Copy the adapter of a checkpoint into the model, in place. The frozen weights do not change."""
         saved = TensorFile(folder / ADAPTER_MODEL)
         with torch.no_grad():
             for name, tensor in adapter_tensors(model).items():
@@ -103,12 +107,15 @@ class AdapterFiles(ModelFiles):
 
 
 def adapter_config(method: str, options: dict[str, Any]) -> AdapterConfig:
-    """Return the configuration of an adapter. `method` and `options`: see FinetuneConfig."""
+    """Return the configuration of an adapter, from the fields `method` and so on of FinetuneConfig."""
     return _CONFIGS[method](**options)
 
 
 def require_trainable(model: nn.Module, config: TrainConfig, folder: Path) -> None:
-    """Raise InputError if the weights of a folder are quantised, and no adapter is trained beside them."""
+    """Raise InputError if a folder's weights are quantised and the run trains no adapter.
+
+    Quantised weights themselves cannot be trained.
+    """
     if is_quantised(model) and not (isinstance(config, FinetuneConfig) and config.has_adapter):
         raise InputError(
             f"{folder} is quantised, so its weights cannot be trained: train an adapter beside them "
@@ -117,7 +124,7 @@ def require_trainable(model: nn.Module, config: TrainConfig, folder: Path) -> No
 
 
 def copied(model: LanguageModel) -> LanguageModel:
-    """Copy the model to the CPU. Further training does not change the copy."""
+    """Return a copy of the model on the CPU. Further training does not change the copy."""
     family = family_of(model.config)
     copy: LanguageModel = family.on_meta(model.config)
     weights = family.from_hugging_face(family.to_hugging_face(model), model.config, torch.float32)
@@ -126,9 +133,9 @@ def copied(model: LanguageModel) -> LanguageModel:
 
 
 def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
-    """Return the SHA-256 of the weights, or only of the frozen weights, which are the base of an adapter."""
+    """Return the SHA-256 of a model's weights. only_frozen: of the frozen weights alone."""
     digest = hashlib.sha256()
-    # named_buffers lists the quantised weights
+    # quantised weights are buffers, not parameters
     for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
         if not (only_frozen and parameter.requires_grad):
             digest.update(name.encode())

@@ -1,8 +1,9 @@
 """Rolls a run back when a loss, a gradient or a weight is NaN or infinite.
 
-A step whose loss or gradient is not finite is counted, but does not change the weights. After several such
-steps in a row, the weights of the last checkpoint are loaded. The step count does not go back, so the
-training data in between is skipped, as in PaLM's training (https://arxiv.org/abs/2204.02311, section 5.1).
+A step whose loss or gradient is not finite is a bad step: it is counted, but does not change the weights.
+After several bad steps in a row, the weights of the last checkpoint are loaded. The number of the step does
+not go back. So the run continues with new data, and skips the data since that checkpoint, as in PaLM's
+training (https://arxiv.org/abs/2204.02311, section 5.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -55,6 +56,9 @@ class NonFiniteGuard:
 
     def roll_back(self, why: str) -> None:
         """Load weights, optimisers and random generators of the last good checkpoint. Save a new checkpoint.
+
+        Args:
+            why: the reason, for the message.
 
         Raises:
             InputError: at the second rollback of a run; if there is no good checkpoint.

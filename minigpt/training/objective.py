@@ -90,7 +90,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
 
 
 def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
-    """Load the model to begin with. Under an adapter it may be quantised, or is quantised here."""
+    """Load the weights with which training begins. With an adapter they may be, or become, quantised."""
     model = load_model(folder)
     if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
         set_precision(model, config.base_precision)
@@ -101,7 +101,7 @@ def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
 
 
 def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
-    """Freeze parameters that are not trained, and add adapters, in place."""
+    """Prepare the model for the method of training, in place: freeze parameters, or add an adapter."""
     if not isinstance(config, FinetuneConfig) or config.method == "full":
         return ModelFiles()
     if config.method == "freeze":
@@ -120,7 +120,7 @@ def _distillation_loss(
     device: torch.device,
     files: ModelFiles,
 ) -> DistillationLoss:
-    """Load the teacher. A resumed run must have the same teacher."""
+    """Load the teacher and build the loss. A resumed run must have the same teacher."""
     length = config.max_length - 1 if config.text is None else config.block_size
     teacher = load_teacher(folder, data.tokenizer, length).to(device)
     files.rests_on(teacher_fingerprint=weights_fingerprint(teacher))
@@ -131,7 +131,10 @@ def _distillation_loss(
 def _preference_loss(
     model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Build the loss of preferences. A resumed run must start from the same weights, for the reference."""
+    """Build the loss of preferences.
+
+    A resumed run must start from the same weights, because they are the reference of this loss.
+    """
     assert isinstance(data.train, EncodedPreferences)
     assert isinstance(data.val, EncodedPreferences)
     start = weights_fingerprint(model)
@@ -149,7 +152,10 @@ def _preference_loss(
 def _grpo_loss(
     model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Build the loss of sampled answers. With a reference, a resumed run must start from the same weights."""
+    """Build the loss of sampled answers.
+
+    If beta is not 0, a resumed run must start from the same weights, because they are the reference.
+    """
     assert isinstance(data.train, EncodedPrompts)
     assert isinstance(data.val, EncodedPrompts)
     c = config

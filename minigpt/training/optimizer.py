@@ -1,8 +1,9 @@
 """The learning rate's schedule, AdamW, and Muon. The state of the optimisers as named tensors.
 
-AdamW is torch's own. Its decoupled weight decay (https://arxiv.org/abs/1711.05101) applies only to matrices;
-vectors (biases, norms, IA3's factors) are few, and decay would hurt. Muon (https://kellerjordan.github.io/posts/muon,
-https://arxiv.org/abs/2502.16982) updates the matrices inside the blocks; AdamW updates all other parameters.
+AdamW is torch's own. Its decoupled weight decay (https://arxiv.org/abs/1711.05101) applies only to matrices.
+Vectors (biases, norms, IA3's factors) have no decay, because decay towards 0 would hurt them. Muon
+(https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/2502.16982) updates the matrices inside the
+blocks; AdamW updates all other parameters.
 """
 
 import math
@@ -31,8 +32,8 @@ __all__ = [
 def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     """Return the learning rate of a step (0 to total_steps - 1), as a share of the highest rate.
 
-    A linear warm-up comes first; its first step has the share 1 / warmup_steps, not 0. Then comes cosine, wsd
-    or a constant rate. The last step of cosine and wsd has min_lr_ratio.
+    First comes a linear warm-up, which begins with 1 / warmup_steps. Then the rate follows a cosine, or wsd,
+    or stays constant. At the last step of cosine and wsd, the share is min_lr_ratio.
 
     Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) keeps the highest rate, and falls linearly
     in the last `decay_ratio` of the steps. So only the end of a run depends on its length.
@@ -51,10 +52,14 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 
 
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """Make the optimisers of the parameters that require gradients. `peak_lr` is a group's highest rate."""
-    # IA3's factors are vectors around 1, which PEFT's files hold as rows or columns
+    """Make the optimisers for the parameters that require gradients.
+
+    Each parameter group has the entry `peak_lr`, its highest learning rate.
+    """
+    # IA3's factors are vectors around 1. PEFT stores them as matrices with one row or column, so they are
+    # found by name, to have no weight decay.
     factors = {id(p) for name, p in model.named_parameters() if name.endswith(".ia3_l")}
-    # number of matrices in a parameter -> parameters; a fused projection of Q, K and V holds 3 matrices
+    # Number of matrices in a parameter -> such parameters. A fused projection of Q, K and V holds 3.
     stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
         for p, parts in family_of(model.config).matrix_parameters(model):
@@ -94,10 +99,10 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
 
     For G = U S V^T it returns about U V^T. After three steps, singular values that were above about 0.03 of
     the Frobenius norm are near 1; smaller singular values of a gradient are noise. With products in bfloat16
-    the update is off by about a percent.
+    the update has an error of about one percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    # (N, r, c) with r <= c, so that the products below are small
+    # (N, r, c) with r <= c, so that the products below are (r, r) and small
     x: Tensor = matrices.mT if tall else matrices
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)  # after this, no singular value is above 1
     x = x.to(products or x.dtype)
@@ -110,7 +115,7 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: momentum whose direction is orthogonalised, so an update changes all directions equally.
+    """Muon: momentum with an orthogonalised direction, so that all directions change by the same amount.
 
     A group's `parts` is the number of matrices in each of its parameters, stacked along the rows: 3 for a
     fused QKV projection (3C, C). Matrices of equal shape are orthogonalised in one batch.
@@ -139,8 +144,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient.
 
-        `self.found_inf` works as in fused AdamW: if it is a tensor of 1.0, the gradient is not finite and
-        nothing changes. The device decides this; the CPU does not wait.
+        If self.found_inf is a tensor of 1.0, the gradient is not finite and nothing changes, as in torch's
+        fused AdamW. The device decides this, so the CPU does not wait.
         """
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         keep = 1.0 if found_inf is None else 1 - found_inf
@@ -169,7 +174,7 @@ class Muon(torch.optim.Optimizer):
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return the optimisers' state by parameter name: `transformer.wte.weight.exp_avg` and so on.
 
-    The tensors are on the CPU. Of a sharded model, they are this process's shards, on its device.
+    The tensors are on the CPU. For a sharded model, they are this process's shards, on its device.
     """
     return {
         f"{name}.{key}": value.detach() if is_sharded(value) else value.detach().cpu().contiguous()

@@ -2,7 +2,8 @@
 
 DDP (https://arxiv.org/abs/2006.15704) sums gradients over processes while the backward pass is running. FSDP2
 (torch's `fully_shard`, after https://arxiv.org/abs/2304.11277) keeps 1/N of weights, gradients and optimiser
-state in each process, and gathers the weights of a block when it computes. It is for models that do not fit.
+state in each process. It gathers the weights of a block from all processes when the block computes. FSDP2 is
+for models that do not fit into one device.
 
 A single process uses the model directly. The number of processes changes the result only by the rounding of
 sums and by the random numbers of dropout. The larger parts of torch.distributed are imported where they are
@@ -48,8 +49,9 @@ __all__ = [
 def shard_batch(batch: Batch, processes: Processes) -> Batch:
     """Return this process's rows of a batch: every N-th row.
 
-    A batch's rows are sorted by length, so all processes have similar work. A process for which there is no
-    row gets a row in which no token counts, because all must take part in the collective operations.
+    The rows of a batch are sorted by length, so all processes have similar work. If there is no row left for
+    a process, it gets a row in which no token counts: each process must take part in the exchange of
+    gradients.
     """
     if processes.size == 1:
         return batch
@@ -80,7 +82,7 @@ class Parallel:
         self.is_sharded = processes.size > 1 and config.parallel == "fsdp"
         self._loss: nn.Module = loss
         self._compiled: Any = None
-        # a dry run computes only a little, so it does not compile
+        # a dry run (--dry_run) computes so little that compiling would take longer
         compiled = config.compile and not config.dry_run
         if compiled:
             with processes.shared_errors():
@@ -92,32 +94,38 @@ class Parallel:
             mesh = init_device_mesh(device.type, (processes.size,))
             for block in self._model.blocks:
                 fully_shard(block, mesh=mesh)
-            fully_shard(self._loss, mesh=mesh)  # wrap embeddings, last norm and lm_head
+            fully_shard(self._loss, mesh=mesh)  # shards the rest: embeddings, last norm and lm_head
         elif processes.size > 1:
             devices = [device] if device.type == "cuda" else None
-            # the only buffers are quantised weights, which do not change
+            # Buffers need no broadcast, because the only buffers are quantised weights, which do not change.
             self._loss = DistributedDataParallel(loss, device_ids=devices, broadcast_buffers=False)
             self._fix_message_order(loss.example(device))
         if compiled:
-            # DDP's own compile mode cuts the graph at each gradient message, and does not support activation
-            # checkpointing. Without this mode, the messages start after the last gradient.
+            # Switch off DDP's own compile mode. It cuts the graph at each gradient message, and does not
+            # support activation checkpointing. Without it, the messages start after the last gradient is
+            # computed.
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(self._loss)
 
     def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
         """Do one backward pass and throw its gradient away, so that DDP fixes the order of its sums.
 
-        DDP reorders its messages after the first backward pass, and so changes how sums are rounded. A
-        resumed run starts at another step than an uninterrupted one; without this pass the bits would differ.
+        DDP reorders its messages after the first backward pass of a process, and so changes how sums are
+        rounded. Without this pass, a resumed run would do its reordering at another step than an
+        uninterrupted run, and the bits would differ.
         """
         was_training = self._loss.training
-        self._loss.eval()  # eval mode: without dropout, no random numbers are drawn
+        self._loss.eval()  # eval mode switches dropout off, so no random number is drawn
         self._loss(*example).backward()
         self._loss.train(was_training)
         self._model.zero_grad()
 
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
-        """Return this process's share: whole batches if they divide evenly, else its rows of each batch."""
+        """Return this process's part of the batches of a step.
+
+        These are whole batches if their number is a multiple of the number of processes, or else some rows of
+        each batch.
+        """
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
             return batches[rank::size]
@@ -129,8 +137,8 @@ class Parallel:
             result: Tensor = self._loss(*batch)
             return result
         if batch[-1] is not None:  # the last tensor holds the positions that count
-            # Batches of pairs have various lengths: mark lengths as dynamic, so that one graph serves all
-            # lengths. Windows all have the same length; their graph is faster with a fixed size.
+            # Batches of pairs have various lengths. Their sizes are marked as dynamic, so that one compiled
+            # graph is enough. Windows all have the same length; a graph for one size is faster.
             for tensor in batch:
                 for dim in range(tensor.dim() if tensor is not None else 0):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
@@ -138,7 +146,10 @@ class Parallel:
         return compiled
 
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
-        """Return the context for a forward and backward pass. Only a step's last pass sums gradients."""
+        """Return the context for one forward and backward pass of a step.
+
+        The processes exchange gradients only in the last pass of the step.
+        """
         if self.is_sharded:
             self._loss.set_requires_gradient_sync(last)  # type: ignore[operator]
         elif isinstance(self._loss, DistributedDataParallel) and not last:
@@ -148,7 +159,7 @@ class Parallel:
     # -- evaluation ------------------------------------------------------------------------------------------
 
     def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> Report:
-        """Measure the model on batches. Each process computes its rows; all get the total.
+        """Measure the model on batches. Each process computes its rows. All get the sums over all processes.
 
         Raises:
             StopNow: if a signal comes meanwhile.
@@ -161,11 +172,11 @@ class Parallel:
                 mine = self._my_rows(batches, stop_request)
                 return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
-                if self.is_sharded:  # then `evaluate` has gathered weights, whose memory is freed here
+                if self.is_sharded:  # free the weights that FSDP has gathered for the evaluation
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
-        """Yield this process's rows. All processes have the same number of batches, and stop together."""
+        """Yield this process's rows of each batch, until all processes agree to stop after a signal."""
         for number, batch in enumerate(batches):
             if number % 8 == 0:
                 stop_request.agree(self._processes)
@@ -180,7 +191,7 @@ class Parallel:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def full_model(self) -> LanguageModel:
-        """Return the model for process 0 to save. All processes must call it; only process 0 uses it."""
+        """Return the whole model, for process 0 to save. With FSDP, all processes must call this."""
         if not self.is_sharded:
             return self._model
         weights = {}
@@ -211,7 +222,7 @@ class Parallel:
 
 
 def _require_compiler(config: TrainConfig, device: torch.device) -> None:
-    """Raise InputError if torch.compile cannot work here. (Its own error message has 100 lines.)"""
+    """Raise InputError if torch.compile cannot work here. torch's own message would have 100 lines."""
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         raise InputError(
             "--compile needs Triton, which is not installed: pip install triton, or --no_compile"
@@ -228,10 +239,10 @@ def _require_compiler(config: TrainConfig, device: torch.device) -> None:
 
 
 class _Gathering:
-    """A sharded model as `evaluate_loss` expects it. FSDP gathers the weights in the forward pass.
+    """Makes a sharded model look like a model for `evaluate_loss`. FSDP gathers weights in its forward pass.
 
-    `evaluate_loss` calls lm_head itself. FSDP's outermost part holds lm_head, and stays gathered until
-    `reshard`.
+    `evaluate_loss` calls lm_head outside of this forward pass. That works, because lm_head belongs to FSDP's
+    outermost part, which stays gathered until `reshard`.
     """
 
     def __init__(self, model: LanguageModel, loss: nn.Module) -> None:
@@ -247,7 +258,7 @@ class _Gathering:
         self._loss.eval()
 
     def base_model(self, input_ids: Tensor) -> Tensor:
-        # no inference tensors, because FSDP reuses these buffers in training
+        # FSDP uses these buffers again in training, so they must not become inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             hidden: Tensor = self._loss(input_ids.clone())
             return hidden
@@ -291,14 +302,14 @@ def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class ShardedSave:
-    """Writes the optimiser's state as shards: each process writes its own into process 0's folder.
+    """Writes the optimiser's state as shards: each process writes its own shard into process 0's folder.
 
     torch.distributed.checkpoint writes the shards as safetensors files, because its own format needs pickle.
-    It would overwrite files in place and stores no hashes; but here the folder is new, and process 0 lists
-    the files in its manifest.
+    It overwrites files in place and stores no hashes. This does no harm here: the folder is new, and process
+    0 lists the files in its manifest.
 
-    Process 0 calls the object with the folder, or `end` if the save failed before. The other processes call
-    `follow`.
+    Process 0 calls this object with the folder, or it calls `end` if the save failed before. The other
+    processes call `follow`.
     """
 
     def __init__(self, processes: Processes, tensors: dict[str, Tensor]) -> None:
@@ -333,7 +344,9 @@ class ShardedSave:
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors (whole or sharded) from a verified folder. The number of shards may have changed.
+    """Fill tensors (whole or sharded) from a folder of shards that was compared with its manifest.
+
+    The number of processes may have changed since the save.
 
     Raises:
         InputError: if a tensor is missing or has another shape.
@@ -343,7 +356,7 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        # torch warns when a single process reads
+        # a single process may read shards, too; then torch prints this warning
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))

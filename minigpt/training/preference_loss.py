@@ -1,8 +1,9 @@
 """Losses of preferences, such as DPO: they make the better answer of a pair more probable than the other.
 
-The reference is the model before the first step. Its log-probabilities are computed once for all pairs. They
-are not saved: a resumed run computes them again from the same weights, with the same result to the bit. With
-adapters, the frozen weights are enough, because a new adapter does not change the output.
+The loss compares the model with a reference: the model before the first step. The reference's
+log-probabilities are computed once for all pairs. They are not saved: a resumed run computes them again from
+the same weights, with the same result to the bit. If adapters are trained, the frozen weights are the
+reference, because a new adapter does not change the output.
 
 Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
 answers, then the rejected answers.
@@ -30,7 +31,7 @@ from minigpt.training.loss import (
 
 __all__ = ["PairLossBatch", "PreferenceLoss", "PreferenceOptions", "PreferenceReport"]
 
-_ROWS = 128  # rows per batch when the reference or an evaluation is computed
+_ROWS = 128  # number of rows per batch for the reference and for evaluations
 
 
 class PairLossBatch(NamedTuple):
@@ -54,7 +55,7 @@ class PreferenceOptions(NamedTuple):
 
 @dataclass
 class PreferenceReport:
-    """Sums over pairs. The metrics have TRL's names."""
+    """The result of an evaluation, as sums over pairs. The metrics have TRL's names."""
 
     pairs: float = 0.0
     total_loss: float = 0.0
@@ -69,18 +70,18 @@ class PreferenceReport:
         return self.total_loss / self.pairs
 
     def sums(self) -> list[float]:
-        """See `Report`."""
+        """Return the sums as a list, so that the processes can add them."""
         return [
             self.pairs, self.total_loss, *self.rewards, self.correct, *self.logps, self.chosen_tokens,
         ]  # fmt: skip
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """See `Report`."""
+        """Replace the sums by those over all processes."""
         self.pairs, self.total_loss, *rest = sums
         self.rewards, self.correct, self.logps, self.chosen_tokens = rest[:2], rest[2], rest[3:5], rest[5]
 
     def metrics(self) -> dict[str, float]:
-        """See `Report`.
+        """Return the numbers for metrics.jsonl.
 
         `rewards` are beta times the increase of an answer's log-probability over the reference. For a loss
         without reference, they are beta times the mean log-probability of its tokens. `val_chosen_loss` is
@@ -99,13 +100,13 @@ class PreferenceReport:
         }
 
     def shown(self) -> str:
-        """See `Report`."""
+        """Return the numbers as text for the line of an evaluation."""
         found = self.metrics()
         return f"accuracy {found['rewards/accuracies']:.1%}  margin {found['rewards/margins']:.3f}"
 
 
 class PreferenceLoss(Objective):
-    """The loss of pairs of answers. Only tokens of the answers count.
+    """The loss of pairs of answers, such as DPO's. Only tokens of the answers count.
 
     Args:
         model: the model on its device, with adapters, before the first step. It is also the reference.
@@ -114,7 +115,7 @@ class PreferenceLoss(Objective):
         val: validation pairs.
         device: device of the model.
         autocast: context for a forward pass in training. The reference of the training pairs uses it, too.
-        dry: True if nothing will be trained: the reference is not computed.
+        dry: True if nothing will be trained, so the reference is not computed.
     """
 
     def __init__(
@@ -141,7 +142,10 @@ class PreferenceLoss(Objective):
 
     @torch.no_grad()
     def _read(self, pairs: EncodedPreferences, device: torch.device, show: Callable[[int], None]) -> Tensor:
-        """Compute the current log-probabilities of all answers, (2, N) float64."""
+        """Compute the log-probabilities of all answers with the current weights, (2, N) float64.
+
+        Row 0 has the chosen answers, row 1 the rejected ones.
+        """
         found, done, was_training = torch.zeros((2, len(pairs)), dtype=torch.float64), 0, self.model.training
         self.model.eval()
         for batch in pairs.in_order(_ROWS):
@@ -159,7 +163,8 @@ class PreferenceLoss(Objective):
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
-        logps, counts = sums[:, :, : len(batch.rows)]  # drops the rows of a blank batch
+        # a process without a pair has one row that does not count
+        logps, counts = sums[:, :, : len(batch.rows)]
         return logps, counts
 
     def count(self, batch: PairBatch) -> int:
@@ -184,7 +189,7 @@ class PreferenceLoss(Objective):
         device: torch.device,
         finish: Finish | None = None,
     ) -> PreferenceReport:
-        """See `Objective`. Measures the loss and the rewards on the validation data."""
+        """Measure the loss and the rewards on the validation data."""
         report, was_training = PreferenceReport(), model.training
         model.eval()
         try:
@@ -228,7 +233,7 @@ class PreferenceLoss(Objective):
         hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         nothing = losses.new_zeros(len(input_ids))  # (2 B,)
-        B = reference.shape[1]  # 0 in a process without a pair; then sum and gradient are 0
+        B = reference.shape[1]  # 0 if this process has no pair; then sum and gradient are 0
         logps = nothing.index_add(0, rows, -losses).view(2, -1)[:, :B]  # (2, B)
         if self.options.loss_type in PER_TOKEN:
             counts = nothing.index_add(0, rows, torch.ones_like(losses)).view(2, -1)[:, :B]
@@ -237,6 +242,9 @@ class PreferenceLoss(Objective):
 
 
 def _answers(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the answers' tokens, their rows and their positions, each (P,), on the CPU."""
+    """Return the tokens of all answers, the row of each, and its position in the flat 2 B * T tokens.
+
+    Each is (P,), on the CPU.
+    """
     positions = batch.answer_mask.flatten().nonzero().flatten()
     return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions

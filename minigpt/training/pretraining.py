@@ -1,10 +1,10 @@
-"""Pretrains a language model on the texts, for a classifier that has no given model.
+"""Pretrains a language model on the texts to classify, if the user gives no model for a classifier.
 
     with_pretrained({"task": "classification", "train_data": "reviews.csv", "output": "reviews"})
 
-Texts without their labels teach a new model most of the words. The language model is trained on the training
-part only, and evaluated on the validation part. The folder OUTPUT.pretrained holds the texts of both parts,
-and the run in run/. Stopping and --resume work as for any run.
+From the texts without their labels, a new model can learn most of the words. The language model is trained on
+the training part only, and evaluated on the validation part. The folder OUTPUT.pretrained holds the texts of
+both parts, and the run in run/. Stopping and --resume work as for any run.
 """
 
 import math
@@ -26,9 +26,10 @@ from minigpt.training.stop_request import Stopped
 
 __all__ = ["with_pretrained"]
 
-_RECIPE, _SMALL = "classification-pretraining", "classification-cpu"  # recipes of the two runs
+# recipes of the language model and of the classifier
+_RECIPE, _SMALL = "classification-pretraining", "classification-cpu"
 _TOKENS = 4096  # number of tokens of a batch
-# Options that apply to both runs.
+# Options of the user that hold for both runs: for the language model and for the classifier.
 _SHARED = (
     *("seed", "device", "threads", "precision", "report_to", "logging_steps", "save_total_limit"),
     "on_save_error",
@@ -36,7 +37,7 @@ _SHARED = (
 
 
 def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with a model. The model is trained now, unless it already exists.
+    """Return the options with `model` added. The model is trained now, unless it already exists.
 
     Args:
         given: options of FinetuneConfig without `model`.
@@ -49,7 +50,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(config, FinetuneConfig)
     output = config.output
     if config.resume and (output / RUN_FILE).exists():
-        return dict(given)  # the run to resume has recorded its model in run.json
+        return dict(given)  # --resume: run.json already names the model
     if config.dry_run:
         raise InputError("--dry_run of a classifier needs --model: give the model that it begins with")
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -94,7 +95,9 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block_size(lengths: Sequence[int]) -> int:
-    """Choose the context of the new model: 19 of 20 texts fit, up to 512 tokens; shorter for little text.
+    """Choose the context of the new model from the lengths of the texts, in tokens.
+
+    19 of 20 texts fit, up to 512 tokens. With little text the context is shorter.
 
     >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
     (64, 320, 16)

@@ -1,4 +1,4 @@
-"""Completes the options that the user gave: a recipe, or the run to resume, provides the other options.
+"""Completes the options that the user gave. A recipe, or the run to resume, gives the other options.
 
 resolve({"recipe": "document", "n_layer": 2})
 resolve({"resume": True, "output": "run"})
@@ -23,7 +23,7 @@ from minigpt.training.sizing import parse_size
 
 __all__ = ["SHAPE", "resolve"]
 
-# Options of a new model. Given weights decide these options themselves.
+# Options of a new model's size. If training begins with given weights, the weights decide them.
 SHAPE = (
     *("family", "n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "num_key_value_heads", "head_dim"),
     *("intermediate_size", "rope_theta", "tie_word_embeddings", "zero_projections"),
@@ -43,7 +43,8 @@ def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> 
         InputError: for an unknown option (the message suggests a similar name) or a bad value; for a recipe
             or run that cannot be read; for a recipe or size that differs from the run to resume.
     """
-    check_ranges(kind, given)  # quick check first: looking for a GPU imports torch
+    # check numbers first, because the search for a GPU imports torch, which is slow
+    check_ranges(kind, given)
     if given.get("resume"):
         base = _run(given, kind)
     else:
@@ -76,7 +77,7 @@ def _run(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
     if given.get("size"):
-        parse_size(given["size"])  # raises an error for a bad size before anything is printed
+        parse_size(given["size"])  # raises an error for a wrong size, before anything is printed
     if given.get("recipe"):
         name = given["recipe"]
     elif kind is FinetuneConfig:
@@ -97,8 +98,10 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         print(say(text, name=name, device=device.type))
     recipe = read_recipe(name, kind)
     _require_task(name, kind, given)
-    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():  # others say their own
-        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)  # checked later
+    # a built-in recipe has no rate of its own
+    if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():
+        # an unknown method is reported later
+        rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
     if isinstance(recipe, FinetuneConfig) and given.get("task", recipe.task) == "grpo":
@@ -109,7 +112,10 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 
 def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) -> None:
-    """Raise InputError if a recipe is for another task or command. Those without a task are for all."""
+    """Raise InputError if a recipe is for another task or command.
+
+    A recipe that names no task is for all tasks.
+    """
     if not given.get("recipe"):
         return
     recipe = read_recipe(name, FinetuneConfig)
@@ -123,7 +129,7 @@ def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) 
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Return a recipe with the shape of the model in a folder, and batches that fit into its context.
+    """Return a recipe with the sizes of the model in a folder. Rows of a batch must fit into its context.
 
     Raises:
         InputError: if there is no model; for an option that only a new model has.
@@ -154,8 +160,8 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
-    """Change a recipe to the given family. Options that the family lacks are reset, and printed."""
-    # an unknown family raises an error later
+    """Change a recipe to the model family `family`. Options that the family lacks are reset and printed."""
+    # An unknown family is reported later.
     if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:
         return recipe
     nothing = FOREIGN_OPTIONS[family]

@@ -1,16 +1,16 @@
 """Rewards of answers: built-in rewards, or a function in the user's file.
 
-    exact    1 if the answer is the file's answer, white space at its ends aside; else 0
+    exact    1 if the answer is the file's answer, without white space at the ends; else 0
     regex    1 if --reward_regex matches the whole answer; else 0
-    length   1 for an answer of --reward_length characters, less in proportion to the distance from it
+    length   1 for an answer of --reward_length characters; less, the more its length differs
     json     1 if the answer is JSON; else 0
     file.py:function      a function of lists that returns a list of numbers, one for each answer:
 
         def polite(completions, prompts, answers):
             return [float("请" in text) for text in completions]
 
-It may take any of the three arguments, by these names, and any field of the data's records by its name: a
-list, with None for a record that lacks it. `**kwargs` takes all.
+The function may take any of these three arguments, by these names. It may also take a field of the data's
+records by its name: a list, with None for a record that lacks the field. `**kwargs` receives all fields.
 """
 
 import inspect
@@ -28,17 +28,17 @@ from minigpt.evaluation.answers import exact_match
 __all__ = ["RewardError", "Rewards", "make_rewards"]
 
 _ARGUMENTS = ("completions", "prompts", "answers")
-_LARGEST = 1e30  # a larger sum of rewards would overflow in the loss, which is float32
+_LARGEST = 1e30  # largest sum of rewards; the loss is float32 and would overflow
 Fields: TypeAlias = Sequence[Mapping[str, Any]]  # records, one for each completion
 Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str], Fields], list[float]]
 
 
 class RewardError(InputError):
-    """A reward cannot be used. The run so far can be saved."""
+    """Raised when a reward function fails. The loop then saves the steps done so far."""
 
 
 class Rewards(NamedTuple):
-    """The weighted sum of some rewards."""
+    """A weighted sum of several rewards, as a function of answers."""
 
     functions: list[Function]
     weights: list[float]
@@ -50,7 +50,7 @@ class Rewards(NamedTuple):
         answers: Sequence[str],
         fields: Fields = (),
     ) -> list[float]:
-        """Return the reward of each completion.
+        """Return the weighted sum of the rewards for each completion.
 
         Args:
             completions: answers of the model.
@@ -59,13 +59,13 @@ class Rewards(NamedTuple):
             fields: the records of the file, one for each completion.
 
         Raises:
-            RewardError: if a function raises, or returns anything but a finite number for each completion; if
-                a sum is above 1e30.
+            RewardError: if a function raises an error, or returns anything but a finite number for each
+                completion; if a sum is above 1e30.
         """
         parts = [function(completions, prompts, answers, fields) for function in self.functions]
         sums = [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]
         for total, completion in zip(sums, completions):
-            if not abs(total) <= _LARGEST:  # also true for NaN
+            if not abs(total) <= _LARGEST:  # `not ... <=` is also true for NaN
                 raise RewardError(
                     f"--reward gave {total:g} for the completion {_short(completion)}: rewards must be from "
                     f"-{_LARGEST:g} to {_LARGEST:g}"
@@ -80,15 +80,15 @@ def make_rewards(
     length: int = 0,
     fields: Collection[str] = (),
 ) -> Rewards:
-    """Build the rewards.
+    """Build the rewards from the user's options.
 
     Args:
         names: exact, regex, length, json or file.py:function.
-        weights: a factor for each; left out: 1.
+        weights: a factor for each name; (): all are 1.
         fields: names of the fields that the data's records have.
 
     Raises:
-        InputError: for an unknown name, a file without that function, or a bad pattern.
+        InputError: for an unknown name, a file without that function, or an invalid pattern.
     """
     if weights and len(weights) != len(names):
         raise InputError(f"--reward_weights needs a number for each reward: got {len(weights)}, {len(names)}")
@@ -159,7 +159,7 @@ def _of_file(path: Path, name: str, shown: str, fields: Collection[str]) -> Func
         try:
             rewards = found(**given)
             if isinstance(rewards, Iterator):
-                rewards = list(rewards)  # inside `try`, because a generator runs only now
+                rewards = list(rewards)  # a generator runs here, and may raise an error
         except (Exception, SystemExit) as error:
             raise RewardError(f"--reward {shown} raised {_said(error)}") from None
         return _numbers(rewards, completions, shown)
@@ -188,7 +188,7 @@ def _numbers(rewards: Any, completions: Sequence[str], shown: str) -> list[float
     for value, completion in zip(values, completions):
         try:
             number = math.nan if isinstance(value, str) else float(value)
-        except Exception:  # not a number, too large for a float, or an object that raises its own errors
+        except Exception:  # not a number, too large for a float, or an object whose methods fail
             number = math.nan
         if not math.isfinite(number):
             raise RewardError(

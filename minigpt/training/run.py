@@ -72,9 +72,9 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
 
     Args:
         config: options of the run.
-        given: names of the options that the user gave. `size` does not change these.
+        given: names of the options that the user gave. --size leaves these as they are.
     """
-    if is_restarted():  # after a crash torchrun repeats the first command, so resume instead
+    if is_restarted():  # after a crash, torchrun starts the same command again; then resume
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
             begun = read_run(config.output, type(config))  # --size and --precision are resolved there
@@ -130,7 +130,8 @@ def _run(
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     is_text = isinstance(data.train, EncodedExamples | TextPart)
-    is_text = is_text and not isinstance(data.train, EncodedPrompts)  # the tokens of prompts are not learned
+    # the loss never counts tokens of prompts, so there is nothing to summarise
+    is_text = is_text and not isinstance(data.train, EncodedPrompts)
     summary = summarize(data, config) if is_text else None
     trainer.notes = {autosize.RECORD: record} if record else {}
     if summary is not None:
@@ -139,7 +140,8 @@ def _run(
         print(say("precision auto: {precision} on this machine", precision=trainer.config.precision))
     values = {"data": data.sentence, "parameters": _counted(trainer.model), "device": trainer.device}
     print(say("{data}; {parameters} on {device}", **values))
-    is_told = config.resume and has_checkpoint and not config.allow_changed_data  # by the run that is resumed
+    # the run that is resumed has already printed the warnings
+    is_told = config.resume and has_checkpoint and not config.allow_changed_data
     for sentence in summary.warnings() if summary is not None and not is_told else ():
         warn(sentence)
     if config.dry_run:
@@ -161,7 +163,8 @@ def _run(
         print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
     with processes.shared_errors():
         if processes.is_main:
-            if occupied:  # move the old run only after all checks, so that an error leaves it in place
+            # move the old run only now: after an error before this line, it is still in its place
+            if occupied:
                 _move_aside(output)
             if occupied or not is_locked:
                 locks.callback(lock_folder(output).release)
@@ -183,7 +186,7 @@ def _run(
 
 
 def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> TrainConfig:
-    """Let --size choose the number of steps for given weights: all epochs, or fewer if the time is short."""
+    """Choose the number of steps for --size if the model is given: all epochs, or fewer if time is short."""
     size = parse_size(config.size)
     if size.unit == "name":
         raise InputError(
@@ -201,14 +204,14 @@ def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> Tra
 
 
 def _read_data(config: TrainConfig) -> AnyData:
-    """Read the data of the task."""
+    """Read the data for the task of the configuration."""
     if isinstance(config, FinetuneConfig) and config.task == "classification":
         return classification.read_data(config)
     return run_data.read_data(config)
 
 
 def _counted(model: LanguageModel) -> str:
-    """Return the number of the model's parameters, in words."""
+    """Return the number of the model's parameters as text for a message."""
     total = sum(count for _, count in parameter_table(model))
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     if trained == total:
@@ -218,7 +221,10 @@ def _counted(model: LanguageModel) -> str:
 
 
 def _require_memory(config: TrainConfig, vocab_size: int) -> None:
-    """Raise InputError if the weights exceed free memory: the system would kill the process."""
+    """Raise InputError if the weights alone need more than the free memory.
+
+    Otherwise the operating system would kill the process without a message.
+    """
     count, free = config.model_config(vocab_size).parameter_count(), autosize.free_memory(config)
     if 4 * count > free and config.parallel == "ddp":
         raise InputError(
@@ -237,7 +243,7 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # keep the shards, because they depend only on the data
+    if (previous / "shards").exists():  # the shards stay, because they depend only on the data
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(say("the earlier run is in {output}.previous now", output=output))

@@ -1,8 +1,8 @@
 """The data of a run: questions and answers (RunData), or plain text (TextData).
 
-All kinds of data have the methods of `AnyData`: the plan (which rows are in which batch), the positions of a
-batch in the data, and a sample of the model's output that is printed at an evaluation. Texts with labels are
-in classification.py.
+All kinds of data have the methods of `AnyData`: a plan that says which rows are in which batch, the positions
+of a batch's rows in the training data, and a sample of the model's output, which is printed at an evaluation.
+Texts with labels are in classification.py.
 """
 
 import contextlib
@@ -57,57 +57,58 @@ from minigpt.weights.pretrained import AnyTokenizer, load_tokenizer
 
 __all__ = ["AnyData", "RunData", "TextData", "read_data", "shown_lines"]
 
-# (conversations, tokenizer, max_length, function that encodes one) -> encoded conversations
+# A function of (conversations, tokenizer, max_length, function that encodes one conversation). It returns the
+# encoded conversations.
 EncodeAll: TypeAlias = Callable[[Sequence[Conversation], Any, int, Encode], EncodedExamples]
-HELD_OUT = Path()  # value of val_data: a part of train_data becomes the validation data
-# For BPE tokenizers without a chat template: the plain form of minigpt.data.conversation as a template.
+HELD_OUT = Path()  # this value of val_data means: hold out a part of train_data for validation
+# A chat template for BPE tokenizers that have none. It writes the same text as minigpt.data.conversation.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-SHARDS = "shards"  # name of a folder in the output folder
+SHARDS = "shards"  # a folder in the output folder, which holds an encoded text
 _SAMPLE = 48  # number of tokens that the model generates for a sample
 _PROMPT = 32  # number of prompt tokens of a sample
 _NAMED = 5  # largest number of windows that a message lists
 
 
 class AnyData(Protocol):
-    """The interface of all kinds of data for a run."""
+    """The attributes and methods that every kind of training data has."""
 
     @property
     def tokenizer(self) -> AnyTokenizer:
-        """Return the tokenizer of both parts."""
+        """Return the tokenizer of the training and the validation data."""
 
     @property
     def train(self) -> Any:
-        """Return the training part, with batch, fingerprint, lengths, answer_share."""
+        """Return the training data. It has batch, fingerprint, lengths and answer_share."""
 
     @property
     def val(self) -> Any:
-        """Return the validation part, with in_order, fingerprint, rows, mean_targets."""
+        """Return the validation data. It has in_order, fingerprint, rows and mean_targets."""
 
     @property
     def sentence(self) -> str:
-        """Return the sizes of both parts, in words."""
+        """Return a sentence with the sizes of the training and the validation data."""
 
     @property
     def unit(self) -> str:
-        """Return the word for the numbers that `positions` returns."""
+        """Return what `positions` counts, as a word: "lines" or "windows"."""
 
     def plan(self, config: TrainConfig) -> Any:
-        """Plan which rows are in which batch. The plan has rows(number) and len."""
+        """Plan which rows are in which batch. plan.rows(i) are the rows of batch i; len(plan): batches."""
 
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row) of each batch of an epoch."""
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """Return the names of training data, validation data and vocabulary for messages."""
+        """Return what messages call the training data, the validation data and the vocabulary."""
 
     def positions(self, batch: Any) -> list[int]:
-        """Return the positions, in the training data, of a batch's rows."""
+        """Return where the rows of a batch are in the training data: line or window numbers."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe positions in the training data, for a message."""
+        """Describe such positions in the training data in words, for a message."""
 
     def sample(self, model: Any, number: int) -> str:
         """Return a sample of the model's output. Each `number` gives another sample."""
@@ -127,7 +128,7 @@ class RunData:
 
     @property
     def sentence(self) -> str:
-        """Return the sizes of both parts, in words."""
+        """Return a sentence with the sizes of the training and the validation data."""
         text = "{train:,} {examples} to learn from, {val:,} to measure on"
         return Message(text, train=len(self.train), examples=self.examples, val=len(self.val))
 
@@ -154,7 +155,7 @@ class RunData:
 
     @property
     def _rows(self) -> int:
-        """Return the number of rows of an example."""
+        """Return the number of rows of one example in a batch: 2 for pairs of answers, or else 1."""
         return 2 if isinstance(self.train, EncodedPreferences) else 1
 
     def shapes(self, plan: BatchPlan | WindowPlan, pad_to: int) -> list[tuple[int, int]]:
@@ -163,23 +164,26 @@ class RunData:
         return [(self._rows * count, width) for count, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """Return the names of training data, validation data and vocabulary for messages."""
+        """Return what messages call the training data, the validation data and the vocabulary."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, _tokenizer_name(config)
 
-    unit = "lines"  # word for the numbers that `positions` returns
+    unit = "lines"  # what `positions` counts
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""
         return [int(line) for line in self.train.lines[batch.rows]]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe positions in the training data, for a message."""
+        """Describe some lines of the training data in words, for a message."""
         return f"{shown_lines(positions)} of {config.train_data}"
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Answer a validation question. Return "" if the question leaves no room in the context."""
+        """Let the model answer a validation question, as a sample of its output.
+
+        Returns "" if the question is too long for an answer.
+        """
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
         form: PromptFormat = "chat" if isinstance(self.tokenizer, SubwordTokenizer) else "question"
         free = model.config.max_position_embeddings - len(question_ids(self.tokenizer, form, question))
@@ -200,7 +204,7 @@ class TextData:
 
     @property
     def sentence(self) -> str:
-        """Return the sizes of both parts, in words."""
+        """Return a sentence with the sizes of the training and the validation data."""
         text = "{train:,} tokens to learn from, {val:,} to measure on"
         return Message(text, train=len(self.train), val=len(self.val))
 
@@ -219,18 +223,18 @@ class TextData:
         return plan.shapes(self.train, pad_to)
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """Return the names of training data, validation data and vocabulary for messages."""
+        """Return what messages call the training data, the validation data and the vocabulary."""
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # word for the numbers that `positions` returns
+    unit = "windows"  # what `positions` counts
 
     def positions(self, batch: Batch) -> list[int]:
-        """Return the number of the first training token of each window in a batch."""
+        """Return for each window of a batch where it begins in the training text, in tokens."""
         return [int(start) for start in batch.rows]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe positions in the training data, for a message."""
+        """Describe some windows of the training text in words, for a message."""
         text = self.tokenizer.decode(
             self.train.tokens.read(positions[0], min(_PROMPT, len(self.train) - positions[0])).tolist()
         )
@@ -239,7 +243,7 @@ class TextData:
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Continue a piece of the validation text. Each `number` takes another piece."""
+        """Let the model continue a piece of the validation text. Each `number` takes another piece."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
         # multiples of the golden ratio spread the samples evenly over the text
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
@@ -328,7 +332,8 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
             return split.train, split.val
         options = config.strict, config.encoding, config.field_names
         rewards = config.reward if isinstance(config, FinetuneConfig) and config.task == "grpo" else None
-        if rewards is not None and "exact" not in rewards:  # only `exact` needs the file's answers
+        # only the reward `exact` needs answers in the file
+        if rewards is not None and "exact" not in rewards:
             part, report = read_prompts(path, *options)
         else:
             part, report = read_conversations(path, *options)
@@ -339,7 +344,10 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 
 @contextlib.contextmanager
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
-    """If a part would be empty, replace the error's advice for `minigpt split` by advice for training."""
+    """Replace the error for data that is too small to be divided by one with advice for training.
+
+    The original error gives advice for `minigpt split`.
+    """
     try:
         yield
     except InputError:
@@ -350,7 +358,7 @@ def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[N
 
 
 def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation]) -> None:
-    """Warn about weights that the task does not use."""
+    """Warn the user if the records have sample weights, but the task does not use them."""
     if any(each.weight != 1 and not math.isnan(each.weight) for each in conversations):
         warn(f"{config.train_data}: records have a `weight`, which counts in --task sft only")
 
@@ -410,7 +418,10 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-    """Return a tokenizer whose sep_token is also the eos_token, such as BERT's [SEP]; it is saved so."""
+    """Return a tokenizer whose sep_token, such as BERT's [SEP], is also its eos_token.
+
+    The tokenizer is saved with this change.
+    """
     separator = tokenizer.named_tokens.get("sep_token")
     if separator not in tokenizer.special_tokens:
         raise InputError(
@@ -464,7 +475,7 @@ def _warn_of_cuts(
     what: str,
     tokenizer: AnyTokenizer,
 ) -> None:
-    """Warn about examples that are too long, and about unknown characters."""
+    """Warn the user about examples that were cut because of their length, and about unknown characters."""
     if part.n_cut:
         left_out = part.n_without_answer
         lost = Message(", {count} of them left out: no answer remained", count=left_out) if left_out else ""
@@ -493,7 +504,7 @@ def _tokenizer_name(config: TrainConfig) -> str:
 
 
 class _ShardOptions(TypedDict):
-    """Keyword arguments for `prepare`."""
+    """Keyword arguments of the function `prepare`, which makes shards."""
 
     options: TextOptions
     workers: int
@@ -501,7 +512,7 @@ class _ShardOptions(TypedDict):
 
 
 def _with_mask(config: FinetuneConfig) -> "MaskedTextData":
-    """Read a text, and add [MASK] as the last token of the vocabulary."""
+    """Read a text for masked language modelling. [MASK] is added as the last token of the vocabulary."""
     assert config.text is not None
     data = _read_text(config, config.text)
     return MaskedTextData(data.tokenizer.with_tokens([MASK]), data.train, data.val)
@@ -556,7 +567,7 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 
 
 def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> AnyTokenizer | None:
-    """Load the tokenizer of --text. Return None if it has to be made from the text's characters."""
+    """Load the tokenizer for a text. Return None if a vocabulary of the text's characters shall be made."""
     if config.starts_from is not None:
         quiet = QuietTextOptions(**dataclasses.asdict(reading))
         texts = read_sources(find_sources(text, quiet), options=quiet)
@@ -569,6 +580,6 @@ def named_tokenizer(name: str) -> AnyTokenizer:
     path = Path(name)
     others = ("tokenizer.json", "vocab.txt", "best")
     if path.is_dir() and not any((path / name).exists() for name in others):
-        # the folder has vocab.json and merges.txt, as published by OpenAI and Qwen
+        # vocab.json and merges.txt without tokenizer.json, as OpenAI and Qwen publish them
         return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

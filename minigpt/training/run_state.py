@@ -1,7 +1,8 @@
 """The progress of a run, the JSON part of a checkpoint, and the differences between a run and its resume.
 
-A resume is exact if everything that the rest of the run depends on is in the checkpoint, or has not changed.
-Each change stops the resume, or is printed in one line: "changed on resume: seed 42 -> 7".
+A resumed run gives the same bits if everything that the rest of the run depends on is in the checkpoint, or
+has not changed. A change either stops the resume, or is printed in one line: "changed on resume: seed 42 ->
+7".
 """
 
 import dataclasses
@@ -22,7 +23,7 @@ from minigpt.training.run_data import AnyData
 
 __all__ = ["BatchSize", "Changes", "Progress", "StepMetrics", "changes", "spike_threshold", "training_state"]
 
-# options that do not change the training itself: a resume does not report changes of them
+# Options that do not change the training itself. A resume prints nothing if they have changed.
 _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", "threads", "workers"} | {
     "save_async",
     "on_save_error",
@@ -44,11 +45,12 @@ _MEASURED = (
     *("loss_on", "loss_type", "label_smoothing", "simpo_gamma", "mlm_probability", "whole_words"),
     *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
 )
-_RECENT = 64  # number of recent losses that a new loss is compared with
-_FEWEST = 16  # with fewer losses than this, no loss counts as a spike
-_SIGMAS = 6.0  # with normal noise, one loss in a billion is this many standard deviations above the mean
-_FLOOR = 0.02  # least sigma, as a share of the median loss, so that tiny noise is no spike
-_VISIBLE = 0.1  # least height of a spike in nats, because at the end of training each hard example stands out
+_RECENT = 64  # a loss is compared with this number of recent losses
+_FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
+_SIGMAS = 6.0  # standard deviations up to a spike; normal noise is so high once in a billion losses
+_FLOOR = 0.02  # smallest standard deviation, as a share of the median loss: very small noise gives no spikes
+# smallest height of a spike in nats; late in training, a hard example is a little higher than the rest
+_VISIBLE = 0.1
 
 
 class BatchSize(NamedTuple):
@@ -69,27 +71,28 @@ class StepMetrics(NamedTuple):
     loss_scale: float | None  # float16's loss scale; None for other precisions
     is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
     is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
-    bad_steps: int  # number of bad steps in a row, with this step
+    bad_steps: int  # number of bad steps in a row, this step included
     spike_threshold: float  # a loss above this is reported as a spike
 
 
 @dataclass
 class Progress:
-    """The progress of a run: its whole state besides weights, optimiser and random generators."""
+    """The progress of a run: its state without weights, optimiser and random generators."""
 
-    steps_done: int = 0  # number of steps done or skipped; the batches of a step depend only on its number
-    tokens_seen: int = 0  # tokens whose gradient reached the weights, without padding
+    steps_done: int = 0  # number of steps done or skipped; the next step's batches depend only on it
+    tokens_seen: int = 0  # number of tokens that have changed the weights; without padding and skipped steps
     best_val_loss: float = math.inf
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the evaluation at best_step
-    evaluated: bool = True  # False if the evaluation after the last step has not been done yet
+    evaluated: bool = True  # False: the evaluation after the last step is still to be done
     loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
-    sums: list[float] = field(default_factory=list)  # sums of the objective since the last line of metrics
+    # the objective's `step_sums`, added up since the last line of metrics
+    sums: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     bad_steps: int = 0  # number of bad steps in a row, up to now
     rollbacks: int = 0
-    # [first, last]: ranges of steps that had no effect on the weights
+    # ranges of steps that had no effect on the weights, each as [first, last]
     skipped: list[list[int]] = field(default_factory=list)
     recent_losses: list[float] = field(default_factory=list)
     loss_scale: list[float] = field(default_factory=list)  # LossScale.state() for float16, else empty
@@ -103,7 +106,12 @@ class Progress:
         has_scale: bool,
         sums: Sequence[float] = (),
     ) -> StepMetrics:
-        """Record a step. `numbers` are loss, gradient norm and loss scale; `sums` are the objective's."""
+        """Add a step to the progress.
+
+        Args:
+            numbers: loss, gradient norm and loss scale.
+            sums: the objective's `step_sums`.
+        """
         loss, norm, scale = numbers
         threshold = spike_threshold(self.recent_losses)
         is_finite = all(map(math.isfinite, numbers))
@@ -143,7 +151,7 @@ class Progress:
         return {**dataclasses.asdict(self), "best_val_loss": best}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore the progress from a training_state.json. A field that the file lacks does not change."""
+        """Restore the progress from the content of training_state.json. Missing fields keep their values."""
         for item in dataclasses.fields(self):
             if item.name in state:
                 setattr(self, item.name, state[item.name])
@@ -154,10 +162,10 @@ class Progress:
 def spike_threshold(losses: Sequence[float]) -> float:
     """Return the loss above which a step counts as a spike.
 
-    Let q be the loss that one in 16 of the recent losses exceeds. The threshold is q + 6 sigma, but at least
-    q + 0.1 nats and q + 12 % of the median. sigma is 1.4826 times the median distance from the median: a
-    standard deviation on which spikes have no effect. The threshold starts at q, not at the median, because a
-    few batches with hard answers always have a higher loss.
+    Let q be the loss that only one in 16 recent losses exceeds. The threshold is q + 6 sigma, but at least q
+    + 0.1 nats and q + 12 % of the median. sigma is 1.4826 times the median distance from the median. For
+    normal noise this is the standard deviation, but spikes do not change it. The threshold starts at q, not
+    at the median, because a few batches with hard answers always have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
     3.08956
@@ -194,7 +202,7 @@ def training_state(
 
 
 def surroundings(device: torch.device, processes: int = 1) -> dict[str, Any]:
-    """Return the facts that change how sums are rounded: torch, device, threads, number of processes."""
+    """Return facts about the machine that change how sums are rounded: torch, device, threads, processes."""
     here = {"torch": str(torch.__version__), "device": device.type, "threads": torch.get_num_threads()}
     return {**here, "processes": processes}
 
@@ -210,11 +218,11 @@ def _fingerprints(config: TrainConfig, data: AnyData) -> list[tuple[str, str, st
 
 @dataclass
 class Changes:
-    """The changes since a checkpoint was written."""
+    """What has changed since a checkpoint was written."""
 
     settings: list[str]  # changed options that affect training, such as "seed 42 -> 7"
     rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
-    measure: bool  # True if validation losses cannot be compared: other data, or another loss
+    measure: bool  # True: validation losses cannot be compared, because the data or the loss is another one
 
 
 def changes(
@@ -226,7 +234,7 @@ def changes(
     folder: Path,
     processes: int = 1,
 ) -> Changes:
-    """Compare a checkpoint's training_state.json with the run that resumes from it.
+    """Compare the training_state.json of a checkpoint with the run that resumes from it.
 
     Raises:
         InputError: if the vocabulary or the trained weights are others; if the data has changed, without
@@ -235,7 +243,7 @@ def changes(
     named = []
     _require_same_weights(state["config"], config, folder)
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]
-    # report the vocabulary first, because another vocabulary changes the ids of all data
+    # Another vocabulary changes the ids of all data, so report it first: it is the cause.
     changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")
     options = config.as_dict()
     cut = [
@@ -287,7 +295,7 @@ def changes(
 
 
 def _require_same_weights(before: dict[str, Any], config: TrainConfig, folder: Path) -> None:
-    """Raise InputError if an option in `_FIXED` has changed since the checkpoint."""
+    """Raise InputError if an option in `_FIXED` has changed: the weights of the checkpoint would not fit."""
     for key, value in config.as_dict().items():
         if key in _FIXED and key in before and before[key] != value:
             raise InputError(

@@ -18,13 +18,13 @@ _UNITS = {
     **dict.fromkeys(("tflop", "tflops"), ("flops", 1e12)),
     **dict.fromkeys(("pflop", "pflops"), ("flops", 1e15)),
 }
-# unit -> largest amount, as a number and as text
+# Unit -> largest amount that --size allows, as a number and as text for the error message.
 _MOST = {"seconds": (30 * 86400.0, "720h"), "flops": (1e24, "1e15GFLOP")}
 
 
 @dataclass(frozen=True)
 class Size:
-    """A value of --size."""
+    """A parsed value of --size."""
 
     unit: Literal["name", "seconds", "flops"]
     amount: float  # number of seconds or FLOPs; 0 for a name

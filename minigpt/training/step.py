@@ -1,12 +1,13 @@
 """One training step: batches, loss, backward, clip, update.
 
 The result of a step depends only on (seed, data, step number) and on the state in a checkpoint: weights,
-optimisers, random generators (for dropout) and `Progress`. On a GPU, two equal runs agree up to rounding, but
-not to the bit, because the sums in attention's gradient have no fixed order. This module uses no disk.
+optimisers, random generators (for dropout) and `Progress`. On a GPU, two equal runs agree only up to
+rounding, because the sums in attention's gradient have no fixed order. This module reads and writes no file.
 
 The metrics of a step stay on the device in `pending_metrics` until the loop reads them. The device also
 decides whether loss and gradient are finite. So on CUDA the CPU never waits, and prepares the next batches
-meanwhile. A batch has some 100 KB, so pinned memory is enough; a second CUDA stream did not make it faster.
+while the GPU computes. A batch has only some 100 KB: copying it from pinned memory is fast enough, and a
+second CUDA stream for copies did not help.
 """
 
 import math
@@ -39,7 +40,8 @@ class StepBatches(NamedTuple):
     """All batches of one step."""
 
     step: int  # step number, from 0
-    mine: list[tuple[Tensor | None, ...]]  # this process's batches, already being copied to the device
+    # the tensors of this process's batches; their copy to the device has begun
+    mine: list[tuple[Tensor | None, ...]]
     sizes: list[BatchSize]  # sizes of the batches of all processes together
 
 
@@ -64,7 +66,7 @@ class TrainStep:
         device: device of the model.
         processes: the processes that train together.
 
-    With `logging_steps` 0, a short run writes its metrics more often than every ten steps.
+    If the option logging_steps is 0, metrics are written every ten steps, and more often in a short run.
     """
 
     def __init__(
@@ -137,18 +139,22 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return where the rows of these steps are in the training data; see `data.unit`."""
+        """Return where the rows of some steps are in the training data: line or window numbers."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
-        """Build the batches of a step (from 0). Every process builds all batches, so no batch is sent."""
+        """Build the batches of a step (counted from 0), and start to copy this process's part to the device.
+
+        Every process builds all batches, so the processes need not send batches to each other.
+        """
         batches = self.batches(step)
         mine = self.parallel.shard_batches(batches)
         if self.loss.is_sampled:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            except InputError as error:  # RewardError makes the loop save the finished steps
+            # a reward failed; after a RewardError, the loop saves the finished steps
+            except InputError as error:
                 raise RewardError(str(error)) from None
             mine = self.loss.sampled_together(self.processes.all_reduce)
             totals = [self.processes.all_reduce(self._size(batch)) for batch in mine]
@@ -162,7 +168,7 @@ class TrainStep:
         return BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
 
     def forget_prepared(self) -> None:
-        """Drop the batches of the next step, after other weights were loaded."""
+        """Delete the prepared batches of the next step. After loading other weights they are wrong."""
         self._next = None
 
     def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:
@@ -177,18 +183,19 @@ class TrainStep:
     def backward(self, batches: StepBatches) -> Tensor:
         """Compute the gradient of the step's mean loss, and clip it.
 
-        Returns: (3,): this process's share of the loss, gradient norm before clipping, loss scale.
+        Returns: (3,): this process's part of the mean loss, the gradient norm before clipping, the loss
+        scale.
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
-        if self.loss.is_sampled:  # `counted` is 0 if all sampled answers were cut off
+        if self.loss.is_sampled:  # all sampled answers may have been cut off, so `counted` may be 0
             counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches.mine, 1):
             with self.parallel.accumulate(last=number == len(batches.mine)):
-                # This gives the mean over all targets of the step, not the mean of the batches' means. DDP
-                # and FSDP divide the sum over processes by `size`, so multiply by `size`.
+                # Dividing by `counted` gives the mean over all targets of the step; batches with more targets
+                # count more. DDP and FSDP divide the sum over processes by `size`, so multiply by `size`.
                 loss = self.summed_loss(batch) * self.processes.size / counted
                 (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -205,7 +212,7 @@ class TrainStep:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * group["peak_lr"]
-            # with `found_inf`, an optimiser decides on the device whether to update
+            # On CUDA, the optimiser itself looks at found_inf on the device, so the CPU does not wait.
             optimizer.found_inf = found_inf if self.asynchronous else None  # type: ignore[attr-defined]
             if self.asynchronous or not found_inf:
                 optimizer.step()

@@ -20,11 +20,14 @@ __all__ = ["StopNow", "StopRequest", "Stopped"]
 
 
 class StopNow(BaseException):
-    """Raised inside `StopRequest.interruptible` when a signal comes. `except Exception` does not catch it."""
+    """Raised inside `StopRequest.interruptible` when a signal comes.
+
+    It is a BaseException, so that `except Exception` in a library does not catch it.
+    """
 
 
 class StopRequest:
-    """Notes the signal that asks the run to stop."""
+    """Remembers the signal that asks the run to stop, until the loop can stop."""
 
     def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
         self.signal: int | None = None  # signal that this process has received, or None
@@ -49,7 +52,7 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """The signal that ends the run, or None. All processes see it after the same step."""
+        """Return the signal that ends the run, or None. All processes see it after the same step."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
@@ -59,7 +62,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt, because it changes no state: gradients, evaluation.
+        """Run a block that a signal may interrupt. The block must change no state: gradients, evaluation.
 
         With several processes the block runs to its end, because the other processes would wait for ever.
 
@@ -71,10 +74,11 @@ class StopRequest:
             if self._alone and self.signal is not None:
                 raise StopNow
             yield
-            if self._alone and self.signal is not None:  # a library has caught our StopNow, so raise it again
+            if self._alone and self.signal is not None:  # if a library has caught StopNow, raise it again
                 raise StopNow
         except Exception:
-            if self._alone and self.signal is not None:  # a library has turned our StopNow into another error
+            # if a library has turned StopNow into another error, raise StopNow
+            if self._alone and self.signal is not None:
                 raise StopNow from None
             raise
         finally:

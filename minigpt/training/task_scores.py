@@ -3,8 +3,8 @@
     tasks = TaskScores(config.eval_task)
     tasks.of(model, tokenizer)                # {"arc/acc": 0.25, ...}: for metrics.jsonl and TensorBoard
 
-The questions are read once, before the first step, so that a wrong file is reported at once. Measuring draws
-no random number and changes no weight: a run with tasks has the same weights as one without.
+The questions are read once, before the first step, so that an error in a file is reported at once. Measuring
+draws no random number and changes no weight. So a run with tasks has the same weights as one without.
 """
 
 import math
@@ -20,15 +20,15 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TaskScores"]
 
-_QUESTIONS = 100  # largest number of questions of a task, so that an evaluation takes less time than training
+_QUESTIONS = 100  # largest number of questions of a task, so that evaluations stay short
 
 
 class TaskScores:
-    """The tasks of a run.
+    """The tasks that a run measures.
 
     Args:
-        paths: files and folders.
-        reads_text: True if the run learns plain text: the model then reads no <sep>.
+        paths: files and folders of the tasks.
+        reads_text: True if the run learns plain text. The model is then asked without <sep>.
 
     Raises:
         InputError: if a task cannot be read.
@@ -39,7 +39,7 @@ class TaskScores:
         self._tasks = [task.limited(_QUESTIONS) for task in read_tasks([Path(path) for path in paths])]
 
     def of(self, model: Any, tokenizer: AnyTokenizer) -> dict[str, float]:
-        """Return the first metric of each task. The model keeps its mode (train or eval).
+        """Measure the tasks. Return the first metric of each. The model's mode (train or eval) is restored.
 
         Raises:
             InputError: if a task does not fit the model, such as choices for a classifier.

@@ -3,11 +3,11 @@
     minigpt train --report_to all                          # both, if they are installed
     WANDB_MODE=offline minigpt train --report_to wandb     # no network; `wandb sync` sends the numbers later
 
-metrics.jsonl (minigpt.training.metrics) is always written and has all numbers; trackers only show them. So a
-tracker never stops a run: its first error is printed as a warning, and that tracker is not used any more.
+metrics.jsonl (minigpt.training.metrics) is always written and has all numbers; trackers only show them. So an
+error in a tracker never stops a run: it is printed as a warning, and the tracker is switched off.
 
-Weights & Biases reads its own environment variables (WANDB_PROJECT, WANDB_MODE, WANDB_DIR, WANDB_RUN_ID).
-The id of its run is a file in the output folder, so that `--resume` continues the same run.
+Weights & Biases reads its own environment variables (WANDB_PROJECT, WANDB_MODE, WANDB_DIR, WANDB_RUN_ID). The
+id of its run is a file in the output folder, so that `--resume` continues the same run.
 """
 
 import math
@@ -40,7 +40,7 @@ class _TensorBoard:
     def __init__(self, output: Path, steps_done: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # `purge_step` removes the points that a stopped run wrote after its last checkpoint
+        # A stopped run may have written points after its last checkpoint. `purge_step` removes them.
         self._writer = SummaryWriter(str(output / "tensorboard"), purge_step=steps_done + 1)
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
@@ -66,11 +66,11 @@ class _Wandb:
             id=known or os.environ.get("WANDB_RUN_ID") or None,
             resume="allow",  # "allow": continue the run of this id, or start a new run
             config=dict(settings),
-            # The console is not sent: it shows answers, which may be private. wandb would also break our
-            # progress bar.
+            # The run's printed output is not sent, because it shows answers, which may be private. wandb
+            # would also break our progress line.
             settings=wandb.Settings(console=os.environ.get("WANDB_CONSOLE") or "off"),
         )
-        # The horizontal axis is our own step number. wandb's step may not go back, but a resumed run repeats
+        # Our own step number is the horizontal axis. wandb's step may not go back, but a resumed run repeats
         # the steps after its checkpoint.
         self._run.define_metric("*", step_metric="step")
         atomic_write(path, f"{self._run.id}\n")
@@ -83,13 +83,13 @@ class _Wandb:
 
 
 class Trackers:
-    """The trackers of `report_to` that are installed, as a context manager.
+    """The trackers that `report_to` names and that are installed. Use it in a `with` block.
 
     Args:
         output: folder of the run.
         steps_done: 0, or the number of steps that a resumed run has done.
         report_to: "none", "tensorboard", "wandb" or "all"; a tracker that is not installed is left out.
-        settings: the run's options, in types that JSON can hold, shown beside its curves.
+        settings: the run's options, in types that JSON can hold. The trackers show them beside the curves.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Trackers:
             try:
                 self._trackers[name] = makers[name]()
             except ImportError as error:
-                # the package may be installed but fail to import; then print its error message
+                # The package may be installed, but its import may fail. Then print that error.
                 missing = isinstance(error, ModuleNotFoundError) and error.name in (name, None)
                 why = "is not installed" if missing or name == "tensorboard" else f"cannot be used: {error}"
                 warn(f"{name} {why}: the curves are in metrics.jsonl (pip install 'minigpt[{name}]')")
@@ -119,7 +119,7 @@ class Trackers:
         return self
 
     def write(self, step: int, values: Mapping[str, object]) -> None:
-        """Send the numbers of a step. Texts, lists, events, NaN and infinity are not sent."""
+        """Send the numbers of a step. Values that are not finite numbers (texts, lists, NaN) are left out."""
         if "event" in values:
             return
         numbers = {

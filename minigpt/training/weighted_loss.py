@@ -1,8 +1,8 @@
 """Next-token prediction in which samples have weights.
 
-The loss of a sample is the mean over its targets, times the sample's weight. The loss of a step is the mean
-over its samples. A sample is a conversation, or with --text a window. Its weight is the field `weight` of the
-record, times the weight from the keywords in it. Evaluations do not use weights.
+A sample is a conversation, or with --text a window. The loss of a sample is the mean over its targets, times
+the sample's weight. The loss of a step is the mean over its samples. The weight of a sample is the field
+`weight` of its record, times a weight from the keywords that it contains. Evaluations do not use weights.
 
 With --keyword_weight "plt:3,pd:2", the weight is 1 + 3 * (number of plt) + 2 * (number of pd). This is the
 weighted loss of a chapter of Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6).
@@ -29,7 +29,7 @@ from minigpt.training.loss import NextTokenLoss, token_cross_entropy
 
 __all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss", "keyword_lines"]
 
-_SEARCHED = 1 << 22  # most tokens of a text in which keywords are counted
+_SEARCHED = 1 << 22  # largest number of tokens of a text in which keywords are counted
 
 
 class _Encoder(Protocol):
@@ -41,19 +41,20 @@ class _Encoder(Protocol):
 class KeywordWeights:
     """Computes the weight of each row of ids from the keywords in the row.
 
-    Keywords are found as sequences of tokens, with or without a space before them. So byte-level tokens find
-    no `pd` in `update`. With a character vocabulary, a keyword is found anywhere in the text.
+    A keyword is found as a sequence of tokens, with or without a space before it. So with a byte-level
+    tokenizer, `pd` is not found in `update`, which has other tokens. With a character vocabulary, a keyword
+    is found anywhere in the text.
 
     Args:
         text: see `parse_keyword_weights`.
         tokenizer: the tokenizer of the ids.
 
     Raises:
-        InputError: also if the vocabulary lacks a character of a keyword.
+        InputError: if the text is not valid, or the vocabulary lacks a character of a keyword.
     """
 
     def __init__(self, text: str, tokenizer: _Encoder) -> None:
-        # keyword -> weight, ids with and without a space before it
+        # keyword -> (weight, its ids with and without a space before it)
         self._keywords: dict[str, tuple[float, set[tuple[int, ...]]]] = {}
         for keyword, weight in parse_keyword_weights(text).items():
             if unknown := tokenizer.unknown_characters(keyword):
@@ -73,7 +74,10 @@ class KeywordWeights:
         return weights
 
     def counts(self, rows: Iterable[npt.NDArray[np.int64]]) -> dict[str, tuple[int, int]]:
-        """Return for each keyword: how often it occurs in these rows, (T,) each, and in how many of them."""
+        """Count the keywords in rows of ids, (T,) each.
+
+        Returns: keyword -> (number of occurrences, number of rows that contain it).
+        """
         found = dict.fromkeys(self._keywords, (0, 0))
         for ids in rows:
             for keyword, (_, forms) in self._keywords.items():
@@ -83,7 +87,10 @@ class KeywordWeights:
 
 
 def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.NDArray[np.bool_]:
-    """Return where in ids (B, T) a keyword ends, (B, T). Two forms that end at one place count once."""
+    """Return a mask (B, T) of the places in ids (B, T) where a keyword ends.
+
+    `forms` are its ids with and without a space. If both end at the same place, the place counts once.
+    """
     ends = np.zeros(ids.shape, dtype=np.bool_)
     for form in forms:
         width = ids.shape[1] - len(form) + 1
@@ -94,9 +101,9 @@ def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.N
 
 
 def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) -> tuple[str, str]:
-    """Return a line with the counts of the keywords in the training part, and a warning or "".
+    """Count the keywords in the training data. Return a line with the counts, and a warning or "".
 
-    A long text is searched up to some million tokens.
+    Of a long text, only some million tokens are searched.
     """
     if isinstance(part, EncodedExamples):
         spans = itertools.pairwise(part.starts.tolist())
@@ -122,19 +129,19 @@ class WeightedBatch(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     targets: Tensor  # (P,) int64: the targets that the loss counts
-    factors: Tensor  # (P,) float32: weight of the target's sample / number of its targets
+    factors: Tensor  # (P,) float32: weight of the target's sample / number of targets of the sample
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
 class WeightedTokenLoss(NextTokenLoss):
-    """Next-token prediction with weights.
+    """The loss of next-token prediction with a weight for each sample.
 
     Args:
         model: see NextTokenLoss.
         loss_on: see NextTokenLoss.
         device: see NextTokenLoss.
-        weights: (N,), the weight of each training sample; None: 1.
-        keywords: gives samples with keywords more weight.
+        weights: (N,), the weight of each training sample; None: all weights are 1.
+        keywords: computes further weights from keywords; None: there are no keywords.
     """
 
     def __init__(
@@ -149,13 +156,14 @@ class WeightedTokenLoss(NextTokenLoss):
         self._weights, self._keywords = weights, keywords
 
     def count(self, batch: Batch) -> int:
-        """Return the number of samples that have a target."""
+        """Return the number of samples that have at least one target."""
         return int(self._mask(batch).any(dim=1).sum())
 
     def weights_of(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return the weight of each row, (B,)."""
         weights = np.ones(len(batch.input_ids))
-        if len(batch.rows) and self._weights is not None:  # the row of a blank batch is not a sample
+        # a process without data has a batch whose row is no sample
+        if len(batch.rows) and self._weights is not None:
             weights *= self._weights[batch.rows]
         if self._keywords is not None:
             first, rest = batch.input_ids[:, :1], batch.targets.where(batch.token_mask, -1)
@@ -182,7 +190,7 @@ class WeightedTokenLoss(NextTokenLoss):
         factors: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the sum over samples of weight times mean loss, or without targets the hidden states."""
+        """Return the sum over samples of weight * mean loss. Without targets, return the hidden states."""
         hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
         if targets is None:
             return hidden

@@ -3,7 +3,8 @@
     model, tokenizer = load_classifier("output/best")
     save_classifier(model, Path("mine"), tokenizer)
 
-An adapter's folder also has the classifier's config.json with the labels' names, which PEFT does not save.
+PEFT's adapter folders do not hold the names of the labels. So minigpt also writes the classifier's
+config.json, which holds them, into an adapter's folder.
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,12 +49,12 @@ __all__ = [
 
 
 def pad_token_of(tokenizer: AnyTokenizer) -> int | None:
-    """Return the id of padding tokens: the tokenizer's own, or the end-of-text id, which no text contains."""
+    """Return the id for padding: the tokenizer's padding token, or else its end-of-text token."""
     return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
 
 def _pad_token(folder: Path, content: Mapping[str, Any], usual: int | None) -> int | None:
-    """Return the padding token that a config.json names, or the usual one."""
+    """Return pad_token_id from a config.json, or `usual` if the key is missing."""
     pad = content.get("pad_token_id", usual)
     if pad is not None and type(pad) is not int:
         raise InputError(f"{folder / CONFIG}: pad_token_id must be a whole number or null: got {pad!r:.80}")
@@ -63,7 +64,8 @@ def _pad_token(folder: Path, content: Mapping[str, Any], usual: int | None) -> i
 def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> SequenceClassifier:
     """Build a classifier from the weights of a folder, which holds a language model or a classifier.
 
-    The head of a classifier with the same labels is kept. Otherwise the head is new.
+    If the folder holds a classifier with the same labels, its head is used. Otherwise the head gets new
+    random weights.
 
     Raises:
         InputError: if a file is missing or wrong; the message names the file.
@@ -152,7 +154,7 @@ def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
 
 
 def load_classifier_weights(model: SequenceClassifier, folder: Path) -> None:
-    """Copy the weights of a folder into an existing classifier, as a resumed training does.
+    """Copy the weights of a folder into an existing classifier, for example to resume training.
 
     Raises:
         InputError: if the weights belong to another model.
@@ -190,7 +192,10 @@ def encode_texts(
     where: str,
     weights: Mapping[str, float] | None = None,
 ) -> EncodedTexts:
-    """Encode texts as AutoTokenizer does for this folder: a character tokenizer appends <sep>."""
+    """Encode texts as transformers' AutoTokenizer does for this folder.
+
+    A character tokenizer appends <sep> to each text.
+    """
     return encode_labelled(
         texts,
         tokenizer,

@@ -1,4 +1,4 @@
-"""Writes model folders that are derived from another folder: new weights, same tokenizer and settings."""
+"""Writes a model folder from another folder: with new weights, but the same tokenizer and settings."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,7 +10,8 @@ from minigpt.storage.json_files import json_text
 
 __all__ = ["write_derived"]
 
-# files of a model's folder besides weights and config.json; files that only training needs are not copied
+# Files that are copied from the old folder. Weights and config.json are written anew. Files that only
+# training needs are left out.
 _COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     "vocab.txt",
@@ -21,10 +22,10 @@ _COPIED = (
 def write_derived(
     source: Path, goal: Path, config: Mapping[str, Any], write: Callable[[Path], object]
 ) -> None:
-    """Write a complete folder with a manifest, or nothing.
+    """Write a complete model folder with a manifest. If an error occurs, nothing is written.
 
     Args:
-        source: the model's folder, whose tokenizer and generation_config.json are copied.
+        source: the old folder, whose tokenizer and generation_config.json are copied.
         goal: the new folder. It may exist if it is empty.
         config: the content of config.json.
         write: writes the weights into a given folder.

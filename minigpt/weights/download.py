@@ -4,8 +4,10 @@
 
 A file is written to FILE.part, and renamed when it is complete. An interrupted download continues where it
 stopped, if the file on the server is still the same. After a network error the download is tried again, with
-growing pauses. Progress is shown on stderr. This module does not check the content; the reader of a file
-does (OpenAI's checkpoint has checksums for all its weights).
+growing pauses. Progress is shown on stderr.
+
+This module does not check the content of the files. The program that reads a file does: for example, OpenAI's
+checkpoint has checksums for all its weights.
 """
 
 import contextlib
@@ -35,10 +37,10 @@ CHUNK = 1 << 18  # number of bytes that are read at once
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Limits of a download: timeout, attempts and pauses."""
+    """How long a download waits, and how often it tries again."""
 
     timeout: float = 30.0  # seconds without a byte after which the connection counts as broken
-    attempts: int = 5  # largest number of attempts in a row that bring no new byte
+    attempts: int = 5  # after this number of attempts in a row without a new byte, the download fails
     pause: float = 1.0  # seconds before the second attempt; doubled before each further one
     sleep: Callable[[float], None] = time.sleep
 
@@ -100,7 +102,7 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Version:
-    """Identifies a version of a file on a server."""
+    """Identifies one version of a file on a server, so that a change of the file is noticed."""
 
     url: str
     length: int | None  # number of bytes of the whole file; None if the server does not say
@@ -108,7 +110,7 @@ class _Version:
 
 
 class _Part:
-    """The unfinished file. FILE.part holds the bytes so far, FILE.part.json their version."""
+    """An unfinished download. FILE.part holds the bytes so far, FILE.part.json the version of the file."""
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal
@@ -125,7 +127,7 @@ class _Part:
         with contextlib.suppress(ValueError, TypeError):
             self.version = _Version(**read_json(self.notes))
         if self.version is None:
-            self.restart(None)  # the bytes may belong to another version of the file
+            self.restart(None)  # without a version, it is unknown whether the bytes still fit, so begin again
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -137,9 +139,10 @@ class _Part:
                 self.notes.unlink(missing_ok=True)
 
     def restart(self, version: _Version | None) -> None:
-        """Delete the bytes so far, and note which version is downloaded next."""
+        """Delete the bytes so far, and record which version of the file is downloaded now."""
         with self._explained():
-            self.file.truncate(0)  # first, so that `notes` never describes wrong bytes
+            # delete the bytes first: FILE.part.json must never describe bytes of another version
+            self.file.truncate(0)
             self.size, self.version = 0, version
             if version is not None:
                 self.notes.write_text(json.dumps(asdict(version)) + "\n", encoding="utf-8")
@@ -204,7 +207,10 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
 
 
 def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
-    """Compare the server's headers with the downloaded part. Returns the length of the whole file."""
+    """Compare the server's headers with the part that is already here. Returns the length of the whole file.
+
+    If the server sends another version of the file, the part is deleted.
+    """
     if headers.get("Content-Encoding", "identity") != "identity":
         raise InputError(f"{url} comes as {headers['Content-Encoding']}, which was not asked for")
     given = headers.get("Content-Length", "")
@@ -225,12 +231,16 @@ def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
         return total
     if status != 200:
         raise InputError(f"{url} cannot be downloaded: the server answers {status}")
-    part.restart(_Version(url, body, tag))  # status 200: the server sends the whole file
+    # status 200 instead of 206: the server sends the file from its first byte
+    part.restart(_Version(url, body, tag))
     return body
 
 
 def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) -> None:
-    """Read to the end. Progress is in megabytes, because the last digits of a byte count would flicker."""
+    """Read the server's answer to its end and append it to `part`.
+
+    Progress is shown in megabytes, because the last digits of a byte count would change too fast to read.
+    """
     total = "?" if length is None else f"{length / 1e6:,.1f}"
     start, began = part.size, time.monotonic()
     with ProgressLine(f"{part.goal.name}:", (length or 0) // 10**6, patience=1.0) as progress:
@@ -244,7 +254,7 @@ def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) 
 
 
 def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
-    if error.code == 416:  # 416: the server has no bytes after our part; perhaps the part is complete
+    if error.code == 416:  # 416: the part is as long as the file or longer; perhaps it is complete
         total = error.headers.get("Content-Range", "").removeprefix("bytes */")
         if part.version is not None and total == str(part.size) == str(part.version.length):
             return

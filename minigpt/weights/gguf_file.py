@@ -2,13 +2,14 @@
 
     notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # differences in llama.cpp
 
-Names, keys and quantisation come from llama.cpp's Python package `gguf`. It is optional and imported only
-when needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. minigpt does not read
-GGUF.
+Names, keys and quantisation come from llama.cpp's Python package `gguf`. It is optional, and imported only
+when it is needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. minigpt writes GGUF
+but does not read it.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
-vocabulary. Since each piece is one character, there is only one way to cut a text, and the ids are the same
-as here. One difference: llama.cpp turns several unknown characters in a row into a single <unk>.
+vocabulary. Each of its pieces is one character, so a text can be cut in only one way, and llama.cpp finds the
+same ids as minigpt. There is one difference: llama.cpp turns several unknown characters in a row into a
+single <unk>.
 """
 
 from collections.abc import Iterator
@@ -28,7 +29,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["DTYPES", "write_gguf"]
 
-# our name -> name in gguf.LlamaFileType
+# minigpt's name of a type -> its name in gguf.LlamaFileType
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
 _SPACE = "\u2581"  # character for a space in llama.cpp's "t5" vocabularies
@@ -45,11 +46,11 @@ def write_gguf(
         model: the model, not quantised.
         tokenizer: its tokenizer.
         dtype: type of the matrices: "f32", "f16" or "q8_0". q8_0 has 8 bits per weight and a scale for each
-            32 weights of a row; a matrix whose rows are not a multiple of 32 becomes f16. Vectors and
+            32 weights of a row. A matrix whose row length is not a multiple of 32 becomes f16. Vectors and
             position embeddings are always f32, as llama.cpp expects.
-        name: the model's name to show.
+        name: a name of the model, which llama.cpp shows.
 
-    Returns: sentences about differences between llama.cpp and minigpt.
+    Returns: sentences that say where llama.cpp's results differ from minigpt's.
 
     Raises:
         InputError: if the gguf package is missing, llama.cpp does not support the tokenizer, a value is too
@@ -67,7 +68,7 @@ def write_gguf(
     }
     plan = list(_plan(gguf, model, weights, dtype))
     with atomic_open(path) as file:
-        # GGUFWriter opens the temporary file by its name
+        # GGUFWriter opens the file itself, so it gets the name of the temporary file
         writer = gguf.GGUFWriter(file.name, family.model_type)
         try:
             writer.add_type("model")
@@ -89,7 +90,7 @@ def write_gguf(
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
             writer.write_ti_data_to_file()
-            for _, source, kind in plan:  # one by one, so that only one tensor at a time is in memory twice
+            for _, source, kind in plan:  # convert and write one tensor at a time, to save memory
                 array = np.ascontiguousarray(weights.pop(source).numpy())
                 writer.write_tensor_data(gguf.quants.quantize(array, kind))
         finally:
@@ -111,7 +112,7 @@ def _package() -> Any:
 def _plan(
     gguf: Any, model: LanguageModel, weights: dict[str, Tensor], dtype: str
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield for each tensor: its name in llama.cpp, its Hugging Face name, the type in the file."""
+    """Yield for each tensor: its name in llama.cpp, its name at Hugging Face, and its type in the file."""
     kinds = gguf.GGMLQuantizationType
     architectures = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     architecture = architectures[family_of(model.config).model_type]
@@ -152,7 +153,8 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    writer.add_token_scores([0.0] * len(tokens))  # equal scores; llama.cpp lowers the score of <unk>
+    # all scores are equal, because minigpt has none; llama.cpp itself lowers the score of <unk>
+    writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types([int(kind) for kind in types])
     writer.add_unk_token_id(tokenizer.unk_token_id)
     writer.add_pad_token_id(tokenizer.pad_token_id)
@@ -185,7 +187,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     }
     tokens, types = [], []
     for index in range(rows):
-        # an id without a token, in a padded vocabulary, needs a name, too
+        # the model may have more rows than the tokenizer has tokens; each row needs a name in the file
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)
@@ -205,7 +207,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # as in GPT-2; llama.cpp's default may not be in the vocabulary
+        bos = eos  # GPT-2 also uses one token for both; llama.cpp's default id may be outside the vocabulary
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:
@@ -236,7 +238,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
 
 
 def _cut(frame: dict[str, Any]) -> str:
-    """Return the kind ("gpt2" or "qwen2") of the pre-tokenizer in a tokenizer.json, which splits text."""
+    """Return llama.cpp's name for the way in which a tokenizer.json splits text: "gpt2" or "qwen2"."""
 
     def expressions(step: dict[str, Any]) -> list[str]:
         parts = step.get("pretokenizers", [step])

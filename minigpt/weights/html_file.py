@@ -3,12 +3,12 @@
     notes = write_html("model.html", model, tokenizer, form="question", eos=[2])
 
 The page holds the weights, the tokenizer and a program in JavaScript (the files in minigpt/weights/html),
-which computes the same logits. A family's list of operations, which minigpt.generation.native runs in C,
-describes the computation, so the program works for every family.
+which computes the same logits. The program does not know the model families. It gets the list of operations
+that each family also gives to the C code of minigpt.generation.native, and runs these operations.
 
-The file, in order: a policy that allows this script and nothing from outside, the style, the page's
-elements, the description of the model (JSON), the weights, the program. Description and weights are
-compressed by gzip and written in base64: no name, token or text of a model is ever read as HTML.
+The parts of the file, in order: a security policy that allows this script and no network access, the style,
+the page's elements, a description of the model (JSON), the weights, the program. Description and weights are
+compressed by gzip and written in base64. So a browser never reads a name, token or text of a model as HTML.
 """
 
 import base64
@@ -47,7 +47,7 @@ SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-_PART = 3 * 2**20  # bytes in one element of the page; a multiple of 3, so that base64 needs no padding
+_PART = 3 * 2**20  # bytes of weights in one element of the page; a multiple of 3, so base64 needs no padding
 
 
 def write_html(
@@ -73,18 +73,20 @@ def write_html(
         form: the model's prompt format.
         eos: ids that end an answer.
         dtype: type of the matrices. int8 has a scale for each row. Vectors are always float32.
-        name: the model's name to show.
-        options: values with which the page's sliders begin, by the names of GenerationOptions.
-        start: the first token of an empty text, for the format "text".
-        opened: what the page shows at once, for `Page.open` in page.js: {"said": the question, "prompt": its
-            ids, "ids": the answer's, "isOwn": written by the model, "view", "layer", "head"}.
-        max_bytes: most bytes of weights, before compression.
+        name: a name of the model, which the page shows.
+        options: name of a field of GenerationOptions -> the first value of its slider in the page.
+        start: the id with which the model begins if the text is empty; only for the format "text".
+        opened: what the page shows at once: {"said": the question, "prompt": its ids, "ids": the answer's
+            ids, "isOwn": true if the model wrote the answer, "view", "layer", "head"}. `Page.open` in page.js
+            reads it.
+        max_bytes: largest number of bytes of weights, before compression.
 
-    Returns: sentences about differences between the page and minigpt.
+    Returns: sentences that say where the page's results differ from minigpt's.
 
     Raises:
-        InputError: if the model has adapters or quantised weights, or fills gaps; if the weights are too
-            large for a page; if a value is too large for float16; if the page does not support the tokenizer.
+        InputError: if the model has adapters or quantised weights, or is a masked language model, which fills
+            gaps; if the weights are too large for a page; if a value is too large for float16; if the page
+            does not support the tokenizer.
     """
     if dtype not in get_args(HtmlDtype):
         raise InputError(f"dtype must be one of {', '.join(get_args(HtmlDtype))}: got {dtype!r}")
@@ -160,7 +162,7 @@ def _text_of(name: str) -> str:
 
 
 def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
-    """Return the bytes before and after the model."""
+    """Return two parts of the page: the bytes before the description and the weights, and the bytes after."""
     script = '"use strict";\n' + "\n".join(_text_of(file) for file in SCRIPTS)
     style = _text_of("page.css")
     policy = (
@@ -175,11 +177,12 @@ def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
     }
     page = _text_of("page.html")
     for mark, text in filled.items():
-        if mark != "{{title}}":  # the title comes last, because a name may contain another mark
+        # the title is inserted last, because a model's name could contain another mark
+        if mark != "{{title}}":
             page = page.replace(mark, text)
     before, after = page.split("{{model}}")
     before = before.replace("{{title}}", filled["{{title}}"])
-    # "replace", because a lone surrogate cannot be written in UTF-8
+    # "replace" writes a question mark for a lone surrogate, which UTF-8 cannot hold
     return before.encode("utf-8", "replace"), after.replace("{{script}}", script).encode()
 
 
@@ -188,7 +191,10 @@ def _hash(text: str) -> str:
 
 
 def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
-    """Compress, and write elements of at most _PART bytes each: browsers limit the length of one text."""
+    """Compress bytes and write them into elements of at most _PART bytes each.
+
+    There are several elements, because browsers limit the length of one text.
+    """
     compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31 means gzip. Level 9 is slower, not smaller
     waiting = bytearray()
 
@@ -209,12 +215,14 @@ def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
 
 
 class _Plan:
-    """Collects the operations of a model as JSON. It has the methods of native.OperationList.
+    """Collects the operations of a model as JSON for the page.
+
+    A family calls its methods, which have the names and arguments of native.OperationList.
 
     Attributes:
         widths: name of each buffer -> its width.
-        operations: the operations in order; tensors are numbers of `tensors`.
-        tensors: the tensors, each once.
+        operations: the operations in order. An operation refers to a tensor by its index in `tensors`.
+        tensors: the weights, each once.
     """
 
     def __init__(self) -> None:
@@ -228,7 +236,7 @@ class _Plan:
     # -- what a family calls --------------------------------------------------------------------------------
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Name a buffer; see OperationList."""
+        """Return a tensor that stands for the buffer `name` with `width` columns."""
         tensor = torch.empty(1, width)
         self._buffers[tensor.untyped_storage().data_ptr()] = name
         self._keep.append(tensor)
@@ -236,14 +244,14 @@ class _Plan:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add out = table[ids], plus the vectors of the positions, if there are any."""
+        """Add the operation out = table[ids]. If `positions` is given, its vectors are added."""
         more = {"weight": self._number(table), "positions": self._number(positions)}
         self.operations.append({"kind": "embed", **more, **self._place("output", out)})
 
     def attention(
         self, qkv: Tensor, out: Tensor, heads: int, kv_heads: int, head_dim: int, **more: Any
     ) -> None:
-        """Add out = attention(qkv)."""
+        """Add the operation out = attention(qkv)."""
         norms = {"queryNorm": more.get("q_norm"), "keyNorm": more.get("k_norm")}
         self.operations.append(
             {
@@ -268,7 +276,7 @@ class _Plan:
         act: Literal["gelu_tanh", "gelu_exact"] | None = None,
         **more: Any,
     ) -> None:
-        """Add out = activation(linear(norm(source)))."""
+        """Add the operation out = activation(linear(norm(source)))."""
         values = more.get("values")
         rows, columns = layer.weight.shape
         self.operations.append(
@@ -299,7 +307,7 @@ class _Plan:
         return {key: name, f"{key}At": view.storage_offset()}
 
     def _number(self, tensor: Tensor | None) -> int | None:
-        """Return the number of a tensor. A shared tensor, such as a tied head, has only one number."""
+        """Return a tensor's index in `tensors`. A shared tensor, such as a tied lm_head, is there once."""
         if tensor is None:
             return None
         key = (tensor.data_ptr(), tensor.shape)
@@ -311,7 +319,7 @@ class _Plan:
     # -- what is written ------------------------------------------------------------------------------------
 
     def set_windows(self, config: Any) -> None:
-        """Set the window of each layer that attends to the last tokens only."""
+        """Set `window` in the attention operation of each layer with a sliding window."""
         attentions = [one for one in self.operations if one["kind"] == "attention"]
         for layer, operation in enumerate(attentions):
             if getattr(config, "sliding_window", None) is not None and config.is_sliding(layer):
@@ -351,6 +359,9 @@ class _Plan:
 
 
 def _planes(array: npt.NDArray[Any]) -> bytes:
-    """Return the bytes by significance: the lowest byte of each number, then the second, and so on."""
+    """Return the bytes of an array in another order, which gzip compresses better.
+
+    First comes the lowest byte of each number, then the second byte of each number, and so on.
+    """
     little = np.ascontiguousarray(array).astype(array.dtype.newbyteorder("<"), copy=False)
     return little.view(np.uint8).reshape(-1, array.dtype.itemsize).T.tobytes()

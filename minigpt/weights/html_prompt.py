@@ -5,9 +5,9 @@ assistant as fixed pieces between the messages:
 
     head, user, between[0], answer, between[1], user, ..., user, tail
 
-The pieces are found by rendering conversations with marks for messages, and checked with longer
-conversations. A piece is a list of texts and ids of special tokens. If a template is not of this kind, the
-page asks each question alone.
+To find the pieces, this module renders a conversation with marks in place of the messages, and cuts the
+result at the marks. Then it checks the pieces with a longer conversation. A piece is a list of texts and ids
+of special tokens. If a template has no such pieces, the page asks each question without the earlier ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -28,7 +28,7 @@ _THOUGHTS_END = "</think>"
 def describe_prompt(
     tokenizer: AnyTokenizer, form: Literal["chat", "question", "text"]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Return the description, and sentences about differences between the page and minigpt.
+    """Return the description of the prompt format, and sentences about differences from minigpt.
 
     Raises:
         InputError: if the tokenizer lacks a token or template that the format needs, or its template fails.
@@ -52,7 +52,7 @@ def describe_prompt(
 
 @dataclass
 class _Listener:
-    """A stand-in for a tokenizer: `encode_chat` gives it texts, which it collects and does not encode."""
+    """Takes the place of a tokenizer in `encode_chat`, to collect the texts that it would encode."""
 
     special_tokens: dict[str, int]
     named_tokens: dict[str, str]
@@ -60,7 +60,7 @@ class _Listener:
     texts: list[str] = field(default_factory=list)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Return one negative id for the whole text: minus its number in `texts`, from 1."""
+        """Store the text in `texts`. Return one negative id: -1 for the first text, -2 for the second."""
         self.texts.append(text)
         return ([-len(self.texts)], [(0, len(text))]) if text else ([], [])
 
@@ -71,7 +71,7 @@ class _Template:
         self._answer = 1 + max(tokenizer.special_tokens.values(), default=0) + tokenizer.get_vocab_size()
 
     def description(self) -> dict[str, Any]:
-        """Return the pieces; see the module's docstring."""
+        """Return the fixed pieces of the chat template and its other properties, for JSON."""
         head, tail = self._cut(self._rendered(["u1"]), ["u1"])
         between = self._between(head, tail)
         tails: dict[str, _Piece | None] = {"on": tail, "off": None}
@@ -87,7 +87,10 @@ class _Template:
         }
 
     def _trims(self, head: _Piece, tail: _Piece) -> bool | None:
-        """Return whether the template strips messages like str.strip(); None if it strips in another way."""
+        """Return True if the template strips messages like str.strip(), False if it does not strip them.
+
+        Returns None if it strips them in another way, such as at one end only.
+        """
         probes = [" u ", "\n\nu", "u\n\n", "\n u\n"]
         found = [self._rendered([probe], add=False) for probe in probes]
         for trims in (False, True):
@@ -96,7 +99,7 @@ class _Template:
         return None
 
     def _between(self, head: _Piece, tail: _Piece) -> list[_Piece] | None:
-        """Return the pieces before and after an answer, or None if the template has no fixed pieces."""
+        """Return the pieces before and after an answer, or None if they are not the same for all answers."""
         try:
             first = self._cut(self._rendered(["u1", "a", "u2"]), ["u1", "a", "u2"])
             longer = self._rendered(["u1", "a", "u2", "a", "u3"])
@@ -109,7 +112,7 @@ class _Template:
         return [before, after] if good else None
 
     def _thoughts_end(self, head: _Piece, between: list[_Piece] | None, tail: _Piece) -> str | None:
-        """Return "</think>" if the template removes the thoughts from earlier answers; else None."""
+        """Return "</think>" if the template removes the thoughts of earlier answers, or else None."""
         if between is None or _THOUGHTS_END not in (self._tokenizer.chat_template or ""):
             return None
         thought = {"role": "assistant", "content": f"<think>\nt\n{_THOUGHTS_END}\n\nkept"}
@@ -119,7 +122,11 @@ class _Template:
         return _THOUGHTS_END if found == expected else None
 
     def _rendered(self, turns: Sequence[str], add: bool = True, **options: Any) -> _Piece:
-        """Render turns: "a" is an answer, any other text is a user's message, which is put between marks."""
+        """Render a conversation with the chat template.
+
+        In `turns`, "a" stands for an answer. Any other text is a user's message. `add` puts it between the
+        marks < and >, so that `_cut` can find it.
+        """
         messages: list[Mapping[str, Any]] = []
         for turn in turns:
             if turn == "a":
@@ -136,7 +143,7 @@ class _Template:
         return _joined([listener.texts[-one - 1] if one < 0 else one for one in ids])
 
     def _cut(self, pieces: _Piece, turns: Sequence[str]) -> list[_Piece]:
-        """Cut pieces at the marks of the turns, each of which must occur once."""
+        """Cut a rendered conversation at the marks of its turns. Each mark must occur exactly once."""
         found: list[_Piece] = [[]]
         marks: list[str | int] = [self._answer if turn == "a" else f"<{turn}>" for turn in turns]
         for piece in pieces:
@@ -158,7 +165,7 @@ class _Template:
 
 
 def _joined(pieces: Sequence[str | int]) -> _Piece:
-    """Join neighbouring texts."""
+    """Join texts that are neighbours in the list into one text. Ids stay as they are."""
     found: _Piece = []
     for piece in pieces:
         if isinstance(piece, str) and found and isinstance(found[-1], str):

@@ -1,6 +1,6 @@
 """Describes a tokenizer for the program in an HTML file (see html_file.py).
 
-The program knows single characters, byte-level BPE, and WordPiece.
+That program supports tokenizers of single characters, byte-level BPE, and WordPiece.
 """
 
 from typing import Any
@@ -16,9 +16,11 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["describe_tokenizer"]
 
-# White space by Unicode, which the library's \s means. JavaScript's \s lacks U+0085 and has U+FEFF.
+# White space as Unicode defines it. The `tokenizers` library means this by \s. JavaScript means other
+# characters: its \s lacks U+0085 and has U+FEFF.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
-# Expressions in JavaScript, with the flag u. Older browsers lack (?i:...). U+017F is a form of s.
+# Regular expression of the tokenizer -> the same expression for JavaScript with the flag u. Older browsers do
+# not support (?i:...), so both cases of each letter are listed. U+017F is an old form of s.
 _PATTERNS = {
     GPT2_WORDS: GPT2_WORDS,
     QWEN_WORDS: QWEN_WORDS.replace(
@@ -29,7 +31,7 @@ _PATTERNS = {
 
 
 def describe_tokenizer(tokenizer: AnyTokenizer) -> dict[str, Any]:
-    """Return everything that decides a tokenizer's ids, in types that JSON can hold.
+    """Return everything that the page needs to compute the tokenizer's ids, as a dict for JSON.
 
     Raises:
         InputError: if the page's program does not support the tokenizer.
@@ -116,7 +118,10 @@ def _word_pieces(tokenizer: WordPieceTokenizer) -> dict[str, Any]:
 
 
 def _cut(frame: dict[str, Any]) -> tuple[str, bool]:
-    """Return the expression that cuts text into words, and whether accents are composed first (NFC)."""
+    """Return the regular expression that cuts text into words, and True if text is normalised to NFC first.
+
+    NFC joins a letter and its accent into one character.
+    """
     steps = frame.get("pre_tokenizer") or {}
     switches = ("add_prefix_space", "trim_offsets")
     bare = _without({"use_regex": True, **steps} if steps.get("type") == "ByteLevel" else steps, switches)

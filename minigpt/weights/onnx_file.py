@@ -12,10 +12,11 @@ Inputs and outputs have the names that Optimum gives them:
     logits                          float32 (B, T, V)
     present.0.key, .value           float32 (B, K, S, D)  the same cache with these tokens
 
-The graph is written node by node, from the list of operations that a family gives to generation.native. So
-this file knows no family. Tracing the PyTorch model (torch.onnx.export) would need one more package, and
-would fix in the graph what Python decides for the shapes of an example. All operators are standard ones of
-opset 20, which onnxruntime runs since version 1.17.
+Each family describes its forward pass as a list of operations, also for generation.native. This module writes
+one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
+(torch.onnx.export) would need one more package. A trace would also record the branches that Python takes for
+one example, although other shapes need other branches. All operators are standard ones of opset 20, which
+onnxruntime has supported since version 1.17.
 
 Letters in shapes: B rows; T tokens of this call; P cached tokens; S = P + T; C channels; H heads of queries,
 K of keys and values; D channels of a head; V entries of the vocabulary.
@@ -44,8 +45,9 @@ __all__ = ["OnnxDtype", "write_onnx"]
 
 OnnxDtype = Literal["float32", "float16"]
 
-_OPSET, _IR_VERSION = 20, 9  # released together; a newer version would shut out older programs
-_INLINE = 2**30  # most bytes of weights inside the file; protobuf allows less than 2 GiB for all of it
+# these two versions belong together; older programs could not read newer versions
+_OPSET, _IR_VERSION = 20, 9
+_INLINE = 2**30  # largest number of bytes of weights inside the file; protobuf limits the whole file to 2 GiB
 _FLOAT16_MAX = 65504.0
 _B, _T, _P, _S = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
@@ -63,11 +65,11 @@ def write_onnx(
     Args:
         path: the file to write.
         model: the model, not quantised.
-        tokenizer: its tokenizer; only asked whether the model fills gaps.
+        tokenizer: its tokenizer. It tells whether the model is a masked language model, which fills gaps.
         dtype: type of the matrices in the file. The arithmetic is always float32. Vectors are always float32.
-        inline: with more bytes of weights than this, they go to a second file, NAME.data.
+        inline: if the weights have more bytes than this, they go to a second file, NAME.data.
 
-    Returns: the files.
+    Returns: the paths of the files.
 
     Raises:
         InputError: if the onnx package is missing; if the model has adapters or quantised weights, or fills
@@ -101,7 +103,7 @@ def _package() -> Any:
 
 
 def _write(onnx: Any, path: Path, graph: "_Graph", inline: int) -> list[Path]:
-    """Write the graph; the weights one after the other, so that only one of them is in memory twice."""
+    """Write the graph, then the weights. One weight at a time is copied, to save memory."""
     proto = graph.proto()
     sizes = [tensor.numel() * (2 if narrow else 4) for tensor, narrow in graph.weights.values()]
     beside = path.with_name(f"{path.name}.data") if sum(sizes) > inline else None
@@ -136,20 +138,22 @@ def _bytes(name: str, tensor: Tensor, narrow: bool) -> bytes:
 
 
 class _Graph:
-    """Takes down the operations of a model, as minigpt.generation.native.OperationList does, as ONNX nodes.
+    """Collects the operations of a model as ONNX nodes.
 
-    The activations of all tokens are the rows of a matrix, (B * T, C). A node never changes a value, so a
-    buffer is a name for its newest value.
+    A family calls its methods, which have the names and arguments of native.OperationList. The activations of
+    all tokens are the rows of a matrix, (B * T, C). A node never changes a value. So writing into a buffer
+    makes a new value, and `_values` holds the newest value of each buffer.
 
     Attributes:
-        weights: name -> the tensor, and whether it is stored in float16.
+        weights: name -> (the tensor, True if it is stored in float16).
     """
 
     def __init__(self, onnx: Any, model: LanguageModel, dtype: OnnxDtype) -> None:
         self._onnx, self._is_narrow = onnx, dtype == "float16"
         self._config: Any = model.config
         self._nodes: list[Any] = []
-        self._known: dict[tuple[Any, ...], list[str]] = {}  # a node's operator, inputs, attributes -> outputs
+        # (operator, inputs, attributes) of each node so far -> its outputs; an equal node is not added again
+        self._known: dict[tuple[Any, ...], list[str]] = {}
         self._constants: dict[str, Any] = {}
         self.weights: dict[str, tuple[Tensor, bool]] = {}
         self._names = {(one.data_ptr(), one.shape): name for name, one in model.named_parameters()}
@@ -157,7 +161,7 @@ class _Graph:
         self._buffers: dict[int, str] = {}  # address of a buffer's storage -> its name
         self._keep: list[Tensor] = []
         self._layers = 0
-        self._shape = self._node("Shape", "input_ids")  # B, T
+        self._shape = self._node("Shape", "input_ids")  # the shape (B, T) as a value of the graph
         self._T = self._node("Shape", "input_ids", start=1, end=2)
         self._P = self._node("Shape", "past_key_values.0.key", start=2, end=3)
         self._S = self._node("Add", self._P, self._T)
@@ -167,14 +171,14 @@ class _Graph:
     # -- what a family calls ---------------------------------------------------------------------------------
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Name a buffer; see OperationList."""
+        """Return a tensor that stands for the buffer `name` with `width` columns."""
         tensor = torch.empty(1, width)
         self._buffers[tensor.untyped_storage().data_ptr()] = name
         self._keep.append(tensor)
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add out = table[ids], plus the vectors of the positions, if there are any."""
+        """Add the operation out = table[ids]. If `positions` is given, its vectors are added."""
         x = self._rows(table, "input_ids")
         if positions is not None:
             x = self._node("Add", x, self._rows(positions, "position_ids"))
@@ -189,7 +193,7 @@ class _Graph:
         act: Literal["gelu_tanh", "gelu_exact"] | None = None,
         **more: Any,
     ) -> None:
-        """Add out = activation(linear(norm(source)))."""
+        """Add the operation out = activation(linear(norm(source)))."""
         x = self._values[self._place(source)]
         if isinstance(norm, nn.LayerNorm):
             weights = self._weight(norm.weight), self._weight(norm.bias)
@@ -197,7 +201,7 @@ class _Graph:
         elif norm is not None:
             x = self._rms_norm(x, norm.weight, norm.eps)
         y = self._linear(layer, x)
-        if more.get("values") is not None:  # SwiGLU
+        if more.get("values") is not None:  # SwiGLU: the activation is multiplied by `values`
             silu = self._node("Mul", y, self._node("Sigmoid", y))
             y = self._node("Mul", silu, self._linear(more["values"], x))
         elif act is not None:
@@ -209,7 +213,7 @@ class _Graph:
     def attention(
         self, qkv: Tensor, out: Tensor, heads: int, kv_heads: int, head_dim: int, **more: Any
     ) -> None:
-        """Add out = attention(qkv)."""
+        """Add the operation out = attention(qkv)."""
         H, K, D, layer = heads, kv_heads, head_dim, self._layers
         self._layers += 1
         q, k, v = self._queries_keys_values(qkv, H * D, K * D)
@@ -218,16 +222,17 @@ class _Graph:
         v = self._heads(v, K, D)
         if self._rotations is not None:
             q, k = self._rotate(q), self._rotate(k)
+        # k and v of all tokens, (B, K, S, D) each
         k, v = (
             self._node(
                 "Concat", f"past_key_values.{layer}.{name}", new, axis=2, result=f"present.{layer}.{name}"
             )
             for name, new in (("key", k), ("value", v))
-        )  # (B, K, S, D) each
+        )
         q = self._node("Mul", q, self._float(1 / math.sqrt(D)))
-        if (
-            H > K
-        ):  # the queries of the H / K heads that share keys are rows of one matrix, (B, K, H / K * T, D)
+        # H / K query heads share the keys of one head: their queries become rows of one matrix,
+        # (B, K, H / K * T, D)
+        if H > K:
             q = self._node("Reshape", q, self._ints(0, K, -1, D))
         scores = self._node("MatMul", q, self._node("Transpose", k, perm=(0, 1, 3, 2)))
         if H > K:
@@ -249,7 +254,7 @@ class _Graph:
     # -- parts of these operations ---------------------------------------------------------------------------
 
     def _rows(self, table: Tensor, numbers: str) -> str:
-        """Rows of a table, in float32: (B, T) -> (B, T, C)."""
+        """Add the look-up of rows in a table, in float32: ids (B, T) -> (B, T, C)."""
         rows = self._node("Gather", self._weight(table), numbers)
         return self._node("Cast", rows, to=self._onnx.TensorProto.FLOAT) if self._is_narrow else rows
 
@@ -261,13 +266,16 @@ class _Graph:
         return self._node("Gemm", x, weight, *bias, transB=1)
 
     def _rms_norm(self, x: str, weight: Tensor, eps: float) -> str:
-        """RMSNorm, written out: the operator RMSNormalization is of opset 23."""
+        """Add an RMSNorm as several simple nodes. Opset 20 has no operator RMSNormalization."""
         mean = self._node("ReduceMean", self._node("Pow", x, self._float(2.0)), self._ints(-1))
         root = self._node("Sqrt", self._node("Add", mean, self._float(eps)))
         return self._node("Mul", self._node("Div", x, root), self._weight(weight))
 
     def _queries_keys_values(self, qkv: Tensor, queries: int, keys: int) -> list[str]:
-        """Return the values of the three. Either one product made all of them, or each has its own."""
+        """Return the names of the newest values of q, k and v.
+
+        Some models compute them with one product, which is split here, others with three products.
+        """
         name, at = self._place(qkv)
         places = [(name, at + offset) for offset in (0, queries, queries + keys)]
         if all(place in self._values for place in places):
@@ -282,7 +290,7 @@ class _Graph:
         return self._node("Transpose", x, perm=(0, 2, 1, 3))
 
     def _cos_and_sin(self, frequencies: Tensor, factor: float) -> tuple[str, str]:
-        """RoPE's cos and sin at the positions of these tokens, (B, 1, T, D / 2) each."""
+        """Add RoPE's cos and sin at the positions of these tokens, (B, 1, T, D / 2). Return their names."""
         positions = self._node("Cast", "position_ids", to=self._onnx.TensorProto.FLOAT)
         positions = self._node("Unsqueeze", positions, self._ints(1, 3))  # (B, 1, T, 1)
         angles = self._node("Mul", positions, self._constant(frequencies.float().numpy()))
@@ -290,7 +298,7 @@ class _Graph:
         return self._node("Mul", cos, self._float(factor)), self._node("Mul", sin, self._float(factor))
 
     def _rotate(self, x: str) -> str:
-        """Rotate channel i with channel i + D / 2: (B, heads, T, D) -> the same."""
+        """Rotate channels i and i + D / 2 together, as RoPE does: (B, heads, T, D) -> (B, heads, T, D)."""
         assert self._rotations is not None
         (cos, sin), half = self._rotations, self._config.head_dim // 2
         first, second = self._split(x, half, half)
@@ -301,21 +309,25 @@ class _Graph:
         return self._node("Concat", *turned, axis=-1)
 
     def _visible(self, layer: int) -> str:
-        """Which keys a query sees, (B, 1, T, S), as the models' causal_mask and window_mask say."""
+        """Add the mask of attention, (B, 1, T, S): True where a query may see a key.
+
+        It is the same as the models' causal_mask and window_mask.
+        """
         start, end = self._node("Squeeze", self._P), self._node("Squeeze", self._S)
         zero, one = self._int(0), self._int(1)
-        key = self._node("Range", zero, end, one)  # (S,): places of the keys
+        key = self._node("Range", zero, end, one)  # (S,): column of each key
         query = self._node("Unsqueeze", self._node("Range", start, end, one), self._ints(1))  # (T, 1)
         held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S)
         visible = self._node("LessOrEqual", key, query)  # (T, S)
         visible = self._node("And", visible, self._node("Unsqueeze", held, self._ints(1)))  # (B, T, S)
-        # A softmax over no key would be NaN. So every token attends to itself, also one of the padding.
+        # A softmax over no key would give NaN. So every token attends to itself, even a padding token.
         visible = self._node("Or", visible, self._node("Equal", key, query))
         window = getattr(self._config, "sliding_window", None)
         if window is not None and self._config.is_sliding(layer):
-            held = self._node("Or", held, self._node("GreaterOrEqual", key, start))  # these tokens count all
+            # the T new tokens always count
+            held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): the position of each token in its text
+            place = self._node("CumSum", number, one)  # (B, S): how many tokens, without padding, up to here
             own = self._node("Slice", place, self._P, self._S, self._ints(1))  # (B, T)
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
             near = self._node("Less", self._node("Sub", *pair), self._int(window))
@@ -348,7 +360,7 @@ class _Graph:
         return self._buffers[view.untyped_storage().data_ptr()], int(view.storage_offset())
 
     def _weight(self, tensor: Tensor) -> str:
-        """Return the name of a weight. A weight with two uses, as a tied head, is stored once."""
+        """Return the name of a weight. A tensor with two uses, such as a tied lm_head, is stored once."""
         name = self._names[tensor.data_ptr(), tensor.shape]
         self.weights[name] = (tensor, self._is_narrow and tensor.ndim == 2)
         return name
@@ -363,7 +375,7 @@ class _Graph:
         return self._constant(np.array(value, np.float32))
 
     def _constant(self, array: npt.NDArray[Any]) -> str:
-        """Return the name of an array that is no weight."""
+        """Add an array that is no weight, such as RoPE's frequencies. Return its name."""
         shown = "_".join(map(str, array.ravel().tolist())) if array.size < 6 else f"array_{array.size}"
         name = f"{array.dtype}_{shown}" + ("" if array.ndim else "_scalar")
         self._constants[name] = self._onnx.numpy_helper.from_array(array, name)

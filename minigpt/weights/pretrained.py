@@ -5,8 +5,8 @@
 
 A folder holds config.json, model.safetensors (or shards of it), generation_config.json and the tokenizer's
 files (characters, byte-level BPE or WordPiece). Weights are read only from safetensors, because a pickle can
-run code. Nothing is downloaded. Training state belongs to `minigpt.training`, the manifest to
-`minigpt.storage.files`.
+run code. Nothing is downloaded. The state of a training run is read and written by `minigpt.training`, the
+manifest by `minigpt.storage.files`.
 """
 
 import contextlib
@@ -74,7 +74,7 @@ def load_model(
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
-    Besides the model, this needs memory for two tensors as the file stores them.
+    While it loads, two tensors of the file are in memory besides the model.
 
     Args:
         path: a folder with config.json and model.safetensors or its shards. Or the folder of a run, whose
@@ -82,10 +82,10 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
-        adapter: adapter folder. The adapter is merged into the weights. Beside int8 and int4 weights it stays
-            an adapter, and so do bottleneck adapters. Several adapters (a list of folders with their names,
-            or name -> folder) all stay beside the weights, and the first adapter is active. See
-            minigpt.finetuning.layers.
+        adapter: folder of an adapter, or several adapters: a list of folders with their names, or a dict name
+            -> folder. One adapter is merged into the weights. It is not merged if the weights are int8 or
+            int4, or if it is a bottleneck adapter. Several adapters are never merged; the first one is
+            active. See minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -105,7 +105,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # an adapter's folder may have its own tokenizer
+    # an adapter's folder has a tokenizer if training changed it
     return _read_tokenizer(path if is_adapter(path) else model_folder(path))
 
 
@@ -122,8 +122,9 @@ def load_model_and_tokenizer(
         path: as in `load_model`.
         device: as in `load_model`.
         dtype: as in `load_model`.
-        ahead: a ReadAhead of the same folder that has been started. If the dtype does not change, the model
-            uses this object's memory. Otherwise both file and model may be in memory for a moment.
+        ahead: a ReadAhead that is already reading the same folder. If the dtype does not change, the model
+            uses the memory of this object. Otherwise the file and the model may both be in memory for a
+            moment.
         adapter: as in `load_model`.
 
     Raises:
@@ -132,10 +133,10 @@ def load_model_and_tokenizer(
     """
     folder = model_folder(path)
     read_model = _model_reader(folder, device, dtype, ahead)
-    # A thread makes the tokenizer, in Python, while torch copies the weights without holding the GIL.
+    # A thread makes the tokenizer in Python. At the same time, torch copies the weights; it releases the GIL.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
-        model = read_model()  # the model's error, if any, is raised first
+        model = read_model()  # if both the model and the tokenizer are wrong, the model's error is raised
         tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return _adapted(model, adapter), tokenizer
@@ -157,9 +158,9 @@ def _adapted(model: LanguageModel, adapter: Adapters | None) -> LanguageModel:
 
 
 def load_weights(model: LanguageModel, path: str | Path) -> None:
-    """Copy the weights of a folder into an existing model, as a resumed training does.
+    """Copy the weights of a folder into an existing model, for example to resume training.
 
-    The parameters keep their identity, device and dtype. The dropout setting may differ.
+    The parameters stay the same objects, with their device and dtype. The dropout setting may differ.
 
     Raises:
         InputError: as `load_model`; also if the folder holds a different model.
@@ -187,12 +188,13 @@ def save_pretrained(
 ) -> None:
     """Write a folder that transformers and `load_model` can read. Equal weights give equal bytes.
 
-    Each file is replaced atomically. A finished checkpoint, which has a manifest, is never written to.
+    Each file is replaced atomically. A folder with a manifest is a finished checkpoint: it is an error to
+    write into it.
 
     Args:
         model: the model, not quantised.
         directory: the folder.
-        tokenizer: saved in the same folder if given.
+        tokenizer: if given, it is saved in the same folder.
         max_shard_size: a number of bytes, or text such as "500MB". Larger weights are split into several
             files with an index.
         dtype: dtype in the file: torch.float32, float16 or bfloat16. Default: the model's dtype, or float32
@@ -200,7 +202,7 @@ def save_pretrained(
 
     Raises:
         InputError: if model and tokenizer differ in size, a weight is not finite, or a file cannot be
-        written.
+            written.
     """
     folder = Path(directory)
     if adapter_names(model):
@@ -209,14 +211,15 @@ def save_pretrained(
         raise InputError("a quantised model cannot be saved here: `minigpt quantize` writes such folders")
     if is_there(folder / MANIFEST):
         raise InputError(f"{folder} is a finished checkpoint with a {MANIFEST}: choose another directory")
-    parse_size(max_shard_size)  # checks the size before anything is written
+    parse_size(max_shard_size)  # raise its error now, before a file is written
     if tokenizer is not None:
         _require_same_vocabulary(model, tokenizer)
     stored = _stored_dtype(model, dtype)
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     for name, index in special_ids.items():
-        if index is not None and index >= model.config.vocab_size:  # the model has no row for the token
+        # a token of the tokenizer for which the model has no row
+        if index is not None and index >= model.config.vocab_size:
             special_ids[name] = None
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
     write_json(folder / CONFIG, {**config, "dtype": _STORED[stored]})
@@ -227,13 +230,14 @@ def save_pretrained(
 
 
 def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> None:
-    """Write a tokenizer's files, which transformers reads.
+    """Write a tokenizer's files in a form that transformers reads.
 
     Args:
         max_length: largest number of tokens that the model can read.
 
     Raises:
-        InputError: if an entry of the vocabulary is no character, or a file cannot be written.
+        InputError: if an entry of a character vocabulary is longer than one character, or a file cannot be
+            written.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         tokenizer.save(folder)
@@ -269,7 +273,8 @@ def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, where: str = "") -> None:
     entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
     if isinstance(tokenizer, SubwordTokenizer):
-        # Added tokens may lie beyond the model's rows, such as a padding token that no text contains.
+        # Added tokens are not counted. A padding token, for example, may have an id beyond the model's rows,
+        # because no text contains it.
         entries = 1 + max(tokenizer.definition.vocab.values(), default=-1)
     if entries > rows or (entries < rows and isinstance(tokenizer, Tokenizer)):
         raise InputError(
@@ -279,10 +284,11 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
 
 
 def model_folder(path: str | Path, verify: bool = True) -> Path:
-    """Return the model folder of a path, which may be the folder of a run. Verify its manifest, if any.
+    """Return the model folder of a path. For the folder of a run, this is its `best` or `last`.
 
     Args:
-        verify: False skips this check, which reads all files.
+        path: a model's folder or a run's folder.
+        verify: compare the files with the folder's manifest, if it has one. This reads all files.
 
     Raises:
         InputError: if there is no model folder, or a file differs from the manifest.
@@ -303,7 +309,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
 
 
 def read_config(path: str | Path) -> ModelConfig:
-    """Read the configuration of a folder's model; for a classifier, the configuration of its body.
+    """Read the configuration of a folder's model. For a classifier, this is the model without its head.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -326,7 +332,7 @@ def _config_of(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
 
 
 def body_config(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
-    """Return the configuration in the content of a config.json, for a model with any head.
+    """Convert the content of a config.json to a configuration, for a model with any head.
 
     Raises:
         InputError: if a value is wrong; the message names the file.
@@ -363,10 +369,11 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """Build the model's structure at once, and return a function that reads its weights.
+    """Build the model's modules at once, and return a function that reads its weights.
 
-    The structure takes a thousand short calls into torch, and each call releases the GIL. So it is built
-    before another thread runs Python code: otherwise each call would have to wait for the GIL.
+    Building takes a thousand short calls into torch, and each call releases the GIL. If another thread ran
+    Python code meanwhile, each call would wait for the GIL. So the modules are built before that thread
+    starts.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     if is_quantized(content):
@@ -376,9 +383,10 @@ def _model_reader(
     config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
-    # With more layers than any model has, reading the weights raises an error, so no structure is needed.
+    # A configuration with too many layers is damaged. `read` will raise the error, so do not build a billion
+    # modules here.
     if config.num_hidden_layers <= MAX_LAYERS:
-        with contextlib.suppress(InputError):  # `read` raises the same error again, with the name of the file
+        with contextlib.suppress(InputError):  # `read` raises the error again, with the file's name
             made = family.on_meta(config)
             family.parameter_shapes(config)
 
@@ -408,7 +416,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         "padding": None,
         "added_tokens": [{"id": index, "content": names[index], **flags} for index in specials],
         "normalizer": None,
-        # [\s\S] instead of a dot, which would not match a newline
+        # [\s\S] matches every character; a dot would not match a newline
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"Regex": r"[\s\S]"},

@@ -4,8 +4,9 @@
     precision_of(model)              # "int8"
     prepare_training(model)          # gradients pass through it, to adapters
 
-Generation is limited by reading weights from memory, so half the bytes take nearly half the time. Only the
-weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets its own rounded weights.
+Generation spends most of its time on reading weights from memory, so half the bytes take nearly half the
+time. Only the weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets its own rounded
+weights.
 
     precision           stored                              computed on a CPU        on a GPU
     float16, bfloat16   rounded weights                     float32                  the same 16 bits
@@ -14,11 +15,13 @@ weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets 
     int4                4 bits, a scale and an offset       bfloat16, slow           bfloat16, torch's kernel
                         per 64 weights; lm_head int8                                 (tinygemm)
 
-A CPU multiplies integers fast (`minigpt.generation.native` does; the layers here give the same result slowly,
-with floats). So the inputs are rounded, too: each group of 128 neighbours in a token's vector has a scale. A
-large value then costs precision only in its group, and tokens do not influence each other. A GPU computes
-fast enough without this. Without torch.compile, int8 on a GPU saves memory but no time, because PyTorch
-converts the weights to bfloat16 before each product.
+int8 on a CPU: a CPU multiplies integers fast, so the inputs are rounded to integers, too. Each group of 128
+neighbours in a token's vector has a scale. A large value then costs precision only in its group, and tokens
+do not influence each other. `minigpt.generation.native` computes with integers; the layers of this module
+give the same result with floats, slowly.
+
+int8 on a GPU: PyTorch converts the weights to bfloat16 before each product. Without torch.compile, this saves
+memory but no time. Inputs are not rounded.
 
 Adapters can be trained beside weights in int8 and int4 ("QLoRA", https://arxiv.org/abs/2305.14314). The
 weights do not change and stay small: forward and backward pass convert them to floats, layer by layer, and
@@ -64,8 +67,8 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-INPUT_GROUP = 128  # inputs that share a scale; the same number as in generation/products.h
-# weights of a row that share a scale and an offset in int4; torch's kernel supports this number
+INPUT_GROUP = 128  # number of inputs that share a scale; generation/products.h has the same number
+# number of weights in a row that share a scale and an offset in int4; torch's kernel supports 64
 WEIGHT_GROUP = 64
 
 
@@ -73,10 +76,11 @@ WEIGHT_GROUP = 64
 
 
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round a matrix (N, K) to int8 (N, K) and scales (N,): weight is about int8 * scale.
+    """Round a matrix (N, K) to int8 (N, K) and scales (N,), so that weight is about int8 * scale.
 
-    The error is at most half a scale. The largest value of a row becomes 127 or -127. -128 is not used, so
-    that the sum of two products fits into 16 bits, for the fastest instructions of older CPUs.
+    The error is at most half a scale. The largest value of a row becomes 127 or -127. -128 is not used:
+    without it, the sum of two products of int8 numbers fits into 16 bits, which the fastest instructions of
+    older CPUs need.
     """
     scale = weight.abs().amax(dim=1) / 127  # (N,)
     steps = weight / scale.clamp(min=torch.finfo(scale.dtype).tiny)[:, None]
@@ -84,21 +88,25 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_groups(x: Tensor) -> Tensor:
-    """Round (..., K) in groups of INPUT_GROUP neighbours, to 255 steps from -max to max. Same shape."""
+    """Round the inputs of a layer, (..., K), as the integer products of a CPU do. Same shape.
+
+    Each group of INPUT_GROUP neighbours has 255 steps between -max and max of the group.
+    """
     K = x.shape[-1]
     padded = F.pad(x, (0, -K % INPUT_GROUP))
     groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
     largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
-    # nan_to_num, so that a group of zeros stays zero
+    # a group of zeros has the scale 127 / 0; nan_to_num makes it 0, so the zeros stay zeros
     steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
 
 
 def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Round float (N, K) to integers 0 to 15, uint8 (N, K), and (G, N, 2) bfloat16: scale and offset.
+    """Round a float matrix (N, K) to 4 bits. K must be a multiple of WEIGHT_GROUP.
 
-    A weight is about (integer - 8) * scale + offset. K must be a multiple of WEIGHT_GROUP.
+    Returns: integers 0 to 15 as uint8 (N, K), and (G, N, 2) bfloat16 with a scale and an offset for each
+    group. A weight is about (integer - 8) * scale + offset.
     """
     N, K = weight.shape
     groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
@@ -114,9 +122,10 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """The product of x (..., K) with the weights of a quantised layer, which are not kept as floats.
+    """The product of x (..., K) with a quantised layer's weights, with a gradient for x only.
 
-    torch's F.linear would keep the converted weights of all layers until the backward pass.
+    Forward and backward pass both convert the weights to floats and free them again. F.linear would keep the
+    converted weights of all layers until the backward pass.
     """
 
     @staticmethod
@@ -132,13 +141,13 @@ class _FrozenProduct(torch.autograd.Function):
 
 
 class QuantizedLinear(nn.Module):
-    """An nn.Linear for inference, with weights in float16, bfloat16 or int8.
+    """Replaces an nn.Linear: its weights are float16, bfloat16 or int8 and are not trained.
 
     Args:
         weight: (N, K).
         scale: (N,) float32 for int8; None for the other dtypes.
         bias: (N,) or None.
-        rounds_inputs: for int8, also round the inputs, as the integer products of a CPU do.
+        rounds_inputs: for int8: also round the inputs, as the integer products of a CPU do.
     """
 
     def __init__(
@@ -166,7 +175,7 @@ class QuantizedLinear(nn.Module):
         pages: LargePages | None = None,
         name: str = "the layer",
     ) -> "QuantizedLinear":
-        """Convert a linear layer. Weights that already have the right dtype are shared, not copied.
+        """Make this layer from an nn.Linear. Weights that already have the right dtype are not copied.
 
         Raises:
             InputError: if a weight is too large for float16 or bfloat16; the message names the layer.
@@ -196,14 +205,14 @@ class QuantizedLinear(nn.Module):
             return F.linear(x, self.weight.to(x.dtype), bias)
         if self.rounds_inputs:
             x = rounded_groups(x)
-        # Integers up to 127 are exact in bfloat16. The scale is applied to N results instead of N * K
+        # Integers up to 127 are exact in bfloat16. Scaling the N results is less work than scaling N * K
         # weights.
         out = F.linear(x, self.weight.to(x.dtype)) * self.scale
         return (out if self.bias is None else out + self.bias).to(x.dtype)
 
 
 class Int4Linear(nn.Module):
-    """An nn.Linear for inference, with weights of 4 bits, two in a byte.
+    """Replaces an nn.Linear: its weights have 4 bits, two of them in a byte, and are not trained.
 
     Args:
         numbers: (N, K) from rounded_to_int4; K is a multiple of WEIGHT_GROUP.
@@ -225,24 +234,26 @@ class Int4Linear(nn.Module):
         self._pack()
 
     def _pack(self) -> None:
-        """On CUDA, convert the weights to the order of torch's kernel. This cannot be undone.
+        """On CUDA, change the order of the weights to that of torch's int4 kernel. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8, and K a multiple of 16 times 2, 4 or 8 (64 is 16 times 4).
+        The kernel needs N to be a multiple of 8, and K to be a multiple of 16 times 2, 4 or 8. K always is:
+        it is a multiple of 64.
         """
-        is_wanted = not self.uses_kernel and not self.trains_adapters  # the kernel has no gradient
+        # torch's kernel has no gradient, so adapters are trained without it
+        is_wanted = not self.uses_kernel and not self.trains_adapters
         if self.weight.is_cuda and is_wanted and not self.out_features % 8:
             self.weight = torch._convert_weight_to_int4pack(self.weight, 4)
             self.uses_kernel = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
-        # torch calls this method in `to` and `cuda`
+        # torch calls _apply to move a module, in `to` and `cuda`; on CUDA the weights are then packed
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._pack()
         return self
 
     @classmethod
     def of(cls, linear: nn.Linear, name: str = "the layer") -> "Int4Linear":
-        """Convert a linear layer. K is padded to a multiple of WEIGHT_GROUP."""
+        """Make this layer from an nn.Linear. K is padded with zeros to a multiple of WEIGHT_GROUP."""
         weight = linear.weight.detach()
         numbers, scales = rounded_to_int4(F.pad(weight, (0, -weight.shape[1] % WEIGHT_GROUP)))
         if not scales.is_meta:
@@ -253,9 +264,8 @@ class Int4Linear(nn.Module):
         """Return the weights (N, K) as bfloat16, padding included."""
         assert not self.uses_kernel, "in the kernel's order"
         numbers = torch.stack([self.weight >> 4, self.weight & 15], dim=-1)  # (N, K / 2, 2)
-        groups = (
-            numbers.view(self.out_features, -1, WEIGHT_GROUP).to(self.scales.dtype) - 8
-        )  # (N, G, WEIGHT_GROUP)
+        # (N, G, WEIGHT_GROUP)
+        groups = numbers.view(self.out_features, -1, WEIGHT_GROUP).to(self.scales.dtype) - 8
         scale, offset = self.scales.permute(2, 1, 0)[..., None]  # (N, G, 1) each
         whole: Tensor = (groups * scale + offset).flatten(1)  # (N, K)
         return whole
@@ -277,7 +287,7 @@ class Int4Linear(nn.Module):
 
 
 class NarrowEmbedding(nn.Module):
-    """An nn.Embedding (V, C) that stays in float16 or bfloat16; rows are converted to float32 on lookup.
+    """Replaces an nn.Embedding (V, C): its weights stay in 16 bits, and a look-up converts rows to float32.
 
     A float32 copy of Qwen3-0.6B's embedding would take as much memory as half of the model.
     """
@@ -299,8 +309,11 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
     """Store the weights of a model's linear layers in another precision. Returns the model, in eval mode.
 
     The model changes in place. Norms and position embeddings become float32 on a CPU and 16 bits on a GPU. An
-    embedding in 16 bits does not change. With None, the precision does not change, but the layers are
-    prepared for the device.
+    embedding in 16 bits does not change.
+
+    Args:
+        model: the model.
+        precision: the new precision. None: keep the precision, but prepare the layers for the model's device.
 
     Raises:
         InputError: for an unknown precision; if the model is quantised and another precision is given,
@@ -315,7 +328,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # needed if the model was made on a CPU and then moved to a GPU
+        for module in model.modules():  # the model may have been made on a CPU, where inputs are rounded
             if isinstance(module, QuantizedLinear):
                 module.rounds_inputs = False
         return cast_parameters(model, torch.bfloat16)
@@ -334,12 +347,12 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Return whether linear layers of a model have weights in fewer bits."""
+    """Return True if the linear layers of a model have weights in fewer bits than float32."""
     return any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
 
 
 def prepare_training(model: LanguageModel) -> None:
-    """Prepare a quantised model on a CPU for the training of adapters beside its weights, in place.
+    """Prepare a quantised model on a CPU for training adapters beside its weights, in place.
 
     Norms and embeddings become float32. The model may be moved to a GPU afterwards.
     """
@@ -360,7 +373,7 @@ def precision_of(model: LanguageModel) -> Precision:
 
 
 def replace_linears(model: LanguageModel, precision: Precision, rounds_inputs: bool = True) -> None:
-    """Replace each nn.Linear by a layer in the given precision. Works on "meta", too."""
+    """Replace each nn.Linear by a layer in the given precision. Works for models on "meta", too."""
     pages, head = LargePages(), model.lm_head
 
     def quantized(name: str, linear: nn.Linear) -> nn.Module:
@@ -375,7 +388,10 @@ def replace_linears(model: LanguageModel, precision: Precision, rounds_inputs: b
 
 
 def cast_parameters(model: LanguageModel, dtype: torch.dtype) -> LanguageModel:
-    """Cast the parameters of a model, and set eval mode. Buffers do not change: scales must stay exact."""
+    """Cast the parameters of a model to a dtype, and set eval mode.
+
+    The scales of quantised layers are buffers. They do not change, because they must stay exact.
+    """
     pages = LargePages()
     for name, parameter in model.named_parameters():
         if parameter.dtype != dtype:

@@ -1,20 +1,21 @@
 """Reads and writes folders of models in int8 and int4. Reading gives the same bits that were written.
 
-    config.json         as before, and "quantization_config": {"quant_method": "minigpt", "precision": "int8"}
-    int8.safetensors    Names and shapes are Hugging Face's. NAME.weight of a linear layer is int8. NAME.scale
-                        has one float32 per output, in a shape for which NAME.weight * NAME.scale is the
-                        matrix: (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. All other
-                        tensors (embeddings, norms, biases) are float32. lm_head has its own weights.
-    int4.safetensors    lm_head is stored as above. NAME.weight of each other linear layer is uint8 (N, K /
-    2), outputs
-                        by inputs in every family. Of two neighbours, the first is in the upper four bits. K
-                        is padded to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): scale and
-                        offset of each group of 64. A weight is about (integer - 8) * scale + offset.
+config.json is as before, plus "quantization_config": {"quant_method": "minigpt", "precision": "int8"}. Names
+and shapes of tensors are Hugging Face's. N is the number of outputs of a linear layer, K of its inputs.
+
+    int8.safetensors    NAME.weight of a linear layer is int8. NAME.scale has one float32 per output; its
+                        shape is (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. So
+                        NAME.weight * NAME.scale is the matrix. lm_head has its own weights. All other
+                        tensors (embeddings, norms, biases) are float32.
+    int4.safetensors    lm_head is stored as in int8. NAME.weight of each other linear layer is uint8
+                        (N, K / 2) in every family, two weights in a byte: the first one in the upper four
+                        bits. K is padded to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): scale
+                        and offset of each group of 64. A weight is about (integer - 8) * scale + offset.
                         Embeddings and norms are bfloat16; biases of linear layers are float32.
 
-The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`, and
-would then use the integers as weights. float16 needs no format of its own: every program reads a folder of
-float16 weights.
+The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`. It
+would then use the integers as weights. For float16 no such format is needed: every program can read a folder
+of float16 weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -42,17 +43,17 @@ _METHOD = "minigpt"
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Return True if a config.json belongs to a quantised model, from minigpt or another program."""
+    """Return True if a config.json describes a quantised model, of minigpt or another program."""
     return config.get(KEY) is not None
 
 
 def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any]:
-    """Add the quantisation settings to the content of a config.json."""
+    """Return the content of a config.json with the quantisation settings added."""
     return {**config, KEY: {"quant_method": _METHOD, "precision": precision}}
 
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Return the tensors of an int8 or int4 model on a CPU with the names and shapes in the file."""
+    """Return the tensors of an int8 or int4 model with the names and shapes that the file has."""
     state, precision = model.state_dict(), precision_of(model)
     written = {}
     for entry in _entries(model.config, state):
@@ -107,7 +108,10 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
 
 
 class _Entry(NamedTuple):
-    """A tensor's name in our state_dict and in the file. transposed: stored as (in, out) in the file."""
+    """A tensor's name in our state_dict (`ours`) and in the file (`theirs`).
+
+    `transposed`: the file stores it as (in, out).
+    """
 
     ours: str
     theirs: str
@@ -123,13 +127,13 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
             yield _Entry(ours, f"{theirs.removesuffix('.weight')}.{kind}", transposed and kind == "scale")
         else:
             theirs, transposed = names[ours]
-            # packed weights (two in a byte) are never transposed
+            # packed int4 weights are never transposed, because two neighbours share a byte
             is_packed = state[ours].dtype == torch.uint8
             yield _Entry(ours, theirs, transposed and not is_packed)
 
 
 def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Precision]:
-    """Return the model's configuration and the precision in the content of a config.json.
+    """Read the model's configuration and its precision from the content of a config.json.
 
     Raises:
         InputError: for another program's format, or a wrong value; the message names the file.
@@ -141,7 +145,8 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
             "is read; take the model's unquantised folder"
         )
     precision = content[KEY].get("precision")
-    if precision not in list(FILES):  # a list, because the value may be one that cannot be hashed
+    # `in FILES` would fail for a value that cannot be hashed, such as a list
+    if precision not in list(FILES):
         known = " or ".join(map(repr, FILES))
         raise InputError(f"{path}: {KEY}: precision must be {known}: got {precision!r:.80}")
     plain = {key: value for key, value in content.items() if key != KEY}
@@ -153,13 +158,13 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
 
 
 def _stored_form(entry: _Entry, form: Tensor) -> str:
-    """Return a tensor's dtype and shape in the file. `form` has its dtype and shape in the model."""
+    """Return a tensor's dtype and shape in the file as text. `form` has its dtype and shape in the model."""
     shape = (*form.shape, 1) if entry.ours.endswith(".scale") else tuple(form.shape)
     return f"{form.dtype} {shape[::-1] if entry.transposed else shape}"
 
 
 def _require_sound(path: Path, name: str, tensor: Tensor) -> None:
-    """Raise InputError for values that quantising never makes: the model would silently answer nonsense."""
+    """Raise InputError for values that quantising never makes, such as NaN or an int8 weight of -128."""
     wrong = ""
     if tensor.dtype == torch.int8:
         wrong = "the number -128, which is not used" if tensor.numel() and tensor.amin() == -128 else ""

@@ -2,9 +2,9 @@
 
     minigpt.model.GPTLMHeadModel  <->  transformers.GPT2LMHeadModel (model.safetensors, config.json)
 
-Besides the names, two details differ. Hugging Face stores matrices as (in, out), like the original TensorFlow
-weights; torch's Linear has (out, in). And our models with `bias=False` lack some of GPT-2's biases: these are
-saved as zeros, which does not change the result, and dropped when the folder is read.
+Besides the names, two details differ. First, Hugging Face stores matrices as (in, out), like OpenAI's
+TensorFlow weights; torch's Linear stores (out, in). Second, our models with `bias=False` lack some of GPT-2's
+biases. Saving writes zeros for these biases, which does not change the result. Loading drops them again.
 """
 
 import re
@@ -53,10 +53,12 @@ _SIZES = {
     "n_layer": "n_layer",
     "n_head": "n_head",
 }
-# Keys of config.json for dropout. GPTConfig.dropout is the first of these values. Loading ignores them.
+# GPT-2 has three dropout settings; GPTConfig has one. Saving writes GPTConfig.dropout to all three keys.
+# Loading reads the first key and ignores the two others.
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-_BIAS = "minigpt_bias"  # minigpt's own key of config.json; without it, the model has all biases
+# minigpt's own key of config.json: false if the model has no biases; without the key, it has all
+_BIAS = "minigpt_bias"
 
 # Settings for which this model supports one value only. An absent key means that value, which is Hugging
 # Face's default.

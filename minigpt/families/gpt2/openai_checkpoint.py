@@ -4,9 +4,11 @@
     weights["transformer.h.0.attn.c_attn.weight"].shape  # (768, 2304), under Hugging Face's name
 
 The folder holds `checkpoint` (a text file with the name of the checkpoint), `hparams.json` (the sizes) and
-the checkpoint: `model.ckpt.index` and `model.ckpt.data-00000-of-00001`. `model.ckpt.meta` (the graph) is not
-needed; encoder.json and vocab.bpe belong to the tokenizer. OpenAI and Hugging Face both store GPT-2's
-matrices as (in, out). So the arrays fit `FAMILY.from_hugging_face` in .family, and NumPy and JAX code.
+the checkpoint: `model.ckpt.index` and `model.ckpt.data-00000-of-00001`. Other files of the release are not
+read: `model.ckpt.meta` holds the graph, and encoder.json and vocab.bpe hold the tokenizer.
+
+OpenAI and Hugging Face both store GPT-2's matrices as (in, out). So no matrix is transposed, and
+`FAMILY.from_hugging_face` in family.py accepts the arrays.
 """
 
 import re
@@ -25,8 +27,9 @@ from minigpt.storage.regular_files import read_text
 
 __all__ = ["read_checkpoint"]
 
-# (OpenAI's name, Hugging Face's name); `*` is the number of the block. A tensor named "w" is a convolution of
-# width 1 with shape (1, in, out); without the 1 it is a matrix.
+# (OpenAI's name, Hugging Face's name). `*` is the number of the block. OpenAI stores a matrix named "w" with
+# shape (1, in, out), because it is the kernel of a convolution of width 1. Hugging Face leaves
+# out the 1.
 NAMES = (
     ("model/wte", "transformer.wte.weight"),
     ("model/wpe", "transformer.wpe.weight"),
@@ -97,9 +100,9 @@ def _read_sizes(path: Path) -> Sizes:
 
 
 def _checkpoint_name(path: Path) -> str:
-    """Return the name in the file `checkpoint`, which is a protocol buffer in text form.
+    """Return the name of the checkpoint, which the text file `checkpoint` holds.
 
-    Of a path only the last part is used, because the path may be from the computer of the training.
+    The file may hold a path from the computer that trained the model. Only the last part of the path is used.
     """
     try:
         content = read_text(path)
@@ -119,7 +122,7 @@ def _checkpoint_name(path: Path) -> str:
 
 
 def _shape(name: str, sizes: Sizes) -> tuple[int, ...]:
-    """Return the shape that a tensor must have in TensorFlow's file. `name`: from NAMES, first column."""
+    """Return the shape that a tensor must have in OpenAI's file. `name`: OpenAI's name, from NAMES."""
     C = sizes.n_embd
     inside = 4 * C if name.endswith("mlp/c_proj/w") else C
     outside = 3 * C if "/c_attn/" in name else 4 * C if "/c_fc/" in name else C

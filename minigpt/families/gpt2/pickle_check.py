@@ -1,11 +1,12 @@
-"""Walks through a pickle before torch reads it: allowed opcodes and names, bounded depth and size.
+"""Checks a pickle before torch reads it: only certain opcodes and names, and limits for depth and size.
 
     check_pickle(archive.read("archive/data.pkl"))     # ValueError if it holds more than tensors
 
-A pickle is a program. The one that torch.save writes for weights needs two dozen opcodes and a few names.
-Here nothing is run or built. Each value is only counted: how deeply it is nested, and how many values it
-would have if it were written out. A value may be used many times through the memo, so a short pickle can
-stand for 2**1000 values, and to hash or print such a one would take for ever.
+A pickle is a program that builds values. The pickle that torch.save writes for weights needs two dozen
+opcodes and a few names. This module goes through the opcodes but builds nothing. For each value it keeps two
+numbers: how deeply the value is nested, and how many values it contains. A pickle can use one value many
+times, so a short pickle can describe a list of 2**1000 values. Python would need for ever to print or hash
+such a list.
 """
 
 import pickletools
@@ -14,7 +15,8 @@ from minigpt.errors import shown
 
 __all__ = ["check_pickle"]
 
-_BYTES, _OPCODES = 8_000_000, 400_000  # of GPT-2's largest size with its optimiser: 0.4 MB, 70,000
+# limits of size and of opcodes; GPT-2 XL with its optimiser has 400,000 bytes and 70,000 opcodes
+_BYTES, _OPCODES = 8_000_000, 400_000
 _DEPTH, _SIZE = 60, 4_000_000
 
 _PLAIN = {
@@ -22,7 +24,8 @@ _PLAIN = {
     *("BINUNICODE", "SHORT_BINSTRING", "GLOBAL", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
 }
 _OF_SEVERAL = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
-_INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}  # opcode -> values that it puts into the one below
+# opcode -> number of values that it takes from the stack and puts into the value below them
+_INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _FROM_MARK = {"APPENDS", "SETITEMS"}
 _STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
 _ALLOWED = {
@@ -38,7 +41,7 @@ _ALLOWED = {
 
 
 class _Value:
-    """A value that the pickle makes: its depth, how many values it has, whether another one holds it."""
+    """A value of the pickle: its depth, its number of inner values, and whether another value holds it."""
 
     __slots__ = ("depth", "is_used", "size")
 
@@ -47,10 +50,11 @@ class _Value:
         self.take(parts)
 
     def take(self, parts: "list[_Value]") -> None:
-        """Put values into this one.
+        """Add inner values to this value, as a list's `append` does.
 
         Raises:
-            ValueError: if it becomes too deep or too large, or is itself in another value already.
+            ValueError: if this value becomes too deep or too large, or if another value already holds it: the
+                numbers of that value would then be wrong.
         """
         if (self.is_used and parts) or self in parts:
             raise ValueError("it changes a value that is part of another one")
@@ -65,15 +69,16 @@ class _Value:
 
 
 def check_pickle(content: bytes) -> None:
-    """Check the pickle of a file of torch.save. It takes less than a second, and nothing of it is run.
+    """Check the pickle in a file of torch.save. This takes less than a second and runs no code of the pickle.
 
     Raises:
-        ValueError: if it is damaged, too large, or needs more than weights need. The message is one line.
+        ValueError: if the pickle is damaged, too large, or needs more than weights need. The message is one
+            line.
     """
     if len(content) > _BYTES:
         raise ValueError(f"its list of tensors has {len(content):,} bytes: more than {_BYTES:,} are not read")
     stack: list[_Value] = []
-    marks: list[int] = []  # length of the stack at each mark
+    marks: list[int] = []  # length of the stack at each MARK opcode that is still open
     memo: dict[object, _Value] = {}
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(content)):
@@ -89,7 +94,7 @@ def check_pickle(content: bytes) -> None:
 def _step(
     name: str, argument: object, stack: list[_Value], marks: list[int], memo: dict[object, _Value]
 ) -> None:
-    floor = marks[-1] if marks else 0  # what lies below a mark is out of reach
+    floor = marks[-1] if marks else 0  # an opcode may not take values from below the last mark
     if name == "GLOBAL" and argument not in _ALLOWED:
         asked = str(argument).replace(" ", ".")
         raise ValueError(f"it asks for {shown(asked)[1:-1]}, but only tensors are read; no code was run")

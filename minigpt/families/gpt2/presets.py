@@ -59,7 +59,7 @@ class Sizes:
 
 
 class Preset(NamedTuple):
-    """A published model: its name in OpenAI's release, its repository at Hugging Face, its sizes."""
+    """A published model: its name in OpenAI's release, its repository at Hugging Face, and its sizes."""
 
     name: str
     repository: str
@@ -76,7 +76,7 @@ PRESETS = (
 
 
 def preset(name: str) -> Preset:
-    """Return the preset of a name: OpenAI's, as "124M", or Hugging Face's, as "gpt2".
+    """Return the preset with this name. The name is OpenAI's ("124M") or Hugging Face's ("gpt2").
 
     Raises:
         InputError: for an unknown name; the message suggests the most similar name.
@@ -88,11 +88,11 @@ def preset(name: str) -> Preset:
 
 
 def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Return the address of each file of a model: at `mirror`, or else `hf_endpoint`, or else OpenAI.
+    """Return a dict: file -> its URL. The files are at `mirror`, or else at `hf_endpoint`, or else at OpenAI.
 
     Args:
         model: the published model.
-        mirror: address of a copy of OpenAI's bucket: MIRROR/124M/hparams.json.
+        mirror: address of a copy of OpenAI's files: MIRROR/124M/hparams.json.
         hf_endpoint: https://huggingface.co or a copy of it, as in the environment variable HF_ENDPOINT.
 
     Raises:

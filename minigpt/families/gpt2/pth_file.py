@@ -3,11 +3,12 @@
     found = read_pth("output/best_model.pth", n_head=8)
     found.model, found.step            # found.origin is the program that the file seems to come from
 
-Such a file is a zip with a pickle, which may ask for any function to be called. The zip's checksums are
-compared first, then the pickle is walked through (pickle_check.py): whatever no list of tensors needs is
-refused. Then torch's own reader with weights_only reads it, and only tensors and plain numbers are taken.
-The sizes of the model are those of its tensors. Only n_head and the kind of GELU cannot be seen in them:
-nanoGPT's file says the first, and each program has its own GELU.
+Such a file is a zip that holds a pickle, and a malicious pickle can call any function. So the file is read in
+three steps. First, the zip's checksums are compared. Second, pickle_check.py refuses a pickle that holds more
+than tensors need. Third, torch.load reads the file with weights_only=True.
+
+The model's sizes come from the shapes of the tensors. Two facts are not visible in shapes: n_head and the
+kind of GELU. A file of nanoGPT says n_head. The kind of GELU follows from the program that wrote the file.
 """
 
 import re
@@ -36,11 +37,12 @@ Gelu = Literal["exact", "tanh"]
 _WTE, _WPE = "transformer.wte.weight", "transformer.wpe.weight"
 _BLOCK = re.compile(r"transformer\.blocks\.(0|[1-9]\d{0,3})\..+")
 _MASK = re.compile(r"transformer\.blocks\.\d+\.attn\.(mask|bias|masked_bias|causal_mask|tril)")
+# keys under which a file may hold the weights
 _STATES = (
     "model_state_dict",
     "model",
     "state_dict",
-)  # keys under which a file may hold the weights
+)
 # names in nanoGPT, minGPT and transformers, and in minGPT's first release -> our names
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
@@ -56,9 +58,9 @@ _NAMES = (
     (r"blocks\.(\d+)\.mlp\.2\.", r"transformer.blocks.\1.mlp.c_proj."),
     (r"blocks\.(\d+)\.attn\.", r"transformer.blocks.\1.attn."),
 )
-_GELUS: dict[str, Gelu] = {  # program -> its GELU
+_GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # tanh GELU before 2023
+    "nanoGPT": "exact",  # nanoGPT's files from before 2023 have the tanh GELU
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",
@@ -67,25 +69,25 @@ _GELUS: dict[str, Gelu] = {  # program -> its GELU
 
 @dataclass(frozen=True)
 class Imported:
-    """A model, and other facts about its file."""
+    """A model that was read from a file, and two facts about the file."""
 
     model: GPTLMHeadModel  # float32, eval mode
-    step: str  # "epoch 7", "iteration 2000", or ""
-    origin: str  # the program that writes such names and shapes: a key of _GELUS
+    step: str  # when the file was saved: "epoch 7", "iteration 2000", or "" if unknown
+    origin: str  # the program that probably wrote the file, a key of _GELUS; names and shapes tell it
 
 
 def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
-    """Read the model of a file of torch.save.
+    """Read the model from a file of torch.save.
 
     Args:
-        path: a dictionary with `model_state_dict` or `model`, or the state_dict itself; all its names may
-            begin with "module." or "_orig_mod.".
-        n_head: number of heads; must divide the channels. None: the number in the file, or else 8. With a
-            wrong number the model's answers make no sense.
-        gelu: as in GPTConfig; None: the GELU of the program that the file comes from.
+        path: the file. It holds a state_dict, or a dictionary with a state_dict under `model_state_dict` or
+            `model`. All names may begin with "module." or "_orig_mod.".
+        n_head: number of heads; it must divide the number of channels. None: the number in the file, or else
+            8. With a wrong number, the model's answers make no sense.
+        gelu: as in GPTConfig. None: the GELU of the program that wrote the file.
 
     Raises:
-        InputError: if the file is damaged, holds more than tensors, or holds no such model.
+        InputError: if the file is damaged, holds more than tensors, or holds no GPT model.
     """
     path = Path(path)
     content = _load(path)
@@ -131,10 +133,10 @@ def _load(path: Path) -> Any:
 
 
 def _require_sound_zip(path: Path) -> None:
-    """Check the CRC-32 of each zip entry, which torch does not, and the pickle.
+    """Check the pickle in a zip, and the CRC-32 of each zip entry. torch does not compare the CRC-32.
 
-    torch.save has written zips since 2020. Of two entries with alike names, torch might read the other one
-    than is checked here, so there must be none.
+    torch.save has written zips since 2020. Two entries with names that differ only in upper and lower case
+    are an error: torch might then read one entry while this function has checked the other.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -169,19 +171,23 @@ def _require_plain(state: dict[str, Tensor], size: int) -> None:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(f"{name} is not a plain tensor, but {tensor.layout} on {tensor.device}")
-        # a tensor with strides of 0 can have any shape in a small file
+        # A malicious file can be small and still claim a huge tensor: with strides of 0, all values are the
+        # same one.
         if tensor.numel() * tensor.element_size() > size:
             raise InputError(f"{name} claims more bytes than the file has")
 
 
 def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """Return the parameters under GPTLMHeadModel's names, without masks, and the program of the file."""
+    """Return the parameters under GPTLMHeadModel's names, and the program that wrote the file.
+
+    Causal masks, which old files hold, are left out.
+    """
     state = {bare: state[name] for bare, name in unwrapped(state).items()}
     fused, embedding = state.get("transformer.h.0.attn.c_attn.weight"), state.get(_WTE)
     first = "tok_emb.weight" in state
     if not first and (fused is None or embedding is None or fused.ndim != 2):
         return _without_masks(state), "the tutorial"
-    # transformers stores matrices as (in, out)
+    # transformers stores matrices as (in, out), so the fused QKV matrix has shape (C, 3C), not (3C, C)
     transposed = fused is not None and fused.shape[1] == 3 * fused.shape[0]
     renamed: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -209,7 +215,10 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 
 
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Join the weights of minGPT's first release: Q, K and V are separate, positions have a batch axis."""
+    """Convert the weights of minGPT's first release, in which Q, K and V are three matrices.
+
+    They are joined into one matrix. The batch axis of the position embeddings is removed.
+    """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
         match = re.fullmatch(r"(transformer\.blocks\.\d+\.attn)\.(query|key|value)\.(weight|bias)", name)
@@ -229,7 +238,7 @@ def _without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return True for a causal mask: one number, or a square with one value above the diagonal."""
+    """Return True for a causal mask: a single number, or a square with one value above the diagonal."""
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:

@@ -24,7 +24,7 @@ from minigpt.storage.regular_files import open_regular, read_bytes
 
 __all__ = ["read_bundle"]
 
-FOOTER = 48  # length of the index's end: two handles of up to 20 bytes, zeros, the magic number
+FOOTER = 48  # length of the index's end: two handles (offset and size of a block), zeros, the magic number
 MAGIC = 0xDB4775248B80FB57
 TRAILER = 5  # length of a block's end: one byte for the kind of compression, four for the checksum
 FLOAT32 = 1  # number that stands for float32 in TensorFlow's DataType
@@ -42,7 +42,7 @@ class _Entry(NamedTuple):
     shard: int  # number of the data file that holds the tensor
     offset: int  # first byte of the tensor in its data file
     size: int  # number of bytes of the tensor
-    checksum: int  # masked CRC-32C, see _masked_checksum
+    checksum: int  # CRC-32C of the bytes, changed as in _masked_checksum
 
 
 def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
@@ -100,7 +100,10 @@ def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
 
 
 def _masked_checksum(data: Any) -> int:
-    """Return the CRC-32C, rotated and shifted as in LevelDB (a CRC of data that holds CRCs would be weak)."""
+    """Return the CRC-32C of the data, rotated and shifted as in LevelDB's files.
+
+    LevelDB does this because a plain CRC is weak for data that itself contains CRCs.
+    """
     checksum = int(google_crc32c.value(data))  # type: ignore[no-untyped-call, unused-ignore]
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -109,7 +112,7 @@ def _masked_checksum(data: Any) -> int:
 
 
 def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
-    """Return where each tensor is, and the number of data files."""
+    """Return a dict, tensor name -> its place in the data files, and the number of data files."""
     rows = list(_table(file))
     keys = [key for key, _ in rows]
     if keys != sorted(set(keys)):
@@ -131,7 +134,11 @@ def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
 
 
 def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield keys and values. The footer points to a block of handles, and each handle to a block of rows."""
+    """Yield the keys and values of the index.
+
+    The end of the file points to a first block. The values in this block are handles: offset and size of
+    further blocks, which hold the rows.
+    """
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
         raise _DamageError("it does not end as a checkpoint's index does (cut off, or another kind of file)")
     footer = file[-FOOTER:-8]
@@ -166,10 +173,10 @@ def _block(file: bytes, handle: tuple[int, int]) -> bytes:
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the rows of a block: keys and values. Each key shares a prefix with the key before it.
+    """Yield the keys and values of a block.
 
-    After the rows come the offsets of keys that are stored in full, for binary search. They are not needed
-    here.
+    In the file, each key omits the beginning that it shares with the key before it. After the rows, the block
+    has a list of offsets for binary search. This function does not need it.
     """
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
@@ -239,13 +246,13 @@ def _header(message: bytes) -> int:
             shards = value
         elif (number, kind) == (2, VARINT) and value != 0:
             raise _DamageError("its numbers are big-endian, which is not supported")
-    if not 1 <= shards <= 99_999:  # names of data files have room for five digits
+    if not 1 <= shards <= 99_999:  # the names of data files have five digits, so there are at most 99,999
         raise _DamageError(f"it claims to have {shards} data files")
     return shards
 
 
 def _entry(message: bytes, shards: int) -> _Entry:
-    """Read a BundleEntryProto, and check everything that does not need the data."""
+    """Read a BundleEntryProto, which describes a tensor. Check its fields, but not the tensor's bytes."""
     dtype = shard = offset = size = 0
     checksum: int | None = None
     shape: tuple[int, ...] = ()

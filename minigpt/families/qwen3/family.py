@@ -40,7 +40,7 @@ _ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3Model")
 # Settings for which this model supports one value only. An absent key means that value, which is Hugging
 # Face's default.
 _FIXED: dict[str, Any] = {"hidden_act": "silu", "quantization_config": None}
-# keys of config.json for RoPE's settings, in transformers 5 and before
+# Keys of config.json for RoPE's settings. transformers 5 writes the first key, earlier versions the second.
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
 _LAYERS = ("full_attention", "sliding_attention")
 
@@ -94,7 +94,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
             **chosen,
             rms_norm_eps=values.get("rms_norm_eps", 1e-6),
             rope_theta=_rope_theta(values),
-            # the default is that of transformers
+            # transformers' default is False, unlike Qwen3Config's
             tie_word_embeddings=values.get("tie_word_embeddings", False),
             attention_bias=values.get("attention_bias", False),
         )
@@ -106,7 +106,10 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
 
 
 def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None, tuple[str, ...] | None]:
-    """Return sliding_window and layer_types; None and None if no layer has a window that hides a token."""
+    """Return the sliding window in tokens, and each layer's kind: "full_attention" or "sliding_attention".
+
+    Both are None if no layer has a window, or if the window is as long as the longest sequence.
+    """
     count = config.num_hidden_layers
     window = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
     kinds = values.get("layer_types")
@@ -132,13 +135,13 @@ def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None
             raise InputError(f"max_window_layers must be a whole number: got {first!r:.80}")
         if first >= count:
             return None, None
-        # `min`, because a damaged file may have a billion layers
+        # a damaged file may claim a billion layers, so `min` limits the length of this list
         kinds = [_LAYERS[index >= first] for index in range(min(count, MAX_LAYERS))]
     return window, tuple(kinds)
 
 
 def _rope_parameters(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Return the key that holds RoPE's settings, and its content. Without settings the content is {}."""
+    """Return the key of config.json that holds RoPE's settings, and these settings ({} if there are none)."""
     for key in _ROPE_KEYS:
         inside = values.get(key)
         if inside is not None and not isinstance(inside, dict):
@@ -151,7 +154,7 @@ def _rope_parameters(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _rope_theta(values: Mapping[str, Any]) -> Any:
-    """Return the base of RoPE. Older and newer files have it under different keys."""
+    """Return rope_theta, the base of RoPE's frequencies. Old and new files have it under different keys."""
     key, inside = _rope_parameters(values)
     found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
     if "rope_theta" in inside:
@@ -203,7 +206,11 @@ def _rope_scaling(values: Mapping[str, Any], config: Qwen3Config) -> RopeScaling
 
 
 def _yarn_attention_factor(factor: float, inside: Mapping[str, Any]) -> float:
-    """Return YaRN's factor of cos and sin: https://arxiv.org/abs/2309.00071, equation 22, or DeepSeek's."""
+    """Return the number by which YaRN multiplies cos and sin.
+
+    YaRN's paper gives it in equation 22 (https://arxiv.org/abs/2309.00071). If the file has mscale and
+    mscale_all_dim, DeepSeek's formula is used.
+    """
 
     def grown(scale: Any) -> float:
         return 1.0 if factor <= 1 else 0.1 * scale * math.log(factor) + 1.0

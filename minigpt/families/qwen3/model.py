@@ -41,7 +41,7 @@ class RopeScaling:
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
     beta_slow: float = 1.0  # yarn: the frequency of pairs with fewer rotations is divided by `factor`
-    truncate: bool = True  # yarn: round the pair indices that beta_fast and beta_slow give
+    truncate: bool = True  # yarn: round the pair indices that belong to beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -64,7 +64,7 @@ class Qwen3Config:
     # The published Qwen3 models use none of the following. Other models of this architecture do.
     attention_bias: bool = False  # True: biases in q_proj, k_proj, v_proj and o_proj
     rope_scaling: RopeScaling | None = None  # None: RoPE's frequencies are not scaled
-    sliding_window: int | None = None  # tokens that a query of a sliding layer sees, its own included
+    sliding_window: int | None = None  # number of tokens that a query of a sliding layer sees, with itself
     layer_types: tuple[str, ...] | None = None  # "full_attention" or "sliding_attention"; None: all full
 
     def __post_init__(self) -> None:
@@ -179,16 +179,16 @@ def window_mask(
     attention_mask: Tensor | None,
     device: torch.device,
 ) -> Tensor:
-    """Return the mask of a sliding layer, (1 or B, 1, T, S), True = attend.
+    """Return the mask of a layer with a sliding window, (1 or B, 1, T, S), True = attend.
 
-    `visible` comes from `causal_mask`. Keys that are `window` or more tokens back are masked, too.
+    `visible` comes from `causal_mask`. The result also hides keys that are `window` or more tokens back.
     """
     if visible is None:
         visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
-    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S)
-    if attention_mask is not None:  # padding does not count as distance
+    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): False only for padding
+    if attention_mask is not None:  # a distance counts tokens, not padding
         held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
-    place = held.cumsum(-1)  # (1 or B, S): the position of each token in its text
+    place = held.cumsum(-1)  # (1 or B, S): how many tokens, without padding, up to here
     return visible & (place[:, past:, None] - place[:, None, :] < window)[:, None]
 
 
@@ -273,13 +273,13 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
     frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
     if scaling is None or scaling.rope_type == "dynamic":
         return frequencies
-    kept = torch.zeros_like(frequencies)  # (D/2,); 1: the frequency stays; 0: it is divided by the factor
+    kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it, 0.5 = the mean
     length = scaling.original_max_position_embeddings
     if scaling.rope_type == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
         kept = ((length * frequencies / (2 * math.pi) - low) / (high - low)).clamp(0, 1)
     elif scaling.rope_type == "yarn":
-        first, last = (  # the pairs with `beta` rotations per sequence
+        first, last = (  # indices of the pairs with beta_fast and beta_slow rotations per sequence
             D * math.log(length / (beta * 2 * math.pi)) / (2 * math.log(config.rope_theta))
             for beta in (scaling.beta_fast, scaling.beta_slow)
         )
@@ -336,7 +336,7 @@ class Attention(nn.Module):
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
         # Rotate after the norm, because the norm has a weight per channel and the rotation mixes channels.
-        # The cache holds rotated keys: a key's position never changes. `to` keeps one dtype in autocast.
+        # cos and sin are float32, so `to` converts q and k back to the dtype of v. SDPA needs one dtype.
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
             k, v = cache.update(self.layer, k, v)  # (B, K, S, D) each
@@ -353,7 +353,7 @@ class Attention(nn.Module):
 
 
 class SlidingAttention(Attention):
-    """Attention of a layer with a sliding window. Its `visible` comes from `window_mask`."""
+    """Attention with a sliding window. Only the mask differs: `visible` comes from `window_mask`."""
 
 
 class MLP(nn.Module):
@@ -462,7 +462,8 @@ class Qwen3ForCausalLM(nn.Module):
         super().__init__()
         self.config = config
         self.model = Qwen3Model(config)
-        # A tied lm_head gets embed_tokens' tensor. Made on "meta", it takes no memory and no random numbers.
+        # If lm_head is tied, it uses the tensor of embed_tokens. The Linear layer's own matrix is then made
+        # on "meta": it takes no memory, and no random numbers are drawn for it.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:
@@ -482,9 +483,9 @@ class Qwen3ForCausalLM(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
-        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none. Or
-            (B, T, S): 1 = this query attends to this key, also a later one; each query needs a key.
-        position_ids (B, T): positions of these tokens. Left padding needs a mask and positions.
+        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs no mask.
+            Or (B, T, S): 1 = this query attends to this key, also to a later one; each query needs a key.
+        position_ids (B, T): positions of these T tokens. Left padding needs both a mask and positions.
         past_key_values: a cache of the earlier tokens; these T tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or the sequence exceeds max_position_embeddings.
         """

@@ -28,7 +28,8 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
     C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
     x, qkv, mixed = out.buffer("x", C), out.buffer("qkv", (H + 2 * G) * D), out.buffer("mixed", H * D)
     wide, logits = out.buffer("wide", config.intermediate_size), out.buffer("logits", config.vocab_size)
-    q, k, v = torch.split(qkv, [H * D, G * D, G * D], dim=1)  # attention reads q, k and v side by side
+    # views of one buffer: the C code for attention expects q, k and v side by side
+    q, k, v = torch.split(qkv, [H * D, G * D, G * D], dim=1)
     blocks: Any = body.layers
     out.embed(body.embed_tokens.weight, x)
     for block in blocks:
@@ -45,7 +46,7 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
 
 
 def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
-    """Return RoPE's cos and sin of the first positions: (columns, D), with D / 2 columns of each."""
+    """Return RoPE's table for the first `columns` positions, (columns, D): D / 2 of cos, D / 2 of sin."""
     return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()
 
 

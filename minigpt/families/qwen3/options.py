@@ -19,7 +19,7 @@ _FLAGS = {  # field of Qwen3Config -> flag that all families share
 
 
 def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
-    """Build the model configuration from the flags. A flag that is 0 gets a value that fits the other flags.
+    """Build the model configuration from the flags. A flag that is 0 means: compute a suitable value.
 
     Raises:
         InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
@@ -30,8 +30,8 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
     if not options.head_dim and (n_head < 1 or n_embd % n_head):
         text = "n_head must divide n_embd: got n_head={n_head}, n_embd={n_embd}; or give --head_dim"
         raise InputError(Message(text, n_head=n_head, n_embd=n_embd))
-    # As many weights as in a GPT's MLP: 3 C I = 2 C 4C. Rounded to a multiple of 8, which suits the vectors
-    # of a CPU (AVX2: 8 floats) and the matrix units of a GPU.
+    # Qwen3's MLP has three matrices of C x I, GPT's MLP has two of C x 4C. This I gives both the same number
+    # of weights: 3 C I = 2 C 4C. It is a multiple of 8, because a CPU with AVX2 computes 8 floats at once.
     same_size = max(8, round(n_embd / 3) * 8)
     try:
         return Qwen3Config(
@@ -45,6 +45,6 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
         )
     except ValueError as error:
         text = str(error)
-        for theirs, ours in _FLAGS.items():  # the message names the flags, not the fields
+        for theirs, ours in _FLAGS.items():  # replace names of fields by names of flags in the error message
             text = text.replace(theirs, ours)
         raise InputError(text) from None
