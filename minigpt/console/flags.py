@@ -15,6 +15,7 @@ minigpt does not use argparse, because all error messages and the help of argpar
 
 import ast
 import dataclasses
+import difflib
 import itertools
 import shutil
 import sys
@@ -33,6 +34,7 @@ __all__ = ["POSITIONAL", "fields_of", "flags_of", "help_text", "parse"]
 POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the column with the flags' names in the help
+_ALIKE = 0.75  # similarity from which a wrong choice is taken for a typing error
 _NARROW = 60  # columns of a terminal below which a flag's text stands under its name
 
 
@@ -194,6 +196,8 @@ def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
 def _read(flag: Flag, text: str) -> object:
     if typing.get_origin(flag.kind) is Literal:
         if text not in (choices := typing.get_args(flag.kind)):
+            if difflib.get_close_matches(text, choices, n=1, cutoff=_ALIKE):
+                raise InputError(unknown_name(flag.title, text, choices))
             known = ", ".join(map(repr, choices))
             words = "{flag} must be one of {known}: got {value}"
             raise InputError(Message(words, flag=flag.title, known=known, value=shown(text)))
