@@ -112,5 +112,8 @@ def write(folder: Path) -> list[Path]:
 
 
 if __name__ == "__main__":
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        sys.exit()
     for one in write(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "notebooks"):
         print(one)

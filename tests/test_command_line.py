@@ -18,11 +18,14 @@ from typing import Any, Literal
 import pytest
 
 from minigpt.__main__ import COMMANDS, main
+from minigpt.commands import look
 from minigpt.console import command_line
 from minigpt.console.command_line import CommandOptions, exit_code, run
 from minigpt.console.flags import POSITIONAL, Flag, fields_of, flags_of, help_text, parse
 from minigpt.console.terminal import ProgressLine, table
 from minigpt.errors import InputError, printable, unknown_name
+from minigpt.training.config import TrainConfig
+from minigpt.training.finetune_config import FinetuneConfig
 from tests.commands import options_of, path_of
 
 ROOT = Path(__file__).parents[1]
@@ -213,6 +216,23 @@ def test_options_of_a_module_with_postponed_annotations_have_switches() -> None:
 )
 def test_what_is_refused(argv: list[str], expected: str) -> None:
     assert refusal(*argv) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "argv", "expected"),
+    [
+        (TrainConfig, ["--model", "m"], "unknown flag '--model'; did you mean '--init_from'?"),
+        (TrainConfig, ["--model_path", "m"], "unknown flag '--model_path'; did you mean '--init_from'?"),
+        (FinetuneConfig, ["--init_from", "m"], "unknown flag '--init_from'; did you mean '--model'?"),
+        (look.Options, ["tokenz"], "unknown VIEW 'tokenz'; did you mean 'tokens'?"),
+        (FinetuneConfig, ["--task", "sfft"], "unknown --task 'sfft'; did you mean 'sft'?"),
+    ],
+)
+def test_what_stands_under_another_name(options: type, argv: list[str], expected: str) -> None:
+    """The flag for a model differs between commands; a wrong choice names the nearest one."""
+    with pytest.raises(InputError) as caught:
+        parse(options, argv)
+    assert str(caught.value) == expected
 
 
 def test_rubbish_is_named() -> None:

@@ -16,6 +16,7 @@ argparse is not used: its error messages and its help would all have to be repla
 
 import ast
 import dataclasses
+import difflib
 import itertools
 import shutil
 import sys
@@ -35,6 +36,7 @@ POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
+_ALIKE = 0.75  # from this similarity, a wrong choice is taken for a typing error
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
@@ -199,6 +201,8 @@ def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
 def _read(flag: Flag, text: str) -> object:
     if typing.get_origin(flag.kind) is Literal:
         if text not in (choices := typing.get_args(flag.kind)):
+            if difflib.get_close_matches(text, choices, n=1, cutoff=_ALIKE):
+                raise InputError(unknown_name(flag.title, text, choices))
             known = ", ".join(map(repr, choices))
             words = "{flag} must be one of {known}: got {value}"
             raise InputError(Message(words, flag=flag.title, known=known, value=shown(text)))

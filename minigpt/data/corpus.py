@@ -31,6 +31,7 @@ from minigpt.data.file_formats import (
     refuse_other_text,
 )
 from minigpt.data.json_values import BadLine, Record, as_json, looks_like_json, parse_line, shown_before
+from minigpt.data.marked_turns import name_of_marks
 from minigpt.data.nested_records import is_message_tree, unfolded
 from minigpt.data.records import Text, meaning_of
 from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
@@ -258,7 +259,8 @@ def _are_texts(values: list[Any], names: FieldNames) -> bool:
     for value in values:
         try:
             if not isinstance(value, BadLine):
-                return isinstance(meaning_of(value, names), Text)
+                meaning = meaning_of(value, names)
+                return isinstance(meaning, Text) and not name_of_marks(meaning)
         except BadLine:
             continue
     return False

@@ -1,22 +1,61 @@
-"""Finds the turns of a conversation that is one text with marks such as "Human:", as in the data set BELLE.
+"""Finds the turns of a conversation that stands in one text, with marks before each turn.
 
-    "Human: 你好\\n\\nAssistant: 你好！\\n\\nHuman: 几点了？\\n\\nAssistant:"
+    Human: ...  Assistant: ...                            BELLE, hh-rlhf
+    ### Human: ... ### Assistant: ...                     guanaco
+    USER: ... ASSISTANT: ...                              Vicuna
+    ### Instruction: ... ### Response: ...                Alpaca; the text above is the system's
+    <|im_start|>user ... <|im_end|>                       ChatML
+    <|start_header_id|>user<|end_header_id|> ...          Llama 3
+    [INST] <<SYS>> ... <</SYS>> ... [/INST] ...           Llama 2, Mistral
+    <start_of_turn>user ... <end_of_turn>                 Gemma
+    <|user|> ... <|assistant|> ...                        Zephyr, Phi, GLM
 
-A text is such a conversation only if it begins with a user's mark and also has an assistant's mark.
+Only a text that begins with a mark, and in which a user speaks and then an assistant, is such a conversation.
 """
 
+import itertools
 import re
 from collections.abc import Sequence
+from typing import NamedTuple
 
-from minigpt.data.conversation import Role, Turn
+from minigpt.data.conversation import ROLES, Turn
 
-__all__ = ["answer_turns", "marked_turns"]
+__all__ = ["answer_turns", "marked_turns", "name_of_marks"]
 
-_MARKS = re.compile(
-    r"(?:^|\n)[ \t]*(?:#+[ \t]*)?"
-    r"(?:(?P<user>human|user|用户|人类)|(?P<assistant>assistant|bot|助手))[ \t]*[:：]",
-    re.IGNORECASE,
+
+class _Marks(NamedTuple):
+    name: str  # for messages
+    pattern: re.Pattern[str]  # its only group: who speaks
+    is_alone: bool = False  # True: no special tokens, such as </s>, stand around the turns
+
+
+_USER, _ASSISTANT = "human|user|用户|人类", "assistant|bot|助手"
+_ALL = (
+    _Marks("ChatML", re.compile(r"<\|im_start\|>(\w+)\s*?\n")),
+    _Marks("Llama 3", re.compile(r"<\|start_header_id\|>(\w+)<\|end_header_id\|>")),
+    _Marks("Llama 2", re.compile(r"(\[/?INST\]|<</?SYS>>)")),
+    _Marks("Gemma", re.compile(r"<start_of_turn>(\w+)\s*?\n")),
+    _Marks("Zephyr", re.compile(r"<\|(system|user|assistant|observation)\|>")),
+    _Marks("Alpaca", re.compile(r"^#{2,3} *(Instruction|Input|Response|指令|输入|回答|回复) *[:：]", re.M)),
+    _Marks("### Human: ### Assistant:", re.compile(r"###\s*(Human|User|Assistant)\s*:")),
+    _Marks("USER: ASSISTANT:", re.compile(r"\b(USER|ASSISTANT):")),
+    _Marks(
+        "Human: Assistant:",
+        re.compile(rf"(?:^|(?<=\n))[ \t]*(?:#+[ \t]*)?({_USER}|{_ASSISTANT})[ \t]*[:：]", re.IGNORECASE),
+        is_alone=True,
+    ),
 )
+_ROLES = ROLES | {
+    **dict.fromkeys(("[inst]", "<</sys>>", "instruction", "input", "指令", "输入", "人类"), "user"),
+    **dict.fromkeys(("[/inst]", "response", "回答", "回复"), "assistant"),
+    "<<sys>>": "system",
+}
+_TOKEN = (
+    r"<s>|</s>|<bos>|<eos>|<end_of_turn>|\[gMASK\]|<sop>"
+    r"|<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id|end|im_start)\|>"
+)
+_EDGES = re.compile(rf"\A(?:\s|{_TOKEN})+|(?:\s|{_TOKEN})+\Z")  # special tokens around a turn
+_OPENING = re.compile(rf"(?:\s|{_TOKEN.replace('|im_start', '')})*")
 Marked = tuple[str, Turn]  # (mark, turn)
 
 
@@ -26,18 +65,45 @@ def marked_turns(text: str) -> list[Marked]:
     >>> [turn for _, turn in marked_turns("Human: a\\n\\nAssistant: b\\n\\nHuman: c\\n\\nAssistant:")]
     [Turn(role='user', content='a'), Turn(role='assistant', content='b'), Turn(role='user', content='c')]
     """
-    text = text.strip()
-    first = _MARKS.match(text)
-    marks = list(_MARKS.finditer(text)) if first and first["user"] else []
-    if not any(mark["assistant"] for mark in marks):
+    return next((found for marks in _ALL if (found := _turns(text, marks))), [])
+
+
+def name_of_marks(text: str) -> str:
+    """Return the name of the marks in a text that holds a question and an answer; "" without such marks.
+
+    >>> name_of_marks("<|im_start|>user\\na<|im_end|>\\n<|im_start|>assistant\\nb<|im_end|>")
+    'ChatML'
+    """
+    for marks in _ALL:
+        roles = [turn.role for _, turn in _turns(text, marks)]
+        if "user" in roles and "assistant" in roles[roles.index("user") :]:
+            return marks.name
+    return ""
+
+
+def _turns(text: str, marks: _Marks) -> list[Marked]:
+    found = list(marks.pattern.finditer(text))
+    roles = [_ROLES.get(mark[1].lower()) for mark in found]
+    if "assistant" not in roles or None in roles or roles[0] == "assistant":
         return []
-    ends = [*(mark.start() for mark in marks[1:]), len(text)]
-    found: list[Marked] = []
-    for mark, end in zip(marks, ends):
-        role: Role = "user" if mark["user"] else "assistant"
-        if said := text[mark.end() : end].strip():  # a last "Assistant:" has no text: the answer is missing
-            found.append((mark[0].strip().lower(), Turn(role, said)))
-    return found
+    start = found[0].start()
+    above = text[:start].strip()
+    if marks.name != "Alpaca" and (above if marks.is_alone else not _OPENING.fullmatch(text, 0, start)):
+        return []
+    turns: list[Marked] = [("", Turn("system", above))] if above and marks.name == "Alpaca" else []
+    ends = [*(mark.start() for mark in found[1:]), len(text)]
+    for mark, role, end in zip(found, roles, ends):
+        said = text[mark.end() : end]
+        said = said.strip() if marks.is_alone else _EDGES.sub("", said)
+        if said and role:  # nothing stands behind the mark of the answer
+            turns.append((mark[0].strip(), Turn(role, said)))
+    if marks.name == "Alpaca":  # its input belongs to the instruction
+        return [_joined(list(group)) for _, group in itertools.groupby(turns, key=lambda one: one[1].role)]
+    return turns
+
+
+def _joined(group: list[Marked]) -> Marked:
+    return group[0][0], Turn(group[0][1].role, "\n".join(turn.content for _, turn in group))
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
@@ -45,13 +111,21 @@ def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
 
     Returns: [] if the question has no marks.
     """
-    if not question:
+    asked = next((mark for mark, turn in reversed(question) if turn.role == "user"), "")
+    marks = next((one for one in _ALL if asked and one.pattern.match(asked + "\n")), None)
+    if marks is None:
         return []
-    first = _MARKS.match(answer.strip())
-    said = answer.strip()[first.end() :].strip() if first and first["assistant"] else answer.strip()
-    more = marked_turns(f"Human: -\nAssistant: {said}")[1:]
-    if len(more) > 1 and {mark for mark, turn in more if turn.role == "user"} <= {
-        mark for mark, _ in question
-    }:
-        return [turn for _, turn in more]
-    return [Turn("assistant", said)] if said else []
+    first = marks.pattern.match(answer.strip())
+    if first and _ROLES.get(first[1].lower()) == "assistant":
+        answer = answer.strip()[first.end() :]
+    answer = answer.strip() if marks.is_alone else _EDGES.sub("", answer)
+    parts = list(marks.pattern.finditer(answer))
+    own = {mark.lower() for mark, turn in question if turn.role == "user"}
+    asks = [part for part in parts if _ROLES.get(part[1].lower()) == "user"]
+    if asks and {part[0].strip().lower() for part in asks} <= own:
+        more = [turn for _, turn in _turns(answer[asks[0].start() :], marks)]
+        said = answer[: asks[0].start()]
+        said = said.strip() if marks.is_alone else _EDGES.sub("", said)
+        if more and said:
+            return [Turn("assistant", said), *more]
+    return [Turn("assistant", answer)] if answer else []

@@ -21,6 +21,7 @@ from minigpt.data.conversation import Conversation
 from minigpt.data.field_names import FieldNames, head_test
 from minigpt.data.file_formats import DataFile, advised, open_data
 from minigpt.data.json_values import BadLine, Record
+from minigpt.data.marked_turns import marked_turns, name_of_marks
 from minigpt.data.nested_records import is_message_tree, message_trees, unfolded
 from minigpt.data.records import KNOWN_SHAPES, NO_KNOWN_FIELD, Text, meaning_of
 from minigpt.data.tables import rows_of
@@ -151,9 +152,13 @@ def read_conversations(
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
     texts: list[int] = []
+    marks: dict[str, int] = {}  # name of the marks in texts -> number of texts with them
 
     def conversation_of(record: Record) -> Conversation:
         meaning = meaning_of(record.value, names, record.line, record.raw)
+        if isinstance(meaning, Text) and (form := name_of_marks(meaning)):
+            marks[form] = marks.get(form, 0) + 1
+            meaning = Conversation(tuple(turn for _, turn in marked_turns(meaning)), record.line)
         if isinstance(meaning, Text):
             texts.append(record.line)
             raise BadLine("a text, no question and answer")
@@ -170,6 +175,8 @@ def read_conversations(
     if not report.sha256:
         turns = repr([each.turns for each in found])
         report.sha256 = hashlib.sha256(turns.encode("utf-8", "surrogatepass")).hexdigest()
+    if marks:
+        report.notes += (_with_marks(path, marks, encoding),)
     report.conversations = len(found)
     report.answers = sum(len(conversation.exchanges) for conversation in found)
     if not found:
@@ -227,6 +234,14 @@ def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
         f"answer, from the first line on ({shown}); if that line names the columns: --question_field NAME "
         "--answer_field NAME"
     )
+
+
+def _with_marks(path: Path, marks: Mapping[str, int], encoding: str) -> str:
+    """Return a note for texts that are conversations with marks."""
+    shown = ", ".join(f"{count:,} with {name} marks" for name, count in marks.items())
+    is_file = path.is_file()
+    as_text = f"; as plain texts: {advised('train --text', path, encoding)}" if is_file else ""
+    return f"{path}: {shown}: the texts are read as conversations{as_text}"
 
 
 def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> DataFile:

@@ -9,7 +9,7 @@
     {"context": ..., "question": ..., "answers": {"text": [...]}}      SQuAD's, a row for each question
     {"text": ...}                                          a text to read, for --text
 
-A conversation may also stand as JSON in a text, or in a question as "Human: ...\n\nAssistant:". See
+A conversation may also stand as JSON in a text, or with marks in a question or a text (marked_turns.py). See
 nested_records.py for more shapes.
 
 A record may have a `weight`: how much it counts in the loss of training.

@@ -217,6 +217,78 @@ RECORDS: dict[str, tuple[Any, list[tuple[str, str]]]] = {
     "a record as JSON": (json.dumps({"question": Q, "answer": A}), PAIR),
     "a pair in an object": ({"id": 1, "qa": {"question": Q, "answer": A}}, PAIR),
 }
+S = "简短地回答。"
+WITH_SYSTEM = [("system", S), *FOUR]
+# name of the marks -> a text with them, and the turns that it means
+MARKED: dict[str, tuple[str, list[tuple[str, str]]]] = {
+    "ChatML": ("".join(f"<|im_start|>{r}\n{t}<|im_end|>\n" for r, t in WITH_SYSTEM), WITH_SYSTEM),
+    "Llama 3": (
+        "<|begin_of_text|>"
+        + "".join(f"<|start_header_id|>{r}<|end_header_id|>\n\n{t}<|eot_id|>" for r, t in WITH_SYSTEM),
+        WITH_SYSTEM,
+    ),
+    "Llama 2": (
+        f"<s>[INST] <<SYS>>\n{S}\n<</SYS>>\n\n{Q} [/INST] {A} </s><s>[INST] {Q2} [/INST] {A2} </s>",
+        WITH_SYSTEM,
+    ),
+    "Gemma": (
+        "<bos>"
+        + "".join(
+            f"<start_of_turn>{'model' if r == 'assistant' else r}\n{t}<end_of_turn>\n" for r, t in FOUR
+        ),
+        FOUR,
+    ),
+    "Zephyr": ("".join(f"<|{r}|>\n{t}</s>\n" for r, t in WITH_SYSTEM), WITH_SYSTEM),
+    "Alpaca": (
+        f"{S}\n\n### Instruction:\n{Q}\n\n### Input:\n{Q2}\n\n### Response:\n{A}</s>",
+        [("system", S), ("user", f"{Q}\n{Q2}"), ("assistant", A)],
+    ),
+    "Human: Assistant:": (f"\n\nHuman: {Q}\n\nAssistant: {A}\n\nHuman: {Q2}\n\nAssistant: {A2}", FOUR),
+    "### Human: ### Assistant:": (
+        f"### Human: {Q}### Assistant: {A}### Human: {Q2}### Assistant: {A2}",
+        FOUR,
+    ),
+    "USER: ASSISTANT:": (f"USER: {Q} ASSISTANT: {A}</s>USER: {Q2} ASSISTANT: {A2}</s>", FOUR),
+}
+RECORDS |= {f"a text with marks: {name}": ({"text": text}, turns) for name, (text, turns) in MARKED.items()}
+RECORDS |= {  # the prompt ends with the mark of the answer
+    f"a prompt with marks: {name}": (
+        {"prompt": text[: text.rindex(turns[-1][1])], "completion": text[text.rindex(turns[-1][1]) :]},
+        turns,
+    )
+    for name, (text, turns) in MARKED.items()
+}
+TEXTS = [  # marks in a text that is no conversation
+    "A chat template writes <|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>.",
+    "<|im_start|>user\nhello<|im_end|>\n<|im_start|>assistant\n",
+    "<|im_start|>narrator\nhello<|im_end|>\n<|im_start|>assistant\nhi<|im_end|>",
+    "Use [INST] and [/INST] around the question.",
+    "### Instruction:\nWrite a poem.",
+    "The form:\nUSER: name ASSISTANT: name",
+    "Human: a story of one speaker.",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_marks_inside_a_text(tmp_path: Path, text: str) -> None:
+    """A text about marks, or with one side of a conversation, stays a text."""
+    (tmp_path / "d.jsonl").write_text(json.dumps({"text": text}) + "\n")
+    assert recognise(tmp_path / "d.jsonl").holds_texts
+
+
+def test_marks_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One line says what was read as turns, and how the texts stay texts; that command is obeyed."""
+    path = tmp_path / "d.jsonl"
+    texts = [MARKED[name][0] for name in ("ChatML", "Alpaca", "ChatML")]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    read_conversations(path)[1].print_summary()
+    assert capsys.readouterr().err.splitlines() == [
+        f"note: {path}: 2 with ChatML marks, 1 with Alpaca marks: the texts are read as conversations; "
+        f"as plain texts: minigpt train --text {path}"
+    ]
+    assert list(read_texts(path)) == texts
+
+
 # name -> a record, and the turns that it means: marks and JSON that are the text itself
 AS_THEY_ARE: dict[str, tuple[Any, list[tuple[str, str]]]] = {
     "a question that names one speaker": (
