@@ -9,7 +9,9 @@ import functools
 import gettext
 import importlib.util
 import io
+import itertools
 import json
+import math
 import os
 import pickle
 import re
@@ -42,7 +44,8 @@ NAMES = {
     "{name} {value} ({how})",
 }  # the same in both languages
 EVALUATIONS = ("evaluate.py", "compare.py")  # of commands/
-MAY_BE_TRANSLATED = {"InputError", "warn", "note"}  # their constants are, if the catalogue has them
+# their constants and f-strings are translated, if the catalogue has them
+MAY_BE_TRANSLATED = {"InputError", "BadLine", "BadValue", "_DamageError", "Stopped", "warn", "note"}
 
 
 # -- what the code says ------------------------------------------------------------------------------------
@@ -67,6 +70,10 @@ def constants(node: ast.expr, names: dict[str, list[str]]) -> Iterator[str]:
     match node:
         case ast.Constant(value=str(text)):
             yield text
+        case ast.JoinedStr() | ast.BinOp(op=ast.Add()):
+            for filled in f_strings(node, names):
+                numbers = itertools.count()
+                yield re.sub(r"\0", lambda _: f"{{{next(numbers)}}}", filled)
         case ast.IfExp(body=body, orelse=orelse):
             yield from constants(body, names)
             yield from constants(orelse, names)
@@ -80,6 +87,26 @@ def constants(node: ast.expr, names: dict[str, list[str]]) -> Iterator[str]:
         case ast.Tuple(elts=values) | ast.List(elts=values):
             for value in values:
                 yield from constants(value, names)
+
+
+def f_strings(node: ast.expr, names: dict[str, list[str]]) -> list[str]:
+    """The texts that an f-string may make, with \\0 for each value that the code alone does not tell."""
+    match node:
+        case ast.Constant(value=str(text)):
+            return [text.replace("{", "{{").replace("}", "}}")]
+        case ast.JoinedStr(values=values):
+            parts = [f_strings(value, names) for value in values]
+            if math.prod(map(len, parts)) > 8:
+                parts = [part if len(part) == 1 else ["\0"] for part in parts]
+            return ["".join(chosen) for chosen in itertools.product(*parts)]
+        case ast.FormattedValue(value=ast.Constant() | ast.IfExp() as value, conversion=-1, format_spec=None):
+            return f_strings(value, names)
+        case ast.BinOp(left=left, op=ast.Add(), right=right):
+            return [a + b for a in f_strings(left, names) for b in f_strings(right, names)]
+        case ast.IfExp(body=body, orelse=orelse):
+            return f_strings(body, names) + f_strings(orelse, names)
+        case _:
+            return ["\0"]
 
 
 def marked(tree: ast.AST, functions: set[str]) -> Iterator[str]:
@@ -120,7 +147,9 @@ def texts_of(functions: frozenset[str]) -> frozenset[str]:
 def strings(optional: bool = False) -> frozenset[str]:
     """The texts that must have a translation; with `optional`, also those that may have one."""
     found = help_strings() | {os.strerror(number) for number in language.SYSTEM_ERRORS}
-    found |= texts_of(frozenset(MARKED | MAY_BE_TRANSLATED if optional else MARKED))
+    found |= {text for text in texts_of(frozenset(MARKED)) if "{0}" not in text}
+    if optional:
+        found |= texts_of(frozenset(MAY_BE_TRANSLATED))
     from minigpt.generation.slash_commands import COMMANDS as SLASH
 
     found |= {command.help for command in SLASH.values()}

@@ -12,10 +12,11 @@ output of --json, and errors of the Python interface stay English.
 
 import errno
 import os
+import string
 import textwrap
 import unicodedata
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
@@ -82,9 +83,55 @@ def translated(text: str) -> str:
     if _language == "en" or not text:
         return text
     if not isinstance(text, Message):
-        return _catalogue().gettext(text)
+        known = _catalogue().gettext(text)
+        return _recognised(str(text)) if known == text and " " in text else known
     values = {k: translated(v) if isinstance(v, Message) else v for k, v in text.values.items()}
     return _catalogue().gettext(text.template).format(**values)
+
+
+@lru_cache(256)
+def _recognised(text: str) -> str:
+    """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
+
+    Values of several words, and what follows "PLACE: ", are translated in the same way.
+    """
+    for fixed, chinese in _templates():
+        values = _between(fixed, text)
+        if values is not None:
+            return chinese.format(*(translated(value) if " " in value else value for value in values))
+    where, colon, what = text.partition(": ")
+    return where + colon + translated(what)
+
+
+def _between(fixed: Sequence[str], text: str) -> list[str] | None:
+    """Return what stands between the fixed parts of a text; None if it does not consist of them.
+
+    >>> _between(["", " is empty: ", ""], "a.txt is empty: no line")
+    ['a.txt', 'no line']
+    """
+    first, *middle, last = fixed
+    if not (text.startswith(first) and text.endswith(last) and len(text) >= len(first) + len(last)):
+        return None
+    rest, values = text[len(first) : len(text) - len(last)], []
+    for part in middle:
+        value, found, rest = rest.partition(part)
+        if not found:
+            return None
+        values.append(value)
+    return [*values, rest]
+
+
+@cache
+def _templates() -> list[tuple[list[str], str]]:
+    """Return the entries with numbered fields: fixed parts and translation. The longest fixed parts come first."""
+    found = []
+    for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
+        if "{0}" in text:
+            pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
+            fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
+            if all(fixed[1:-1]):  # between two values without anything between them nothing can be told
+                found.append((fixed, chinese))
+    return sorted(found, key=lambda one: -sum(map(len, one[0])))
 
 
 def say(template: str, /, **values: object) -> str:

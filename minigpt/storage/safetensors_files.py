@@ -23,6 +23,7 @@ from minigpt.errors import InputError
 from minigpt.storage.files import atomic_open, atomic_write
 from minigpt.storage.json_files import json_text
 from minigpt.storage.read_ahead import INDEX, KEPT, WEIGHTS, ReadAhead
+from minigpt.storage.regular_files import open_regular
 from minigpt.storage.safetensors_header import ITEM_SIZES, PICKLE_REMEDY, read_header, read_index
 
 __all__ = [
@@ -104,7 +105,7 @@ def _utf8_name(path: Path) -> Iterator[str]:
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield f"/proc/self/fd/{file.fileno()}"
     else:
         yield str(path)
