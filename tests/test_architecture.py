@@ -564,7 +564,6 @@ MAY_READ = {
     "training.autosize": {"loads"},  # of another process's message
     "training.distributed": {"loads"},  # of another process's message
     "training.rewards": {"loads"},  # a model's answer
-    "training.checkpoint": {"load_file"},  # a verified checkpoint
     "weights.html_file": {"read_text"},  # files of the package itself
 }
 _READERS = {

@@ -72,8 +72,8 @@ def constants(node: ast.expr, names: dict[str, list[str]]) -> Iterator[str]:
             yield text
         case ast.JoinedStr() | ast.BinOp(op=ast.Add()):
             for filled in f_strings(node, names):
-                numbers = itertools.count()
-                yield re.sub(r"\0", lambda _: f"{{{next(numbers)}}}", filled)
+                first, *rest = filled.split("\0")
+                yield first + "".join(f"{{{number}}}{part}" for number, part in enumerate(rest))
         case ast.IfExp(body=body, orelse=orelse):
             yield from constants(body, names)
             yield from constants(orelse, names)

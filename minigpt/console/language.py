@@ -123,7 +123,7 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates() -> list[tuple[list[str], str]]:
-    """Return the entries with numbered fields: fixed parts and translation. The longest fixed parts come first."""
+    """Return the entries with numbered fields: their fixed parts and the translation, the longest first."""
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:

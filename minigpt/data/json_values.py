@@ -105,6 +105,9 @@ def structure_in(text: str) -> Any:
     """Parse a list or an object in a table's cell: JSON, or Python's notation, which pandas writes.
 
     Returns: a list or a dictionary, or the text itself.
+
+    >>> structure_in("{'a': 1}"), structure_in("{{1}: 2}")  # a set is no key
+    ({'a': 1}, '{{1}: 2}')
     """
     if not text.lstrip().startswith(("[", "{")):
         return text
@@ -115,7 +118,7 @@ def structure_in(text: str) -> Any:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Python would warn about an unknown escape such as \d
                 found = ast.literal_eval(text.strip())
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             return text
     return found if isinstance(found, list | dict) else text
 

@@ -264,7 +264,7 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
 
     unpacked = 0
     with (
-        contextlib.suppress(zipfile.BadZipFile, ValueError, OSError),
+        contextlib.suppress(zipfile.BadZipFile, ValueError, OSError, NotImplementedError),
         zipfile.ZipFile(io.BytesIO(content)) as parts,
     ):
         unpacked = sum(part.file_size for part in parts.infolist())
