@@ -409,8 +409,8 @@ def test_sampled_answers_are_those_of_one_process(folder: Path, launch: Launch) 
         assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 
 
-# torchrun with its own command line. Its processes are forks, because each new process would import torch.
-# Process 1 of the first start kills itself before its ninth step.
+# torchrun with its own command line. Its processes are forks, because each new one would import torch; and
+# process 1 of the first start kills itself before its ninth step.
 TORCHRUN = """
 import os, runpy, signal, sys
 from torch.distributed import run
