@@ -516,7 +516,7 @@ def test_a_model_is_no_place_for_a_run(folder: Path, run_command: RunCommand) ->
         assert result.code == 2
         assert f"{model} is the folder of a model: choose another folder with --output" in result.err
     assert sorted(model.iterdir()) == before
-    for verb, flags in (("train", []), ("finetune", ["--model", model])):  # nor is a folder data
-        result = run_command(verb, *flags, *given(folder, train_data=".", output=folder / "new"))
+    for verb, more in (("train", []), ("finetune", ["--model", model])):  # nor is a folder data
+        result = run_command(verb, *more, *given(folder, train_data=".", output=folder / "new"))
         assert result.code == 2
         assert ". is a folder" in result.err
