@@ -73,7 +73,7 @@ torch.manual_seed(0)  # seeds a GPU, too: as soon as a test uses one
 def _seed_torch() -> None:
     # torch.manual_seed formats the stack several times as long as no GPU is used: a millisecond and more
     torch.default_generator.manual_seed(0)
-    if torch.cuda.is_initialized():
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(0)
 
 

@@ -2,8 +2,6 @@
 
 import os
 import select
-import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +14,7 @@ from minigpt.data.batches import encode_conversations
 from minigpt.data.conversation import conversation_of_pair
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from tests.prepared import Program
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,11 +48,8 @@ class Talk:
         self.terminal, inner = pty.openpty()
         path = f"./minigpt/{script}"
         run = [path] if (ROOT / path).exists() else ["-m", "minigpt", script.removesuffix(".py")]
-        command = [sys.executable, *run, *arguments]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdin=inner, stdout=inner, stderr=inner, start_new_session=True,
-            preexec_fn=take_terminal, env={**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"},
-        )  # fmt: skip
+        environment = {**os.environ, "TERM": "dumb", "PYTHONUTF8": "1"}
+        self.process = Program([*run, *arguments], (inner, inner, inner), env=environment, terminal=True)
         os.close(inner)
         self.shown = b""  # output that `until` has not returned yet
         self.all = b""
@@ -104,11 +100,3 @@ class Talk:
             pass
         os.close(self.terminal)
         return self.all.decode(errors="replace")
-
-
-def take_terminal() -> None:
-    """In the child: make standard input the controlling terminal, so that Ctrl-C sends a signal."""
-    import fcntl
-    import termios
-
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)

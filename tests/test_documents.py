@@ -41,6 +41,7 @@ import pytest
 
 from minigpt.data import reader
 from minigpt.data.field_names import FieldNames
+from minigpt.data.records import meaning_of
 from minigpt.lens.words import CHINESE
 from tests.commands import options_of
 
@@ -90,7 +91,8 @@ TO_SHORTEN = {  # script -> flags that the tests add
 LENS = "docs/lens.zh-CN.md"
 # The page's questions are about two layers of four heads, and about step 105.
 TO_SHORTEN_LENS = {
-    "train.py": "--n_layer 2 --n_embd 32 --n_head 4 --batch_size 8 --max_steps 106 --keep_every 105 --eval_steps 106",
+    "train.py": "--n_layer 2 --n_embd 32 --n_head 4 --batch_size 8 --max_steps 106 --keep_every 105 "
+    "--eval_steps 106",
     "experiment.py": "--steps 2",
     "evaluate.py": "--max_new_tokens 4",
 }
@@ -451,8 +453,8 @@ def at_desk(folder: Path) -> Iterator[None]:
     for name in ("data.jsonl", "make_corpus.py", "README.md", "shop.csv"):
         shutil.copy(ROOT / "data" / name, folder / "data")
     shutil.copytree(ROOT / "data/facts", folder / "data/facts")
-    meaning_of = reader.meaning_of
-    reader.meaning_of = functools.partial(_remembered, meaning_of)
+    remember = pytest.MonkeyPatch()
+    remember.setattr(reader, "meaning_of", functools.partial(_remembered, meaning_of))
     threads, state, here = torch.get_num_threads(), torch.get_rng_state(), Path.cwd()
     environment = {name: os.environ.get(name) for name in ("COLUMNS", "FORCE_COLOR", "CUDA_VISIBLE_DEVICES")}
     os.environ |= {"COLUMNS": "100", "CUDA_VISIBLE_DEVICES": ""}  # the documents' reader has no GPU
@@ -461,7 +463,7 @@ def at_desk(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        reader.meaning_of = meaning_of
+        remember.undo()
         os.chdir(here)
         torch.set_num_threads(threads)
         torch.set_rng_state(state)

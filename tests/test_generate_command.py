@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,6 +16,7 @@ from minigpt import devices
 from minigpt.generation.api import GenerationOptions, generate_ids
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenization.bpe import BpeTokenizer
+from tests import prepared
 from tests.commands import Result, RunCommand, path_of, swallowed
 from tests.talking import Talk, learn_by_heart
 
@@ -304,9 +304,8 @@ def test_greedy_says_once_that_it_ignores_the_temperature(command: Command, mode
 
 
 def test_the_verb_is_the_script(model: Path) -> None:
-    words = [sys.executable, "-m", "minigpt", "generate", "--model", str(model), "--question", "水"]
-    done = subprocess.run(words, cwd=ROOT, capture_output=True, check=False)
-    assert (done.returncode, done.stdout.decode(), done.stderr) == (0, "蓝\n", b"")
+    done = prepared.run("-m", "minigpt", "generate", "--model", str(model), "--question", "水")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "蓝\n", "")
 
 
 # -- what is refused ----------------------------------------------------------------------------------------

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +42,7 @@ from minigpt.training.run_data import TextData, read_data
 from minigpt.training.stop_request import Stopped
 from minigpt.weights.pretrained import load_model_and_tokenizer
 from tests.commands import RunCommand
+from tests.prepared import Program
 
 quick = settings(
     derandomize=True,
@@ -431,31 +430,42 @@ read_data(TrainConfig(text=text, shards=folder, output=output, block_size=16, wo
 """
 
 
-def reading(tmp_path: Path, name: str) -> "subprocess.Popen[str]":
-    """Start a process that makes shards of the text in tmp_path, or uses existing ones."""
-    arguments = [str(tmp_path / part) for part in ("t.txt", "shards", name)]
-    command = [sys.executable, "-c", READING, *arguments]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+class Reading:
+    """A process that makes shards of the text in tmp_path, or uses existing ones."""
+
+    def __init__(self, tmp_path: Path, name: str) -> None:
+        arguments = [str(tmp_path / part) for part in ("t.txt", "shards", name)]
+        reading, writing = os.pipe()
+        self.stdout = os.fdopen(reading, encoding="utf-8")
+        with open(os.devnull, "rb") as nothing:  # noqa: PTH123
+            streams = nothing.fileno(), writing, writing
+            self.program = Program(["-c", READING, *arguments], streams)
+        os.close(writing)
+
+    def end(self) -> str:
+        """Wait for its end, and return the rest of its output."""
+        with self.stdout:
+            out = self.stdout.read()
+        assert self.program.wait(120.0) == 0, out
+        return out
 
 
 @pytest.mark.slow
 def test_who_finds_shards_being_made_waits_for_them(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT, encoding="utf-8")
     lock = lock_folder(tmp_path / "shards")
-    process = reading(tmp_path, "run")
-    assert process.stdout is not None
+    process = Reading(tmp_path, "run")
     line = process.stdout.readline()
     assert line.endswith("shards is in use by another run: waiting until it is done\n")
     assert [path.name for path in (tmp_path / "shards").iterdir()] == [LOCK_FILE]
     lock.release()
-    out, _ = process.communicate(timeout=120)
-    assert (process.returncode, out.count("\n")) == (0, 1)
+    out = process.end()
+    assert out.count("\n") == 1
     assert "; prepared in " in out
-    again = reading(tmp_path, "run")  # nobody has to wait for what is there, whoever has the lock
+    again = Reading(tmp_path, "run")  # nobody has to wait for what is there, whoever has the lock
     lock = lock_folder(tmp_path / "shards")
-    out, _ = again.communicate(timeout=120)
+    out = again.end()
     lock.release()
-    assert again.returncode == 0
     assert ", as prepared in " in out
     assert "waiting" not in out
 
@@ -463,9 +473,8 @@ def test_who_finds_shards_being_made_waits_for_them(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_that_make_the_same_shards_at_once_make_them_once(tmp_path: Path) -> None:
     (tmp_path / "t.txt").write_text(TEXT * 40, encoding="utf-8")
-    both = [reading(tmp_path, name) for name in ("one", "two")]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
+    both = [Reading(tmp_path, name) for name in ("one", "two")]
+    said = [process.end() for process in both]
     assert sum("; prepared in " in out for out in said) == 1, said
     assert sum(", as prepared in " in out for out in said) == 1, said
     tokenizer = Tokenizer(tmp_path / "shards" / "vocab.json")
