@@ -8,6 +8,7 @@ The tests' own process cannot fork: after it has computed gradients with torch, 
 """
 
 import atexit
+import contextlib
 import functools
 import gc
 import io
@@ -120,6 +121,9 @@ def _next_job(connection: socket.socket) -> dict[str, Any]:
     """Fork for each job. This returns the job in the fork; the process itself ends here with the tests."""
     while True:
         head, fds, _, _ = socket.recv_fds(connection, 8, 4)
+        with contextlib.suppress(ChildProcessError):  # there is none
+            while os.waitpid(-1, 0 if not head else os.WNOHANG)[0]:
+                pass
         if not head:
             sys.exit()
         job: dict[str, Any] = json.loads(_exactly(connection, struct.unpack("Q", head)[0]))
