@@ -60,7 +60,8 @@ def test_each_page_is_there_and_has_its_other_edition(site: Path, language: str)
     verbs = {f"docs/commands/{verb}" for verb in COMMANDS}
     names = {f"docs/reference/{name}" for name in minigpt.__all__}
     assert {"index", *source_pages(), *verbs, *names} <= pages
-    for page in pages - {"search", "py-modindex", "genindex"}:
+    assert "search" in pages
+    for page in pages:
         path = site / language / f"{page}.html"
         text = path.read_text(encoding="utf-8")
         (other,) = re.findall(r'class="edition" href="([^"]+)"', text)
@@ -68,6 +69,13 @@ def test_each_page_is_there_and_has_its_other_edition(site: Path, language: str)
         assert (path.parent / other).resolve() == expected
         assert expected.is_file()
         assert f'lang="{language}' in text.split("<head>")[0]
+
+
+@with_sphinx
+def test_the_page_for_a_wrong_address_leads_to_both_languages(site: Path) -> None:
+    links = re.findall(r'class="edition" href="([^"]+)"', (site / "404.html").read_text(encoding="utf-8"))
+    assert links == ["en/index.html", "zh/index.html"]
+    assert all((site / link).is_file() for link in links)
 
 
 @with_sphinx

@@ -185,6 +185,26 @@ def test_no_word_of_a_table_is_broken(width: int) -> None:
     assert table_text("", ("line", *columns), [(7, *rows[0])], (), 30).startswith("\nline 7  task val")
 
 
+@pytest.mark.parametrize("width", [20, 30, 40, 59, 80])
+def test_no_number_is_broken_at_any_width(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, width: int
+) -> None:
+    monkeypatch.setenv("COLUMNS", f"{width}")
+    numbers = ["-0.123456", "12,345,678", "98.7%", "1.5e-05", "3.21±0.04", "4096"]
+    names = ["layer", "token", "probability", "rank", "loss", "count"]
+    table("numbers", names, [numbers], range(6))
+    table(
+        "two",
+        ["a/long/path/to/a/folder/that/is/wider/than/all/of/the/screens", "n"],
+        [("四川" * 30, "12,345,678")],
+    )
+    histogram("counts", ["0-127", "128-255"], [12_345, 1])
+    lines = capsys.readouterr().out.splitlines()
+    words = " ".join(lines).replace("│", " ").split()
+    assert {*numbers, "12,345,678", "12,345"} <= {*words}
+    assert all(cell_len(line) <= max(width, 28) for line in lines), "a histogram needs 28 columns"
+
+
 def test_a_table_gives_up_its_lines_before_it_becomes_a_list() -> None:
     columns = ("", "reads", "id", "target", "id", "mask", "counts")
     rows = [(27, "。", 56, "<sep>", 2, 1, "✓"), (0, "的", 937, "中", 1078, 1, "")]

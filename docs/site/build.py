@@ -150,6 +150,18 @@ _FIRST = """<!doctype html>
 <body><a href="zh/index.html">中文</a> <a href="en/index.html">English</a></body></html>
 """
 
+# A server shows this page for each address without a page. The address says in which folder the site lies.
+_NOT_FOUND = """<!doctype html>
+<html><head><meta charset="utf-8"><meta name="robots" content="noindex"><title>404 - minigpt</title></head>
+<body><p lang="en">There is no such page. <a class="edition" href="en/index.html">English</a></p>
+<p lang="zh-CN">没有这一页。<a class="edition" href="zh/index.html">中文</a></p>
+<script>
+const inside = location.pathname.match(/^(.*?[/])(?:en|zh)[/]/);
+for (const link of document.querySelectorAll("a"))
+  link.href = (inside ? inside[1] : location.pathname.replace(/[^/]*$/, "")) + link.getAttribute("href");
+</script></body></html>
+"""
+
 
 def build(folder: Path) -> int:
     """Build both sites. Return the exit code: 1 if there were warnings."""
@@ -175,6 +187,7 @@ def build(folder: Path) -> int:
             site.build()
         code = code or site.statuscode
     _write(folder / "index.html", _FIRST)
+    _write(folder / "404.html", _NOT_FOUND)
     return code
 
 

@@ -8,6 +8,7 @@ import io
 import math
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMBER = re.compile(r"[\d.,+-]+")
+_LONGEST_NUMBER = 24  # columns
 _NARROW = 60  # on a terminal with fewer columns, a table has no vertical lines
 
 
@@ -78,8 +80,18 @@ def shortened(text: str, limit: int = 40) -> str:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
 ) -> None:
-    """Print a table. Columns whose indices are in `numeric` are aligned right."""
-    _Console(highlight=False).print(_table(title, columns, rows, numeric))
+    """Print a table. Columns whose indices are in `numeric` are aligned right.
+
+    On a narrow terminal, or if a word or a number would be broken otherwise, `table_text` lays it out.
+    """
+    console = _Console(highlight=False)
+    cells = _printable(columns, rows)
+    least = [max(map(_longest_word, column)) for column in zip(*cells)]
+    room = console.width - 3 * len(least) - 1
+    if console.width < _NARROW or sum(least) > room:
+        print(table_text(title, columns, rows, numeric, console.width))
+        return
+    console.print(_table(title, columns, rows, numeric, 3, _widths(cells, least, room)))
 
 
 def table_text(
@@ -95,8 +107,7 @@ def table_text(
     still too wide, it becomes a list: a paragraph for each row, with a line "name: value" for each column.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
-    columns = [translated(column) for column in columns]
-    cells = [[printable(str(cell)) for cell in row] for row in (columns, *rows)]
+    cells = _printable(columns, rows)
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
         console.print(_text(translated(title)))
@@ -105,14 +116,16 @@ def table_text(
         rooms = {3: width - 3 * len(least) - 1, 2: width - 2 * len(least) + 1, 1: width - len(least) + 1}
         gaps = (2, 1) if width < _NARROW else (3, 2, 1)
         gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
-        if gap is None and len(least) > 2:
+        if gap is None and len(least) <= 2:  # a long path or address may be broken, a number may not
+            least = [max(1, *map(_longest_number, column)) for column in zip(*cells)]
+            gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
+        if gap is None:
             for first, *others in cells[1:]:
                 pairs = [f"{name} {cell}" for name, cell in zip(cells[0][1:], others) if cell]
                 head = f"{cells[0][0]} {first}" if _NUMBER.fullmatch(first) else first
                 lines = wrapped(f"{head}  {'  '.join(pairs)}".strip(), max(1, width - 2)).splitlines()
                 console.out("\n  ".join(line.strip() for line in lines), highlight=False)
         else:
-            gap = gap or gaps[0]
             console.print(_table("", columns, rows, numeric, gap, _widths(cells, least, rooms[gap])))
     return "\n".join(map(str.rstrip, captured.get().splitlines()))
 
@@ -123,6 +136,11 @@ def wrapped(text: str, width: int) -> str:
     with console.capture() as captured:
         console.print(_text(text))
     return captured.get().rstrip("\n")
+
+
+def _printable(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[list[str]]:
+    """Return the cells as they are printed; the first row has the names of the columns."""
+    return [[printable(str(cell)) for cell in row] for row in ([*map(translated, columns)], *rows)]
 
 
 def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> list[int] | None:
@@ -140,10 +158,18 @@ def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> 
 
 
 def _longest_word(cell: str) -> int:
-    """Return the width of a cell's longest word in columns. Chinese text may be broken anywhere."""
-    return max(
-        (cell_len(word) if word.isascii() else min(cell_len(word), 12) for word in cell.split()), default=0
-    )
+    """Return the width of a cell's longest word in columns. Chinese text without digits may be broken."""
+    least = [cell_len(word) if word.isascii() else min(cell_len(word), 12) for word in cell.split()]
+    return max([_longest_number(cell), *least])
+
+
+def _longest_number(cell: str) -> int:
+    """Return the width of a cell's longest number, with its sign or unit; 0 if it has none.
+
+    A long word with a digit is a path or an address, and not a number.
+    """
+    words = (word for word in cell.split() if any(map(str.isdigit, word)))
+    return max((cell_len(word) for word in words if cell_len(word) <= _LONGEST_NUMBER), default=0)
 
 
 def _table(
@@ -174,10 +200,15 @@ def _text(cell: object) -> Text:
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: int = 40) -> None:
-    """Print a bar for each label, with its count and share. The longest bar has `width` columns."""
+    """Print a bar for each label, with its count and share.
+
+    The longest bar has `width` columns, or fewer where the terminal is narrow.
+    """
     total, most = max(sum(counts), 1), max(max(counts, default=0), 1)
     shown = [printable(label) for label in labels]
     label_width = max(map(cell_len, shown), default=0)
+    room = shutil.get_terminal_size().columns - label_width - 20  # 20: the indent, the count, the share
+    width = max(1, min(width, room))
     print(printable(translated(title)))
     for label, count in zip(shown, counts, strict=True):
         bar = "█" * round(width * count / most) or ("▏" if count else "")
