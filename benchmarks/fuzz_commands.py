@@ -400,7 +400,7 @@ class Streams(Inputs):
                     setattr(sys, name, stream(number, "w"))
 
         end = start(words, self.place.folder, before, lambda process: None)
-        silent = words[0] == "chat" and states[0] in ("as it is", "closed")  # it has nothing to print
+        silent = words[0] == "chat" and states[0] != "bytes"  # it has nothing to print
         codes = {"as it is": (0, 2), "bytes": (0, 2), "closed": (2,), "full": (2,), "broken": (141, 2, 0)}[
             states[1]
         ]

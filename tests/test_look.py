@@ -185,7 +185,7 @@ def test_the_flags_of_the_views_exist_and_each_flag_has_a_view() -> None:
         (["attention"], "look attention needs --question"),
         (["tokens"], "look tokens needs --text"),
         (["tokens", "--text", "天", "--head", "1"], "look tokens does not use --head: it is for attention"),
-        (["atention"], "VIEW must be one of"),
+        (["atention"], "did you mean 'attention'?"),
         (["loss", "--question", "天" * 60], "the text has 61 tokens, but the model reads at most 32"),
         (["neighbours", "--text", "😀"], "not in the vocabulary, so there is no vector to look at: 😀"),
         (["loss", "--question", QUESTION, "--plot", "x.bmp3"], ".bmp3 cannot be written; use .png"),

@@ -113,7 +113,7 @@ class Tokens:
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that decides the ids and their order."""
         decisive = [self.manifest["tokenizer"], *(shard["sha256"] for shard in self.manifest["shards"])]
-        return hashlib.sha256("\0".join(decisive).encode()).hexdigest()
+        return hashlib.sha256("\0".join(decisive).encode(errors="surrogatepass")).hexdigest()
 
     def verify(self) -> None:
         """Check every shard against its SHA-256.

@@ -223,7 +223,7 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 def _tries(text: str) -> float:
     """Estimate in how many ways a regular expression may be tried on a module's name."""
     groups = [(0.0, 1.0)]  # of each open group: ways of its earlier alternatives, ways of the last one
-    repeats, last = 0, 1.0  # last: ways of the item before a quantifier
+    repeats, last = 0, 1.0  # last: in how many ways the part before a "*" or "+" may match
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
         if part[0] == "(":

@@ -305,7 +305,7 @@ class _Reading:
         return compiled.render({**named, **self.given, "messages": messages})
 
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
-        """Return a message. In the assistant's text, private characters take the place of special tokens."""
+        """Return a message. Special tokens in the assistant's text become Unicode private-use characters."""
         content = message.get("content")
         if message["role"] != "assistant" or not content:
             return message

@@ -43,7 +43,7 @@ __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compa
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key of the record in run.json
-# least number of tokens per parameter of the blocks; the tuned CPU recipes have as many (LOG.md)
+# least number of training tokens per parameter of the blocks; it is that of the CPU recipes (LOG.md)
 _TOKENS_PER_PARAMETER = 2
 _TOKENS_OF_A_NAME = 20  # the same for --size small, base and large; from https://arxiv.org/abs/2203.15556
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)

@@ -338,7 +338,7 @@ class GrpoLoss(Objective):
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
         """Select the sampled tokens of a batch.
 
-        The estimate before a run passes a plain batch; its answers are those of the file.
+        A run passes a Rollout. The estimate of memory before it passes a Batch, with the answers of the data.
         """
         if isinstance(batch, Batch):
             batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)
