@@ -294,6 +294,15 @@ def test_values_that_are_messages_are_translated_and_others_are_not(chinese: Non
     assert language.translated(Message("{value}", value=Message("The machine"))) == "机器"
 
 
+def test_a_text_with_its_values_is_recognised(chinese: None) -> None:
+    """What an f-string made: behind a place, with values of its own, and endless ones."""
+    shown = language.translated("b.jsonl:3: a.txt is quantised: give the folder that it was made from")
+    assert shown.startswith("b.jsonl:3: a.txt")
+    assert "量化" in shown
+    for endless in ("a: " * 5000, "x holds " * 5000 + "y", "x is y: " * 5000):
+        assert len(language.translated(endless)) > 5000
+
+
 def test_what_has_no_translation_stays_as_it_is(chinese: None) -> None:
     assert language.translated("") == ""
     assert language.translated("nobody says this") == "nobody says this"

@@ -83,24 +83,28 @@ def translated(text: str) -> str:
     if _language == "en" or not text:
         return text
     if not isinstance(text, Message):
-        known = _catalogue().gettext(text)
-        return _recognised(str(text)) if known == text and " " in text else known
+        return _recognised(str(text))
     values = {k: translated(v) if isinstance(v, Message) else v for k, v in text.values.items()}
     return _catalogue().gettext(text.template).format(**values)
 
 
 @lru_cache(256)
-def _recognised(text: str) -> str:
+def _recognised(text: str, depth: int = 4) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    Values of several words, and what follows "PLACE: ", are translated in the same way.
+    Values of several words, and what follows "PLACE: ", are translated in the same way, to a depth of 4.
     """
+    known = _catalogue().gettext(text)
+    if known != text or " " not in text or not depth:
+        return known
     for fixed, chinese in _templates():
         values = _between(fixed, text)
         if values is not None:
-            return chinese.format(*(translated(value) if " " in value else value for value in values))
+            return chinese.format(
+                *(_recognised(value, depth - 1) if " " in value else value for value in values)
+            )
     where, colon, what = text.partition(": ")
-    return where + colon + translated(what)
+    return where + colon + _recognised(what, depth - 1) if what else text
 
 
 def _between(fixed: Sequence[str], text: str) -> list[str] | None:

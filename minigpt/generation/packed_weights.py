@@ -25,7 +25,12 @@ _TOKENS = 1024  # oneDNN chooses the order for so many tokens; the weights serve
 _SMALLEST = 2**12  # weights of a layer; with fewer the call takes longer than the product
 _LIMIT = 2**30  # bytes
 # on other processors PyTorch uses other libraries, and nothing is measured
-CAN_PACK = torch._C._has_mkldnn and platform.machine() in ("x86_64", "AMD64")
+CAN_PACK = (
+    torch._C._has_mkldnn
+    and platform.machine() in ("x86_64", "AMD64")
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # private operators, which a later torch may lack
+    and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
+)
 
 
 class PackedWeights:
