@@ -6,6 +6,7 @@ finiteness and casts are skipped; the tensors are read in both.
 """
 
 import contextlib
+import functools
 import json
 import os
 import statistics
@@ -22,8 +23,9 @@ import torch
 from benchmarks.turns import finish, surroundings
 from minigpt.families import strict_loading
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.storage import files
 from minigpt.storage.files import MANIFEST, atomic_folder
-from minigpt.tokenization.bpe import BpeTokenizer
+from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 from minigpt.weights import pretrained
 
 __all__ = ["measure"]
@@ -36,7 +38,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def unchecked() -> Iterator[None]:
     """Read without comparing checksums and without looking for NaN."""
     with (
-        mock.patch.object(pretrained, "verify_manifest", return_value=None),
+        mock.patch.object(files, "verify_manifest", return_value=None),
         mock.patch.object(strict_loading, "is_finite", return_value=True),
     ):
         yield
@@ -76,24 +78,26 @@ def measure(output: Path | None) -> int:
     """Measure, print a table and the numbers. Returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="fuzz-cost-") as name:
         place, rows = Path(name), {}
-        words = BpeTokenizer.train(["ab"], 280)
-        small = GPTLMHeadModel(GPTConfig(64, 2, 2, 0.0, 64, 280, True, "tanh"))
-        atomic_folder(place / "small", lambda goal: pretrained.save_pretrained(small, goal, words))
-        bare = place / "bare"  # the same without a manifest
-        bare.mkdir()
-        for path in (place / "small").iterdir():
-            if path.name != MANIFEST:
-                (bare / path.name).write_bytes(path.read_bytes())
+        characters = (*SPECIAL_TOKENS, *(chr(0x4E00 + number) for number in range(12_000 - 3)))
+        tokenizer = Tokenizer.from_word2id({token: number for number, token in enumerate(characters)})
+        shapes = {"small": (64, 2, 2), "large": (1024, 16, 9)}  # the large one: 500 MB
+        for name, (n_embd, n_head, n_layer) in shapes.items():
+            model = GPTLMHeadModel(GPTConfig(n_embd, n_head, n_layer, 0.0, 64, 12_000, True, "tanh"))
+            save = functools.partial(pretrained.save_pretrained, model, tokenizer=tokenizer)
+            atomic_folder(place / name, save)
+            bare = place / f"{name}-bare"  # the same without a manifest
+            bare.mkdir()
+            for path in (place / name).iterdir():
+                if path.name != MANIFEST:
+                    os.link(path, bare / path.name)
         rows["minigpt --help"] = {
             "seconds": round(statistics.median(timed(command("--help")) for _ in range(7)), 4)
         }
-        asking = ("generate", "--question", "ab", "--device", "cpu", "--max_new_tokens", "2", "--model")
-        rows["minigpt generate, a small model"] = compared(
-            command(*asking, str(place / "small")), command(*asking, str(bare))
-        )
-        with torch.device("cpu"):
-            large = GPTLMHeadModel(GPTConfig(1024, 16, 9, 0.0, 64, 12_000, True, "tanh"))  # 500 MB
-        atomic_folder(place / "large", lambda goal: pretrained.save_pretrained(large, goal))
+        asking = ("generate", "--question", "一", "--device", "cpu", "--max_new_tokens", "2", "--model")
+        for name in shapes:
+            rows[f"minigpt generate, a {name} model"] = compared(
+                command(*asking, str(place / name)), command(*asking, str(place / f"{name}-bare"))
+            )
 
         def without() -> None:
             with unchecked():

@@ -13,16 +13,26 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from minigpt.errors import InputError
 from minigpt.storage import files
-from minigpt.storage.files import MANIFEST, atomic_folder, atomic_open, atomic_write, sha256, verify_manifest
+from minigpt.storage.files import (
+    MANIFEST,
+    ManifestCheck,
+    atomic_folder,
+    atomic_open,
+    atomic_write,
+    sha256,
+    verify_manifest,
+)
 
 OLD, NEW = b"old content", "新的内容".encode() * 1000
 CONTENTS = {"config.json": b'{"n_layer": 2}\n', "model.safetensors": bytes(range(256)) * 4, "empty": b""}
@@ -558,6 +568,37 @@ def test_a_link_counts_as_what_it_leads_to(saved: Path, tmp_path: Path) -> None:
     outside.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is listed .* but missing"):
         verify_manifest(saved)
+
+
+def test_without_weights_their_size_alone_is_compared(saved: Path) -> None:
+    path = saved / "model.safetensors"
+    path.write_bytes(CONTENTS["model.safetensors"][::-1])
+    verify_manifest(saved, weights=False)
+    path.write_bytes(CONTENTS["model.safetensors"] + b"x")
+    with pytest.raises(InputError, match=r"model\.safetensors has 1025 bytes"):
+        verify_manifest(saved, weights=False)
+    (saved / "config.json").write_bytes(CONTENTS["config.json"][::-1])
+    with pytest.raises(InputError, match=r"config\.json does not match its SHA-256"):
+        verify_manifest(saved, weights=False)
+
+
+def test_a_check_beside_the_reading_ends_with_the_block(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with ManifestCheck(saved):
+        pass
+    check = ManifestCheck(saved)
+    (saved / "model.safetensors").write_bytes(CONTENTS["model.safetensors"][::-1])
+    check.start()
+    with pytest.raises(InputError, match="does not match its SHA-256"), check:
+        pass
+    for error in (InputError("the header is damaged"), ValueError("a bad number")):
+        with pytest.raises(InputError, match="does not match its SHA-256") as raised, check:
+            raise error
+        assert raised.value.__suppress_context__
+    with pytest.raises(KeyboardInterrupt), check:  # the user's end comes first, and waits for nothing
+        raise KeyboardInterrupt
+    monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
+    with pytest.raises(InputError, match="does not match its SHA-256"), ManifestCheck(saved):
+        pass
 
 
 def test_a_missing_manifest_is_noticed(saved: Path) -> None:

@@ -72,13 +72,13 @@ def main(options: Options) -> dict[str, Any]:
     elif kind == "html":
         from minigpt.lens.live import write_live_page
 
-        notes = write_live_page(output, model_folder(folder, verify=False), model, tokenizer, ours)
+        notes = write_live_page(output, model_folder(folder), model, tokenizer, ours)
     elif output.suffix == ".onnx":
         from minigpt.weights.onnx_file import write_onnx
 
         files = write_onnx(output, model, tokenizer, dtype=ours)
     else:
-        files = _write_onnx_folder(output, model_folder(folder, verify=False), model, tokenizer, ours)
+        files = _write_onnx_folder(output, model_folder(folder), model, tokenizer, ours)
     size = sum(one.stat().st_size for one in files)
     print(f"{output} written: {model.config.parameter_count():,} parameters as {dtype}, {size:,} bytes")
     if kind == "html":

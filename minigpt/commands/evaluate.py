@@ -200,7 +200,7 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
     reading.print_summary()
     # Long conversations are cut to the max_length of the training. So the loss on the validation data is the
     # loss that the training printed.
-    source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model, verify=False)
+    source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model)
     length = options.max_length or trained_length(source)
     reports = [
         evaluate_conversations(

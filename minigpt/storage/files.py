@@ -11,16 +11,18 @@ import hashlib
 import json
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO
 
 from minigpt.errors import InputError, Message
 from minigpt.storage.json_files import read_json
-from minigpt.storage.regular_files import open_regular
+from minigpt.storage.regular_files import is_there, open_regular
 
 __all__ = [
     "MANIFEST",
+    "ManifestCheck",
     "atomic_folder",
     "atomic_open",
     "atomic_write",
@@ -33,6 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
+_BLOCK = 2**24  # largest number of bytes that are hashed at once
 _CARD = "README.md"  # a folder's description, which people and `minigpt eval --card` write later
 
 
@@ -209,7 +212,13 @@ def sync_folder(folder: Path) -> None:
 def sha256(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with open_regular(path) as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        digest, block = (
+            hashlib.sha256(),
+            memoryview(bytearray(min(os.fstat(file.fileno()).st_size, _BLOCK) + 1)),
+        )
+        while count := file.readinto(block):
+            digest.update(block[:count])
+        return digest.hexdigest()
 
 
 def _write_manifest(folder: Path) -> None:
@@ -231,10 +240,14 @@ def _write_manifest(folder: Path) -> None:
     sync_folder(folder)
 
 
-def verify_manifest(folder: Path | str) -> None:
+def verify_manifest(folder: Path | str, weights: bool = True) -> None:
     """Compare every file of a folder with its manifest.json, except README.md, which may change at any time.
 
     Links are followed, because download caches consist of links.
+
+    Args:
+        folder: the folder.
+        weights: False: of .safetensors files, only the size is compared, which reads none of them.
 
     Raises:
         InputError: if a file is missing, additional, or differs in size or hash; the message names it.
@@ -255,9 +268,57 @@ def verify_manifest(folder: Path | str) -> None:
         if actual != size:
             text = "{path} has {actual} bytes, {manifest} says {size}: damaged"
             raise InputError(Message(text, path=path, actual=actual, manifest=MANIFEST, size=size))
-        if sha256(path) != digest:
+        if (weights or path.suffix != ".safetensors") and sha256(path) != digest:
             text = "{path} does not match its SHA-256 in {manifest}: damaged"
             raise InputError(Message(text, path=path, manifest=MANIFEST))
+
+
+class ManifestCheck:
+    """Compares a folder with its manifest in a thread, while the caller reads the same files.
+
+        with ManifestCheck(folder):
+            model = read(folder)
+        # here the folder is known to be undamaged, or an InputError was raised
+
+    A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier by
+    `start`.
+
+    Raises:
+        InputError: at the end of the `with` block, as `verify_manifest`. It replaces an error of the block: a
+            damaged file may be the cause of that error.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._error: Exception | None = None
+        self._first, self._done = threading.Lock(), threading.Event()
+
+    def start(self) -> None:
+        """Start the thread. A second call does nothing."""
+        if self._first.acquire(blocking=False):
+            try:
+                threading.Thread(target=self._compare, daemon=True).start()
+            except RuntimeError:  # the system gives no new thread
+                self._compare()
+
+    def _compare(self) -> None:
+        try:
+            if is_there(self.folder / MANIFEST):
+                verify_manifest(self.folder)
+        except Exception as error:
+            self._error = error
+        self._done.set()
+
+    def __enter__(self) -> None:
+        """Begin the block that reads the files."""
+        self.start()
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Wait for the thread, unless the user ended the block."""
+        if kind is None or issubclass(kind, Exception):
+            self._done.wait()
+            if self._error is not None:
+                raise self._error from None
 
 
 def _read_manifest(path: Path) -> dict[str, tuple[int, str]]:

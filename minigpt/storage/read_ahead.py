@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from minigpt.errors import InputError
+from minigpt.storage.files import ManifestCheck
 from minigpt.storage.large_pages import ask_for_large_pages, new_memory
 from minigpt.storage.regular_files import open_regular, resolved
 from minigpt.storage.safetensors_header import read_header
@@ -49,11 +50,14 @@ def folder_of_weights(folder: Path) -> Path:
 class ReadAhead:
     """Reads the tensors of a model folder into memory, in a thread that starts at once.
 
+    After the reading, `check` compares the folder with its manifest.
+
     Args:
         folder: the folder of a model or of a run. Only safetensors files are read, and at most 2 GiB.
     """
 
     def __init__(self, folder: Path) -> None:
+        self.check: ManifestCheck | None = None
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
@@ -65,7 +69,8 @@ class ReadAhead:
                 blocks = [block for path in sorted(folder.glob(pattern)) for block in self._planned(path)]
                 read = accumulate(block.size for block in blocks)
                 blocks = [block for block, end in zip(blocks, read) if end <= _MOST]
-                threading.Thread(target=self._read, args=(blocks,), daemon=True).start()
+                self.check = ManifestCheck(folder)
+                threading.Thread(target=self._read, args=(blocks, self.check), daemon=True).start()
                 self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
@@ -93,7 +98,7 @@ class ReadAhead:
                 blocks[-1].places.append(_Place(entry.begin, entry.end, name))
         return blocks
 
-    def _read(self, blocks: "list[_Block]") -> None:
+    def _read(self, blocks: "list[_Block]", check: ManifestCheck) -> None:
         for block in blocks:
             # Ignore errors here. `take` then returns None, and its caller reads the file in the usual way.
             with contextlib.suppress(Exception):
@@ -103,6 +108,7 @@ class ReadAhead:
                     if begin < end and (begin - first) % _LINE == 0:
                         self._contents[block.path, name] = content[begin - first : end - first]
             block.done.set()
+        check.start()  # only now: the import of torch needs the other core
 
 
 class _Place(NamedTuple):

@@ -24,7 +24,7 @@ from minigpt.finetuning.classification import (
     classifier_family,
     labels_of,
 )
-from minigpt.storage.files import MANIFEST
+from minigpt.storage.files import MANIFEST, ManifestCheck
 from minigpt.storage.json_files import read_json
 from minigpt.storage.regular_files import is_there
 from minigpt.storage.safetensors_files import WeightFiles, write_weights
@@ -89,7 +89,7 @@ def classifier_labels(path: str | Path) -> Labels | None:
     Raises:
         InputError: if a file is missing or wrong; the message names the file.
     """
-    folder = model_folder(path, verify=False)
+    folder = model_folder(path)
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     try:
         return labels_of(content) if is_classifier(content) else None
@@ -127,12 +127,13 @@ def _read(folder: Path, pad_token_id: int | None) -> SequenceClassifier:
         raise InputError(f"{folder / CONFIG}: {error}") from None
     pad = _pad_token(folder, content, pad_token_id)
     family = classifier_family(config, labels, pad)
-    files = WeightFiles(folder)
-    try:
-        weights = family.from_hugging_face(files, config)
-    except InputError as error:
-        where = "" if str(error).startswith(str(folder)) else f"{files.path}: "
-        raise InputError(f"{where}{error}") from None
+    with ManifestCheck(folder):
+        files = WeightFiles(folder)
+        try:
+            weights = family.from_hugging_face(files, config)
+        except InputError as error:
+            where = "" if str(error).startswith(str(folder)) else f"{files.path}: "
+            raise InputError(f"{where}{error}") from None
     model: SequenceClassifier = family.on_meta(config)
     family.load_state(model, weights, assign=True)
     return model

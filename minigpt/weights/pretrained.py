@@ -31,7 +31,7 @@ from minigpt.families.registry import (
 from minigpt.families.strict_loading import cast
 from minigpt.finetuning.adapters import advice, is_adapter, load_adapter
 from minigpt.finetuning.layers import adapter_names, is_mergeable, merge_and_unload, set_adapter
-from minigpt.storage.files import MANIFEST, atomic_write, verify_manifest
+from minigpt.storage.files import MANIFEST, ManifestCheck, atomic_write, verify_manifest
 from minigpt.storage.json_files import json_text, read_json
 from minigpt.storage.read_ahead import WEIGHTS, ReadAhead, folder_of_weights
 from minigpt.storage.regular_files import is_there
@@ -90,7 +90,10 @@ def load_model(
     Raises:
         InputError: if a file is missing or wrong; the message names it.
     """
-    return _adapted(_model_reader(model_folder(path), device, dtype)(), adapter)
+    folder = model_folder(path)
+    with ManifestCheck(folder):
+        model = _model_reader(folder, device, dtype)()
+    return _adapted(model, adapter)
 
 
 def load_tokenizer(path: str | Path) -> AnyTokenizer:
@@ -106,7 +109,10 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     if path.is_file():
         return Tokenizer(path)
     # an adapter's folder has a tokenizer if training changed it
-    return _read_tokenizer(path if is_adapter(path) else model_folder(path))
+    folder = path if is_adapter(path) else model_folder(path)
+    if is_there(folder / MANIFEST):
+        verify_manifest(folder, weights=False)
+    return _read_tokenizer(folder)
 
 
 def load_model_and_tokenizer(
@@ -132,12 +138,13 @@ def load_model_and_tokenizer(
             byte-level BPE, the model may have more rows: Qwen3 has 151,936 rows for 151,669 tokens.)
     """
     folder = model_folder(path)
-    read_model = _model_reader(folder, device, dtype, ahead)
-    # A thread makes the tokenizer in Python. At the same time, torch copies the weights; it releases the GIL.
-    with ThreadPoolExecutor(1) as beside:
-        later = beside.submit(_read_tokenizer, folder)
-        model = read_model()  # if both the model and the tokenizer are wrong, the model's error is raised
-        tokenizer = later.result()
+    with ahead.check if ahead and ahead.check and ahead.check.folder == folder else ManifestCheck(folder):
+        read_model = _model_reader(folder, device, dtype, ahead)
+        # A thread makes the tokenizer in Python. Meanwhile torch copies the weights, and releases the GIL.
+        with ThreadPoolExecutor(1) as beside:
+            later = beside.submit(_read_tokenizer, folder)
+            model = read_model()  # if both the model and the tokenizer are wrong, the model's error is raised
+            tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return _adapted(model, adapter), tokenizer
 
@@ -166,15 +173,16 @@ def load_weights(model: LanguageModel, path: str | Path) -> None:
         InputError: as `load_model`; also if the folder holds a different model.
     """
     folder = model_folder(path)
-    config, expected = _read_config(folder), model.config
-    differing = [
-        f"{field.name}={getattr(config, field.name)!r} instead of {getattr(expected, field.name)!r}"
-        for field in fields(config)
-        if field.name != "dropout" and getattr(config, field.name) != getattr(expected, field.name)
-    ]
-    if differing:
-        raise InputError(f"{folder / CONFIG}: the weights are for another model, {', '.join(differing)}")
-    weights = _read_weights(folder, expected, torch.float32)
+    with ManifestCheck(folder):
+        config, expected = _read_config(folder), model.config
+        differing = [
+            f"{field.name}={getattr(config, field.name)!r} instead of {getattr(expected, field.name)!r}"
+            for field in fields(config)
+            if field.name != "dropout" and getattr(config, field.name) != getattr(expected, field.name)
+        ]
+        if differing:
+            raise InputError(f"{folder / CONFIG}: the weights are for another model, {', '.join(differing)}")
+        weights = _read_weights(folder, expected, torch.float32)
     family_of(expected).load_state(model, weights, assign=False)
 
 
@@ -283,15 +291,14 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
         )
 
 
-def model_folder(path: str | Path, verify: bool = True) -> Path:
+def model_folder(path: str | Path) -> Path:
     """Return the model folder of a path. For the folder of a run, this is its `best` or `last`.
 
     Args:
-        path: a model's folder or a run's folder.
-        verify: compare the files with the folder's manifest, if it has one. This reads all files.
+        path: a model's folder or a run's folder. Its files are not compared with its manifest.
 
     Raises:
-        InputError: if there is no model folder, or a file differs from the manifest.
+        InputError: if there is no model folder.
     """
     folder = Path(path)
     if not folder.exists():
@@ -303,8 +310,6 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
     folder = folder_of_weights(folder)
     if is_adapter(folder):
         raise InputError(advice(folder))
-    if verify and is_there(folder / MANIFEST):
-        verify_manifest(folder)
     return folder
 
 
@@ -314,7 +319,7 @@ def read_config(path: str | Path) -> ModelConfig:
     Raises:
         InputError: if a file is missing or wrong; the message names it.
     """
-    folder = model_folder(path, verify=False)
+    folder = model_folder(path)
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
     return config_of(folder / CONFIG, content)[0] if is_quantized(content) else body_config(folder, content)
 
