@@ -62,6 +62,12 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
         grid = figure.subplots(rows, columns, squeeze=False)
         for axes, chart in zip(grid.flat, charts):
             _draw(axes, chart, longest)
+        if _same_labels(charts):
+            for number, axes in enumerate(grid.flat[: len(charts)]):
+                if number % columns:
+                    axes.set_yticks([])
+                if number + columns < len(charts):
+                    axes.set_xticks([])
         for axes in grid.flat[len(charts) :]:
             axes.axis("off")
 
@@ -72,6 +78,14 @@ def write_picture(views: Sequence[View], path: Path, language: Language = "en") 
 def _chosen(parts: Sequence[Part]) -> list[Part]:
     charts: list[Part] = [part for part in parts if not isinstance(part, Table)]
     return [*(charts or parts)][:_MOST]
+
+
+def _same_labels(charts: Sequence[Part]) -> bool:
+    """Return True if the labels of the outer charts serve for all: heat maps over the same tokens."""
+    first = charts[0]
+    return isinstance(first, Heat) and all(
+        isinstance(one, Heat) and (one.rows, one.columns) == (first.rows, first.columns) for one in charts
+    )
 
 
 def _plain(text: object) -> str:
