@@ -83,7 +83,7 @@ class HarnessModel:
 
     @property
     def prefix_token_id(self) -> int:
-        """The id of the token put before a text without context, so that its first token is predicted."""
+        """The id of the token put before a text without context, so that the text's first token is scored."""
         start = getattr(self.tokenizer, "bos_token_id", None)
         return self.eot_token_id if start is None else int(start)
 
@@ -108,7 +108,7 @@ class HarnessModel:
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return a conversation as the text of the model's chat template."""
+        """Return a conversation as text, written by the model's chat template."""
         from minigpt.tokenization.chat_template import render_chat
 
         template = self.tokenizer.chat_template if isinstance(self.tokenizer, SubwordTokenizer) else None
@@ -119,7 +119,7 @@ class HarnessModel:
             template, chat_history, named_tokens=named, add_generation_prompt=add_generation_prompt
         )
 
-    # -- what the harness asks ------------------------------------------------------------------------------
+    # -- functions that the harness calls -------------------------------------------------------------------
 
     @functools.cached_property
     def _scorer(self) -> ContinuationScorer:
@@ -191,7 +191,7 @@ class HarnessModel:
 
 def register() -> None:
     """Register the model with the harness, under the name `minigpt`."""
-    import lm_eval.models  # noqa: F401 -- the harness registers its own models first
+    import lm_eval.models  # noqa: F401 -- importing this registers the harness's own models
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import model_registry
 

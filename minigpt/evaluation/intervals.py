@@ -68,7 +68,8 @@ def bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
-    It is the probability of numbers at least so different if both models are equally good.
+    The p-value is the probability that only_a and only_b differ at least this much, if both models are
+    equally good.
 
     Args:
         only_a: number of questions that only the first model gets right.

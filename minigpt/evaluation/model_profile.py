@@ -94,7 +94,7 @@ class Profile:
 def profile(
     loaded: LoadedModel, result: TaskResult, options: TaskOptions, training: Sequence[Path] = ()
 ) -> Profile:
-    """Make the profile of a model for a task that it was measured on.
+    """Make the profile of a model for the task of `result`, which `run_task` returned for this model.
 
     Args:
         training: files of training data, which are searched for the task's questions.
@@ -196,7 +196,7 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
         right: (N,), True if this choice is right.
     """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # `calibration_error` takes the column with the larger value as the prediction. That must be column 0.
+    # `calibration_error` takes the larger column as the prediction. So column 1 must not exceed column 0.
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -238,7 +238,7 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 
 
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
-    """Measure the influence of the order of the choices. Return None if the prompt does not list them.
+    """Measure the influence of the order of the choices. Return None if a prompt does not list its choices.
 
     Without a list, each choice is scored as a text of its own, so there is no order.
     """

@@ -70,7 +70,7 @@ class Attention(View):
     def _overview(self, say: Say) -> Table:
         """Return a table with a row for each head to show.
 
-        It has the tokens that the prompt's last token attends to, and three means over all tokens: the
+        A row has the tokens that the prompt's last token attends to, and three means over all tokens: the
         attention to the token itself, to the token before it, and to the first token.
         """
         T = len(self.pieces)

@@ -75,7 +75,7 @@ def _chosen(parts: Sequence[Part]) -> list[Part]:
 
 
 def _plain(text: object) -> str:
-    return printable(str(text)).replace("$", r"\$")  # a dollar sign would start a formula
+    return printable(str(text)).replace("$", r"\$")  # in matplotlib, a dollar sign would start a formula
 
 
 def _draw(axes: Any, part: Part, longest: float | None) -> None:
@@ -90,7 +90,7 @@ def _draw(axes: Any, part: Part, longest: float | None) -> None:
             image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)
             _ticks(axes.set_xticks, part.columns)
-            # with so many columns, only labels of one character fit; turn longer ones by 90 degrees
+            # from 20 columns on, only labels of one character fit; turn longer labels by 90 degrees
             if len(part.columns) >= 20:
                 for label in axes.get_xticklabels():
                     label.set_rotation(90 if cell_len(label.get_text()) > 2 else 0)
