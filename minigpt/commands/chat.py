@@ -131,7 +131,7 @@ def _talk(talk: "Conversation") -> None:
 
 
 def _typed() -> str | None:
-    """Read what the user types. A line that a backslash continues is joined with the next one.
+    """Read what the user types. A line that ends with a backslash is joined with the next line.
 
     Returns: None after Ctrl-D, or two Ctrl-C in a row.
     """

@@ -17,8 +17,8 @@ The names are the same for both families, for any precision, and with adapters:
     norm                             (B, T, C)     the input of lm_head
     logits                           (B, T, V)
 
-Forward hooks record the activations, so the models need no code for recording. PyTorch's fused attention does not
-return the probabilities. If they are recorded or replaced, the model computes attention step by step. To
+Forward hooks record the activations, so the models need no code for recording. PyTorch's fused attention does
+not return the probabilities. If they are recorded or replaced, the model computes attention step by step. To
 replace them, the call of softmax that computes them is intercepted, because no module returns them.
 
 Letters in shapes: B rows, T tokens, C channels, H heads, D channels of a head, V entries of the vocabulary.
