@@ -52,7 +52,7 @@ _SHOWN = 4  # largest number of right answers, and of wrong answers, in the tabl
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
-# For plain text: number of characters of a prompt that the model continues, number of tokens that it adds.
+# For plain text: number of characters of a prompt, and of tokens with which the model continues the prompt.
 _PROMPT, _CONTINUED = 12, 60
 Given = TypeVar("Given")
 
@@ -275,7 +275,7 @@ class _Quickstart:
     ) -> Given:
         """Parse the flags of a command, and print the command line. Return the command's options.
 
-        The words that are printed are the words that are parsed. So the printed command is the one that runs.
+        `words` are printed and also parsed. So the printed command is the one that runs.
 
         Args:
             also: words that are printed but are not options of `kind`.

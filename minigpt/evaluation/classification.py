@@ -43,9 +43,9 @@ Matrix = npt.NDArray[np.float64]
 class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
-    `counts` depends on the problem. One label: (K, K), with true labels in rows and predicted labels in
-    columns. Several labels: (K, 3) with the numbers of hits, false positives and false negatives. Regression:
-    (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
+    `counts` depends on the problem. One label per text: (K, K), with true labels in rows and predicted labels
+    in columns. Several labels per text: (K, 3) with the numbers of hits, false positives and false negatives.
+    Regression: (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
     """
 
     labels: Labels
@@ -61,7 +61,7 @@ class ClassificationReport:
 
     @property
     def loss(self) -> float:
-        """Return the mean loss: nats per text; for several labels, nats per label; for numbers, the MSE."""
+        """Return the mean loss: nats per text (one label), nats per label (several), or the MSE (regression)."""
         return self.loss_sum / self.terms if self.terms else math.nan
 
     @property
@@ -160,8 +160,8 @@ def evaluate_classifier(
     """Measure a classifier on batches, in eval mode. Afterwards the model has its previous mode.
 
     Args:
-        finish: a function that gets the report at the end. With several processes, it replaces the report's
-            sums by the sums over all processes.
+        finish: a function that gets the report at the end. With several processes, this function
+            replaces the report's sums by the sums over all processes.
     """
     report, device, was_training = ClassificationReport(model.labels), torch.device(device), model.training
     model.eval()
@@ -270,7 +270,7 @@ def print_confusion(report: ClassificationReport) -> None:
 
 
 def draw_confusion(report: ClassificationReport, path: Path, font: str | None = None) -> bool:
-    """Draw the confusion matrix as a PNG, normalised by row. Return False without matplotlib."""
+    """Draw the confusion matrix as a PNG, normalised by row. Return False if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib as mpl

@@ -45,7 +45,7 @@ class HarnessModel:
     """
 
     backend = "causal"
-    cache_hook: Any  # set by the harness, which stores results in it
+    cache_hook: Any  # set by the harness, which stores results in this object
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # The harness's batch_size may be a number, None, or a text such as "auto". The last two give 8.
+        # The harness's batch_size may be a number, None, or a text such as "auto". None and texts give 8.
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -89,7 +89,7 @@ class HarnessModel:
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer's fingerprint. The harness's cache of requests uses it as a key."""
+        """The tokenizer's fingerprint, which is a key in the harness's cache of requests."""
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -137,7 +137,7 @@ class HarnessModel:
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each whole text, in windows that do not overlap."""
+        """Return the log-likelihood of each whole text, computed in windows that do not overlap."""
         found = []
         for one in requests:
             (text,) = one.args

@@ -59,14 +59,14 @@ class LossSum:
 
 
 class Report(Protocol):
-    """The result of an evaluation. It consists of sums, so several processes can add up their results."""
+    """The result of an evaluation. A report consists of sums, so several processes can add up theirs."""
 
     @property
     def loss(self) -> float:
         """The loss by which the best checkpoint is chosen: lower is better."""
 
     def sums(self) -> list[float]:
-        """Return the sums over the part of the data that this process measured. They are added up later."""
+        """Return the sums over this process's part of the data, to be added up over all processes."""
 
     def set_sums(self, sums: Sequence[float]) -> None:
         """Replace the sums of this process by the sums over all processes."""
@@ -134,8 +134,8 @@ def evaluate_loss(
         model: the model.
         batches: the batches.
         device: device of the model.
-        finish: a function that gets the report at the end. With several processes, it replaces the report's
-            sums by the sums over all processes.
+        finish: a function that gets the report at the end. With several processes, this function
+            replaces the report's sums by the sums over all processes.
         loss_on: the tokens that count in the report's `loss`: all tokens, or those of answers.
 
     Raises:

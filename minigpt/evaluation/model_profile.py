@@ -48,7 +48,7 @@ class Calibration:
     high: float
     temperature: float  # the best temperature, fitted on other questions than the measured ones
     error_after: float  # error with this temperature
-    bins: list[tuple[float, float, int]]  # (mean probability, share right, number of questions)
+    bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str
     count: int
 
@@ -73,7 +73,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that is measured for one task. A part is None if the task has no such part, e.g. no choices."""
+    """All that is measured for one task. A field is None if it was not measured, e.g. without choices."""
 
     calibration: Calibration | None = None
     # Kind of change -> score with changed questions minus score with unchanged questions.
@@ -134,7 +134,8 @@ def _softened(rows: Values, temperature: float) -> Values:
 def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
     """Return the temperature from 0.05 to 20 with the lowest loss of softmax(rows / temperature).
 
-    As a function of 1 / temperature, the loss has only one minimum. A search narrows an interval around it.
+    As a function of 1 / temperature, the loss has only one minimum. A search narrows an interval
+    around this minimum.
 
     Args:
         rows: (N, K), logits.

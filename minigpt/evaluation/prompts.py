@@ -91,7 +91,7 @@ class Prompter:
 
     Args:
         form: plain text, question <sep> answer, or the chat template.
-        start: the token that begins an empty text.
+        start: the token put before a text without context.
 
     Raises:
         InputError: if the tokenizer lacks a token or a template that the form needs.
@@ -147,7 +147,7 @@ class Prompter:
         return self.text(one) if self.format_of(one) == "text" else _asked(one)
 
     def stops(self, one: Example) -> tuple[str, ...]:
-        """Return the texts that end a generated answer. (The model's end token ends it, too.)"""
+        """Return the texts that end a generated answer. (The model's end token also ends an answer.)"""
         return one.style.stop or (STOPS if self.format_of(one) == "text" else ())
 
     def text(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> str:

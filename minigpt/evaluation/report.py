@@ -69,7 +69,7 @@ def _numbers(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown. It has names of tasks, but no text of their questions."""
+    """Return the table of all metrics in Markdown, with names of tasks, but without texts of questions."""
     return _table_in_markdown(_numbers(results, _ENGLISH))
 
 
@@ -258,7 +258,7 @@ def _table_in_markdown(one: Table) -> str:
 def markdown_of(
     model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say = _ENGLISH
 ) -> str:
-    """Return the report in Markdown; it links to the pictures of `write_report`."""
+    """Return the report in Markdown, with links to the pictures of `write_report`."""
     parts = [f"# {say('Evaluation of {model}', model=in_markdown(model))}"]
     for level, title, tables, (name, svg) in _sections(results, profiles, say):
         parts.append(f"{'#' * int(level)} {in_markdown(title)}")

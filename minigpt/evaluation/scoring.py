@@ -41,12 +41,11 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-_TOKENS = {
-    "cpu": 1024
-}  # largest number of tokens of a pass; with more, each layer returns its memory and allocates it again
+# Largest number of tokens of a forward pass. With more, each layer returns memory and allocates it again.
+_TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
-_TOKENS_TO_PACK = 2048  # pack weights from here on: costs the time of 100 tokens, saves a tenth
+_TOKENS_TO_PACK = 2048  # from this many tokens on, pack the weights: costs 100 tokens' time, saves a tenth
 _LITTLE = 8  # at most this many tokens of a shared prefix may be computed again, if this makes rows shorter
 _LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
@@ -223,7 +222,7 @@ class ContinuationScorer:
         trees = [_Tree(shared) for _ in rows]
         # For each request, the indices (in its row) of the tokens that predict its targets.
         nodes: list[list[int]] = [[] for _ in batch]
-        wanted: list[list[int]] = []  # for each row, these indices of all its requests
+        wanted: list[list[int]] = []  # for each row, the indices of all tokens whose logits are needed
         for tree, row in zip(trees, rows):
             for i in row:
                 nodes[i] = tree.add(batch[i].read)[batch[i].first - shared :]
@@ -273,7 +272,7 @@ class ContinuationScorer:
     def _scored(
         self, batch: list[_Request], nodes: list[list[int]], found: Tensor, is_hidden: bool
     ) -> list[Scored]:
-        """Return the scores of requests, given hidden states (T, C) or log-probabilities (T, V).
+        """Return the scores of requests, given hidden states (T, C) or log-probabilities (T, V) of T tokens.
 
         Args:
             nodes: for each request, the rows of `found` that predict the tokens of its continuation.
@@ -356,7 +355,7 @@ class _Tree:
 
 
 class _Shared:
-    """A key-value cache for rows with the same beginning. It does not store the keys of new tokens."""
+    """A key-value cache for rows with the same beginning. Keys and values of new tokens are not stored."""
 
     def __init__(self, cache: KeyValueCache, length: int) -> None:
         self._cache, self.length = cache, length
@@ -399,9 +398,9 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
 
 
 def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[list[int], int]]:
-    """Return (indices in `batch` of its requests, number of tokens) for each tree.
+    """Return for each tree: (indices in `batch` of its requests, number of its tokens).
 
-    Neighbours are in one tree if they share more than `little` tokens behind the first `shared` tokens.
+    Neighbouring requests are in one tree if they share more than `little` tokens behind the first `shared`.
     """
     trees: list[tuple[list[int], int]] = []
     for i, one in enumerate(batch):
@@ -415,7 +414,7 @@ def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[li
 
 
 def _joined(pieces: Sequence[Scored]) -> Scored:
-    """Join the scores of a continuation's pieces to the score of the whole continuation."""
+    """Join the scores of a continuation's pieces into the score of the whole continuation."""
     if len(pieces) == 1:
         return pieces[0]
     logprobs = [value for one in pieces for value in one.logprobs]

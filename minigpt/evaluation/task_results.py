@@ -102,7 +102,7 @@ class Answered:
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
     logprobs: tuple[float, ...] = ()  # log-probability of each choice, or of the continuation
-    greedy: tuple[bool, ...] = ()  # for each entry of logprobs: True if every token is the most likely
+    greedy: tuple[bool, ...] = ()  # for each entry of logprobs: True if every token is the most likely one
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -127,7 +127,7 @@ class TaskResult:
     n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
     n_in_pieces: int = 0  # number of choices that were scored in pieces: alone, they exceed the context
     tokens: int = 0  # number of tokens of all prompts
-    tokens_read: int = 0  # number of tokens that the model has read; prompts can share tokens
+    tokens_read: int = 0  # number of computed tokens: less than `tokens` if prompts share tokens
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
@@ -180,7 +180,7 @@ class LoadedModel:
 
     @property
     def start(self) -> int | None:
-        """The id of the token put before a text without context; None if the tokenizer has none."""
+        """The id of the token put before a text without context, or None without such a token."""
         if self.folder is not None:
             return start_token(self.folder, self.tokenizer)
         names = ("bos_token_id", "eos_token_id")
@@ -240,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of a question. `is_own`: they come from the measured file, so `one` is left out."""
+    """Return the shots of the question `one`. If they come from its own file (`is_own`), leave out `one`."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -321,7 +321,7 @@ def _generate(
 def generate_texts(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: GenerationOptions, name: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Continue prompts, always with the most likely token. A prefix that they share is computed once.
+    """Continue prompts, always with the most likely token. A prefix of all prompts is computed once.
 
     Returns: the texts without stop strings, and counts of tokens.
     """

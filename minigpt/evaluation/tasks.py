@@ -179,7 +179,7 @@ def _stem(path: Path) -> str:
 
 
 def _subject(path: Path) -> str:
-    """Return the subject of a file. It is "astronomy" for astronomy_test.csv and astronomy_dev.csv."""
+    """Return the subject of a file, such as "astronomy" for astronomy_test.csv and astronomy_dev.csv."""
     stem = _stem(path)
     return next(
         (stem.removesuffix(f"_{part}") for part in {*_TEST, *_DEV} if stem.endswith(f"_{part}")), stem

@@ -253,8 +253,8 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         adapter: a name that no other adapter of the model has.
 
     Raises:
-        InputError: if the folder has no adapter, or one for another model or rank, or a kind of adapter that
-            minigpt does not have. The message names the file. The model has not changed.
+        InputError: if the folder has no adapter, or an adapter for another model or rank, or of a kind that
+            minigpt does not have. The message names the file. The model stays unchanged.
     """
     folder = adapter_folder(folder)
     path = folder / ADAPTER_CONFIG

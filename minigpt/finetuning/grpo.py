@@ -53,8 +53,8 @@ def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> 
 
     The mean of the group is subtracted from a reward. With "group", the difference is divided by the
     group's standard deviation. With "batch", the caller divides the difference by the standard deviation of
-    all rewards of the step. With "none", nothing is divided. If all rewards of a group are equal, its advantages
-    are zeros.
+    all rewards of the step. With "none", nothing is divided. If all rewards of a group are equal, its
+    advantages are zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards != "group":

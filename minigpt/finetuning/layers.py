@@ -322,7 +322,7 @@ def add_adapter(
 
     Raises:
         InputError: if the configuration chooses nothing, or modules that cannot be trained because they are
-            quantised. The model has not changed.
+            quantised. The model stays unchanged.
     """
     if adapter in adapter_names(model):
         raise InputError(f"the model has an adapter {adapter!r} already: give this one another name")
@@ -524,7 +524,7 @@ def merge_and_unload(model: LanguageModel) -> LanguageModel:
     a weight of its own, because merging must not change the embedding.
 
     Raises:
-        InputError: if weights are quantised or an adapter is not linear (the model has not changed), or a
+        InputError: if weights are quantised or an adapter is not linear (the model stays unchanged), or a
             merged weight is not finite.
     """
     modules = dict(model.named_modules())

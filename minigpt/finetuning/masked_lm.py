@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's `tokens` are chosen: the share `probability`, but one at least (0 of 0)."""
+    """Return how many of a row's tokens are chosen: the share `probability`, but at least one."""
     return min(tokens, max(1, round(probability * tokens)))
 
 

@@ -44,7 +44,7 @@ class Attention(View):
         ]
 
     def as_dict(self) -> dict[str, object]:
-        """Return the numbers as a dict for JSON. It has the probabilities of the shown heads only."""
+        """Return the numbers as a dict for JSON, with the probabilities of the shown heads only."""
         heads = {
             f"blocks.{layer}.{head}": self.probabilities[layer, head].tolist() for layer, head in self.chosen
         }

@@ -90,7 +90,7 @@ def logit_lens(
     values = torch.stack(rows)  # (L, n, V) probabilities
     top = values.max(dim=-1)  # (L, n) highest probabilities and their ids
     follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,) ids of the answer's tokens
-    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) their probabilities
+    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) probability of each id
     texts = [[shown(token_text(tokenizer, index)) for index in row] for row in top.indices.tolist()]
     return LogitLens(
         layers=list(seen),

@@ -90,7 +90,7 @@ def cache(
     held = KeyValueCache(config, 1, ids.shape[1], weight.device, weight.dtype)
     slot = held.allocate()
     model.base_model(ids, past_key_values=held.view([slot], [ids.shape[1]]))
-    keys, values = held.columns(slot, 0, held.length(slot))  # (L, H, S, D) each
+    keys, values = held.columns(slot, 0, held.length(slot))  # (layers, heads, S, channels) each
     return Cache(
         pieces=reading.pieces,
         prompt=ids.shape[1] if reading.is_text else len(reading.prompt),

@@ -136,9 +136,8 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    options: list[
-        str
-    ]  # names of the options, such as "T 0.5"; the first entry is the model's own distribution
+    # Names of the options, such as "T 0.5". The first entry, "", is the model's own distribution.
+    options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the options forbid the token
     kept: list[int]  # for each of the options: number of tokens with a probability above 0
