@@ -190,7 +190,7 @@ def text_pieces(
     strict: bool = False,
     options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> list[str]:
-    """Read a text file as a list of pieces. Raises InputError for a folder or a missing or unreadable file."""
+    """Read a text file as a list of pieces. Raises InputError for a folder or an unreadable file."""
     if not path.is_file():
         wrong = "it is a folder" if path.is_dir() else "it is none" if path.exists() else "not found"
         raise InputError(f"text {path} must be a file: {wrong}")

@@ -61,7 +61,7 @@ class ClassificationReport:
 
     @property
     def loss(self) -> float:
-        """Return the mean loss: nats per text (one label), nats per label (several), or the MSE (regression)."""
+        """Return the mean loss: nats per text (one label), nats per label (several) or MSE (regression)."""
         return self.loss_sum / self.terms if self.terms else math.nan
 
     @property
