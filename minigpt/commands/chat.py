@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHAT_TOKENS = 1024  # largest number of tokens of a chat model's answer, its reasoning included
 _EXPLAINED = 60  # largest number of tokens in the table that the command /why prints
-_DRAWING = ("temperature", "top_k", "top_p")  # these options turn sampling on; temperature 0 turns it off
+_DRAWING = ("temperature", "top_k", "top_p")  # turn sampling on; temperature 0 turns sampling off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def _talk(talk: "Conversation") -> None:
 
 
 def _typed() -> str | None:
-    """Read what the user types. A line that a backslash continues is joined with the next one.
+    """Read what the user types. A line that ends with a backslash is joined with the next line.
 
     Returns: None after Ctrl-D, or two Ctrl-C in a row.
     """
@@ -264,7 +264,7 @@ def _answer_lines(talk: "Conversation") -> None:
 
 
 def _read_lines() -> Iterator[str]:
-    """Yield the lines of standard input. A line that ends with a backslash is joined with the next one."""
+    """Yield the lines of standard input. A line that ends with a backslash is joined with the next line."""
     before = ""
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:

@@ -101,7 +101,7 @@ def _write_onnx_folder(
     # Whatever the dtype of the weights in the file, onnxruntime computes in float32, and its cache is
     # float32.
     config = {**read_json(source / "config.json"), "dtype": "float32"}
-    config.pop("torch_dtype", None)  # the older name of the key "dtype"; it would contradict it
+    config.pop("torch_dtype", None)  # older name of the key "dtype"; its value may contradict the new one
 
     def write(folder: Path) -> None:
         written.extend(write_onnx(folder / "model.onnx", model, tokenizer, dtype=dtype))

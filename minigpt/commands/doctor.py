@@ -90,7 +90,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
     labels = _LABELS[language]
     rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
-    print(printable(title))  # printed apart, because a title of a table is wrapped to the table's width
+    print(printable(title))  # printed separately, because a title of a table is wrapped to the table's width
     table("", labels["columns"], rows)
     for found in findings:
         print(f"\n[{labels['levels'][found.level]}] {printable(found.text(language))}")

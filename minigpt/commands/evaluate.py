@@ -162,7 +162,7 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
 def _models(options: Options) -> "Iterator[tuple[LanguageModel, AnyTokenizer]]":
     """Yield the model in each precision of --precision.
 
-    It is loaded again for each, because the rounding of its weights cannot be undone.
+    The model is loaded again for each precision, because the rounding of its weights cannot be undone.
     """
     from minigpt.devices import pick_device
     from minigpt.weights.pretrained import load_model_and_tokenizer

@@ -145,9 +145,9 @@ _FILE = ("strict", "encoding", "question_field", "answer_field", "speaker")
 _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 _TEXT = ("text", "file", "encoding")
-_MOST_BYTES = 2**20  # largest number of bytes that are read of a text file
+_MOST_BYTES = 2**20  # largest number of bytes that are read from a text file
 _MOST_CHARACTERS = 2000  # largest number of characters of a text whose tokens a table shows
-USES: dict[str, tuple[str, ...]] = {  # view -> the flags that it has besides --json, --plot, --language
+USES: dict[str, tuple[str, ...]] = {  # view -> flags of the view, besides --json, --plot, --language
     "all": ("answer", "question", "output", *_TEXT, *_MODEL),
     "tokens": (*_TEXT, "model", "vocab_path"),
     "batch": ("train_data", "line", "model", "vocab_path", "max_length", "loss_on", *_FILE),
@@ -254,14 +254,14 @@ def _views(options: Options) -> "dict[str, View]":
 
 def _warn_of_unknown(options: Options, tokenizer: "AnyTokenizer") -> None:
     read = options.question + (options.answer or "") + options.after
-    if options.view != "neighbours":  # this view itself raises an error for unknown characters
+    if options.view != "neighbours":  # the view `neighbours` raises its own error for unknown characters
         read += options.text[:_MOST_CHARACTERS]
     if unknown := tokenizer.unknown_characters(read):
         command_line.warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(unknown)}")
 
 
 def _write_page(options: Options, path: Path, language: "Language") -> dict[str, Any]:
-    """Write an HTML page that contains the whole model, and that shows its answer to the question."""
+    """Write an HTML page that contains the whole model and shows the model's answer to the question."""
     from minigpt.lens.live import LiveView, Opened, write_live_page
     from minigpt.lens.pictures import check_picture
     from minigpt.lens.reading import read_question
@@ -291,7 +291,7 @@ def _write_page(options: Options, path: Path, language: "Language") -> dict[str,
 
 
 def _beginning(path: Path, encoding: str) -> str:
-    """Return the text of a file. Of a long file, only the beginning is read: more than any view shows."""
+    """Return the text of a file. From a long file, only the beginning is read: more than any view shows."""
     from minigpt.storage.regular_files import open_regular
 
     try:

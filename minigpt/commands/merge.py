@@ -51,7 +51,7 @@ def main(options: Options) -> dict[str, Any]:
     # "torch_dtype" is the old name of the key "dtype", which is set below.
     config = {key: value for key, value in config.items() if key != "torch_dtype"}
     config |= {"dtype": dtype}
-    is_tied = model.config.tie_word_embeddings  # False if lm_head had an adapter: it then has its own weight
+    is_tied = model.config.tie_word_embeddings  # False if lm_head had an adapter and so has its own weight
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
     config = with_training_facts(config, folder, adapter)

@@ -44,15 +44,15 @@ _RECORD = "quickstart.json"  # file in the output folder that says which data th
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 # If at least this share of the answers occurs only once, no model can learn to answer new questions.
 _ONCE = 0.9
-_BY_HEART = 1000  # the model then memorises all pairs, up to this number, without a validation part
+_BY_HEART = 1000  # up to this many pairs, the model may memorise all of them, without a validation part
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # with at most so many answers, questions of the training part are asked at the end, too
+_RECALLED = 500  # for at most this many answers, questions of the training part are asked at the end, too
 _MEASURED = 2000  # largest number of conversations in the validation part
-_SHOWN = 4  # the table of answers shows at most so many right ones, and so many wrong ones
+_SHOWN = 4  # largest number of right answers, and of wrong answers, in the table
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
-# For plain text: number of characters of a prompt that the model continues, number of tokens that it adds.
+# For plain text: number of characters of a prompt, and of tokens with which the model continues the prompt.
 _PROMPT, _CONTINUED = 12, 60
 Given = TypeVar("Given")
 
@@ -118,7 +118,7 @@ class _Quickstart:
         print(f"{options.file}: {translated(report.counted)}")
         by_heart = _by_heart(conversations)
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
-        reading: Sequence[object] = ()  # no flags about reading: the split writes usual field names, in UTF-8
+        reading: Sequence[object] = ()  # no flags: the files of the split have usual field names, in UTF-8
         if by_heart:
             _note(by_heart)
             train = val = options.file  # no split: the original file is used for training and for validation
@@ -161,7 +161,7 @@ class _Quickstart:
     def _divided(
         self, conversations: "Sequence[Conversation]", report: "ReadReport", is_needed: bool
     ) -> dict[str, Any] | None:
-        """Split the data. If it cannot be split, return None (`is_needed` is False) or raise the error."""
+        """Split the data. If this fails, raise the error, or return None if `is_needed` is False."""
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
         if count > 10 * _MEASURED:  # with a validation part of 10 %, evaluations would take too long
@@ -225,8 +225,8 @@ class _Quickstart:
             _note(Message(text, count=counted.characters, good=_GOOD_CHARACTERS))
         build_vocab.build(self._vocabulary(), counted.kinds, str(options.file))
         names = {source.field for source in sources if source.kind != "text"}
-        # The name of the field was guessed, with a warning. `train` gets it as a flag, so it need not guess
-        # again.
+        # The name of the field was guessed, with a warning. `train` gets the name as a flag, so `train` need
+        # not guess.
         guessed = names if len(names) == 1 else set()
         return {
             "characters": counted.characters,
@@ -255,7 +255,7 @@ class _Quickstart:
     def _flags(self, *names: str, **found: object) -> list[object]:
         """Return options as flags, to be passed to another command.
 
-        A value is the user's, or else the one in `found`. An option without either is left out.
+        A flag has the user's value, or else the value in `found`. A flag without a value is left out.
         """
         words: list[object] = []
         for name in (*names, *found):
@@ -275,10 +275,11 @@ class _Quickstart:
     ) -> Given:
         """Parse the flags of a command, and print the command line. Return the command's options.
 
-        Printing the words that are parsed makes sure that the printed command is the one that runs.
+        `words` are printed and also parsed. So the printed command is the one that runs.
 
         Args:
             also: words that are printed but are not options of `kind`.
+            is_typed: False: only parse, print nothing.
         """
         argv = [str(word) for word in words]
         if is_typed:
@@ -346,7 +347,7 @@ class _Quickstart:
         return evaluate.measure_pairs(self._typed("eval", evaluate.Options, *words))
 
     def _continued(self, prompt: str) -> dict[str, str]:
-        """Print a prompt and its continuation, and return both."""
+        """Print a prompt and its continuation. Return a dict with these two texts."""
         from minigpt.generation.conversation import QuestionAnswering
         from minigpt.generation.loading import load_to_answer
         from minigpt.generation.options import GenerationOptions

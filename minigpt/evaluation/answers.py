@@ -53,12 +53,12 @@ def exact_match(given: str, expected: str) -> bool:
 
 
 def character_f1(given: str, expected: str) -> float:
-    """Return how many characters two texts share, in any order: 0 (none) to 1 (all).
+    """Return the F1 score of the characters that two texts share, in any order: 0 (none) to 1 (all).
 
-    It is the harmonic mean of precision (shared / given) and recall (shared / expected). A character counts
-    as often as both texts have it. This is SQuAD's F1 (https://arxiv.org/abs/1606.05250, section 6.1) with
-    characters instead of words, because Chinese has no spaces between words. White space does not count. Two
-    empty texts give 1; one empty text gives 0.
+    F1 is the harmonic mean of precision (shared / given) and recall (shared / expected). If a character
+    occurs 3 times in one text and 2 times in the other, 2 are shared. This is SQuAD's F1
+    (https://arxiv.org/abs/1606.05250, section 6.1) with characters instead of words, because Chinese has no
+    spaces between words. White space does not count. Two empty texts give 1; one empty text gives 0.
 
     >>> character_f1("是成都。", "成都市。")  # three of four characters are shared
     0.75
@@ -69,7 +69,7 @@ def character_f1(given: str, expected: str) -> float:
     return 2 * (ours & theirs).total() / (ours.total() + theirs.total())
 
 
-Row: TypeAlias = tuple[str, str, str, str]  # right or wrong, question, expected answer, given answer
+Row: TypeAlias = tuple[str, str, str, str]  # ✓ (right) or ✗ (wrong), question, expected answer, given answer
 
 
 class Asked(NamedTuple):
@@ -112,7 +112,7 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
 ) -> list[Row]:
-    """Return rows of a table for `count` of the questions, taken at equal distances from the whole list.
+    """Return rows of a table for `count` of the questions, spread evenly over the whole list.
 
     If a question has several right answers, the answer most similar to the given answer is shown.
     """

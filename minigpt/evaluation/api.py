@@ -49,7 +49,7 @@ class AnswersReport:
     scores: AnswerReport
     conversations: int  # number of conversations
     pairs: int  # number of questions with answers, over all conversations
-    max_length: int  # to measure the loss, a conversation is cut after so many tokens
+    max_length: int  # largest number of tokens of a conversation for the loss; the rest is cut off
     cut: int  # number of conversations with more than max_length tokens
     context: int  # largest number of tokens that the model can read
     too_long: int  # number of questions that fill the whole context, counted as not answered
@@ -74,7 +74,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     strict: bool = False,
 ) -> dict[str, Any]:
-    """Measure a model on questions and answers, or on a text. Returns what `minigpt eval --json` prints.
+    """Measure a model on questions and answers, or on a text. Returns the numbers of `minigpt eval --json`.
 
     Args:
         model: the model.
@@ -170,7 +170,8 @@ def _answers(
 ) -> tuple[dict[Asked, str], int]:
     """Answer the questions. Also return the number of questions that are too long for the model.
 
-    A question is too long if it fills the whole context, with no place for an answer. Its answer is "".
+    A question is too long if it fills the whole context, with no place for an answer. Its answer
+    is the empty text.
 
     If a conversation is too long, its oldest exchanges are left out until half of the context is free.
     """
@@ -187,9 +188,9 @@ def _answers(
 def text_pieces(
     path: Path,
     strict: bool = False,
-    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
+    options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> list[str]:
-    """Read a text file in pieces. Raises InputError for a folder, a missing or an unreadable file."""
+    """Read a text file as a list of pieces. Raises InputError for a folder or an unreadable file."""
     if not path.is_file():
         wrong = "it is a folder" if path.is_dir() else "it is none" if path.exists() else "not found"
         raise InputError(f"text {path} must be a file: {wrong}")

@@ -43,9 +43,9 @@ Matrix = npt.NDArray[np.float64]
 class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
-    `counts` depends on the problem. One label: (K, K), with true labels in rows and predicted labels in
-    columns. Several labels: (K, 3) with the numbers of hits, false positives and false negatives. Regression:
-    (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
+    `counts` depends on the problem. One label per text: (K, K), with true labels in rows and predicted labels
+    in columns. Several labels per text: (K, 3) with the numbers of hits, false positives and false negatives.
+    Regression: (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
     """
 
     labels: Labels
@@ -61,7 +61,7 @@ class ClassificationReport:
 
     @property
     def loss(self) -> float:
-        """Return the mean loss: nats per text; for several labels, nats per label; for numbers, the MSE."""
+        """Return the mean loss: nats per text (one label), nats per label (several) or MSE (regression)."""
         return self.loss_sum / self.terms if self.terms else math.nan
 
     @property
@@ -102,7 +102,7 @@ class ClassificationReport:
         Args:
             logits: (B, K).
             batch_labels: labels in the form of LabelledBatch.
-            counted: (B,) bool: True for texts that count.
+            counted: (B,) bool: False for texts that are left out (their weight is 0).
         """
         kind = self.labels.problem_type
         logits, truth = logits[counted], batch_labels[counted]
@@ -137,7 +137,7 @@ class ClassificationReport:
         self.counts = np.array(sums[2:]).reshape(self.counts.shape)
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers that training writes to metrics.jsonl, by their names there."""
+        """Return a dict for metrics.jsonl, which training writes: name of a number -> number."""
         kind = self.labels.problem_type
         if kind == "regression":
             return {"val_loss": self.loss, "mse": self.loss, "pearson": self.pearson}
@@ -145,7 +145,7 @@ class ClassificationReport:
         return {"val_loss": self.loss, first: getattr(self, first), "macro_f1": self.macro_f1}
 
     def shown(self) -> str:
-        """Return the numbers other than the loss in words, for the line that prints the loss."""
+        """Return all metrics except the loss as text, to be printed in the same line as the loss."""
         values = {name: value for name, value in self.metrics().items() if name != "val_loss"}
         return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
 
@@ -160,8 +160,8 @@ def evaluate_classifier(
     """Measure a classifier on batches, in eval mode. Afterwards the model has its previous mode.
 
     Args:
-        finish: a function that gets the report at the end. With several processes, it replaces the report's
-            sums by the sums over all processes.
+        finish: a function that gets the report at the end. With several processes, this function
+            replaces the report's sums by the sums over all processes.
     """
     report, device, was_training = ClassificationReport(model.labels), torch.device(device), model.training
     model.eval()
@@ -223,9 +223,9 @@ def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> Classificat
 def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _BINS) -> float:
     """Compute the expected calibration error: the gap between confidence and accuracy.
 
-    As in https://arxiv.org/abs/1706.04599, texts are put into `bins` of equal width by the probability of the
-    predicted label. The result is the mean of |accuracy - mean probability| over the bins, weighted by their
-    numbers of texts.
+    As in https://arxiv.org/abs/1706.04599, texts are put into bins of equal width by the probability of the
+    predicted label (`bins`: number of bins). The error is the mean of |accuracy - mean probability| over the
+    bins, weighted by their numbers of texts.
 
     >>> round(calibration_error(np.array([[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]), 2), 4)
     0.0333
@@ -264,13 +264,13 @@ def print_confusion(report: ClassificationReport) -> None:
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
         print("confusion: the right label in rows, the predicted one in columns")
-        # As values of a Message, the labels of the user are not translated. Other names of columns are.
+        # `table` translates names of columns. Wrapped in a Message, the user's labels stay as they are.
         columns = (Message("{label}", label=name) for name in names)
         table("", ("", *columns), rows, range(1, len(names) + 1))
 
 
 def draw_confusion(report: ClassificationReport, path: Path, font: str | None = None) -> bool:
-    """Draw the confusion matrix as a PNG, normalised by row. Return False without matplotlib."""
+    """Draw the confusion matrix as a PNG, normalised by row. Return False if there is no matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib as mpl

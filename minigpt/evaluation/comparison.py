@@ -80,13 +80,13 @@ class Comparison:
 def _needed(d: Difference) -> int:
     """Return how many questions a significant result would need, if the difference stays the same.
 
-    0 stands for more than a million.
+    Returns 0 if no number is useful: no difference, more than a million, or no more than were measured.
     """
     if not d.value or d.high <= d.low:
         return 0
     half = (d.high - d.low) / 2
     # half / 1.96 is the standard error. For a level of 5 % and a power of 80 %, the difference must be 2.8
-    # times as large.
+    # standard errors.
     needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)
     rounded = round(needed, 1 - len(str(needed)))
     return rounded if d.count < rounded <= 10**6 else 0

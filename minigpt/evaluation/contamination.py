@@ -1,7 +1,7 @@
 """Looks for a task's questions in training data, by comparing n-grams of words.
 
     found = contamination(task.examples, [Path("data/train.jsonl")])
-    found.exact, found.near          # lines of the task
+    found.exact, found.near          # questions of the task (Example)
 
 A question is "exact" if all of its n-grams are in the training data, and "near" if at least half of them are.
 A Chinese character counts as a word. The memory grows with the task, not with the training data.
@@ -20,7 +20,7 @@ from minigpt.evaluation.text_metrics import words_of
 __all__ = ["Contamination", "contamination"]
 
 _WORDS = 10  # number of words of an n-gram
-_LEAST = 5  # a question with fewer words is not searched: it may be in other texts by chance
+_LEAST = 5  # questions with fewer words are not searched for: they may be in other texts by chance
 _NEAR = 0.5
 
 

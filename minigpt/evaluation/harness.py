@@ -45,7 +45,7 @@ class HarnessModel:
     """
 
     backend = "causal"
-    cache_hook: Any  # set by the harness, which stores results in it
+    cache_hook: Any  # set by the harness, which stores results in this object
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # The harness's batch_size may be a number, None, or a text such as "auto". The last two give 8.
+        # The harness's batch_size may be a number, None, or a text such as "auto". None and texts give 8.
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -83,13 +83,13 @@ class HarnessModel:
 
     @property
     def prefix_token_id(self) -> int:
-        """The id of the token put before a text without context, so that its first token is predicted."""
+        """The id of the token put before a text without context, so that the text's first token is scored."""
         start = getattr(self.tokenizer, "bos_token_id", None)
         return self.eot_token_id if start is None else int(start)
 
     @property
     def tokenizer_name(self) -> str:
-        """The tokenizer's fingerprint. The harness's cache of requests uses it as a key."""
+        """The tokenizer's fingerprint, which is a key in the harness's cache of requests."""
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
@@ -108,7 +108,7 @@ class HarnessModel:
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """Return a conversation as the text of the model's chat template."""
+        """Return a conversation as text, written by the model's chat template."""
         from minigpt.tokenization.chat_template import render_chat
 
         template = self.tokenizer.chat_template if isinstance(self.tokenizer, SubwordTokenizer) else None
@@ -119,7 +119,7 @@ class HarnessModel:
             template, chat_history, named_tokens=named, add_generation_prompt=add_generation_prompt
         )
 
-    # -- what the harness asks ------------------------------------------------------------------------------
+    # -- functions that the harness calls -------------------------------------------------------------------
 
     @functools.cached_property
     def _scorer(self) -> ContinuationScorer:
@@ -137,7 +137,7 @@ class HarnessModel:
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each whole text, in windows that do not overlap."""
+        """Return the log-likelihood of each whole text, computed in windows that do not overlap."""
         found = []
         for one in requests:
             (text,) = one.args
@@ -191,7 +191,7 @@ class HarnessModel:
 
 def register() -> None:
     """Register the model with the harness, under the name `minigpt`."""
-    import lm_eval.models  # noqa: F401 -- the harness registers its own models first
+    import lm_eval.models  # noqa: F401 -- importing this registers the harness's own models
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import model_registry
 

@@ -68,7 +68,8 @@ def bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
-    It is the probability of numbers at least so different if both models are equally good.
+    The p-value is the probability that only_a and only_b differ at least this much, if both models are
+    equally good.
 
     Args:
         only_a: number of questions that only the first model gets right.
@@ -95,7 +96,7 @@ class Difference:
     value: float  # mean of the second model minus mean of the first
     low: float  # lower end of the 95 % interval
     high: float
-    p: float  # p-value: of McNemar's exact test if all scores are 0 or 1, else of a test with random signs
+    p: float  # p-value of McNemar's exact test (scores 0 and 1) or of a test with random signs (other scores)
     only_first: int  # number of questions on which the first model is better
     only_second: int
     count: int

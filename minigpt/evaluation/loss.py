@@ -59,20 +59,20 @@ class LossSum:
 
 
 class Report(Protocol):
-    """The result of an evaluation. It consists of sums, so several processes can add up their results."""
+    """The result of an evaluation. A report consists of sums, so several processes can add up theirs."""
 
     @property
     def loss(self) -> float:
         """The loss by which the best checkpoint is chosen: lower is better."""
 
     def sums(self) -> list[float]:
-        """Return the sums over the part of the data that this process measured, to be added up over all."""
+        """Return the sums over this process's part of the data, to be added up over all processes."""
 
     def set_sums(self, sums: Sequence[float]) -> None:
         """Replace the sums of this process by the sums over all processes."""
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl, by their names there. `val_loss` is `loss`."""
+        """Return a dict for metrics.jsonl: name of a number -> number. `val_loss` is the property `loss`."""
 
     def shown(self) -> str:
         """Return a second measure in words, such as the perplexity, for the line that prints the loss."""
@@ -105,7 +105,7 @@ class LossReport:
         self.all, self.answer = LossSum(sums[0], int(sums[1])), LossSum(sums[2], int(sums[3]))
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers that training writes to metrics.jsonl, by their names there."""
+        """Return a dict for metrics.jsonl, which training writes: name of a number -> number."""
         return {
             "val_loss": self.loss,
             "val_answer_loss": self.answer.loss,
@@ -127,16 +127,16 @@ def evaluate_loss(
 ) -> LossReport:
     """Measure the loss of a model on batches, without dropout. Afterwards the model has its previous mode.
 
-    In a small model, lm_head takes most of the time. It is computed only at positions whose loss counts. It
-    is computed for some positions at a time, so that the memory for logits has a fixed limit.
+    In a small model, lm_head takes most of the time. So lm_head is computed only at positions whose loss
+    counts, and for some positions at a time, so that the memory for logits has a fixed limit.
 
     Args:
         model: the model.
         batches: the batches.
         device: device of the model.
-        finish: a function that gets the report at the end. With several processes, it replaces the report's
-            sums by the sums over all processes.
-        loss_on: the targets that count in the report's `loss`.
+        finish: a function that gets the report at the end. With several processes, this function
+            replaces the report's sums by the sums over all processes.
+        loss_on: the tokens that count in the report's `loss`: all tokens, or those of answers.
 
     Raises:
         InputError: if no token counts.

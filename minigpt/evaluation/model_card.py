@@ -3,8 +3,8 @@
     update_card(Path("output/best"), results)
 
 minigpt changes only two places of the file: the text between the comments `_BEGIN` and `_END`, and the key
-`model-index` of the header. It changes this key only if minigpt wrote it (then it has the comment `_OWN`).
-Everything else stays unchanged, so a user can edit the card. The header gets keys that it lacks.
+`model-index` of the header. This key is changed only if minigpt wrote it: then the comment `_OWN` marks it.
+Everything else stays unchanged, so a user can edit the card. Keys that the header lacks are added.
 """
 
 import math
@@ -31,7 +31,7 @@ _HAN = re.compile(r"[\u3400-\u9fff]")
 
 
 def update_card(folder: Path, results: Sequence[TaskResult]) -> Path:
-    """Write the results into the README.md of a model's folder. Returns its path."""
+    """Write the results into the README.md of a model's folder. Returns the README's path."""
     path = folder / "README.md"
     try:
         before = read_text(path, "utf-8-sig") if path.exists() else ""
@@ -118,7 +118,7 @@ def _base(folder: Path) -> str:
 
 
 def _index(name: str, results: Sequence[TaskResult]) -> str:
-    """Return the header's `model-index`. Texts are JSON strings, which YAML reads."""
+    """Return the header's `model-index`. Texts are written as JSON strings, because these are valid YAML."""
     lines = ["model-index:", _OWN, f"- name: {json_text(name)}", "  results:"]
     for result in results:
         task = json_text(printable(result.task.name))

@@ -48,7 +48,7 @@ class Calibration:
     high: float
     temperature: float  # the best temperature, fitted on other questions than the measured ones
     error_after: float  # error with this temperature
-    bins: list[tuple[float, float, int]]  # (mean probability, share right, number of questions)
+    bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str
     count: int
 
@@ -73,7 +73,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that is measured for one task. A part is None if the task has no such part, e.g. no choices."""
+    """All that is measured for one task. A field is None if it was not measured, e.g. without choices."""
 
     calibration: Calibration | None = None
     # Kind of change -> score with changed questions minus score with unchanged questions.
@@ -94,7 +94,7 @@ class Profile:
 def profile(
     loaded: LoadedModel, result: TaskResult, options: TaskOptions, training: Sequence[Path] = ()
 ) -> Profile:
-    """Make the profile of a model for a task that it was measured on.
+    """Make the profile of a model for the task of `result`, which `run_task` returned for this model.
 
     Args:
         training: files of training data, which are searched for the task's questions.
@@ -134,7 +134,8 @@ def _softened(rows: Values, temperature: float) -> Values:
 def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
     """Return the temperature from 0.05 to 20 with the lowest loss of softmax(rows / temperature).
 
-    As a function of 1 / temperature, the loss has only one minimum. A search narrows an interval around it.
+    As a function of 1 / temperature, the loss has only one minimum. A search narrows an interval
+    around this minimum.
 
     Args:
         rows: (N, K), logits.
@@ -196,7 +197,7 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
         right: (N,), True if this choice is right.
     """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # `calibration_error` takes the column with the larger value as the prediction. That must be column 0.
+    # `calibration_error` takes the larger column as the prediction. So column 1 must not exceed column 0.
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -238,7 +239,7 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 
 
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
-    """Measure the influence of the order of the choices. Return None if the prompt does not list them.
+    """Measure the influence of the order of the choices. Return None if a prompt does not list its choices.
 
     Without a list, each choice is scored as a text of its own, so there is no order.
     """

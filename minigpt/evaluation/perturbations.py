@@ -115,7 +115,7 @@ _WORDINGS = {
 
 
 def wordings(form: str, questions: Sequence[str]) -> tuple[str, ...]:
-    """Return one instruction in several wordings, in the language of most questions; () for other forms.
+    """Return one instruction in several wordings, in the language of most questions; () if the form has none.
 
     >>> wordings("generation", ["四川的省会是哪里？"])[0]
     '请回答每个问题。'

@@ -35,7 +35,7 @@ def encode_pair(
     """Return the ids of a context and of its continuation.
 
     Args:
-        start: the token that takes the place of an empty context. The first token is predicted from it.
+        start: the token that replaces an empty context; it predicts the continuation's first token.
 
     Raises:
         InputError: if the context is empty and `start` is None.
@@ -59,7 +59,8 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
-    If the shots come from the measured file, one more is returned: a question is not used as its own shot.
+    If the shots come from the measured file, one more example is returned, because a question is not used
+    as its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -90,7 +91,7 @@ class Prompter:
 
     Args:
         form: plain text, question <sep> answer, or the chat template.
-        start: the token that begins an empty text.
+        start: the token put before a text without context.
 
     Raises:
         InputError: if the tokenizer lacks a token or a template that the form needs.
@@ -105,7 +106,7 @@ class Prompter:
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return pairs (context, continuation) of ids to score: the question with each choice, or a cloze."""
+        """Return pairs (context, continuation) of ids to score: one for each choice, or one for a cloze."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
@@ -123,7 +124,7 @@ class Prompter:
             ids = [*getattr(tokenizer, "before_text", ()), *bare_ids(tokenizer, text.rstrip(" "))]
             return ids or _from_start([], self.start)[0]
         if form == "chat":
-            # Here, because only chat models need Jinja.
+            # Imported here, because only chat models need Jinja.
             from minigpt.tokenization.chat_template import encode_chat
 
             assert isinstance(tokenizer, SubwordTokenizer), "require_form"
@@ -146,7 +147,7 @@ class Prompter:
         return self.text(one) if self.format_of(one) == "text" else _asked(one)
 
     def stops(self, one: Example) -> tuple[str, ...]:
-        """Return the texts that end a generated answer. (The model's end token ends it, too.)"""
+        """Return the texts that end a generated answer. (The model's end token also ends an answer.)"""
         return one.style.stop or (STOPS if self.format_of(one) == "text" else ())
 
     def text(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> str:

@@ -2,8 +2,8 @@
 
     write_report(Path("report"), "output/best", results, profiles)
 
-The page is one file without scripts. Markdown shows the same; its pictures are SVG files in the same folder.
-Texts of models and tasks are escaped.
+The page is one file without scripts. The Markdown file shows the same; its pictures are SVG files in the same
+folder. Texts of models and tasks are escaped.
 """
 
 import html
@@ -27,7 +27,7 @@ _CASES = 8
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "h1,h2{overflow-wrap:anywhere}"
-    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # can scroll on a phone
+    "table{border-collapse:collapse;margin:1em 0;display:block;overflow-x:auto}"  # wide tables can scroll
     "td,th{border:1px solid #ccc;padding:.3em .6em;"
     "text-align:left;vertical-align:top}th{background:#f4f4f4}svg{max-width:100%}pre{white-space:pre-wrap}"
     "@media(prefers-color-scheme:dark){body{background:#161616;color:#ddd}th{background:#262626}"
@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return two lists of answers to show: the wrong ones of high and the right ones of low probability."""
+    """Return two lists of answers to show: wrong with a high probability, right with a low probability."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:
@@ -69,7 +69,7 @@ def _numbers(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown. It has names of tasks, but no text of their questions."""
+    """Return the table of all metrics in Markdown, with names of tasks, but without texts of questions."""
     return _table_in_markdown(_numbers(results, _ENGLISH))
 
 
@@ -258,7 +258,7 @@ def _table_in_markdown(one: Table) -> str:
 def markdown_of(
     model: str, results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say = _ENGLISH
 ) -> str:
-    """Return the report in Markdown; it links to the pictures of `write_report`."""
+    """Return the report in Markdown, with links to the pictures of `write_report`."""
     parts = [f"# {say('Evaluation of {model}', model=in_markdown(model))}"]
     for level, title, tables, (name, svg) in _sections(results, profiles, say):
         parts.append(f"{'#' * int(level)} {in_markdown(title)}")
@@ -297,7 +297,7 @@ def write_report(
     profiles: Mapping[str, Profile] | None = None,
     language: Language = "en",
 ) -> list[Path]:
-    """Write index.html, README.md and the pictures. Returns the files.
+    """Write index.html, README.md and the pictures. Returns the paths of these files.
 
     Args:
         model: the model's name, for the title.

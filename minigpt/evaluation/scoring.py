@@ -1,24 +1,24 @@
-"""Computes the log-likelihood of continuations. A common beginning of several prompts is read only once.
+"""Computes the log-likelihood of continuations. A prefix that prompts share is computed only once.
 
     scorer = ContinuationScorer(model)
     found = scorer.score([(context, continuation), ...])      # ids
     found[0].total, found[0].is_greedy
 
-A request is a context with a continuation. Requests are sorted by their ids, so that requests with a common
-beginning are neighbours: questions with the same shots, choices of the same question.
+A request is a context with a continuation. Requests are sorted by their ids, so that requests with the same
+prefix are neighbours: questions with the same shots, choices of the same question.
 
-1. The beginning that all requests of a batch share is read into a key-value cache. It stays there for the
-   next batch, as far as that has the same beginning.
-2. Behind it, requests that share more tokens form a tree: a shared token is in the tree once, and the tree
-   forks where the requests differ. The trees are divided among rows of nearly equal length.
+1. The prefix that all requests of a batch share goes into a key-value cache. If the next batch begins with
+   the same tokens, these stay in the cache.
+2. Behind this prefix, requests that share more tokens form a tree: a shared token is in the tree once, and
+   the tree forks where the requests differ. The trees are divided among rows of nearly equal length.
 3. One forward pass reads all rows. A mask lets each token attend only to the earlier tokens of its request.
 
 More rows make attention faster, fewer rows mean less padding; `_in_rows_of_least_work` chooses. With weights
-in 16, 8 or 4 bits, minigpt's C code computes the model. It has no such mask, so it reads request after
-request, each from the position where it differs from the one before.
+in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no such mask, so it reads one request
+after another, each from the position where it differs from the request before.
 
-Letters in shapes: R rows, L tokens of a row, W of them with wanted logits, S tokens in the cache, H heads, D
-channels of one head, C channels, V entries of the vocabulary.
+Letters in shapes: R rows, L tokens of a row, W tokens of a row whose logits are needed, S tokens in the
+cache, H heads, D channels of one head, C channels, V entries of the vocabulary.
 """
 
 import contextlib
@@ -41,14 +41,13 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-_TOKENS = {
-    "cpu": 1024
-}  # most tokens of a pass; with more, memory is returned and fetched again in each layer
+# Largest number of tokens of a forward pass. With more, each layer returns memory and allocates it again.
+_TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
-_ROWS = 16  # most rows of a pass
-_TOKENS_TO_PACK = 2048  # packing the weights takes as long as a hundred tokens, and saves a tenth of the time
-_LITTLE = 8  # so many common tokens may be read twice, if rows become shorter by it
-_LOGITS = 2**24  # most logits in memory at a time: 64 MiB in float32
+_ROWS = 16  # largest number of rows of a forward pass
+_TOKENS_TO_PACK = 2048  # from this many tokens on, pack the weights: costs 100 tokens' time, saves a tenth
+_LITTLE = 8  # at most this many tokens of a shared prefix may be computed again, if this makes rows shorter
+_LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
 class Scored(NamedTuple):
@@ -66,24 +65,24 @@ class Scored(NamedTuple):
 
 
 class _Request(NamedTuple):
-    read: tuple[int, ...]  # tokens that the model reads: all except the last
-    first: int  # position whose logits predict the first token of the continuation
+    read: tuple[int, ...]  # input of the model: context and continuation, without the last token
+    first: int  # index in `read` whose logits predict the first token of the continuation
     targets: tuple[int, ...]
     n_cut: int
 
 
 class ContinuationScorer:
-    """Scores continuations with one model. While it works, the model is in eval mode.
+    """Scores continuations with one model. During `score`, the model is in eval mode.
 
     The model's weights must not change as long as the scorer lives.
 
     Args:
         model: the model.
-        max_length: largest number of tokens that the model reads at once; 0: its context.
+        max_length: largest number of tokens that the model reads at once; 0: the model's context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.
-        tokens_read: number of tokens that the model has read for them; fewer, if requests share tokens.
+        tokens_read: number of tokens that the model computed; less than tokens_asked, if requests share some.
     """
 
     def __init__(self, model: LanguageModel, max_length: int = 0) -> None:
@@ -105,7 +104,7 @@ class ContinuationScorer:
     ) -> list[Scored]:
         """Score each (context, continuation), in order.
 
-        If both together are too long for the model, the beginning of the context is left out. If the
+        If context and continuation together are too long, the beginning of the context is left out. If the
         continuation alone is too long, it is scored in pieces, so that each of its tokens counts.
 
         Args:
@@ -116,7 +115,7 @@ class ContinuationScorer:
             InputError: if a context or a continuation is empty; if the model's scores are not finite.
         """
         pieces = [self._pieces(number, *request) for number, request in enumerate(requests, 1)]
-        # For each piece, the number of its request.
+        # whole[i] is the index of the request that piece i belongs to.
         whole = [i for i, some in enumerate(pieces) for _ in some]
         found = self._score(
             [piece for some in pieces for piece in some], lambda done: on_progress(whole[done - 1] + 1)
@@ -158,7 +157,7 @@ class ContinuationScorer:
         return [one for one in found if one is not None]
 
     def _pieces(self, number: int, context: Sequence[int], continuation: Sequence[int]) -> list[_Request]:
-        """Return a request as a list of one; or as several, if the continuation alone is too long."""
+        """Split a request: into one piece, or into several if the continuation alone is too long."""
         if not context or not continuation:
             empty = "context" if not context else "continuation"
             raise InputError(f"request {number} has an empty {empty}: there is nothing to score")
@@ -175,8 +174,8 @@ class ContinuationScorer:
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
         """Return True if the model cannot read trees of requests, but only one request after another.
 
-        The C code has no masks. Sliding-window attention counts distances in columns, which are wrong in
-        trees.
+        The C code has no masks. Sliding-window attention measures distances in columns. In a tree, these
+        are not the distances between tokens of a request.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
@@ -189,7 +188,7 @@ class ContinuationScorer:
     # -- rows -----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Return the end of the batch that begins at `start`, and the length of its common beginning."""
+        """Return (end, length of the shared prefix) of the batch order[start:end]."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):
@@ -200,7 +199,7 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # A batch of one request: read only those tokens into the cache that a neighbour can use, too.
+        # A batch of one request: its shared prefix is only what the cache or the next request has, too.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
@@ -221,8 +220,9 @@ class ContinuationScorer:
         assert self._cache is not None
         rows = _in_rows_of_least_work(batch, shared, self._model.config.hidden_size)
         trees = [_Tree(shared) for _ in rows]
-        nodes: list[list[int]] = [[] for _ in batch]  # for each request, the nodes that predict its targets
-        wanted: list[list[int]] = []  # for each row, the nodes of its requests
+        # For each request, the indices (in its row) of the tokens that predict its targets.
+        nodes: list[list[int]] = [[] for _ in batch]
+        wanted: list[list[int]] = []  # for each row, the indices of all tokens whose logits are needed
         for tree, row in zip(trees, rows):
             for i in row:
                 nodes[i] = tree.add(batch[i].read)[batch[i].first - shared :]
@@ -261,18 +261,18 @@ class ContinuationScorer:
         for start in range(one.first, len(one.read), step):
             row = one.read[start : start + step]
             logits: Tensor = runner.decode([row], [0], self._cache)
-            pieces.append(logits.float().log_softmax(-1))  # makes a copy: the next call overwrites `logits`
+            pieces.append(logits.float().log_softmax(-1))  # a copy: the next `decode` overwrites `logits`
         self._held = one.read
         self.tokens_read += len(one.read) - kept
         nodes = [list(range(len(one.read) - one.first))] * len(batch)
         return self._scored(batch, nodes, torch.cat(pieces), is_hidden=False)
 
-    # -- both -----------------------------------------------------------------------------------------------
+    # -- for rows and branches -----------------------------------------------------------------------------
 
     def _scored(
         self, batch: list[_Request], nodes: list[list[int]], found: Tensor, is_hidden: bool
     ) -> list[Scored]:
-        """Return the scores of requests, given hidden states (T, C) or log-probabilities (T, V).
+        """Return the scores of requests, given hidden states (T, C) or log-probabilities (T, V) of T tokens.
 
         Args:
             nodes: for each request, the rows of `found` that predict the tokens of its continuation.
@@ -355,7 +355,7 @@ class _Tree:
 
 
 class _Shared:
-    """A key-value cache for rows with the same beginning. It does not store the keys of new tokens."""
+    """A key-value cache for rows with the same beginning. Keys and values of new tokens are not stored."""
 
     def __init__(self, cache: KeyValueCache, length: int) -> None:
         self._cache, self.length = cache, length
@@ -377,9 +377,9 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
     More rows are shorter, so each token attends to fewer columns. But they have more padding, and tokens
     that requests of two rows share are read twice. The estimated time of a row is its number of tokens times
     (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in matrix
-    products, and 2 C per token and column in attention, where they run at two thirds of the speed.
+    products, and 2 C per token and column in attention. Those of attention run at two thirds of the speed.
 
-    Returns: the numbers of the requests of each row.
+    Returns: for each row, the indices in `batch` of its requests.
     """
     best: tuple[float, list[list[int]]] = (math.inf, [])
     for little in (0, _LITTLE):
@@ -398,9 +398,9 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
 
 
 def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[list[int], int]]:
-    """Return (requests, number of tokens) of each tree.
+    """Return for each tree: (indices in `batch` of its requests, number of its tokens).
 
-    Neighbours are in one tree if they share more than `little` tokens behind the beginning that all share.
+    Neighbouring requests are in one tree if they share more than `little` tokens behind the first `shared`.
     """
     trees: list[tuple[list[int], int]] = []
     for i, one in enumerate(batch):
@@ -414,7 +414,7 @@ def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[li
 
 
 def _joined(pieces: Sequence[Scored]) -> Scored:
-    """Join the scores of a continuation's pieces to the score of the whole continuation."""
+    """Join the scores of a continuation's pieces into the score of the whole continuation."""
     if len(pieces) == 1:
         return pieces[0]
     logprobs = [value for one in pieces for value in one.logprobs]
@@ -422,7 +422,7 @@ def _joined(pieces: Sequence[Scored]) -> Scored:
 
 
 def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """Return the number of ids that a and b have in common at the beginning, by a binary search."""
+    """Return the length of the longest common prefix of a and b, by a binary search."""
     low, high = 0, min(len(a), len(b))
     if a[:high] == b[:high]:
         return high

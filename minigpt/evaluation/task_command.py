@@ -108,7 +108,7 @@ def load(
 def measure(
     loaded: LoadedModel, tasks: Sequence[Task], options: TaskOptions, say: Say = _ENGLISH
 ) -> dict[str, TaskResult]:
-    """Measure a model on tasks, and print the results. Returns them by the tasks' names."""
+    """Measure a model on tasks, and print the results. Returns a dict: name of a task -> its result."""
     results = {task.name: run_task(loaded, task, options) for task in tasks}
     for result in results.values():
         warn_of_unknown_characters(result, loaded, options)
@@ -154,7 +154,7 @@ def profiles_of(
     training: Sequence[Path],
     say: Say = _ENGLISH,
 ) -> "dict[str, Profile]":
-    """Make the profile of each task, and print it. If `helm` is False, it has only the contamination."""
+    """Make and print the profile of each task. If `helm` is False, a profile has only the contamination."""
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
     from minigpt.evaluation.report import profile_tables
@@ -171,7 +171,7 @@ def profiles_of(
 
 
 def print_results(results: Sequence[TaskResult], say: Say = _ENGLISH) -> None:
-    """Print each metric with its interval, and the chance of guessing."""
+    """Print each metric with its interval, and the accuracy of random guessing."""
     rows = []
     for result in results:
         for name, metric in result.metrics.items():

@@ -6,8 +6,8 @@
 
 Metrics of each form:
 
-- multiple_choice: acc, by the log-likelihood of a choice; acc_norm, divided by its characters; acc_bytes, by
-  its bytes; acc_tokens, by its tokens;
+- multiple_choice: acc: the choice with the highest log-likelihood is right; acc_norm: the same, but with the
+  log-likelihood per character; acc_bytes: per byte; acc_tokens: per token;
 - cloze: acc, if the most likely token is right everywhere; perplexity of the continuation;
 - generation: the scores of text_metrics.py; the model always takes the most likely token;
 - perplexity: word_perplexity, byte_perplexity, bits_per_byte;
@@ -61,7 +61,7 @@ __all__ = [
     "run_task",
 ]
 
-_PREFIX_MIB = 256.0  # memory in MiB for the cached keys and values of common beginnings of prompts
+_PREFIX_MIB = 256.0  # memory in MiB for the cached keys and values of prefixes that prompts share
 _NEW_TOKENS = 256  # default: largest number of tokens of an answer
 
 
@@ -102,7 +102,7 @@ class Answered:
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
     logprobs: tuple[float, ...] = ()  # log-probability of each choice, or of the continuation
-    greedy: tuple[bool, ...] = ()  # for each entry of logprobs: True if every token is the most likely
+    greedy: tuple[bool, ...] = ()  # for each entry of logprobs: True if every token is the most likely one
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -127,7 +127,7 @@ class TaskResult:
     n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
     n_in_pieces: int = 0  # number of choices that were scored in pieces: alone, they exceed the context
     tokens: int = 0  # number of tokens of all prompts
-    tokens_read: int = 0  # number of tokens that the model has read; prompts can share tokens
+    tokens_read: int = 0  # number of computed tokens: less than `tokens` if prompts share tokens
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
@@ -180,7 +180,7 @@ class LoadedModel:
 
     @property
     def start(self) -> int | None:
-        """The token that begins an empty text."""
+        """The id of the token put before a text without context, or None without such a token."""
         if self.folder is not None:
             return start_token(self.folder, self.tokenizer)
         names = ("bos_token_id", "eos_token_id")
@@ -240,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of a question. `is_own`: they come from its own file, so it is left out."""
+    """Return the shots of the question `one`. If they come from its own file (`is_own`), leave out `one`."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -321,7 +321,7 @@ def _generate(
 def generate_texts(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: GenerationOptions, name: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Continue prompts, always with the most likely token. The common beginning of the prompts is read once.
+    """Continue prompts, always with the most likely token. A prefix of all prompts is computed once.
 
     Returns: the texts without stop strings, and counts of tokens.
     """
@@ -337,7 +337,7 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    # Read a long common beginning into the cache now. Prompts that start at the same time would each read it.
+    # Put a long shared prefix into the cache first: prompts that start together would each compute it.
     if shared > 64:
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
@@ -366,10 +366,10 @@ def _shared(a: Sequence[int], b: Sequence[int]) -> int:
 
 
 def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0) -> list[Request]:
-    """Divide a text into (context, continuation), so that each token is predicted once.
+    """Divide a text into pairs (context, continuation), so that each token is predicted once.
 
     Args:
-        start: the token before the text.
+        start: the id of the token put before the text.
         length: number of tokens that the model reads at once.
         stride: number of tokens that each window after the first window predicts; the other tokens are
             context. 0: as many as possible.
@@ -534,7 +534,7 @@ def _metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
 
 
 def macro_f1(truth: npt.NDArray[np.int64], given: npt.NDArray[np.int64]) -> float:
-    """Return the mean F1 over all labels that occur in `truth` or `given`, (N,) numbers of labels.
+    """Return the mean F1 over all labels that occur in `truth` or `given`: (N,) indices of labels.
 
     >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])), 4)
     0.6667

@@ -46,11 +46,11 @@ _REST = 80  # largest number of characters after a gap that are scored together 
 class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
-    template: str = ""  # the prompt, with {field} for a record's fields; "": the default of the shape
+    template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
     choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
     score: str = ""  # score the "letter" or the "text" of a choice; "": letters if the prompt lists choices
-    delimiter: str | None = None  # text between prompt and answer; None: a space; before a gap, nothing
+    delimiter: str | None = None  # text between prompt and answer; None: a space; "" before a gap
     separator: str = "\n\n"  # text between shots
     instruction: str = ""  # text before everything else
     metrics: tuple[str, ...] = ()  # names of the metrics for generated answers; (): the default metrics
@@ -182,7 +182,7 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         return [_listed(item, line, style, _text(item, name), choices)]
     if columns := sorted(key for key in item if _NUMBERED.fullmatch(key)):
         name = _required(item, FIELDS["question"])
-        # In WinoGrande's option1 and option2, the answer 1 is option1. A label counts from 0 everywhere.
+        # In WinoGrande, the answer 1 means option1. A number in a field `label` always counts from 0.
         numbers = [key[-1] for key in columns] if _right_name(item) != "label" else []
         from_1 = numbers[:1] == ["1"] and re.fullmatch(r"\d+(\.0)?", str(_right(item)).strip())
         return [
@@ -237,7 +237,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the choices of a record that has a field for each. Empty ones at the end are left out."""
+    """Return the choices of a record with one field per choice. Empty choices at the end are left out."""
     values = [item[name] for name in names]
     if not all(value is None or _is_text(value) for value in values):
         raise BadLine("the choices are no list of texts")
@@ -256,7 +256,7 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     """Return the index of the right choice.
 
     Args:
-        value: the index, a letter, also as (A) or A., a label, the choice itself, or a list of one of these.
+        value: the index; a letter as A, (A) or A.; a label; the choice's text; or a list with one of these.
     """
     if isinstance(value, list) and len(value) > 1:
         raise BadLine("several right answers", f"{len(value)}; one is needed")
@@ -266,12 +266,12 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # in the order of their priority, the highest last
+        if isinstance(value, str | bool):  # if two lines below set the same key, the later line wins
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
     text = str(value).strip()
-    number = re.sub(r"^(\d+)\.0$", r"\1", text)  # a column of whole numbers with a gap has 1.0 for 1
+    number = re.sub(r"^(\d+)\.0$", r"\1", text)  # in a column with empty cells, pandas writes 1 as 1.0
     letter = _LETTER.fullmatch(text)
     for one in (text, number, *(letter.groups() if letter else ())):
         if one in places:
@@ -305,7 +305,7 @@ def _listed(
     choices: tuple[str, ...],
     labels: Sequence[str] = (),
 ) -> Example:
-    """Return an example whose prompt lists the choices, unless the style asks for scores of their texts."""
+    """Return an example whose prompt lists the choices, unless the style asks to score the choices' texts."""
     answer = _index(_right(item), choices, labels[: len(choices)])
     if style.score == "text":
         return _choice(line, style, question, choices, answer, asks=True)
@@ -334,7 +334,7 @@ def _choice(
     line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
     *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Return an example with choices. It scores the texts of the choices, unless the style asks for letters.
+    """Return an example with choices. The texts of the choices are scored, or letters if the style asks so.
 
     Args:
         asks: True: the prompt is "Question: ... Answer:". False: the choices continue `question`.

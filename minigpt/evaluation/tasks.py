@@ -41,7 +41,7 @@ __all__ = ["Task", "read_tasks", "task_of_records"]
 _TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
 _DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
-_COLUMNS = {  # if the first row of a table has one of these names, it is the row of column names
+_COLUMNS = {  # a first row with two of these names is the row of column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
@@ -58,7 +58,7 @@ class Task:
     dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)  # subject -> its examples
     skipped: int = 0  # number of bad records
     files: tuple[Path, ...] = ()  # files of the examples
-    is_own_dev: bool = False  # True: without a file for shots, they are other questions of the same file
+    is_own_dev: bool = False  # True: the file for shots is the measured file itself
 
     @property
     def style(self) -> Style:
@@ -179,7 +179,7 @@ def _stem(path: Path) -> str:
 
 
 def _subject(path: Path) -> str:
-    """Return the subject of a file. It is "astronomy" for astronomy_test.csv and astronomy_dev.csv."""
+    """Return the subject of a file, such as "astronomy" for astronomy_test.csv and astronomy_dev.csv."""
     stem = _stem(path)
     return next(
         (stem.removesuffix(f"_{part}") for part in {*_TEST, *_DEV} if stem.endswith(f"_{part}")), stem
@@ -298,7 +298,7 @@ def _with_labels(
 
 
 def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example], int]:
-    """Read the examples of a file. Also return the number of skipped records, which a warning names."""
+    """Read the examples of a file. Warn about bad records, and also return their number."""
     report = ReadReport(path)
     found: list[Example] = []
     for line, value in _records(path, report):
@@ -377,7 +377,7 @@ def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
     """Return the records of a table in MMLU's own form; [] if the table has another form.
 
     MMLU's tables have no column names: a row is a question, the choices and a letter. But the reader takes
-    the first row as column names. So its cells are the keys of all other rows.
+    the first row as column names. Here, this row becomes a record again, and the columns get names.
     """
     first = rows[0].value
     if not isinstance(first, Mapping) or len(first) < 4:

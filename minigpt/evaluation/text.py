@@ -68,7 +68,7 @@ def evaluate_text(
         model: the model.
         tokenizer: its tokenizer.
         text: the text, or pieces of it that can be encoded separately (as from minigpt.data.corpus).
-        window: number of tokens that the model reads at once; 0: as many as it can, but at most 1,024.
+        window: number of tokens that the model reads at once; 0: as many as the model can, but at most 1,024.
         on_progress: called with the approximate number of characters measured so far.
 
     Raises:
@@ -104,11 +104,11 @@ def _windows(ids: npt.NDArray[np.int64], T: int) -> Iterator[Batch]:
     n, rows = len(ids) - 1, max(1, _MEASURED // T)
     starts = np.arange(0, n, T)
     for first in range(0, len(starts), rows):
-        some = starts[first : first + rows]  # (B,)
+        some = starts[first : first + rows]  # (B,) starts of windows
         lengths = np.minimum(n - some, T)  # (B,)
         width = int(lengths.max())
         column = np.arange(width)  # (T,)
         real = column < lengths[:, None]  # (B, T)
-        place = np.where(real, some[:, None] + column, 0)  # (B, T)
+        place = np.where(real, some[:, None] + column, 0)  # (B, T) indices in `ids`
         mask = torch.from_numpy(real)
         yield Batch(torch.from_numpy(ids[place]), torch.from_numpy(ids[place + 1]), mask, mask, some)

@@ -132,12 +132,12 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references))
-    # sacrebleu needs equally many right answers for each text. A text with fewer answers gets None.
+    # sacrebleu needs equally many right answers for each text, so missing answers are filled with None.
     columns = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     chinese = any("\u3400" <= c <= "\u9fff" for row in references for text in row for c in text)
     metric: Any = BLEU(tokenize="zh" if chinese else "13a") if name == "bleu" else CHRF()
     # sacrebleu's chrF returns NumPy numbers, but 0.0 if nothing matches, and cannot average this mixture. So
-    # its function is replaced by one that always returns a float.
+    # chrF's function is replaced by one that always returns a float.
     if name == "chrf":
         compute = metric._compute_f_score
         metric._compute_f_score = lambda statistics: float(compute(statistics))

@@ -74,7 +74,7 @@ _NO_MATTER = {
 _KINDS: dict[str, type[LoraConfig | IA3Config | BottleneckConfig]] = {
     "LORA": LoraConfig, "IA3": IA3Config, "BOTTLENECK": BottleneckConfig,
 }  # fmt: skip
-_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})
+_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})  # empty values
 # Allowed values of init_lora_weights: ways to initialise A and B. With other values (pissa, olora, corda,
 # loftq, lora_ga), PEFT changes the model's own weights when it loads the adapter, which minigpt does not do.
 _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
@@ -89,7 +89,10 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return the adapter's folder, given it or its run's folder. Check the files by the manifest, if any.
+    """Return an adapter's folder, and check its files by its manifest, if there is one.
+
+    Args:
+        path: the adapter's folder, or the folder of the run that trained the adapter.
 
     Raises:
         InputError: if there is no adapter, or a file differs from the manifest.
@@ -133,7 +136,7 @@ def _of_classifier(folder: Path) -> str:
 
 
 def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str, Tensor]:
-    """Return an adapter's parameters with PEFT's names and shapes. They share memory with the model."""
+    """Return an adapter's parameters with PEFT's names and shapes. These share memory with the model."""
     names = weight_names(model)
     found: dict[str, Tensor] = {}
     for name, layer in adapted_layers(model):
@@ -163,8 +166,8 @@ def save_adapter(
         config: the configuration that was given to `add_adapter`.
         base: folder or name of the base model, for programs that load the adapter.
         adapter: name of the adapter in the model.
-        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: a new
-            result.
+        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: the
+            model's present tensors.
         task_type: PEFT's name of the task; SEQ_CLS for a classifier.
 
     Raises:
@@ -228,7 +231,7 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
     """Return the value of target_modules to be saved.
 
-    It is a list of short names such as "c_attn", if these mean just the adapted layers; else of full names.
+    Short names such as "c_attn", if these match the adapted layers and no others; otherwise full names.
     """
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
@@ -250,8 +253,8 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         adapter: a name that no other adapter of the model has.
 
     Raises:
-        InputError: if the folder has no adapter, or one for another model or rank, or a kind of adapter that
-            minigpt does not have. The message names the file. The model has not changed.
+        InputError: if the folder has no adapter, or an adapter for another model or rank, or of a kind that
+            minigpt does not have. The message names the file. The model stays unchanged.
     """
     folder = adapter_folder(folder)
     path = folder / ADAPTER_CONFIG
@@ -270,7 +273,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # with the adapter added, it tells which names and shapes the file must have
+    twin: Any = _on_meta(model)  # with an adapter, the twin tells which names and shapes the file needs
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:
@@ -300,8 +303,8 @@ def _on_meta(model: Any) -> Any:
 def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
     """Read the adapter's tensors from a file.
 
-    If lm_head has an adapter, PEFT also saves lm_head's own weight. It belongs to the base model and is left
-    out.
+    If lm_head has an adapter, PEFT also saves lm_head's own weight. This weight belongs to the base model and
+    is left out.
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist: the adapter's weights are read from safetensors only")

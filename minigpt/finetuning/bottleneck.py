@@ -83,7 +83,7 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter for an error message: several of them cannot be summed."""
+        """Return the name of these adapters for an error message: two of them cannot be active at once."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:

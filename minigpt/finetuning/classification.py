@@ -68,7 +68,7 @@ class SequenceClassifier(nn.Module):
 
     @property
     def blocks(self) -> nn.ModuleList:
-        """Return the list of transformer blocks. It is found as the only ModuleList of the body."""
+        """Return the list of transformer blocks, which is the only ModuleList of the body."""
         return next(each for each in self.base_model.modules() if isinstance(each, nn.ModuleList))
 
     def forward(
@@ -104,11 +104,11 @@ class SequenceClassifier(nn.Module):
 def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: ProblemType) -> Tensor:
     """Compute the loss in float32, summed over rows and outputs.
 
-    Divided by the number of rows (times outputs, unless there is one label), it is the loss of transformers.
+    transformers divides this sum by the number of rows (one label), or by rows times outputs (otherwise).
 
     Args:
         logits: (B, K).
-        labels: (B,) int64: numbers of the right outputs; or (B, K) float32: 0 and 1, or target values.
+        labels: (B,) int64: indices of the right outputs; or (B, K) float32: 0 and 1, or target values.
         weights: (B,): factor for the loss of each row.
     """
     logits = logits.float()
@@ -124,7 +124,7 @@ def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: P
 def probabilities(logits: Tensor, problem_type: ProblemType) -> Tensor:
     """Convert logits (B, K) to probabilities in float64.
 
-    For regression, the result is the predicted numbers.
+    For regression, return the logits, which are the predicted numbers.
     """
     logits = logits.double()
     if problem_type == "single_label_classification":
@@ -149,7 +149,7 @@ def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | N
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
     """Return the content of a classifier's config.json.
 
-    It always has pad_token_id if the model does: without it, transformers classifies only one text at a time.
+    Its key pad_token_id is the model's: without this key, transformers classifies only one text at a time.
     """
     family = family_of(model.config)
     content = family.config_to_hugging_face(

@@ -63,7 +63,7 @@ def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
 
 
 def _drawn(centred: Tensor, rows: int) -> Tensor:
-    """Sample rows (rows, C) from the normal distribution with the covariance of centred rows (V, C).
+    """Sample vectors (rows, C) from a normal distribution: mean 0, and the covariance of `centred` (V, C).
 
     Random linear combinations of the centred rows have this distribution, so no covariance matrix is needed.
     """

@@ -28,11 +28,11 @@ PARTS = {
 
 
 def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
-    """Return a dict: Hugging Face's name -> parameter. A tied head has an entry, as the embedding has."""
+    """Return a dict: Hugging Face's name -> parameter. A tied head has an entry of its own."""
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
-    # A classifier's head is not in the table, because its name is the same in both naming schemes.
+    # A classifier's head is not in the table, because minigpt and Hugging Face use the same name.
     return named | {name: own[name] for name in own if name not in table}
 
 

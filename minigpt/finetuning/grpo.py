@@ -51,9 +51,10 @@ class TokenLosses(NamedTuple):
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
     """Return the advantages of answers from their rewards; (N, G) -> (N, G).
 
-    The mean of the group is subtracted from a reward. With "group", the result is divided by the group's
-    standard deviation. With "batch", the caller divides it by the standard deviation of all rewards of the
-    step. With "none", it is not divided. If all rewards of a group are equal, its advantages are zeros.
+    The mean of the group is subtracted from a reward. With "group", the difference is divided by the
+    group's standard deviation. With "batch", the caller divides the difference by the standard deviation of
+    all rewards of the step. With "none", nothing is divided. If all rewards of a group are equal, its
+    advantages are zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards != "group":
@@ -68,8 +69,8 @@ def token_losses(
 
     Args:
         logps: log-probabilities of the sampled tokens, (P,).
-        old: their log-probabilities when they were sampled; None: equal to logps.
-        reference: their log-probabilities under the reference model; None if beta is 0.
+        old: log-probabilities of the same tokens when they were sampled, (P,); None: equal to logps.
+        reference: log-probabilities of the same tokens under the reference model, (P,); None if beta is 0.
         advantages: the advantage of each token's answer, (P,).
     """
     ratio = (logps - (logps.detach() if old is None else old)).exp()
@@ -79,8 +80,8 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        # The tokens were sampled with old weights. The factor p / p_old (importance sampling) makes the mean
-        # of `kl` the one for tokens sampled with the present weights.
+        # The tokens were sampled with old weights. With the factor p / p_old (importance sampling), the mean
+        # of `kl` is as for tokens sampled with the present weights.
         if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl

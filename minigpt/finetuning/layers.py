@@ -40,7 +40,7 @@ class AdaptedLayer(nn.Module):
     """A frozen linear layer with an adapter. Subclasses have the adapter's parameters.
 
     Args:
-        base: an nn.Linear, a quantised layer, or an AdaptedLayer. It is used directly, not copied.
+        base: an nn.Linear, a quantised layer, or an AdaptedLayer; used directly, not copied.
         adapter: name of the adapter.
     """
 
@@ -52,7 +52,7 @@ class AdaptedLayer(nn.Module):
         self.rows: Tensor | None = None  # (n,): rows of the batch that use the adapter; None: all rows
 
     def new_parameter(self, *shape: int) -> nn.Parameter:
-        """Return an uninitialised parameter. It is in float32, or in float64 if the layer's weight is."""
+        """Return an uninitialised parameter in float32, or in float64 if the layer's weight is in float64."""
         weight = self.weight
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         return nn.Parameter(torch.empty(shape, dtype=dtype, device=weight.device))
@@ -87,7 +87,7 @@ class AdaptedLayer(nn.Module):
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        # A quantised layer has the method `dequantized`. Its int4 weight is padded; the slice removes that.
+        # A quantised layer has the method `dequantized`. Its int4 weight is padded; the slice cuts that off.
         is_rounded = hasattr(linear, "dequantized")
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
@@ -137,7 +137,7 @@ class AdaptedLayer(nn.Module):
 class AdapterConfig(ABC):
     """The base class of the configurations of all kinds of adapters."""
 
-    modules_to_save: tuple[str, ...]  # names of modules whose own weights are trained, in a copy
+    modules_to_save: tuple[str, ...]  # names of modules; a copy of each is trained
 
     def of_family(self, model: LanguageModel) -> Self:
         """Return this configuration with the defaults of the model's family filled in."""
@@ -163,7 +163,7 @@ class AdapterConfig(ABC):
 
 
 def _names(model: LanguageModel) -> dict[str, str]:
-    """Return a dict: our name -> Hugging Face's name, for modules with weights and those around them."""
+    """Return a dict: our name -> Hugging Face's name, for modules with weights and their parents."""
     found: dict[str, str] = {}
     for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
@@ -198,16 +198,16 @@ def _is_in(name: str, modules: Collection[str]) -> bool:
 
 
 _MOST_TRIES = 10**7
-_LONG = 30  # characters of a module's name
+_LONG = 30  # assumed number of characters in a module's name
 _PART = re.compile(r"\((?:\?(?:P?<\w+>|<?[=!:>])?)?|[*+]\??|\?\??|\{\d*,?\d*\}\??|.", re.DOTALL)
 _LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
 def pattern_of(text: str, key: str) -> re.Pattern[str]:
-    """Compile a regular expression for modules' names. A stranger may have written it in an adapter's file.
+    """Compile a regular expression for modules' names, which may come from a stranger's adapter file.
 
     Raises:
-        InputError: if it is wrong, or could try too many ways to match a name, which would take hours.
+        InputError: if the expression is not valid, or if matching a name could take hours.
     """
     try:
         pattern = re.compile(text)
@@ -222,7 +222,7 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate in how many ways a regular expression may be tried on a module's name."""
-    groups = [(0.0, 1.0)]  # of each open group: ways of its earlier alternatives, ways of the last one
+    groups = [(0.0, 1.0)]  # for each open "(": ways of its earlier alternatives, ways of the present one
     repeats, last = 0, 1.0  # last: in how many ways the part before a "*" or "+" may match
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
@@ -230,7 +230,7 @@ def _tries(text: str) -> float:
             groups.append((0.0, 1.0))
         elif part == ")":
             if len(groups) == 1:
-                return math.inf  # a parenthesis that is not understood here
+                return math.inf  # a ")" without an open group
             groups.pop()
             last = earlier + ways
             groups[-1] = (groups[-1][0], groups[-1][1] * last)
@@ -240,7 +240,7 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # k repeats share the characters of a name, so their ways are about LONG**k / k!
+            # k repeats share the characters of a name; they can do so in about LONG**k / k! ways
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
         else:
@@ -322,7 +322,7 @@ def add_adapter(
 
     Raises:
         InputError: if the configuration chooses nothing, or modules that cannot be trained because they are
-            quantised. The model has not changed.
+            quantised. The model stays unchanged.
     """
     if adapter in adapter_names(model):
         raise InputError(f"the model has an adapter {adapter!r} already: give this one another name")
@@ -366,7 +366,7 @@ class WholeModule:
         return found.to(present.device)
 
     def use(self, adapters: Sequence[str]) -> None:
-        """Put the result of `of` into the model."""
+        """Put the module that `of` returns into the model."""
         setattr(self.parent, self.attribute, self.of(adapters))
 
 
@@ -452,7 +452,7 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
     """Give each row of a batch its own adapters, in a with block. An empty list means the model alone.
 
-    The product with the frozen weights is computed once for all rows. Each adapter is computed for its rows.
+    The product with the frozen weights is computed once for all rows, each adapter only for its own rows.
 
     Args:
         names: for each row, a list of names of adapters.
@@ -465,7 +465,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
         name: None if len(some) == len(names) else torch.tensor(some, device=device)
         for name, some in rows_of.items()
     }
-    layers = [layer for _, layer in adapted_layers(model)]  # searched once: it takes time in each step
+    layers = [layer for _, layer in adapted_layers(model)]  # one search only, because it takes time
     before = [layer.is_active for layer in layers]
     active = [layer.adapter for layer in layers if layer.is_active]
     try:
@@ -524,7 +524,7 @@ def merge_and_unload(model: LanguageModel) -> LanguageModel:
     a weight of its own, because merging must not change the embedding.
 
     Raises:
-        InputError: if weights are quantised or an adapter is not linear (the model has not changed), or a
+        InputError: if weights are quantised or an adapter is not linear (the model stays unchanged), or a
             merged weight is not finite.
     """
     modules = dict(model.named_modules())

@@ -110,7 +110,7 @@ class LoraLinear(AdaptedLayer):
     A and B are in float32, even if the layer's weight is in 16, 8 or 4 bits, as in PEFT.
 
     Args:
-        base: an nn.Linear, a quantised layer, or an AdaptedLayer. It is used directly, not copied.
+        base: an nn.Linear, a quantised layer, or an AdaptedLayer; used directly, not copied.
         config: configuration with rank, scaling and dropout.
         adapter: name of the adapter.
         draw: False: do not initialise A and B, because their values will be set later.
@@ -189,9 +189,9 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def add_weighted_adapter(
     model: LanguageModel, adapters: Sequence[str], weights: Sequence[float], adapter: str
 ) -> LoraConfig:
-    """Combine several adapters into one, as PEFT's combination type "linear". Only the result is active.
+    """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
 
-    A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. The result is exact for one
+    A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. This is exact for one
     adapter, and an approximation for several. `set_adapter` with several names gives the exact sum.
 
     Args:

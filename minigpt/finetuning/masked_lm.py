@@ -4,8 +4,8 @@ Some tokens are chosen at random. 80 % of them become [MASK], 10 % become a rand
 change. The model predicts all chosen tokens. If it predicted only [MASK], it would learn nothing about
 visible tokens.
 
-In a character vocabulary, each entry is one character. So [MASK] is a character of Unicode's private area
-there. If a user types the six characters "[MASK]", `with_masks` replaces them by this character.
+In a character vocabulary, each entry is one character. So there, [MASK] is a character of Unicode's private
+area. If a user types the six characters "[MASK]", `with_masks` replaces them by this character.
 
 Letters in shapes: B rows, T tokens.
 """
@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's tokens are chosen: the given share, but at least one, if there are any."""
+    """Return how many of a row's tokens are chosen: the share `probability`, at least 1 if there are any."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -82,8 +82,8 @@ def mask_tokens(
         keys: one key per row, which seeds the random choice.
         mask_id: id of [MASK]. Random tokens have lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
-        words: ids -> number of each token's word. If given, whole words are chosen: at most `hidden_count`
-            tokens, but at least one word.
+        words: function of a row's ids (n,) that returns the number of each token's word (n,). If given, whole
+            words are chosen: at most `hidden_count` tokens, but at least one word.
 
     Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
     """
@@ -107,7 +107,7 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Choose words at random. Return the positions (n,) of their tokens: at most `count`, or one word."""
+    """Choose words at random. Return their positions (n,): at most `count`, or those of one longer word."""
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0
@@ -127,7 +127,7 @@ class Filling(NamedTuple):
 
 @torch.inference_mode()
 def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: int) -> list[list[Filling]]:
-    """Return the `top_k` most probable tokens for each [MASK]. No [MASK] is filled before all are predicted.
+    """Return the `top_k` most probable tokens for each [MASK]. All are predicted before any is filled.
 
     Args:
         ids: ids of the text, including [MASK]; at most as many as the model's context.
@@ -145,7 +145,7 @@ def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: in
     row = torch.tensor([[*ids]], device=device)
     was_training = model.training
     model.eval()
-    hidden = model.base_model(row, both_ways(row))[0, places]  # (M, C)
+    hidden = model.base_model(row, both_ways(row))[0, places]  # (M, C), M: number of [MASK]s
     model.train(was_training)
     scores = model.lm_head(hidden).float()  # (M, V)
     scores[:, mask_id] = -torch.inf

@@ -53,8 +53,8 @@ if TYPE_CHECKING:
     from minigpt.lens.text import tokens as tokens
     from minigpt.lens.vectors import neighbours as neighbours
 
-# Name of a function -> its module. A module is imported when its name is first used, because a view needs
-# only few of the modules.
+# Name of a function -> its module. A module is imported when one of its functions is first used, because a
+# view needs only few of the modules.
 _MODULES = {
     "ablate": "heads",
     "activation_names": "recorder",

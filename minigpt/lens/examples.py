@@ -180,10 +180,10 @@ def data(
     batch_size: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Data:
-    """Measure the loss of each example's answers, and of each token in them.
+    """Measure the loss of each example's answers, and of each token of the answers.
 
     Args:
-        count: number of examples and of tokens in the result.
+        count: number of examples, and of tokens, with the highest loss to return.
         on_progress: called with the number of examples that are measured.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)
@@ -194,7 +194,7 @@ def data(
     model.eval()
     for some in encoded.in_order(batch_size):
         made = some.to(device)
-        targets = made.targets[made.answer_mask]  # (P,)
+        targets = made.targets[made.answer_mask]  # (P,), P tokens of answers
         hidden = model.base_model(made.input_ids)[made.answer_mask]  # (P, C)
         nats = token_cross_entropy(model.lm_head, hidden, targets).double().tolist()
         owners = some.rows[np.nonzero(some.answer_mask.numpy())[0]].tolist()

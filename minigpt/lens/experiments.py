@@ -2,9 +2,9 @@
 
     experiment("no-causal-mask", conversations).runs
 
-The result shows both loss curves, some answers, and the reason of the failure. Both runs have the same small
-model, seed, data and number of steps. Only one detail differs: the model, or an option of training. The
-training step is that of `minigpt train`.
+The result shows the loss curves of both runs, some answers, and the reason of the failure. Both runs have
+the same small model, seed, data and number of steps. Only one detail differs: the model, or an option of
+training. The training step is that of `minigpt train`.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ from minigpt.training.step import TrainStep
 __all__ = ["EXPERIMENTS", "Experiment", "Result", "experiment"]
 
 STEPS = 120
-# only conversations with the first 100 answers are used: a small model learns so few within seconds
+# only conversations with one of the first 100 answers are used: a small model learns these in seconds
 _ANSWERS = 100
 _CPU = torch.device("cpu")
 

@@ -44,7 +44,7 @@ class Attention(View):
         ]
 
     def as_dict(self) -> dict[str, object]:
-        """Return the numbers as a dict for JSON. It has the probabilities of the shown heads only."""
+        """Return the numbers as a dict for JSON, with the probabilities of the shown heads only."""
         heads = {
             f"blocks.{layer}.{head}": self.probabilities[layer, head].tolist() for layer, head in self.chosen
         }
@@ -70,7 +70,7 @@ class Attention(View):
     def _overview(self, say: Say) -> Table:
         """Return a table with a row for each head to show.
 
-        It has the tokens that the prompt's last token attends to, and three means over all tokens: the
+        A row has the tokens that the prompt's last token attends to, and three means over all tokens: the
         attention to the token itself, to the token before it, and to the first token.
         """
         T = len(self.pieces)

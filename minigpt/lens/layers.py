@@ -87,10 +87,10 @@ def logit_lens(
     norm = model.get_submodule(family_of(model.config).final_norm)
     places = slice(start, start + max(1, len(reading.answer)))
     rows = [model.lm_head(norm(states[:, places])).float().softmax(-1)[0].cpu() for states in seen.values()]
-    values = torch.stack(rows)  # (L, n, V)
-    top = values.max(dim=-1)  # (L, n)
-    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,)
-    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1)
+    values = torch.stack(rows)  # (L, n, V) probabilities
+    top = values.max(dim=-1)  # (L, n) highest probabilities and their ids
+    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,) ids of the answer's tokens
+    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) probability of each id
     texts = [[shown(token_text(tokenizer, index)) for index in row] for row in top.indices.tolist()]
     return LogitLens(
         layers=list(seen),

@@ -1,4 +1,4 @@
-"""Writes a model as an HTML page that runs it, with the settings of the model's folder.
+"""Writes a model as an HTML page that runs the model, with the settings of the model's folder.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 write_live_page("page.html", folder, model, tokenizer, opened=Opened("四川的省会是哪里？", reading))
@@ -52,7 +52,7 @@ def write_live_page(
     dtype: HtmlDtype = "float16",
     opened: Opened | None = None,
 ) -> list[str]:
-    """Write a model as a page that answers questions. Prompt format, options and name are the folder's.
+    """Write a model as a page that answers questions. `folder` gives prompt format, options and name.
 
     Args:
         folder: the model's folder.
@@ -62,7 +62,7 @@ def write_live_page(
     Returns: sentences that say where the page's results differ from minigpt's.
 
     Raises:
-        InputError: as `write_html`.
+        InputError: for the same reasons as `write_html`.
     """
     form = prompt_format(folder, tokenizer)
     advised = recommended_options(folder)

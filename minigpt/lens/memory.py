@@ -26,8 +26,8 @@ class Cache(View):
     query_heads: int
     bytes_per_token: int
     context: int  # largest number of tokens that the model can read
-    key_norms: Floats  # (layers, S)  mean length of a token's key vectors over the heads
-    value_norms: Floats  # (layers, S)  mean length of its value vectors over the heads
+    key_norms: Floats  # (layers, S)  L2 norm of a token's key vectors, mean over the heads
+    value_norms: Floats  # (layers, S)  L2 norm of a token's value vectors, mean over the heads
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""
@@ -85,12 +85,12 @@ def cache(
     reading = read_question(model, tokenizer, question, answer, form)
     config, weight = model.config, next(model.parameters())
     is_whole = reading.is_text or not reading.answer
-    # generation never reads the answer's last token, so the cache lacks it
+    # generation never feeds the answer's last token to the model, so the cache lacks this token
     ids = as_row(model, reading.ids if is_whole else reading.ids[:-1])
     held = KeyValueCache(config, 1, ids.shape[1], weight.device, weight.dtype)
     slot = held.allocate()
     model.base_model(ids, past_key_values=held.view([slot], [ids.shape[1]]))
-    keys, values = held.columns(slot, 0, held.length(slot))  # (L, H, S, D) each
+    keys, values = held.columns(slot, 0, held.length(slot))  # (layers, heads, S, channels) each
     return Cache(
         pieces=reading.pieces,
         prompt=ids.shape[1] if reading.is_text else len(reading.prompt),

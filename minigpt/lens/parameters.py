@@ -22,12 +22,12 @@ class PartOfModel(NamedTuple):
     """One weight of the model: a matrix or a vector."""
 
     name: str  # name in minigpt, such as transformer.blocks.0.attn.qkv_proj.weight
-    group: str  # the weights' part of the model: "embedding", "block 0", "final norm", "lm_head"
+    group: str  # part of the model that has the weight: "embedding", "block 0", "final norm", "lm_head"
     shape: tuple[int, ...]
     number: int  # number of parameters
     rms: float  # root of the mean square: the usual size of a parameter
     norm: float  # root of the sum of squares
-    largest: float  # largest singular value; for a vector its length
+    largest: float  # largest singular value; for a vector, its L2 norm
     rank: float  # stable rank: norm^2 / largest^2, about the number of directions that matter
     change: float | None  # ||new - old|| / ||old||; None without an earlier model
 
@@ -64,7 +64,7 @@ class Weights(View):
         details = []
         for name, parts in groups.items():
             for part in parts:
-                # "attn.qkv_proj", without the names around it
+                # only the end of the name, such as "attn.qkv_proj", without ".weight"
                 short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)
                 size = "x".join(map(str, part.shape))
                 more = [] if part.change is None else [f"{part.change:.1%}"]
@@ -169,7 +169,7 @@ def _group(key: str, model: LanguageModel) -> str:
 def _largest(matrix: Tensor) -> float:
     """Return the largest singular value: the root of the largest eigenvalue of M M^T or M^T M.
 
-    Both have the same largest eigenvalue; the smaller one is less work.
+    The two products have the same largest eigenvalue; the smaller product is less work.
     """
     if matrix.dim() < 2:
         return float(matrix.norm())

@@ -26,7 +26,7 @@ _ROWS = 40  # largest number of rows of a table in a picture
 
 
 def check_picture(path: Path, flag: str = "--plot") -> None:
-    """Raise InputError if a picture cannot be written. It is called before anything is computed."""
+    """Raise InputError if a picture cannot be written. Called before anything is computed."""
     if path.suffix.lower() not in (".html", ".htm"):
         picture_kind(path, flag)
     if path.is_dir():
@@ -89,7 +89,7 @@ def _same_labels(charts: Sequence[Part]) -> bool:
 
 
 def _plain(text: object) -> str:
-    return printable(str(text)).replace("$", r"\$")  # a dollar sign would start a formula
+    return printable(str(text)).replace("$", r"\$")  # in matplotlib, a dollar sign would start a formula
 
 
 def _draw(axes: Any, part: Part, longest: float | None) -> None:
@@ -104,7 +104,7 @@ def _draw(axes: Any, part: Part, longest: float | None) -> None:
             image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)
             _ticks(axes.set_xticks, part.columns)
-            # with so many columns, only labels of one character fit; turn longer ones by 90 degrees
+            # from 20 columns on, only labels of one character fit; turn longer labels by 90 degrees
             if len(part.columns) >= 20:
                 for label in axes.get_xticklabels():
                     label.set_rotation(90 if cell_len(label.get_text()) > 2 else 0)

@@ -136,9 +136,8 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    options: list[
-        str
-    ]  # names of the options, such as "T 0.5"; the first entry is the model's own distribution
+    # Names of the options, such as "T 0.5". The first entry, "", is the model's own distribution.
+    options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the options forbid the token
     kept: list[int]  # for each of the options: number of tokens with a probability above 0
@@ -178,8 +177,8 @@ def next_token(
 
     Args:
         after: the beginning of the answer; "": the first token of the answer is predicted.
-        options: each entry gives one distribution. The order is that of generation: first penalties, then
-            temperature, then top_k, top_p and min_p.
+        options: each entry gives one distribution. Options apply in the order of generation: first penalties,
+            then temperature, then top_k, top_p and min_p.
         show: number of tokens in the view's table.
     """
     ids = prompt_ids(tokenizer, question, form)

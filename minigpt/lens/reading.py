@@ -1,4 +1,4 @@
-"""The token ids of what a model reads: a question and an answer in the prompt format, or a plain text.
+"""The token ids that a model reads: a question and an answer in the prompt format, or a plain text.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 reading.prompt, reading.answer         # ids

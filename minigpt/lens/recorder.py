@@ -17,9 +17,9 @@ The names are the same for both families, for any precision, and with adapters:
     norm                             (B, T, C)     the input of lm_head
     logits                           (B, T, V)
 
-Forward hooks record the activations, so the models need no code for it. PyTorch's fused attention does not
-return the probabilities. To record or replace them, the model computes attention step by step. No module
-returns them as its output, so the call of softmax that computes them is intercepted.
+Forward hooks record the activations, so the models need no code for recording. PyTorch's fused attention does
+not return the probabilities. If they are recorded or replaced, the model computes attention step by step. To
+replace them, the call of softmax that computes them is intercepted, because no module returns them.
 
 Letters in shapes: B rows, T tokens, C channels, H heads, D channels of a head, V entries of the vocabulary.
 """
@@ -38,7 +38,7 @@ from minigpt.families.registry import LanguageModel, family_of
 
 __all__ = ["Change", "activation_names", "read_logits", "record", "require_head", "switched_off"]
 
-Change: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # the new activation, or a function of the old one
+Change: TypeAlias = Tensor | Callable[[Tensor], Tensor]  # the new activation, or a function old -> new
 _PROBABILITIES = "attn.probabilities"
 
 
@@ -63,8 +63,8 @@ def record(
         model: the model. Its hooks and its mode (train or eval) are restored.
         input_ids: (B, T).
         names: names, or patterns such as "blocks.*.mlp".
-        changes: name -> a tensor that replaces the activation, or a function of it. Later parts of the model
-            compute with the changed activation, which is also recorded.
+        changes: name -> a tensor that replaces the activation, or a function old -> new. Later parts of the
+            model compute with the changed activation, which is also recorded.
 
     Raises:
         InputError: if there is no such name, or a replacement has another shape.
@@ -129,7 +129,7 @@ def switched_off(model: LanguageModel, layer: int, head: int | None = None) -> d
 
 
 def require_head(model: LanguageModel, layer: int | None, head: int | None = None) -> None:
-    """Raise InputError if a layer or a head does not exist. Both are counted from 0, as in `blocks.0`."""
+    """Raise InputError if a layer or a head does not exist. Layers and heads count from 0."""
     sizes = (
         ("layer", layer, model.config.num_hidden_layers),
         ("head", head, model.config.num_attention_heads),
@@ -175,7 +175,7 @@ def _hooked(
 class _ReplacedSoftmax(TorchFunctionMode):
     """Changes the attention probabilities of one layer: it replaces the results of softmax calls.
 
-    It is switched on only while that layer's attention runs.
+    This TorchFunctionMode is active only while the layer's attention runs.
     """
 
     def __init__(self, name: str, change: Change) -> None:
@@ -224,7 +224,7 @@ def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
 def _hook(
     name: str, change: Change | None, found: dict[str, Tensor], heads: int, is_input: bool
 ) -> Callable[..., Any]:
-    """Make a hook that records an activation and returns the changed one.
+    """Make a hook that records an activation, and returns it if `change` changed it.
 
     A forward pre-hook (is_input=True) returns the module's inputs, a forward hook returns its output.
     """

@@ -189,7 +189,7 @@ def _as_text(part: Part, say: Say, width: int) -> str:
 
 
 def _heat_text(heat: Heat, say: Say, width: int) -> str:
-    """Draw a heat map with two columns for each field. Labels are cut to two columns."""
+    """Draw a heat map: each field is two characters wide. Labels of columns are cut to this width."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
         note = "({title}: too wide for {width} columns; --plot FILE draws it)"

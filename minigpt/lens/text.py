@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 class Merges(NamedTuple):
-    """The BPE merges of one word: its parts after each step. First the parts are bytes, at last tokens."""
+    """The BPE merges of one word: its parts after each step. At first these are bytes, in the end tokens."""
 
     word: str
     steps: list[list[str]]

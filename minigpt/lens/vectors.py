@@ -94,7 +94,7 @@ def float_matrix(module: Any) -> Tensor:
 
 
 def _nearest(matrix: Tensor, ids: list[int], tokenizer: AnyTokenizer, count: int) -> list[list[Near]]:
-    """Return for each id the tokens whose vectors have the highest cosine, without the token itself.
+    """Return for each id the tokens with the highest cosine to its vector, without the token itself.
 
     Rows of the matrix beyond the vocabulary (padding) are not considered.
     """

@@ -234,7 +234,7 @@ class PreferenceLoss(Objective):
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         nothing = losses.new_zeros(len(input_ids))  # (2 B,)
         B = reference.shape[1]  # 0 if this process has no pair; then sum and gradient are 0
-        logps = nothing.index_add(0, rows, -losses).view(2, -1)[:, :B]  # (2, B)
+        logps = nothing.index_add(0, rows, -losses).view(2, -1)[:, :B]  # (2, B): chosen, rejected
         if self.options.loss_type in PER_TOKEN:
             counts = nothing.index_add(0, rows, torch.ones_like(losses)).view(2, -1)[:, :B]
             logps, reference = logps / counts, reference / counts
