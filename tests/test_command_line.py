@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import gc
+import importlib
 import json
 import math
 import os
@@ -793,6 +795,38 @@ def test_ctrl_c_while_the_program_begins_is_no_traceback() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+
+
+@pytest.mark.parametrize(("swallows", "imported"), [(True, False), (False, True)])
+def test_a_signal_that_an_import_swallows_is_obeyed_after_it(
+    swallows: bool, imported: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "slow_library.py").write_text(
+        "import gc, os, signal\n"
+        "collects = gc.isenabled()\n"
+        "try:\n"
+        f"    {'os.kill(os.getpid(), signal.SIGINT)' if swallows else 'pass'}\n"
+        "except KeyboardInterrupt:\n"
+        "    pass\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "meta_path", [command_line.CarefulImport("slow_library"), *sys.meta_path])
+    finders = len(sys.meta_path)
+    reached, frozen = [], gc.get_freeze_count()
+
+    def work() -> None:
+        module = importlib.import_module("slow_library")
+        reached.append(module.collects)
+
+    try:
+        assert exit_code("try", work) == (130 if swallows else 0)
+    finally:
+        sys.modules.pop("slow_library", None)
+        if not frozen:
+            gc.unfreeze()
+    assert (reached == [False]) is imported
+    assert gc.isenabled()
+    assert len(sys.meta_path) == finders - 1
 
 
 def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.MonkeyPatch) -> None:

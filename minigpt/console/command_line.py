@@ -14,6 +14,7 @@ import atexit
 import contextlib
 import dataclasses
 import gc
+import importlib.util
 import io
 import json
 import math
@@ -25,8 +26,9 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
+from importlib.machinery import ModuleSpec
 from pathlib import Path
-from types import FrameType
+from types import FrameType, ModuleType
 from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
 from minigpt.console.flags import help_text, parse
@@ -34,6 +36,7 @@ from minigpt.console.language import language_of, say, set_language, translated
 from minigpt.errors import InputError, Message, check_ranges, one_line, printable_json
 
 __all__ = [
+    "CarefulImport",
     "CommandOptions",
     "MachineOptions",
     "ModelOptions",
@@ -158,6 +161,8 @@ def run(
         if given.get("json"):
             print(_json_line(result or {}))
 
+    if "torch" not in sys.modules:
+        sys.meta_path.insert(0, CarefulImport("torch"))
     # By default, SIGTERM and SIGUSR1 end a process at once. `_terminate` raises an exception instead, so that
     # `finally` blocks run and temporary files are removed.
     for number in stop_signals()[1:]:
@@ -406,6 +411,32 @@ def lasting_imports() -> Iterator[None]:
         gc.enable()
     if not gc.get_freeze_count():
         gc.freeze()
+
+
+class CarefulImport:
+    """Imports a module so that no signal is lost, and without garbage collection: for torch.
+
+    Put into `sys.meta_path`, it is asked before the usual finders, and finds the module with their help.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Return the module's usual spec, with a loader that remembers signals. None for other modules."""
+        if name != self._name:
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            execute = spec.loader.exec_module
+
+            def exec_module(module: ModuleType) -> None:
+                with remembered_signals(), lasting_imports():
+                    execute(module)
+
+            spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
 
 
 def obey_swallowed() -> None:
