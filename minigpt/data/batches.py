@@ -46,9 +46,9 @@ class Batch(NamedTuple):
 
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64: input_ids shifted by one
-    token_mask: torch.Tensor  # (B, T) bool: the target is a real token
-    answer_mask: torch.Tensor  # (B, T) bool: the target belongs to an answer, or is the <sep> after it
-    rows: npt.NDArray[np.int64]  # (B,): numbers of the examples
+    token_mask: torch.Tensor  # (B, T) bool: True if the target is a real token, not padding
+    answer_mask: torch.Tensor  # (B, T) bool: True if the target belongs to an answer or to its <sep>
+    rows: npt.NDArray[np.int64]  # (B,): index of the example in each row
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
@@ -65,7 +65,8 @@ class Batch(NamedTuple):
     def blank(self) -> "Batch":
         """Return a batch of the first row, with both masks all False, so that it adds nothing to the loss.
 
-        Several processes share a batch and compute in step. A process without a row uses this batch.
+        Several processes share the rows of a batch and do each step together. A process that gets no row
+        uses this batch.
         """
         nothing = torch.zeros_like(self.token_mask[:1])
         return Batch(self.input_ids[:1], self.targets[:1], nothing, nothing, self.rows[:0])
@@ -79,7 +80,7 @@ class EncodedExamples:
     # For each id: True if it belongs to an answer, or is the <sep> after an answer.
     is_answer: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
-    lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
+    lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the file
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
     weights: npt.NDArray[np.float64] | None = None  # (N,): how much each row counts; None: equally
@@ -137,7 +138,7 @@ class EncodedExamples:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows that an evaluation reads: all of them."""
+        """Return the number of rows that an evaluation uses: all rows."""
         return len(self)
 
     @property
@@ -169,8 +170,8 @@ def encode_prompt(
 ) -> list[int]:
     """Encode a question and the exchanges before it as question <sep> answer <sep> ..., for generation.
 
-    If the result is longer than max_length ids, the oldest exchanges are left out. The question itself is
-    never cut, so the result can still be longer.
+    If all exchanges have more than max_length ids together, the oldest are left out. The question itself is
+    never cut, so a long question alone may have more than max_length ids.
     """
     sep = _separator(tokenizer)
     ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()
@@ -221,10 +222,11 @@ def encode_conversations(
     max_length: int,
     encode: Encode = encode_conversation,
 ) -> EncodedExamples:
-    """Encode each conversation. A conversation without any token of an answer is left out.
+    """Encode each conversation. A conversation is left out if max_length cuts all of its answers away.
 
     Args:
-        encode: encodes one conversation: `encode_conversation` (plain form) or `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
+            `encode_chat_conversation`.
 
     Raises:
         InputError: if no conversation is left.
@@ -305,7 +307,7 @@ class BatchPlan:
         widths = np.sort(self._lengths) if by_length else np.full(len(data), self._lengths.max())
         widths = np.maximum(widths, pad_to)
         cuts = [0]
-        for i, width in enumerate(widths):  # widths are sorted, so the last row is the longest
+        for i, width in enumerate(widths):  # widths never decrease: `width` is that of the longest row
             rows = i - cuts[-1] + 1
             if rows > batch_size or (tokens_per_batch and rows > 1 and rows * width > tokens_per_batch):
                 cuts.append(i)
@@ -319,7 +321,7 @@ class BatchPlan:
         return len(self._cuts) - 1
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """Return the numbers of the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
+        """Return the indices of the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
         epoch, position = divmod(number, len(self))
         if epoch != self._epoch:  # compute the order of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
