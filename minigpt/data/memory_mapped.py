@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _makes_sense(manifest: dict[str, Any]) -> bool:
-    """Check the names, types and sizes: a right checksum proves only that the file is not damaged.
+    """Return True if names, types and sizes are valid. A checksum proves only that the file is not damaged.
 
     Raises:
         KeyError, TypeError, AttributeError: if an entry is missing, or of another type.
@@ -148,7 +148,7 @@ class Tokens:
         if not path.is_file() or path.stat().st_size != shard["size"]:
             raise self._damaged(path)
         dtype = np.dtype(self.manifest["dtype"])
-        if not shard["tokens"]:  # all its lines were skipped, and an empty file cannot be mapped
+        if not shard["tokens"]:  # all lines were skipped; an empty file cannot be mapped
             return np.empty(0, dtype=dtype)
         return np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
 
