@@ -231,7 +231,7 @@ def prepare(
     workers: int = 0,
     lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokens:
-    """Return the ids of a corpus. Shards of this corpus in the folder are used; otherwise it is encoded.
+    """Return the ids of a corpus. If the folder has no shards of this corpus, the corpus is encoded first.
 
     A printed line says whether shards were used or written.
 

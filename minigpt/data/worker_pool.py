@@ -1,7 +1,7 @@
 """Does the same work on many items in several processes. Shared data is sent to each process once.
 
-Processes are spawned, not forked, because torch's threads do not survive a fork. Every process ends with its
-parent.
+Processes are spawned, not forked, because torch's threads do not survive a fork. Every process ends when
+its parent ends.
 """
 
 import multiprocessing

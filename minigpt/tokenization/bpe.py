@@ -86,7 +86,8 @@ class BpeTokenizer(SubwordTokenizer):
                 and splits numbers into digits.
             special_tokens: further special tokens, such as `<|im_start|>`.
             min_frequency: least number of times that a pair must occur to be merged.
-            on_progress: called ten times per second with the stage (1: reading, 2: merging) and a text.
+            on_progress: a function that is called ten times per second with the stage (1: reading, 2:
+                merging) and a text.
 
         Raises:
             ValueError: if vocab_size is too small for bytes and special tokens, or kind is unknown.

@@ -31,7 +31,7 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
     Args:
         definition: the tokenizer's definition.
         with_special: convert the text of special tokens to these tokens. By default the object does not know
-            them, so it cannot produce them.
+            the special tokens, so it cannot produce them.
 
     Raises:
         InputError: if the library does not accept the definition.
@@ -66,7 +66,7 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 def panics_without_trace() -> Iterator[None]:
     """Hide the stack trace that the library writes to standard error when it panics (crashes in Rust).
 
-    Output of other threads to standard error appears only at the end of the block, and is lost in a panic.
+    Output of other threads to standard error appears only at the end of the `with` block; a panic loses it.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:

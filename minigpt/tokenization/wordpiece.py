@@ -19,8 +19,8 @@ from minigpt.tokenization.wordpiece_files import read_folder
 
 __all__ = ["WordPieceTokenizer"]
 
-# Decoding puts a space before each token. These replacements, made in this order, remove it where English
-# has none.
+# Decoding puts a space before each token. These replacements, made in this order, remove the space
+# where English has none.
 _JOINED = (
     *((f" {sign}", sign) for sign in ".?!,"),
     (" ' ", "'"),
@@ -34,7 +34,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # a text is not just its tokens' texts joined: they depend on the tokens before them
+    joins = False  # a token's text depends on the token before it, so texts of tokens cannot just be joined
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
