@@ -36,7 +36,7 @@ NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # number of groups at the border of the parts that are divided anew, to come closer to the ratio
+_WINDOW = 400  # number of groups at the parts' border that are divided anew, to come closer to the ratio
 
 
 def normalise(question: str) -> str:

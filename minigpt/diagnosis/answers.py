@@ -1,7 +1,7 @@
 """Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)   # of answers after their own and after other questions
+    loss = measure(model, tokenizer, conversations)   # loss of answers, after their own and other questions
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
@@ -33,8 +33,8 @@ PAIRS = 64  # number of pairs whose loss is measured: more than QUESTIONS, becau
 MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; the default of `minigpt eval` and `generate`
 # A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
 END_SHARE = 0.9
-# A model that has learned little has endless answers, too. It is reported that a model has not learned to end
-# only if the loss of the end token is at least one nat above the loss of the other tokens.
+# A model that has learned little has endless answers, too. So the finding "no_end_learned" needs more: a loss
+# of the end token that is at least one nat above the loss of the other tokens.
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
@@ -85,8 +85,8 @@ def measure(
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair that has another answer. The search begins half a list
-    # further, because neighbouring pairs may be alike.
+    # For each answer, choose the question of a pair that has another answer. The search begins half
+    # the list further, because neighbouring pairs may be alike.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
