@@ -45,7 +45,7 @@ class Batch(NamedTuple):
     """One batch. Rows are padded on the right with 0 to the length of the longest row."""
 
     input_ids: torch.Tensor  # (B, T) int64
-    targets: torch.Tensor  # (B, T) int64: input_ids shifted by one
+    targets: torch.Tensor  # (B, T) int64: for each input id, the id that follows
     token_mask: torch.Tensor  # (B, T) bool: True if the target is a real token, not padding
     answer_mask: torch.Tensor  # (B, T) bool: True if the target belongs to an answer or to its <sep>
     rows: npt.NDArray[np.int64]  # (B,): index of the example in each row
@@ -83,7 +83,7 @@ class EncodedExamples:
     lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the file
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
-    weights: npt.NDArray[np.float64] | None = None  # (N,): how much each row counts; None: equally
+    weights: npt.NDArray[np.float64] | None = None  # (N,): factor of each row in the loss; None: 1 for all
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -121,10 +121,10 @@ class EncodedExamples:
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
         """Build a batch of some rows, padded to the longest row, or to `pad_to` tokens if that is more."""
-        lengths = self.lengths[rows][:, None]  # (B, 1)
+        lengths = self.lengths[rows][:, None]  # (B, 1): number of tokens of each row
         width = max(pad_to, int(lengths.max()))
-        column = np.arange(width)[None, :]  # (1, T + 1)
-        real = column < lengths  # (B, T + 1)
+        column = np.arange(width)[None, :]  # (1, T + 1): index of each column
+        real = column < lengths  # (B, T + 1): True for tokens, False for padding
         flat = np.where(real, self.starts[rows][:, None] + column, 0)
         ids = torch.from_numpy(np.where(real, self.ids[flat], 0).astype(np.int64))
         answer = real & self.is_answer[flat]
@@ -307,7 +307,7 @@ class BatchPlan:
         widths = np.sort(self._lengths) if by_length else np.full(len(data), self._lengths.max())
         widths = np.maximum(widths, pad_to)
         cuts = [0]
-        for i, width in enumerate(widths):  # widths never decrease: `width` is that of the longest row
+        for i, width in enumerate(widths):  # widths are ascending, so `width` is the largest so far
             rows = i - cuts[-1] + 1
             if rows > batch_size or (tokens_per_batch and rows > 1 and rows * width > tokens_per_batch):
                 cuts.append(i)

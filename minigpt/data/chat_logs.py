@@ -36,7 +36,7 @@ _SAMPLE, _LINES = 16_000, 200  # number of characters, and of lines, that are ex
 _FEWEST = 4  # a text with fewer messages is not taken for a chat log
 _PAUSE = 30  # minutes of silence that end a conversation
 _ANSWERS = 8  # a conversation without a pause is cut after this number of answers
-_MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen to answer
+_MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen as the one who answers
 _SHOWN = 6  # number of speakers that an error message lists
 
 _DATE = (
@@ -199,7 +199,7 @@ def read_messages(
         InputError: if it is not clear who answers; the error lists the speakers.
     """
     bad: list[Record] = []
-    messages: dict[str, list[Message]] = {}  # number of the conversation -> its messages
+    messages: dict[str, list[Message]] = {}  # id of a conversation -> its messages
     for record in records:
         try:
             if isinstance(record.value, BadLine):

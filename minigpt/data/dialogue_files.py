@@ -70,7 +70,7 @@ def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
             first, said = number, [found[1]]
         elif found := _NEXT.match(line):
             said.append(found[1])
-        elif line.startswith(" ") and said:  # an indented line continues the text, after a space
+        elif line.startswith(" ") and said:  # an indented line continues the text above; join with a space
             said[-1] = f"{said[-1]} {line.strip()}"
         elif not line.startswith("#"):
             break

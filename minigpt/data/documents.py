@@ -156,7 +156,7 @@ def _last_cut(text: str, any_place: bool, start: int) -> int:
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
-        # Search the last 4096 characters first: they usually have such a position, and a long search is slow.
+        # Search the last 4096 characters first: they usually have a position to cut. A long search is slow.
         for first in (max(start, len(text) - 4096), start):
             cut = max((m.end() for m in pattern.finditer(text, first)), default=0)
             if cut > first:

@@ -134,7 +134,7 @@ def advised(command: str, path: Path, encoding: str = "") -> str:
     return f"minigpt {command} {shlex.quote(str(path))}{more}"
 
 
-# first bytes of a compressed file -> method
+# first bytes of a compressed file -> method of compression
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 

@@ -375,9 +375,9 @@ class EncodedTexts:
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> LabelledBatch:
         """Build a batch of some texts, padded to the longest text, or to `pad_to` tokens if that is more."""
-        lengths = self.lengths[rows]  # (B,)
-        column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T)
-        real = column < lengths[:, None]  # (B, T)
+        lengths = self.lengths[rows]  # (B,): number of tokens of each text
+        column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T): index of each column
+        real = column < lengths[:, None]  # (B, T): True for tokens, False for padding
         flat = np.where(real, self.starts[rows][:, None] + column, 0)
         ids = np.where(real, self.ids[flat], self.pad_token_id).astype(np.int64)
         return LabelledBatch(
@@ -483,7 +483,7 @@ def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: Pr
 def class_weights(texts: Sequence[LabelledText]) -> dict[str, float]:
     """Return a weight in the loss for each label, so that rare and frequent labels count equally.
 
-    The weight is N / (K n): N texts, K labels, n texts with this label. Its mean over all texts is 1.
+    The weight is N / (K n): N texts, K labels, n texts with this label. The mean weight over all texts is 1.
     """
     counts = Counter(name for each in texts for name in each.labels or ())
     return {name: len(texts) / (len(counts) * count) for name, count in counts.items()}

@@ -132,7 +132,7 @@ class Tokens:
                 done += shard["size"]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Return `count` ids from position `start` on, (count,). They may come from several shards."""
+        """Return `count` ids from position `start` on, (count,). These ids may be in several shards."""
         assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         parts = []
         while count:

@@ -223,7 +223,7 @@ def _role(message: Mapping[str, Any]) -> str:
 
 
 def _best(replies: list[Any]) -> Any:
-    """Return the reply with the best rank, else the first one; None if there is none."""
+    """Return the reply with the best rank, or the first if no reply has a rank; None without replies."""
     return min(replies, key=_rank, default=None)
 
 

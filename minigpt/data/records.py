@@ -82,7 +82,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        return _conversation(_pair_of(item, *pair), line, "", item)  # raw is "": `split` writes usual names
+        return _conversation(_pair_of(item, *pair), line, "", item)  # raw "": `split` writes usual names
     found = _found(item)
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
@@ -212,7 +212,7 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def shown_keys(item: Mapping[str, Any]) -> str:
-    """Return the keys of a record in words, for a message."""
+    """Return the keys of a record in words, for an error message."""
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 

@@ -218,7 +218,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        # Take the group if later groups can fill exactly what is then left.
+        # Take the group if some of the later groups can fill exactly the rest.
         takes = size <= left and bool(later >> (left - size) & 1)
         chosen.append(takes)
         left -= size * takes

@@ -351,7 +351,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             require_unpacked(name, size, sum(file.metadata.row_group(i).total_byte_size for i in groups))
             if file.metadata.num_rows > 100 * size:
                 raise InputError(f"{name} has {size:,} bytes and claims {file.metadata.num_rows:,} rows")
-        # Columns of text are read as dictionaries: a text that a million rows share is then in memory once.
+        # Columns of text are read as dictionaries: a text that many rows share is then in memory only once.
         types = pyarrow.types
         texts = [each for each, kind in kinds.items() if types.is_string(kind) or types.is_binary(kind)]
         if not isinstance(source, Path):

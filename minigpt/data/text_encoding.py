@@ -98,7 +98,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
     """Decode bytes to text without a byte order mark. Return the text and its encoding.
 
     Args:
-        name: the file's name, for messages.
+        name: the file's name, for error messages.
         encoding: the encoding named by the user; "": detect it.
 
     Raises:
@@ -112,7 +112,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # `error.start` is a position in these bytes, which may lack the mark
+            read = error.object  # `error.start` is a position in these bytes, not in `data`
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None

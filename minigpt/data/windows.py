@@ -65,12 +65,12 @@ class TextPart:
         """
         T = self.block_size
         ids = np.zeros((len(rows), T + 1), dtype=np.int64)
-        lengths = np.minimum(len(self) - rows, T + 1)  # (B,)
+        lengths = np.minimum(len(self) - rows, T + 1)  # (B,): number of ids to read for each window
         for row, (start, length) in enumerate(zip(rows.tolist(), lengths.tolist())):
             ids[row, :length] = self.tokens.read(self.first + start, length)
         width = int(lengths.max())
-        both = torch.from_numpy(ids[:, :width])  # (B, T + 1)
-        mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T)
+        both = torch.from_numpy(ids[:, :width])  # (B, T + 1): inputs, and targets shifted by one
+        mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T): True for a target
         return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), mask, mask, rows)
 
     @property

@@ -75,7 +75,7 @@ def run_in_processes(
 
 
 def _begin(shared: Any) -> None:
-    """Initialise a process. It ignores Ctrl-C, which its parent handles, and ends if its parent is killed."""
+    """Initialise a worker process, which ignores Ctrl-C (its parent handles it), and ends with its parent."""
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)

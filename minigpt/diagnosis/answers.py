@@ -38,7 +38,8 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# More empty answers than this share are reported. An empty answer is never right: the data has none.
+# More empty answers than this share are reported. An empty answer is never right: the data has none that is
+# empty.
 EMPTY_SHARE = 0.1
 # The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
 # by at least two standard errors. Else the answers do not depend on the questions.
@@ -129,12 +130,12 @@ def measure(
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute for each row the nats of the answer, the nats of its last token, and its length; (B,) each."""
-    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (B, T, C) -> (P, C)
+    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
     parts = [F.cross_entropy(model.lm_head(some).float(), goal, reduction="none") for some, goal in pieces]
     nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))  # (B, T)
-    last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1)
+    last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1): index of each row's last token
     return nats.sum(dim=1), nats.gather(1, last)[:, 0], batch.answer_mask.sum(dim=1)
 
 
@@ -148,7 +149,7 @@ def ask(
     Raises:
         InputError: if no question fits, or the model's outputs are not finite.
     """
-    # The largest length of a question. Two positions are kept for <sep> and one token of the answer.
+    # Largest number of tokens of a question. Two positions are kept for <sep> and one token of the answer.
     room = model.config.max_position_embeddings - 2
     first = dict.fromkeys(each.exchanges[0] for each in conversations)
     fitting = [one for one in first if len(tokenizer.encode_text(one.question)) <= room]

@@ -22,9 +22,9 @@ __all__ = ["CHECKS", "COMMON_CHECKS", "finite", "late_share", "smoothed"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
-# A new model's first loss is about ln(V), for V entries of the vocabulary. If it is below 0.7 ln(V), the
-# model was trained before. If the first line of metrics is a mean over several steps, a new model may already
-# reach the unigram loss, about half of ln(V); so the limit is lower.
+# A new model's first loss is about ln(V), for V entries of the vocabulary. If this loss is below 0.7 ln(V),
+# the model was trained before. If the first line of metrics is a mean over several steps, a new model may
+# already reach the unigram loss, about half of ln(V); so the limit is then lower.
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
 # A first loss below this limit means that something is wrong: no model predicts real text with certainty so
 # early.
@@ -44,8 +44,8 @@ CALM = 3.0
 # A gradient norm that grows to five times its value after the start is reported. A little growth is normal
 # while the loss falls.
 GRADIENT_TIMES = 5.0
-# At the end of a cosine schedule the rate is small. If the loss still falls by 3 % between two evaluations,
-# more steps would lower it much further. A fall of less than 0.02 nats never counts.
+# At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between two
+# evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # A validation loss must rise by 2 % and by 0.02 nats to count. All evaluations use the same data, so their
 # noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the mean's standard error

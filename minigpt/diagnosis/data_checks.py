@@ -48,14 +48,15 @@ UNKNOWN_SHARE = 0.01
 CUT_SHARE = 0.05
 # A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
 NO_ANSWER_SHARE = 0.01
-# It is reported if more than half of the tokens are padding. Padding takes as much time as text.
+# More than half padding among the tokens is reported. Padding takes as much time as text.
 PADDING_SHARE = 0.5
 # Fields are swapped if more than 50 % of the answers end with a question mark, but less than 10 % of the
 # questions.
 ASKING, NOT_ASKING = 0.5, 0.1
-# UTF-8 that was read as Latin-1 is reported above this share: a few texts may show it on purpose.
+# UTF-8 that was read as Latin-1 is reported above this share: a few texts may have it on purpose.
 MOJIBAKE_SHARE = 0.01
-# A few questions, such as greetings, have several answers. If one in ten has, the data contradicts itself.
+# A few questions, such as greetings, have several answers. If one in ten questions has, the data
+# contradicts itself.
 CONTRADICTION_SHARE = 0.1
 # To see whether answers fit their questions: the number of pairs that are compared, and the mean difference
 # that counts, in standard errors of this mean. A difference of four standard errors happens by chance in one
@@ -66,8 +67,8 @@ DUPLICATE_SHARE = 0.1
 # If 90 % of the questions of one part begin or end with the same phrase of 3 characters or more, but less
 # than 10 % of the other part, only one part was written with a template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
-# A few texts may be about special tokens of other programs. If more than one pair in ten contains them, a
-# program has left them there by mistake.
+# A few texts may be about special tokens of other programs. If more than one pair in ten contains such
+# tokens, a program has left them there by mistake.
 MARKS_SHARE = 0.1
 MARKS = (
     *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),

@@ -53,7 +53,7 @@ def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> 
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)
-        findings = without_consequences([*findings, healthy])  # also sorts them: the worst first
+        findings = without_consequences([*findings, healthy])  # also sorts the findings: the worst first
     return [_with_commands(record, one) for one in findings]
 
 

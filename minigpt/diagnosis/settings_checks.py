@@ -45,13 +45,13 @@ WARM = 10  # with at least this number of warm-up steps, the warm-up is not repo
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
-# Clipping is meant for a few large gradients. It is reported if it divides all gradients by a thousand or
-# more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
+# Clipping is meant for a few large gradients. Clipping is reported if it divides all gradients by a thousand
+# or more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
 # harm: AdamW's steps do not depend on their scale.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
 # The loss is still falling fast if at least 0.2 of its whole fall, and 0.1 nats, are in the last third of the
-# steps. If it fell along a straight line, this share would be 1/3; of a curve that ends flat, it is below
-# 0.1.
+# steps. If it fell along a straight line, this share would be 1/3; for a curve that ends flat, the share is
+# below 0.1.
 STEEP, STEEP_NATS = 0.2, 0.1
 # Number of target tokens per step: with fewer than 32, the gradient is mostly noise; 500 are enough.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
@@ -70,8 +70,8 @@ def best_loss(record: RunRecord) -> float:
 def end_loss(record: RunRecord) -> float:
     """Return the training loss at the end; nan without lines about training.
 
-    This is a mean over the last epoch, because an epoch has batches of all lengths. It takes at least three
-    lines and at most a fifth of all lines.
+    The result is the mean of the lines of the last epoch, because an epoch has batches of all lengths. At
+    least three lines, and at most a fifth of all lines, are used.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -182,7 +182,7 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 def rose(record: RunRecord) -> bool:
     """Return True if the first steps raised the loss of a new model, for at least two steps in a row.
 
-    (A single batch may have rare tokens. They raise the loss of a model that has just learned frequencies.)
+    (Rare tokens in a single batch also raise the loss of a model that has just learned frequencies.)
     """
     train = first_lines(record)
     above = [point.loss > untrained(record) + ABOVE for point in train]

@@ -59,7 +59,7 @@ class BpeTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # encode something now: some damaged files raise an error only here
+            tokenizer._encoding("a 1")  # some damaged files give an error only when a text is encoded
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer

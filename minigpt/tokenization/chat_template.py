@@ -239,7 +239,7 @@ class _Reading:
     stand_ins: dict[str, str]  # special token -> the private character in its place; longest tokens first
     twins: dict[str, str]  # each character that occurs in special tokens -> a private character in its place
     marks: tuple[str, str]  # characters that mark begin and end of the assistant's text
-    count: int | None  # number of assistant's texts with marks; None: the template itself writes the marks
+    count: int | None  # number of the assistant's texts with marks; None: the template writes the marks
 
     def marked(self, own: dict[int, str]) -> str:
         """Return the rendered text with private characters in place of special tokens.

@@ -296,7 +296,7 @@ def _with_ids(
     """Return text -> flags and id of each added token.
 
     The `tokenizers` library ignores the ids in the files. A token gets its id in the vocabulary, or the next
-    free id. If a file states another id, this is an error: it was made for other weights, or by hand.
+    free id. A file that states another id is an error: it was made for other weights, or by hand.
     """
     tokens: dict[str, dict[str, Any]] = {}
     highest = -1

@@ -113,11 +113,11 @@ def prepared(frame: dict[str, Any]) -> Library:
         return _prepared(frame)
 
 
-_MOST_GROWTH = 100.0  # how many times as long a normalizer may make a text
+_MOST_GROWTH = 100.0  # a normalizer may make a text at most this number of times as long
 
 
 def _growth(step: Any) -> float:
-    """Return how many times as long a normalizer can make a text by its replacements."""
+    """Return the largest factor by which the replacements of a normalizer can make a text longer."""
     match step:
         case {"type": "Sequence", "normalizers": [*steps]}:
             return math.prod(map(_growth, steps))

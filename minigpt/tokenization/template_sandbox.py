@@ -260,7 +260,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         Args:
             value: the value.
-            as_text: also count the characters of str(value). This is an estimate, up to ten times too low.
+            as_text: also count the characters of str(value). The count is an estimate, up to ten times too low.
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:
@@ -305,8 +305,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # A method such as strip or rfind may compare each character of the string with each one of an
-            # argument. So the charge grows with the product of both lengths.
+            # A method such as strip or rfind may compare each character of the string with each character
+            # of an argument. So the charge grows with the product of both lengths.
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)
@@ -364,7 +364,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def widened(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a Jinja filter that can make a large result from a number, such as a width.
 
-        Its cost is subtracted from the budget before it runs.
+        The filter's cost is subtracted from the budget before the filter runs.
         """
 
         @functools.wraps(function)
@@ -436,7 +436,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def trimmed(self, value: Any, chars: str | None = None) -> str:
         """Implement the filter `trim`."""
         size = self.size(value, as_text=True)
-        # `strip` may compare each character of the text with each one of `chars`.
+        # `strip` may compare each character of the text with each character of `chars`.
         self.charge(size + size * len(chars or "") // 1000)
         return str(value).strip(chars)
 

@@ -26,7 +26,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # searched in each token alone, not in the whole text, as transformers does
+    (" do not", " don't"),  # used for single tokens, not for a whole text, as in transformers
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -56,7 +56,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # encode something now: some damaged files raise an error only here
+            tokenizer._encoding("a 1")  # some damaged files give an error only when a text is encoded
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer
