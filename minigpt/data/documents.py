@@ -152,7 +152,7 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where a text may be cut, or 0. The file continues after it."""
+    """Return the last position after `start` where a text may be cut, or 0. More text follows."""
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):

@@ -24,7 +24,7 @@ _SHARD = re.compile(r"shard-\d{5,9}\.bin")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read shards.json. Return None if it is missing or damaged: the shards are then written again."""
+    """Read shards.json. Return None if this file is missing or damaged: the shards are then written again."""
     try:
         manifest = read_json(folder / MANIFEST)
         is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
@@ -89,7 +89,7 @@ class Tokens:
         manifest: the content of its shards.json.
 
     Raises:
-        InputError: if a shard is missing or has another size; the message names it and says what to do.
+        InputError: if a shard is missing or has another size; the message names the shard and what to do.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Tokens:
         """Check every shard against its SHA-256.
 
         Raises:
-            InputError: if a shard differs; the message names it and says what to do.
+            InputError: if a shard differs; the message names the shard and what to do.
         """
         size = sum(shard["size"] for shard in self.manifest["shards"]) // 1_000_000
         done = 0

@@ -84,7 +84,7 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
     Args:
         conversations: all conversations, in the order of the file.
         train_ratio: share of the conversations (without duplicates) for train. The share of the result is as
-            close to it as possible for up to 400 groups, and usually exact for more groups.
+            close to `train_ratio` as possible for up to 400 groups, and usually exact for more groups.
         seed: decides the random order of the groups.
 
     Raises:
@@ -199,9 +199,9 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     """Choose the groups for train, given their sizes in random order. True: the group is for train.
 
     The target is `ratio` times the sum of all sizes. The first groups are chosen until their sum is near the
-    target. Groups cannot be divided, so this sum rarely equals it. Therefore the last of these groups and
-    the next ones are chosen anew, so that the sum comes as close as possible. This is a subset-sum problem:
-    bit s of reachable[i] is set if some of the groups from i on have the sum s.
+    target. Groups cannot be divided, so this sum rarely equals the target. Therefore the last of these groups
+    and the groups after them are chosen anew, so that the sum comes as close as possible. This is a
+    subset-sum problem: bit s of reachable[i] is set if some of the groups from i on have the sum s.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)

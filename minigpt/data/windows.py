@@ -123,7 +123,7 @@ class WindowPlan:
         return self._batches
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """Return the starts of the windows of batch `number`, (B,)."""
+        """Return the positions at which the windows of batch `number` start, (B,)."""
         epoch, position = divmod(number, len(self))
         if epoch != self._epoch:  # compute offset and keys of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
@@ -134,7 +134,7 @@ class WindowPlan:
         return self._offset + self._width * permuted(np.arange(first, last), self.windows, self._keys)
 
     def shapes(self, data: TextPart, pad_to: int = 0) -> list[tuple[int, int]]:
-        """Return rows and tokens (targets plus one) of typical batches, to estimate time and memory."""
+        """Return (number of rows, tokens of a row) of a typical batch, to estimate time and memory."""
         rows = -(-self.windows // len(self))
         return [(rows, min(self._width + 1, len(data)))]
 

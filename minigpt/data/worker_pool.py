@@ -37,6 +37,7 @@ def run_in_processes(
 
     Args:
         work: a function at module level, so that other processes can import it.
+        shared: the first argument of `work`; it is sent to each process only once.
         sizes: number of bytes of each item, for the progress display.
         workers: largest number of processes; 1: only the current process; 0: one per core.
 

@@ -70,7 +70,7 @@ def relative_rate(config: TrainConfig) -> float:
 
 
 def longer(config: TrainConfig, times: float) -> dict[str, Any]:
-    """Return settings for a run of `times` as many steps."""
+    """Return settings for a run with `times` times as many steps."""
     if config.max_steps:
         return {"max_steps": max(1, round(times * config.max_steps))}
     return {"num_train_epochs": float(f"{times * config.num_train_epochs:.3g}")}

@@ -63,7 +63,7 @@ def load_best(record: RunRecord) -> tuple[LanguageModel, AnyTokenizer]:
     """Load the best checkpoint of a run.
 
     Raises:
-        InputError: if it does not exist or cannot be read.
+        InputError: if the checkpoint does not exist or cannot be read.
     """
     folder = record.folder / "best"
     if not folder.exists():
@@ -79,7 +79,7 @@ def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """Measure the loss of the first answer of each conversation, after its own and after another question.
+    """Measure the loss of each conversation's first answer, after its own question and after another one.
 
     Returns: None if all answers are the same, or a pair is too long for the model.
     """

@@ -66,7 +66,7 @@ def nothing_logged(record: RunRecord) -> Finding | None:
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Check for damaged lines of metrics.jsonl. A single one is no problem: a killed process may leave it."""
+    """Check for damaged lines of metrics.jsonl. One is no problem: a killed process may leave one."""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 
@@ -287,7 +287,7 @@ def has_risen(val: Sequence[ValPoint], share: float) -> bool:
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return moving medians of the losses: over two points on each side, or 1/40 of a long curve."""
+    """Return moving medians of the losses: over 2 points on each side; in a long curve, 1/40 of it."""
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
@@ -295,8 +295,8 @@ def smoothed(points: Sequence[TrainPoint]) -> list[float]:
 def late_share(record: RunRecord) -> float:
     """Return the share of the validation loss's fall that is in the last third of the steps; 0: unknown.
 
-    If the loss falls along a straight line, the result is 1/3. If it is nearly flat at the end, the result is
-    below 0.1.
+    If the loss falls along a straight line, the result is 1/3. If the loss is nearly flat at the end, the
+    result is below 0.1.
     """
     val, start = finite(record.val), untrained(record)
     if len(val) < 3 or not record.is_finished or not start > val[-1].loss:

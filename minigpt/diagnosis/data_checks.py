@@ -491,7 +491,7 @@ def pairs_cut(data: DataRecord) -> Finding | None:
 
 
 def _room(data: DataRecord) -> dict[str, int]:
-    """Return settings that cut at most 1 % of the pairs: a max_length, and a block_size that allows it."""
+    """Return settings that cut at most 1 % of the pairs: a max_length, and a block_size of at least this."""
     length = int(np.percentile(data.statistics.pairs, 99, method="inverted_cdf"))
     return {"max_length": length, "block_size": max(data.config.block_size, length)}
 

@@ -94,7 +94,7 @@ def is_far(record: RunRecord) -> bool:
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum of the schedule's factors (0 to 1) of all steps.
+    """Return the sum of the learning rate schedule's factors (0 to 1) of all steps that were done.
 
     The sum times the learning rate is the largest distance by which AdamW can move a weight.
     """
@@ -182,7 +182,7 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 def rose(record: RunRecord) -> bool:
     """Return True if the first steps raised the loss of a new model, for at least two steps in a row.
 
-    (Rare tokens in a single batch also raise the loss of a model that has just learned frequencies.)
+    One step alone does not count, because a batch with rare tokens may raise the loss, too.
     """
     train = first_lines(record)
     above = [point.loss > untrained(record) + ABOVE for point in train]

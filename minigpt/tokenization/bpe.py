@@ -100,7 +100,7 @@ class BpeTokenizer(SubwordTokenizer):
         return _Bytes(self._definition, self._text_of)
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if the library has left out bytes. It leaves out bytes that have no token."""
+        """Raise InputError if the library has left out bytes, because they have no token."""
         if self._drops and (unknown := self.unknown_characters(text)):
             raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
 

@@ -209,7 +209,7 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put the characters `begin` and `end` around the assistant's texts. Also return their number.
+    """Put the characters `begin` and `end` around the assistant's texts, and count these texts.
 
     Leading and trailing white space is outside the marks, because many templates strip it.
     """

@@ -394,7 +394,7 @@ def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
 def checked(definition: Definition, source: str) -> Definition:
     """Check a definition, and order its vocabulary by id.
 
-    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
+    The `tokenizers` library checks only the merges. With other errors the library would silently drop text.
 
     Raises:
         InputError: if an id is not a number or occurs twice, or if a special token is text.

@@ -276,7 +276,8 @@ class SubwordTokenizer:
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that decides the ids.
 
-        It does not depend on the files: tokenizer.json, or vocab.json with merges.txt.
+        The result does not depend on the files that store the tokenizer: tokenizer.json, or vocab.json and
+        merges.txt.
         """
         definition, model = self._definition, self._definition.frame["model"]
         more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}

@@ -260,7 +260,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         Args:
             value: the value.
-            as_text: also count the characters of str(value). The count is an estimate, up to ten times too low.
+            as_text: also count the characters of str(value). The count is estimated, up to ten times too low.
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:
@@ -346,7 +346,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
         """Wrap a Jinja filter, so that the size of its result is subtracted from the budget.
 
-        With as_text, the size of its arguments is subtracted, too.
+        With as_text, the size of the filter's arguments is subtracted, too.
         """
 
         @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment
