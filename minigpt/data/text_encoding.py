@@ -61,7 +61,7 @@ _FEW = 3
 _DAMAGED = 0.005
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
-_CERTAIN = 3.0  # the best encoding must be at least three times as likely as the second best
+_CERTAIN = 3.0  # the best encoding must be more than three times as likely as the second best
 _ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
 _ENOUGH = 8  # with fewer bytes beyond ASCII, the encoding is never certain
 # Python's codecs that are no encodings of files.
