@@ -45,10 +45,10 @@ class Batch(NamedTuple):
     """One batch. Rows are padded on the right with 0 to the length of the longest row."""
 
     input_ids: torch.Tensor  # (B, T) int64
-    targets: torch.Tensor  # (B, T) int64: input_ids shifted by one
-    token_mask: torch.Tensor  # (B, T) bool: the target is a real token
-    answer_mask: torch.Tensor  # (B, T) bool: the target belongs to an answer, or is the <sep> after it
-    rows: npt.NDArray[np.int64]  # (B,): numbers of the examples
+    targets: torch.Tensor  # (B, T) int64: for each input id, the id that follows
+    token_mask: torch.Tensor  # (B, T) bool: True if the target is a real token, not padding
+    answer_mask: torch.Tensor  # (B, T) bool: True if the target belongs to an answer or to its <sep>
+    rows: npt.NDArray[np.int64]  # (B,): index of the example in each row
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
@@ -65,7 +65,8 @@ class Batch(NamedTuple):
     def blank(self) -> "Batch":
         """Return a batch of the first row, with both masks all False, so that it adds nothing to the loss.
 
-        Several processes share a batch and compute in step. A process without a row uses this batch.
+        Several processes share the rows of a batch and do each step together. A process that gets no row
+        uses this batch.
         """
         nothing = torch.zeros_like(self.token_mask[:1])
         return Batch(self.input_ids[:1], self.targets[:1], nothing, nothing, self.rows[:0])
@@ -79,10 +80,10 @@ class EncodedExamples:
     # For each id: True if it belongs to an answer, or is the <sep> after an answer.
     is_answer: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
-    lines: npt.NDArray[np.int64]  # (N,): number of the file's line that the row comes from
+    lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the file
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
-    weights: npt.NDArray[np.float64] | None = None  # (N,): how much each row counts; None: equally
+    weights: npt.NDArray[np.float64] | None = None  # (N,): factor of each row in the loss; None: 1 for all
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -120,10 +121,10 @@ class EncodedExamples:
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
         """Build a batch of some rows, padded to the longest row, or to `pad_to` tokens if that is more."""
-        lengths = self.lengths[rows][:, None]  # (B, 1)
+        lengths = self.lengths[rows][:, None]  # (B, 1): number of tokens of each row
         width = max(pad_to, int(lengths.max()))
-        column = np.arange(width)[None, :]  # (1, T + 1)
-        real = column < lengths  # (B, T + 1)
+        column = np.arange(width)[None, :]  # (1, T + 1): index of each column
+        real = column < lengths  # (B, T + 1): True for tokens, False for padding
         flat = np.where(real, self.starts[rows][:, None] + column, 0)
         ids = torch.from_numpy(np.where(real, self.ids[flat], 0).astype(np.int64))
         answer = real & self.is_answer[flat]
@@ -137,7 +138,7 @@ class EncodedExamples:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows that an evaluation reads: all of them."""
+        """Return the number of rows that an evaluation uses: all rows."""
         return len(self)
 
     @property
@@ -169,8 +170,8 @@ def encode_prompt(
 ) -> list[int]:
     """Encode a question and the exchanges before it as question <sep> answer <sep> ..., for generation.
 
-    If the result is longer than max_length ids, the oldest exchanges are left out. The question itself is
-    never cut, so the result can still be longer.
+    If all exchanges have more than max_length ids together, the oldest are left out. The question itself is
+    never cut, so a long question alone may have more than max_length ids.
     """
     sep = _separator(tokenizer)
     ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()
@@ -221,10 +222,11 @@ def encode_conversations(
     max_length: int,
     encode: Encode = encode_conversation,
 ) -> EncodedExamples:
-    """Encode each conversation. A conversation without any token of an answer is left out.
+    """Encode each conversation. A conversation is left out if max_length cuts all of its answers away.
 
     Args:
-        encode: encodes one conversation: `encode_conversation` (plain form) or `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
+            `encode_chat_conversation`.
 
     Raises:
         InputError: if no conversation is left.
@@ -305,7 +307,7 @@ class BatchPlan:
         widths = np.sort(self._lengths) if by_length else np.full(len(data), self._lengths.max())
         widths = np.maximum(widths, pad_to)
         cuts = [0]
-        for i, width in enumerate(widths):  # widths are sorted, so the last row is the longest
+        for i, width in enumerate(widths):  # widths are ascending, so `width` is the largest so far
             rows = i - cuts[-1] + 1
             if rows > batch_size or (tokens_per_batch and rows > 1 and rows * width > tokens_per_batch):
                 cuts.append(i)
@@ -319,7 +321,7 @@ class BatchPlan:
         return len(self._cuts) - 1
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """Return the numbers of the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
+        """Return the indices of the rows of batch `number`, (B,). Epoch k begins with batch k * len(plan)."""
         epoch, position = divmod(number, len(self))
         if epoch != self._epoch:  # compute the order of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])

@@ -32,11 +32,11 @@ from minigpt.errors import InputError
 
 __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messages"]
 
-_SAMPLE, _LINES = 16_000, 200  # a log is recognised by so many characters and lines at its beginning
+_SAMPLE, _LINES = 16_000, 200  # number of characters, and of lines, that are examined to recognise a log
 _FEWEST = 4  # a text with fewer messages is not taken for a chat log
 _PAUSE = 30  # minutes of silence that end a conversation
 _ANSWERS = 8  # a conversation without a pause is cut after this number of answers
-_MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen to answer
+_MINOR = 0.05  # a speaker with a smaller share of the messages is not chosen as the one who answers
 _SHOWN = 6  # number of speakers that an error message lists
 
 _DATE = (
@@ -65,16 +65,18 @@ _NAME_FIRST = re.compile(
 # LINE, a messenger, exports a message as time, tab, name, tab, text.
 _TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
-_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # what may stand before a name: "- ", "1. ", "## ", "**"
+_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # marks before a name: "- ", "1. ", "## ", "**"
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
-# What is no part of a name: an account number in brackets behind it, or a title in brackets in front of it.
+# Text that is not part of a name: an account number in brackets after the name, or a title in brackets before
+# the name.
 _NUMBER = re.compile(r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*")
 _PICTURE = re.compile(r"(?:\[[^\[\]]{1,12}\]|<[^<>]{3,30}>|\u200e?(?:image|video|audio|sticker) omitted)$")
 _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"}
-# "Names" of speakers in a list of questions and answers. There, each question is a conversation of its own.
+# In a list of questions and answers, these words stand in place of a speaker's name. In such a list, each
+# question is a conversation of its own.
 _ASK = ("q", "question", "问", "问题", "提问", "ask")
 _REPLY = ("a", "answer", "答", "答案", "回答", "reply")
 _ANSWERING, _ASKING = ("客服", "助手", "助理", "机器人", "assistant", "bot"), ("客户", "用户", "顾客", "访客")
@@ -97,7 +99,7 @@ class ChatLog:
     """The conversations of a chat log."""
 
     records: list[Record]  # one record for each conversation, with the value {"messages": [...]}
-    note: str  # tells the user how the log was read
+    note: str  # a sentence for the user: how minigpt interpreted the log
 
 
 def holds_chat(text: str) -> bool:
@@ -109,11 +111,11 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
     """Read a chat log. Return None if the text is not a chat log.
 
     Args:
-        speaker: name of the speaker who answers; "": choose the speaker.
-        encoding: the encoding named by the user, for messages.
+        speaker: name of the speaker who answers; "": the function chooses one.
+        encoding: the encoding named by the user, to repeat it in the commands that notes and errors advise.
 
     Raises:
-        InputError: if it is not clear who answers; the message lists the speakers.
+        InputError: if it is not clear who answers; the error lists the speakers.
     """
     if dialogues := dialogues_in(text):
         return ChatLog(dialogues, f"{path}: {len(dialogues):,} dialogues, user and assistant in turn")
@@ -160,7 +162,7 @@ class MessageColumns(NamedTuple):
 
 
 def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
-    """Return the columns, if the rows are messages: most have a speaker and a text, and speakers repeat."""
+    """Return the columns if most rows have a speaker and a text, and speakers occur again; else None."""
     counts = Counter(key for item in items for key in item if item[key] not in (None, ""))
     least = max(_FEWEST, _MOST_ROWS * len(items))
     found = [
@@ -181,7 +183,7 @@ def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
 
 
 def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns | None:
-    """Return the columns of messages, if the first records of a file are messages of a chat log."""
+    """Return the columns of messages if the first records of a file are messages of a chat log; else None."""
     items = [lower_keys(value) for value in values if isinstance(value, Mapping)]
     return None if names.question else _columns(items)
 
@@ -189,13 +191,15 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
 def read_messages(
     records: Iterable[Record], columns: MessageColumns, path: Path, speaker: str = ""
 ) -> ChatLog:
-    """Group records of one message each into conversations. A record without speaker or text is a bad record.
+    """Group records into conversations. Each record is one message.
+
+    A record without speaker or text becomes a bad record of the log.
 
     Raises:
-        InputError: if it is not clear who answers; the message lists the speakers.
+        InputError: if it is not clear who answers; the error lists the speakers.
     """
     bad: list[Record] = []
-    messages: dict[str, list[Message]] = {}  # number of the conversation -> its messages
+    messages: dict[str, list[Message]] = {}  # id of a conversation -> its messages
     for record in records:
         try:
             if isinstance(record.value, BadLine):
@@ -225,7 +229,9 @@ def read_messages(
 
 
 def _moment(time: str) -> tuple[str, int]:
-    """Return the day ("": none) and the minute of a time: a date and time, or (milli)seconds since 1970.
+    """Return the day ("": unknown) and the minute (-1: unknown) of a time.
+
+    The time is a date with a time of day, or a number of seconds or milliseconds since 1970.
 
     >>> _moment("2024-01-02T10:05:00"), _moment("1700000000")
     (('2024-01-02', 605), ('', 28333333))
@@ -323,7 +329,7 @@ def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
 
 
 def _plain(text: str) -> str:
-    """Remove a single ** at the end of a message: in "**Q: what?**", its partner stands before the name.
+    """Remove a single ** at the end of a message: in "**Q: what?**", the other ** is before the name.
 
     >>> _plain("what?**"), _plain("**what**?")
     ('what?', '**what**?')
@@ -356,7 +362,7 @@ def _minute(clock: str) -> int:
 
 
 def _divided(messages: Sequence[Message], is_timed: bool, is_faq: bool) -> tuple[list[list[Message]], str]:
-    """Divide messages into conversations. Return them, and the rule in words, for the note to the user."""
+    """Divide messages into conversations. Return the conversations, and the rule in words for a note."""
     if is_faq:
         return [list(messages)], "each question with its answer is an example of its own"
     if is_timed:
@@ -410,10 +416,12 @@ def _answering(
 def _parts(
     messages: Sequence[Message], answering: set[str], is_faq: bool
 ) -> Iterator[tuple[list[Message], list[dict[str, str]]]]:
-    """Divide messages between two long pauses into conversations.
+    """Divide one part of a log, such as the messages between two long pauses, into conversations.
 
-    A conversation begins with a question and ends with an answer. Answers before its first question, and
-    questions after its last answer, are left out.
+    A conversation begins with a question and ends with an answer. Answers before the first question, and
+    questions after the last answer, are left out.
+
+    Yields: the messages of the first turn; all turns of the conversation.
     """
     turns: list[tuple[str, list[Message]]] = []
     for message in messages:
@@ -423,7 +431,7 @@ def _parts(
         elif turns or role == "user":
             turns.append((role, [message]))
     most = 2 if is_faq else 2 * _ANSWERS
-    if is_faq:  # keep a question only if an answer follows, and only its first answer
+    if is_faq:  # keep a question only if an answer follows; keep only the first answer
         pairs = [
             (one, two) for one, two in itertools.pairwise(turns) if (one[0], two[0]) == ("user", "assistant")
         ]

@@ -64,7 +64,7 @@ class Conversation:
         for turn in self.turns:
             if turn.role != "assistant":
                 said.append(turn.content)
-            elif found and not said:  # an answer directly after an answer: both become one
+            elif found and not said:  # two answers in a row become one answer
                 found[-1] = Exchange(found[-1].question, f"{found[-1].answer}\n{turn.content}")
             else:
                 found.append(Exchange("\n".join(said), turn.content))

@@ -50,7 +50,7 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to guess the field of the text
-_LONGEST = 1 << 26  # largest number of bytes of a line, when JSON Lines are recognised
+_LONGEST = 1 << 26  # to recognise JSON Lines: largest number of bytes of a line, and of all lines examined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,10 +137,10 @@ def _source(path: Path, name: str, options: TextOptions) -> Source | None:
 def _recognised(
     path: Path, name: str, options: TextOptions, is_head: IsHead = is_head, needs_head: bool = True
 ) -> Source | None:
-    """Recognise a file by its first bytes. Return None if it is empty or blank.
+    """Recognise a file by its first bytes. Return None for an empty or blank file.
 
     Args:
-        is_head: gets the cells of a table's first row; returns True if they are column names.
+        is_head: a function: gets the cells of a table's first row, returns True if they are column names.
         needs_head: if True, tab-separated lines without column names are plain text.
     """
     with reading(path) as file:
@@ -169,7 +169,7 @@ def _recognised(
 def _is_utf8(head: bytes) -> bool:
     """Return True for bytes that are neither compressed nor in another encoding.
 
-    A few bad bytes are allowed. The error message for them comes from the code that reads the whole file.
+    A few bad bytes are allowed here: the code that reads the whole file reports them.
     """
     if b"\0" in head[:4096] or head.startswith((*COMPRESSED, b"PK\x03\x04")):
         return False
@@ -202,7 +202,7 @@ def _value_or_none(line: bytes) -> Any:
 
 
 def _sample(source: Source) -> list[Any]:
-    """Return the first records of a JSONL or Parquet file."""
+    """Return the values of the first records of a JSONL or Parquet file."""
     if source.kind == "parquet":
         records = parquet_records(source.path, str(source.path), lambda names: True)
         return [record.value for record in itertools.islice(records, _GUESSED)]
@@ -307,10 +307,10 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
 def decode_sources(
     sources: list[Source], folder: Path, options: TextOptions, opened: DataFile | None = None
 ) -> list[Source]:
-    """Convert sources that cannot be read in pieces to UTF-8 copies below `folder`. Return all sources.
+    """Write a UTF-8 copy below `folder` for each source that cannot be read in pieces. Return all sources.
 
     Args:
-        opened: the only file, if `recognise` has opened it already.
+        opened: the open file, if there is only one file and `recognise` has opened it already.
 
     Raises:
         InputError: if a file cannot be decoded or holds no text.
@@ -362,7 +362,7 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
 
 
 def _require_good_bytes(path: Path, text: str, encoding: str) -> None:
-    """Raise InputError if a text in another encoding than UTF-8 had a byte that is no character.
+    """Raise InputError if a text in another encoding than UTF-8 had a byte that stands for no character.
 
     For a UTF-8 text, `read_document` makes this check later.
     """

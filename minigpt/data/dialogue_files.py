@@ -19,7 +19,7 @@ _CONV = re.compile(r"E\s*|M(?:\s.*)?")
 _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
 _MOST = 200  # number of lines at the beginning that are examined to recognise the form
-# A line of at most this length ("M " and four characters) may be a single word, which needs no "/" inside.
+# A line of at most 6 characters ("M " and four more) may be a single word, which needs no "/" inside.
 _FEW = 6
 _SHARE = 0.9  # at least this share of the examined lines must have the form
 
@@ -70,7 +70,7 @@ def _yaml(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:
             first, said = number, [found[1]]
         elif found := _NEXT.match(line):
             said.append(found[1])
-        elif line.startswith(" ") and said:  # an indented line continues the text; YAML joins both by a space
+        elif line.startswith(" ") and said:  # an indented line continues the text above; join with a space
             said[-1] = f"{said[-1]} {line.strip()}"
         elif not line.startswith("#"):
             break

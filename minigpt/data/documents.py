@@ -80,6 +80,10 @@ def plan_pieces(
 
     The pieces depend only on the files, not on the number of processes.
 
+    Args:
+        any_place: True: a text may be cut at any place outside CRLF.
+        check: a function that gets the text before and after a cut, and returns True if the cut is allowed.
+
     Raises:
         InputError: if a long part of a file has no position where it may be cut.
     """
@@ -131,7 +135,7 @@ def _cut_after(file: BinaryIO, source: Source, target: int, any_place: bool, che
 
 
 def _cuts(text: str, any_place: bool) -> Iterator[int]:
-    last = len(text) - 4  # behind this position, the text may end inside a character
+    last = len(text) - 4  # no cut after this position: the text that was read may end inside a character
     if any_place:
         yield from (i for i in range(1, last) if text[i - 1] != "\r")
         return
@@ -148,11 +152,11 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where a text may be cut, or 0. The file goes on after `text`."""
+    """Return the last position after `start` where a text may be cut, or 0. More text follows."""
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
-        # Search the last 4096 characters first: they usually have a position, and a whole search is slow.
+        # Search the last 4096 characters first: they usually have a position to cut. A long search is slow.
         for first in (max(start, len(text) - 4096), start):
             cut = max((m.end() for m in pattern.finditer(text, first)), default=0)
             if cut > first:
@@ -188,8 +192,8 @@ def read_document(
 ) -> Iterator[tuple[str, bool]]:
     """Read a piece of a text file, in chunks of at least `chunk` characters (except a document's last chunk).
 
-    All chunks together are the file's text without separators. Encoding the chunks one by one gives the
-    same ids as encoding the whole text.
+    All chunks together are the piece's text without separators. Encoding the chunks one by one gives the
+    same ids as encoding the whole text. For `any_place` and `check`, see `plan_pieces`.
 
     Yields: (chunk, False), or ("", True) where a separator ends a document. The end of the file is not
     marked.
@@ -264,7 +268,7 @@ def _chunks(source: Source, parts: Iterator[str], chunk: int, any_place: bool, c
 def _decoded(source: Source, piece: Piece) -> Iterator[str]:
     """Yield the piece's text in blocks, without byte order mark, with CRLF replaced by LF.
 
-    No block ends in CR, because the LF of a CRLF would then be in the next block.
+    No block ends between CR and LF, because this CRLF would then not be replaced.
     """
     with open_regular(source.path) as file:
         file.seek(piece.start)
@@ -299,7 +303,7 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """Return how many bytes to keep, so that they end neither inside a UTF-8 character nor in a CR."""
+    """Return how many bytes to keep, so that they end neither inside a UTF-8 character nor with a CR."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes
@@ -327,7 +331,7 @@ def _place(path: Path, offset: int) -> tuple[int, int]:
 
 
 def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
-    """Yield (number, text) for the records of a piece of JSONL or Parquet; lines and rows count from 1."""
+    """Yield (number, text or BadLine) for each record: the number of its line or row in the piece, from 1."""
     if source.kind == "parquet":
         field = source.field.strip().lower()
         for number, value, _ in parquet_records(

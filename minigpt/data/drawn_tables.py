@@ -34,11 +34,11 @@ class DrawnTables(NamedTuple):
 
 
 def drawn_tables(text: str, path: Path, is_head: IsHead, needs_head: bool = False) -> DrawnTables | None:
-    """Read the tables of a text. Return None if it has none, or consists mostly of other lines.
+    """Read the tables of a text. Return None for a text without tables, or with more other lines than rows.
 
     Args:
-        is_head: gets the cells of a table's first row in lower case; returns True if minigpt knows the names
-            as names of columns.
+        is_head: a function: gets the cells of a table's first row in lower case, returns True if they are
+            column names that minigpt knows.
         needs_head: if True, read only tables that have known column names and a column of answers. Any other
             table is taken for a part of the text around it.
     """
@@ -76,7 +76,7 @@ def _tables(lines: list[str]) -> Iterator[tuple[int, int]]:
 
 
 def _columns(line: str) -> int:
-    """Return the number of columns of a line of dashes; 0 for another line."""
+    """Return the number of columns of a line of dashes; 0 for any other line."""
     if not _RULE.fullmatch(line):
         return 0
     return len(re.split(r"[|+]", line.strip().strip("|+")))

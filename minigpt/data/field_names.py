@@ -58,7 +58,7 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 # Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
-# the record has no usual name for that part.
+# the record has no field with a usual name (see `FIELDS`).
 _NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
 ALIKE = {
     "question": re.compile(
@@ -69,7 +69,7 @@ ALIKE = {
         + _NOTE
     ),
 }
-TITLES = ("title", "标题", "题目")  # fields with the title of a forum's question; another has the details
+TITLES = ("title", "标题", "题目")  # field with a forum question's title; another field has the details
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 
 
@@ -129,7 +129,7 @@ def is_head(cells: Collection[str]) -> bool:
 
 
 def has_answers(cells: Collection[str]) -> bool:
-    """Return True if one of the column names in lower case is that of answers.
+    """Return True if one of the column names, which are in lower case, is a name for answers.
 
     >>> has_answers(["问题", "答案"]), has_answers(["title", "content"])
     (True, False)

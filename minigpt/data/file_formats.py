@@ -49,8 +49,8 @@ __all__ = [
 
 # "table": a table drawn with characters, such as Markdown's. "chat": a chat log. "json": one JSON value.
 Kind = Literal["jsonl", "json", "csv", "table", "xlsx", "parquet", "text", "chat"]
-_MOST = 4 << 30  # largest number of bytes that are read whole, also after decompression
-_BLOCK = 1 << 20  # number of bytes per call of read(), which reserves all of them, even for a small file
+_MOST = 4 << 30  # largest size in bytes of a file that is read as a whole; also after decompression
+_BLOCK = 1 << 20  # bytes per call of read(), which reserves this much memory even for a small file
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def advised(command: str, path: Path, encoding: str = "") -> str:
     return f"minigpt {command} {shlex.quote(str(path))}{more}"
 
 
-# first bytes of a compressed file -> method
+# first bytes of a compressed file -> method of compression
 COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 
 
@@ -189,10 +189,11 @@ def open_data(
 
     Args:
         encoding: encoding of the text; "": detect it.
-        is_head: gets the cells of a table's first row in lower case, and returns True if they are column
-            names. For Parquet it gets one column name, and returns True if the column is read.
-        needs_head: if True, tab-separated lines without column names are plain text, unless the file has a
-            table's suffix.
+        is_head: a function with two uses. For a text table: it gets the cells of the first row in lower case,
+            and returns True if they are column names. For Parquet: it is called once for each column name,
+            and returns True if this column should be read.
+        needs_head: if True, tab-separated lines without column names are plain text, unless the file's name
+            ends in .csv or .tsv.
 
     Raises:
         InputError: for a folder, an empty or binary file, an LFS pointer, or a web page.
@@ -232,7 +233,7 @@ def open_data(
 
 
 def _refuse_archive(content: bytes, path: Path) -> None:
-    """Raise InputError for a zip file that is no workbook. A damaged zip file raises an error later."""
+    """Raise InputError for a zip file that is no workbook. A damaged zip file gives an error later."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             names = archive.namelist()

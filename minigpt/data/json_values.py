@@ -31,14 +31,15 @@ NESTED: dict[str, type] = {
     **dict.fromkeys(("chat_messages", "paragraphs", "qas", "patterns"), list),
     **dict.fromkeys(("plain_text", "textbox_question"), str),
 }
-_FEWEST = 3  # an object {question: answer, ...} needs at least so many questions to be read as data
+_FEWEST = 3  # an object {question: answer, ...} with fewer questions is not taken for data
 _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or four levels
 
 
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
     """The error of a record that is skipped.
 
-    Skipped records are counted by `reason`, so it is the same text for many records. `detail` is about one.
+    Skipped records are counted by `reason`, so many records have the same `reason`. `detail` describes only
+    this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -94,7 +95,7 @@ def parse_value(text: str) -> Any:
 
 
 def parse_list(text: str) -> list[Any]:
-    """Parse a list in a table's cell, in the notations of `structure_in`. Raise BadLine for anything else."""
+    """Parse a list in a table's cell: JSON or Python's notation. Raise BadLine for anything else."""
     found = structure_in(text)
     if not isinstance(found, list):
         raise BadLine("it is text, not a list")
@@ -104,9 +105,9 @@ def parse_list(text: str) -> list[Any]:
 def structure_in(text: str) -> Any:
     """Parse a list or an object in a table's cell: JSON, or Python's notation, which pandas writes.
 
-    Returns: a list or a dictionary, or the text itself.
+    Returns: a list or a dictionary, or the text itself if it is neither.
 
-    >>> structure_in("{'a': 1}"), structure_in("{{1}: 2}")  # a set is no key
+    >>> structure_in("{'a': 1}"), structure_in("{{1}: 2}")  # a set cannot be a key
     ({'a': 1}, '{{1}: 2}')
     """
     if not text.lstrip().startswith(("[", "{")):
@@ -168,7 +169,7 @@ def _end_of_blank(text: str, begin: int) -> int:
 
 
 def shown_before(line: str, place: int) -> str:
-    """Return the characters in front of a place in a line, for a message.
+    """Return the characters in front of a place in a line, for an error message.
 
     >>> shown_before("床前明月光", 3)
     "'床前明' (character 4)"
@@ -218,7 +219,7 @@ def looks_like_json(text: str) -> bool:
 
 
 def json_in_json(text: str) -> str | None:
-    """Return the text inside a JSON string, if it is JSON itself: '"{...}"' gives '{...}'; else None."""
+    """Return the text inside a JSON string, if that text is JSON: '"{...}"' gives '{...}'; else None."""
     if not text[:_FIRST_LINES].lstrip("\ufeff \t\r\n").startswith(('"{', '"[')):
         return None
     try:
@@ -260,7 +261,7 @@ def json_records(
     """Read the records of a JSON text, which has one value per line or one value for all records.
 
     Args:
-        is_head: gets the keys of an object in lower case, and returns True if they are a record's keys.
+        is_head: a function: gets an object's keys in lower case, returns True if they are a record's keys.
     """
     inner = json_in_json(text)
     if inner is not None:

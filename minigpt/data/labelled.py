@@ -133,7 +133,7 @@ class Fields(NamedTuple):
 
 
 def _as_object(record: Record, options: LabelledOptions) -> Record:
-    """If a record is only a text, return it as an object with that text."""
+    """Return a record that is only a text as an object with this text; return other records unchanged."""
     is_text = isinstance(record.value, str) and not options.needs_labels
     return record._replace(value={options.text_field or "text": record.value}) if is_text else record
 
@@ -168,7 +168,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
     lengths = [sum(map(len, column.elements())) for column in counts]
     label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
     first = str(cells[0].get(str(label))).strip() if cells else ""
-    differ = len(counts[label]) == len(cells)  # True if the column holds row numbers instead of labels
+    differ = len(counts[label]) == len(cells)  # True if all values differ: these are row numbers, not labels
     if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
         raise InputError(
@@ -184,7 +184,7 @@ def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> 
     A usual name is chosen if at least half of the records have it, else the most frequent name.
 
     Raises:
-        InputError: if no record has such a key; the message lists the keys of the first record.
+        InputError: if no record has a key for a needed part; the message lists the keys of the first record.
     """
     items = [lower_keys(each.value) for each in records if isinstance(each.value, Mapping)]
     counts = Counter(key for item in items for key in item)
@@ -280,10 +280,11 @@ def hold_out(
     """Split texts into a training part and a validation part, separately for each label.
 
     Texts that differ only in width, case or spaces go to the same part. The split depends on the seed and the
-    texts, not on the order of lines. If a label has only one text, that text is for training.
+    texts, not on the order of lines. If a label has only one text, that text is for training. If every label
+    has only one text, the labels are ignored.
 
     Raises:
-        InputError: if no label has two texts.
+        InputError: if there are no two different texts.
     """
     groups: dict[str, list[LabelledText]] = {}
     for each in texts:
@@ -291,7 +292,7 @@ def hold_out(
     by_label: dict[tuple[str, ...], list[str]] = {}
     for name, group in groups.items():
         by_label.setdefault(group[0].labels or (), []).append(name)
-    if all(len(names) < 2 for names in by_label.values()):  # no label has two texts
+    if all(len(names) < 2 for names in by_label.values()):  # every label has only one text: ignore labels
         by_label = {(): list(groups)}
     held: set[str] = set()
     for names in by_label.values():
@@ -308,7 +309,7 @@ def hold_out(
 
 
 class TextTokenizer(Protocol):
-    """The interface of a tokenizer that this module needs."""
+    """The tokenizer interface that this module needs."""
 
     def encode_array(self, text: str, /) -> npt.NDArray[np.int32]:
         """Encode a text without adding special tokens."""
@@ -320,9 +321,9 @@ class LabelledBatch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     token_mask: torch.Tensor  # (B, T) bool: True for real tokens, False for padding
     last: torch.Tensor  # (B,) int64: position of a row's last real token
-    labels: torch.Tensor  # (B,) int64: label numbers; or (B, K) float32: several labels, or numbers
+    labels: torch.Tensor  # (B,) int64: index of the label; or (B, K) float32, as in `EncodedTexts`
     weights: torch.Tensor  # (B,) float32: factor for the loss of each row
-    rows: npt.NDArray[np.int64]  # (B,): numbers of the texts
+    rows: npt.NDArray[np.int64]  # (B,): index of the text in each row
 
     def to(self, device: torch.device) -> "LabelledBatch":
         """Copy the batch to another device."""
@@ -335,7 +336,8 @@ class LabelledBatch(NamedTuple):
     def blank(self) -> "LabelledBatch":
         """Return a batch of the first row with weight 0, so that it adds nothing to the loss.
 
-        Several processes share a batch and compute in step. A process without a row uses this batch.
+        Several processes share the rows of a batch and do each step together. A process that gets no row
+        uses this batch.
         """
         first = self.some(slice(1))
         return first._replace(weights=torch.zeros_like(first.weights), rows=self.rows[:0])
@@ -347,7 +349,9 @@ class EncodedTexts:
 
     ids: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]  # (N + 1,): text i is ids[starts[i]:starts[i + 1]]
-    labels: npt.NDArray[Any]  # (N,) int64: label numbers; (N, K) float32: several labels, or numbers
+    # (N,) int64: index of the label. With several labels: (N, K) float32, 1 for a label of the text, else 0.
+    # For regression: (N, 1) float32, the number to predict.
+    labels: npt.NDArray[Any]
     weights: npt.NDArray[np.float32]  # (N,): factor for the loss of each text
     lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the file, from 1
     pad_token_id: int
@@ -371,9 +375,9 @@ class EncodedTexts:
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> LabelledBatch:
         """Build a batch of some texts, padded to the longest text, or to `pad_to` tokens if that is more."""
-        lengths = self.lengths[rows]  # (B,)
-        column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T)
-        real = column < lengths[:, None]  # (B, T)
+        lengths = self.lengths[rows]  # (B,): number of tokens of each text
+        column = np.arange(max(pad_to, int(lengths.max())))[None, :]  # (1, T): index of each column
+        real = column < lengths[:, None]  # (B, T): True for tokens, False for padding
         flat = np.where(real, self.starts[rows][:, None] + column, 0)
         ids = np.where(real, self.ids[flat], self.pad_token_id).astype(np.int64)
         return LabelledBatch(
@@ -393,7 +397,7 @@ class EncodedTexts:
 
     @property
     def rows(self) -> int:
-        """Return the number of texts that an evaluation reads: all of them."""
+        """Return the number of texts that an evaluation uses: all texts."""
         return len(self)
 
     @property
@@ -422,7 +426,7 @@ def encode_labelled(
     """Encode texts and labels. The end of a text that is too long is cut off.
 
     Args:
-        names: all labels; a label's number is its index.
+        names: all labels; a label's number is its index in this list.
         where: name of the texts' file, for error messages.
         end: id to append to each text.
         weights: factor of each label in the loss. Default: 1.
@@ -462,7 +466,7 @@ def encode_labelled(
 
 
 def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
-    """Return the number of a text's label; or a list of numbers: one per label, or the value to predict.
+    """Return the index of a text's label; or a list: 1 or 0 for each label, or only the value to predict.
 
     A text without label gets 0 or zeros.
     """
@@ -479,7 +483,7 @@ def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: Pr
 def class_weights(texts: Sequence[LabelledText]) -> dict[str, float]:
     """Return a weight in the loss for each label, so that rare and frequent labels count equally.
 
-    The weight is N / (K n): N texts, K labels, n texts with this label. Its mean over all texts is 1.
+    The weight is N / (K n): N texts, K labels, n texts with this label. The mean weight over all texts is 1.
     """
     counts = Counter(name for each in texts for name in each.labels or ())
     return {name: len(texts) / (len(counts) * count) for name, count in counts.items()}

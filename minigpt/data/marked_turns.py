@@ -24,8 +24,8 @@ __all__ = ["answer_turns", "marked_turns", "name_of_marks"]
 
 
 class _Marks(NamedTuple):
-    name: str  # for messages
-    pattern: re.Pattern[str]  # its only group: who speaks
+    name: str  # for notes and error messages
+    pattern: re.Pattern[str]  # matches a mark; the only group is the speaker
     is_alone: bool = False  # True: no special tokens, such as </s>, stand around the turns
 
 
@@ -60,7 +60,7 @@ Marked = tuple[str, Turn]  # (mark, turn)
 
 
 def marked_turns(text: str) -> list[Marked]:
-    """Return the turns of a text with their marks; [] for a text without such marks.
+    """Return the turns of a text with their marks; [] for a text without marks.
 
     >>> [turn for _, turn in marked_turns("Human: a\\n\\nAssistant: b\\n\\nHuman: c\\n\\nAssistant:")]
     [Turn(role='user', content='a'), Turn(role='assistant', content='b'), Turn(role='user', content='c')]
@@ -95,9 +95,9 @@ def _turns(text: str, marks: _Marks) -> list[Marked]:
     for mark, role, end in zip(found, roles, ends):
         said = text[mark.end() : end]
         said = said.strip() if marks.is_alone else _EDGES.sub("", said)
-        if said and role:  # nothing stands behind the mark of the answer
+        if said and role:  # skip an empty turn, such as an answer still to be given
             turns.append((mark[0].strip(), Turn(role, said)))
-    if marks.name == "Alpaca":  # its input belongs to the instruction
+    if marks.name == "Alpaca":  # Alpaca's instruction and input become one turn
         return [_joined(list(group)) for _, group in itertools.groupby(turns, key=lambda one: one[1].role)]
     return turns
 
@@ -107,7 +107,7 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer to a question with marks. The answer may hold marks of more turns.
+    """Return the turns of an answer whose question has marks. The answer may hold more turns with marks.
 
     Returns: [] if the question has no marks.
     """

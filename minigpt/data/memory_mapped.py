@@ -24,7 +24,7 @@ _SHARD = re.compile(r"shard-\d{5,9}\.bin")
 
 
 def read_manifest(folder: Path) -> dict[str, Any] | None:
-    """Read shards.json. Return None if it is missing or damaged: the shards are then written again."""
+    """Read shards.json. Return None if this file is missing or damaged: the shards are then written again."""
     try:
         manifest = read_json(folder / MANIFEST)
         is_whole = manifest.pop("own_sha256") == _digest(manifest) and manifest["format"] == 1
@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _makes_sense(manifest: dict[str, Any]) -> bool:
-    """Check the names, types and sizes: a right checksum proves only that the file is not damaged.
+    """Return True if names, types and sizes are valid. A checksum proves only that the file is not damaged.
 
     Raises:
         KeyError, TypeError, AttributeError: if an entry is missing, or of another type.
@@ -89,7 +89,7 @@ class Tokens:
         manifest: the content of its shards.json.
 
     Raises:
-        InputError: if a shard is missing or has another size; the message names it and says what to do.
+        InputError: if a shard is missing or has another size; the message names the shard and what to do.
     """
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
@@ -119,7 +119,7 @@ class Tokens:
         """Check every shard against its SHA-256.
 
         Raises:
-            InputError: if a shard differs; the message names it and says what to do.
+            InputError: if a shard differs; the message names the shard and what to do.
         """
         size = sum(shard["size"] for shard in self.manifest["shards"]) // 1_000_000
         done = 0
@@ -132,7 +132,7 @@ class Tokens:
                 done += shard["size"]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int64]:
-        """Return `count` ids from position `start` on, (count,). They may come from several shards."""
+        """Return `count` ids from position `start` on, (count,). These ids may be in several shards."""
         assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         parts = []
         while count:
@@ -148,7 +148,7 @@ class Tokens:
         if not path.is_file() or path.stat().st_size != shard["size"]:
             raise self._damaged(path)
         dtype = np.dtype(self.manifest["dtype"])
-        if not shard["tokens"]:  # all its lines were skipped, and an empty file cannot be mapped
+        if not shard["tokens"]:  # all lines were skipped; an empty file cannot be mapped
             return np.empty(0, dtype=dtype)
         return np.memmap(path, dtype=dtype, mode="r", shape=(shard["tokens"],))
 

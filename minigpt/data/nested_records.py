@@ -34,7 +34,7 @@ _SHOWN = ("text", "multimodal_text")  # types of a message's content that the us
 
 
 def unfolded(records: Iterable[Record]) -> Iterator[Record]:
-    """Yield the records. Replace one of a known shape, such as SQuAD's, by the records that it contains."""
+    """Yield the records. A record of a known shape, such as SQuAD's, is replaced by the records inside it."""
     for record in records:
         inner = _inner(record.value) if isinstance(record.value, Mapping) else None
         if inner is None:
@@ -126,7 +126,7 @@ def _path(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
 
 
 def _shown(message: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield what the user wrote or saw. Tool calls, reasoning and hidden instructions are left out."""
+    """Yield turns that the user wrote or saw. Tool calls, reasoning, hidden instructions are left out."""
     for part in _list(message.get("fragments")):  # DeepSeek's export divides a message into fragments
         role = (
             {"REQUEST": "user", "RESPONSE": "assistant"}.get(str(part.get("type")))
@@ -164,9 +164,9 @@ def _list(value: object) -> list[Any]:
 
 
 def _questions(paragraph: Mapping[str, Any]) -> list[Any]:
-    """Return question and answer for each question about a paragraph.
+    """Return one record for each question about a paragraph.
 
-    The paragraph becomes the `input` of the record; so the model reads the question, then the paragraph.
+    The paragraph becomes the `input` of each record, so the model reads the question, then the paragraph.
     """
     context = paragraph.get("context", paragraph.get("context_text"))
     found: list[Any] = []
@@ -223,7 +223,7 @@ def _role(message: Mapping[str, Any]) -> str:
 
 
 def _best(replies: list[Any]) -> Any:
-    """Return the reply with the best rank, else the first one; None if there is none."""
+    """Return the reply with the best rank, or the first if no reply has a rank; None without replies."""
     return min(replies, key=_rank, default=None)
 
 
@@ -242,9 +242,9 @@ def is_message_tree(values: Iterable[Any]) -> bool:
 
 
 def message_trees(records: Iterable[Record]) -> Iterator[Record]:
-    """Join messages to conversations. Each message that replies to no other begins one.
+    """Join messages into conversations. Each message that is not a reply begins a new one.
 
-    Records that are no messages are yielded unchanged.
+    A record that is not a message is yielded first, with a BadLine as its value.
     """
     roots: list[tuple[int, Any]] = []
     replies: dict[Any, list[Any]] = {}

@@ -214,7 +214,7 @@ def _whole(rest: Mapping[str, Any], answer: Any, key: str, line: int, raw: str) 
     return meaning
 
 
-# -- the part that is measured on --------------------------------------------------------------------------
+# -- training part and validation part ---------------------------------------------------------------------
 
 
 def split_preferences(
@@ -243,7 +243,7 @@ def split_preferences(
 
 
 class PairBatch(Batch):
-    """A batch of pairs: B chosen rows, then B rejected rows. `rows` (B,) has the numbers of the pairs.
+    """A batch of pairs: B chosen rows, then B rejected rows. `rows` (B,) has the indices of the pairs.
 
     `answer_mask` marks only tokens after the prompt. Earlier answers belong to the prompt.
     """
@@ -265,7 +265,8 @@ class PairBatch(Batch):
     def blank(self) -> "PairBatch":
         """Return a batch of the first pair, with both masks all False, so that it adds nothing to the loss.
 
-        Several processes share a batch and compute in step. A process without a pair uses this batch.
+        Several processes share the pairs of a batch and do each step together. A process that gets no pair
+        uses this batch.
         """
         first = self.some(slice(1))
         nothing = first.token_mask & False
@@ -305,12 +306,12 @@ class EncodedPreferences:
 
     @property
     def rows(self) -> int:
-        """Return the number of rows that an evaluation reads."""
+        """Return the number of rows that an evaluation uses."""
         return len(self.examples)
 
     @property
     def answer_share(self) -> float:
-        """Return the share of the targets that the loss counts."""
+        """Return the share of answer tokens among the targets."""
         return self.examples.answer_share
 
     @property
@@ -333,13 +334,14 @@ class EncodedPreferences:
 def encode_preferences(
     pairs: Sequence[Preference], tokenizer: Any, max_length: int, encode: Encode
 ) -> EncodedPreferences:
-    """Encode both conversations of each pair. A pair that loses an answer to `max_length` is left out.
+    """Encode both conversations of each pair. If `max_length` cuts an answer away, the pair is left out.
 
     If one of the two conversations is too long, both lose the same oldest questions with their answers, so
-    their prompts stay equal. The system text is kept. If that is not enough, the end is cut off.
+    their prompts stay equal. The system text is kept. If a row is still too long, its end is cut off.
 
     Args:
-        encode: `encode_conversation` (plain form) or `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
+            `encode_chat_conversation`.
 
     Raises:
         InputError: if no pair is left.

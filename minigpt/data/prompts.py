@@ -67,7 +67,7 @@ def read_prompts(
     encoding: str = "",
     names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
 ) -> tuple[list[Conversation], ReadReport]:
-    """Read prompts from a file. A record without an answer becomes a conversation with an empty one.
+    """Read prompts from a file. A record without an answer becomes a conversation with an empty answer.
 
     The arguments are those of `read_conversations`: how to read the file, and the names of its fields.
 
@@ -111,7 +111,8 @@ def encode_prompts(
     """Encode each conversation up to its last answer. Conversations longer than max_length are left out.
 
     Args:
-        encode: `encode_conversation` (plain form) or `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
+            `encode_chat_conversation`.
 
     Raises:
         InputError: if no conversation is left.

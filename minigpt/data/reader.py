@@ -3,8 +3,8 @@
     conversations, report = read_conversations("data/data.jsonl")
     report.print_summary()  # prints to stderr how the file was read, and how many records were skipped
 
-Every command reads files through this function, so all commands report the same counts. Bad records are
-skipped, counted and named; with `strict` the first bad record is an error. Records are never repaired.
+Every command reads files through `read_conversations`, so all commands report the same counts. Bad records
+are skipped, counted and named; with `strict` the first bad record is an error. Records are never repaired.
 """
 
 import hashlib
@@ -133,7 +133,7 @@ def read_conversations(
         path: the file, or the rows. Rows are numbered from 1, as lines are.
         strict: make the first bad record an error instead of skipping it.
         encoding: encoding of the file; "": detect it.
-        names: names of fields, if they are unusual; the name of a chat log's speaker who answers.
+        names: names of fields, if they are unusual; for a chat log, the name of the speaker who answers.
         opened: the file, if the caller has opened it already to recognise its format.
 
     Raises:
@@ -152,7 +152,7 @@ def read_conversations(
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
     texts: list[int] = []
-    marks: dict[str, int] = {}  # name of the marks in texts -> number of texts with them
+    marks: dict[str, int] = {}  # kind of marks, such as ChatML -> number of texts with these marks
 
     def conversation_of(record: Record) -> Conversation:
         meaning = meaning_of(record.value, names, record.line, record.raw)
@@ -194,8 +194,8 @@ def read_records(
     """Interpret records. The report counts bad records, and records that hold U+FFFD.
 
     Args:
-        meaning: converts a record, for example to a Conversation, or raises BadLine.
-        texts: returns the texts of a converted record. They are searched for U+FFFD.
+        meaning: a function that converts a record, for example to a Conversation, or raises BadLine.
+        texts: a function that returns the texts of a converted record. These are searched for U+FFFD.
         strict: make the first bad record an error.
 
     Raises:
@@ -245,7 +245,7 @@ def _with_marks(path: Path, marks: Mapping[str, int], encoding: str) -> str:
 
 
 def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> DataFile:
-    """Return the conversations of a chat log."""
+    """Return the file with the conversations of a chat log as its records."""
     ((_, text, _),) = data.records
     chat = read_chat(text, path, names.speaker, encoding)
     if chat is None:

@@ -82,7 +82,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        return _conversation(_pair_of(item, *pair), line, "", item)  # no raw: `split` writes usual names
+        return _conversation(_pair_of(item, *pair), line, "", item)  # raw "": `split` writes usual names
     found = _found(item)
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
@@ -118,7 +118,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 
 
 def _in_json(value: Any) -> Any:
-    """Return the value of a field if it is a conversation or a JSON text of one; else None."""
+    """Return the conversation that is a field's value, also if it is a JSON text; else None."""
     if isinstance(value, str):
         value = structure_in(value)
     if isinstance(value, list):
@@ -192,7 +192,7 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 
 def _found(item: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the name of each part's field in a record; None for a part that it lacks."""
+    """Return the name of each part's field in a record; None for a part that the record lacks."""
     return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
 
 
@@ -212,7 +212,7 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def shown_keys(item: Mapping[str, Any]) -> str:
-    """Return the keys of a record in words, for a message."""
+    """Return the keys of a record in words, for an error message."""
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 
@@ -244,7 +244,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     answer = _one_of(answer)
     number = whole_number(str(answer)) if options and not isinstance(answer, bool) else None
     if number is not None and number < len(options):
-        answer = options[number][0]  # the number of an option, from 0 on
+        answer = options[number][0]  # the answer is the number of an option, from 0
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):

@@ -5,8 +5,8 @@
 
 The folder holds the shards `shard-00000.bin`, ...: ids as little-endian uint16 (uint32 if the vocabulary has
 more than 65,536 entries). The documents follow each other, and each ends with the tokenizer's end-of-text id.
-`shards.json` lists the shards with size and SHA-256, and the source files with size, time and SHA-256. It is
-written last.
+`shards.json` lists the shards with size and SHA-256, and the source files with size, time and SHA-256. This
+file is written last.
 
 Each shard is made from its own piece of the corpus (minigpt/data/documents.py). So any number of processes
 can work in parallel, and each needs only a few megabytes. A shard is first written under a temporary name.
@@ -44,7 +44,7 @@ __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "
 VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary, with --tokenizer char
 DECODED = "decoded"  # folder of decoded copies of source files
 PIECE = 16 << 20  # approximate number of bytes of text per shard
-CHUNK = 1 << 16  # characters per call of the tokenizer, which needs hundreds of bytes per token
+CHUNK = 1 << 16  # characters per call of the tokenizer; it needs hundreds of bytes of memory per token
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
 
 
@@ -76,7 +76,7 @@ def end_of_text(tokenizer: TextTokenizer) -> int:
 
 @dataclass
 class _Counts:
-    """What is counted while a part of the corpus is encoded."""
+    """Counts of the texts of one job, made while these texts are encoded."""
 
     documents: int = 0
     tokens: int = 0
@@ -110,7 +110,7 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        # A job has only its own files, because it is sent to another process. A corpus may have a million.
+        # A job has only its own files, because it is sent to another process; a corpus may have many files.
         used = sorted({piece.source for piece in group})
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
@@ -231,7 +231,7 @@ def prepare(
     workers: int = 0,
     lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokens:
-    """Return the ids of a corpus. Shards in the folder that match are used; otherwise the corpus is encoded.
+    """Return the ids of a corpus. If the folder has no shards of this corpus, the corpus is encoded first.
 
     A printed line says whether shards were used or written.
 
@@ -240,9 +240,9 @@ def prepare(
         folder: the folder of the shards.
         tokenizer: None: a character tokenizer of the corpus, saved as `folder`/vocab.json.
         options: options for reading the files.
-        workers: number of processes; 0: one per core. The shards do not depend on it.
-        lock: called before the first write; returns when no other process writes to the folder. Matching
-            shards need no lock, because a manifest exists only for complete shards.
+        workers: number of processes; 0: one per core. The shards do not depend on this number.
+        lock: a function that is called with the folder before the first write; it returns when no other
+            process writes there. Matching shards need no lock: a manifest exists only for complete shards.
 
     Raises:
         InputError: if the corpus cannot be read or has no text, or if the shards cannot be written.
@@ -265,7 +265,7 @@ def prepare(
     read = [asdict(options), [(s["name"], s["sha256"]) for s in described], pieces]
     key = hashlib.sha256(json.dumps([2, tokenizer.fingerprint, *read]).encode()).hexdigest()
     jobs = _jobs(sources, pieces, key)
-    (folder / MANIFEST).unlink(missing_ok=True)  # it does not describe the shards that are written next
+    (folder / MANIFEST).unlink(missing_ok=True)  # the old manifest does not describe the new shards
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
         print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")

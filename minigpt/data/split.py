@@ -4,10 +4,10 @@ Questions that differ only in width, case or spaces are equal, and all pairs of 
 question and answer are both repeated, only the first pair is kept. Apart from that, the split depends on the
 seed, the ratio and the texts. It does not depend on the order of the lines or on Python's hashes.
 
-Conversations of several questions go to the same part if they share a question with its answer. A very common
-exchange, such as a greeting, would join all conversations. So the rarest exchanges join first, and no joined
-group may be larger than the smaller part. `Split.on_both_sides` counts the exchanges
-that are still in both parts.
+Conversations of several questions go to the same part if they share an exchange: a question with its answer.
+A very frequent exchange, such as a greeting, would join all conversations. So the conversations that share a
+rare exchange are joined first, and no joined group may be larger than the smaller part.
+`Split.on_both_sides` counts the exchanges that are still in both parts.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # number of groups between the two parts that may be exchanged to come closer to the ratio
+_WINDOW = 400  # number of groups at the parts' border that are divided anew, to come closer to the ratio
 
 
 def normalise(question: str) -> str:
@@ -55,8 +55,8 @@ class Split:
 
     train: list[Conversation]
     val: list[Conversation]
-    questions: int  # number of different questions in conversations of one question
-    grouped: list[list[Conversation]]  # pairs of each question that has several answers
+    questions: int  # number of different questions; only conversations of one question count
+    grouped: list[list[Conversation]]  # for each question with several answers: its pairs
     dropped: list[tuple[Conversation, Conversation]]  # (repeated conversation, its first occurrence)
     on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)
 
@@ -83,9 +83,9 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
 
     Args:
         conversations: all conversations, in the order of the file.
-        train_ratio: share of the conversations (without duplicates) for train. The result is the closest
-            possible for up to 400 groups, and usually exact for more groups.
-        seed: decides on the order of the groups.
+        train_ratio: share of the conversations (without duplicates) for train. The share of the result is as
+            close to `train_ratio` as possible for up to 400 groups, and usually exact for more groups.
+        seed: decides the random order of the groups.
 
     Raises:
         InputError: if the ratio is not between 0 and 1, or leaves a part empty.
@@ -137,7 +137,8 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 def _name(conversation: Conversation) -> str:
     """Return the name of the group to which a conversation belongs.
 
-    It is the question, if there is only one: then all answers to it are in one group. Else it is all texts.
+    If there is only one question, the name is this question, so that all its answers are in one group. Else
+    the name is all texts of the conversation.
     """
     identity = _identity(conversation)
     if len(identity) == 1:
@@ -198,9 +199,9 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     """Choose the groups for train, given their sizes in random order. True: the group is for train.
 
     The target is `ratio` times the sum of all sizes. The first groups are chosen until their sum is near the
-    target. Groups cannot be divided, so this sum rarely equals it. Therefore the last of these groups and
-    the next ones are chosen anew, so that the sum comes as close as possible. This is a subset-sum problem:
-    bit s of reachable[i] is set if some of the groups from i on have the sum s.
+    target. Groups cannot be divided, so this sum rarely equals the target. Therefore the last of these groups
+    and the groups after them are chosen anew, so that the sum comes as close as possible. This is a
+    subset-sum problem: bit s of reachable[i] is set if some of the groups from i on have the sum s.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)
@@ -217,7 +218,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        # Take the group if later groups can fill exactly what is then left.
+        # Take the group if some of the later groups can fill exactly the rest.
         takes = size <= left and bool(later >> (left - size) & 1)
         chosen.append(takes)
         left -= size * takes
@@ -225,7 +226,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """Return the index of the 1 bit nearest to `target`. In a tie, prefer an index outside `empty`."""
+    """Return the index of the 1 bit nearest to `target`. In a tie, prefer one that is not in `empty`."""
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))
     below, above = bits.rfind("1", 0, middle + 1), bits.find("1", middle + 1)

@@ -30,8 +30,8 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
-_TITLES = 5  # the column names are searched in the first rows of a sheet, up to this number
-_BESIDE = (  # columns of a Parquet file that are read beside those with usual names
+_TITLES = 5  # number of first rows in which the column names are searched
+_BESIDE = (  # columns of a Parquet file that are read in addition to those with usual names
     *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
     "mapping",
 )
@@ -48,7 +48,7 @@ def most_unpacked(size: int) -> int:
     """Return how many bytes a compressed file of `size` bytes may unpack to.
 
     Compression shrinks a text to about a tenth, and a table of equal cells to a hundredth. A file that
-    unpacks to more than that was made to fill the memory.
+    unpacks to more than this function returns was made to fill the memory.
     """
     return (1 << 27) + 100 * size
 
@@ -91,13 +91,13 @@ def table_in(
     """Recognise a table whose cells are separated by commas, tabs or the like. Return None for other text.
 
     Args:
-        needs_head: if True, tab-separated lines without column names are only a table if the file has a
-            table's suffix.
+        needs_head: if True, tab-separated lines without column names are a table only if the file's
+            name ends in .csv or .tsv.
         is_whole: False if the text may be cut off at any position.
     """
     named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
     sample = text[:_SAMPLE]
-    is_whole = is_whole and len(sample) == len(text)  # False: may end inside a quoted cell
+    is_whole = is_whole and len(sample) == len(text)  # False: the sample may end inside a quoted cell
     for delimiter in ",\t;|":
         if delimiter not in sample and delimiter != named:
             continue
@@ -105,7 +105,7 @@ def table_in(
         has_quotes = True
         if delimiter == "\t" and '"' in sample and not (is_sound and _is_even(rows)):
             plain, _ = _first_rows(sample, delimiter, has_quotes=False)
-            if _is_even(plain[:-1]) and len(plain[0]) > 1:  # without the last row, which the sample may cut
+            if _is_even(plain[:-1]) and len(plain[0]) > 1:  # [:-1]: the sample may end inside the last row
                 rows, is_sound, has_quotes = plain, True, False
         titles = _titles(rows, is_head)
         rows = rows[titles:]
@@ -179,7 +179,7 @@ def _reader(text: str, delimiter: str, has_quotes: bool) -> Any:
 
 
 def csv_records(text: str, table: TableText) -> Iterator[Record]:
-    """Yield the rows of a CSV text. A row with wrong quotation marks gives a bad record for each line."""
+    """Yield the rows of a CSV text. Each line of a row with wrong quotation marks gives a bad record."""
     delimiter, has_head, _, titles, has_quotes = table
     reader = _reader(text, delimiter, has_quotes)
     head: list[str] | None = None
@@ -213,7 +213,7 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
 
 
 def _swallows(cells: list[str], columns: int, delimiter: str) -> bool:
-    """Return True if a wrong quotation mark joined several rows to one.
+    """Return True if a wrong quotation mark joined several rows into one.
 
     Such a row has too few cells, and its last cell contains lines that look like rows.
     """
@@ -245,7 +245,7 @@ class Sheet(NamedTuple):
 
     records: list[Record]
     notes: tuple[str, ...]  # notes for the user about the sheets that are not read
-    is_known: bool  # True if the column names are known
+    is_known: bool  # True if minigpt knows the column names
     has_head: bool | None  # None: the sheet has one column, whose cells are texts
     first_row: tuple[str, ...]
 
@@ -323,7 +323,8 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
 
     Args:
         source: path of the file, or its bytes.
-        is_read: returns True for names of columns that are read; if no column qualifies, all are read.
+        is_read: a function that gets a list with one column name in lower case, and returns True if this
+            column should be read. If it returns True for no column, all columns are read.
 
     Raises:
         InputError: for a damaged file, for a file that claims more content than its size allows, or without
@@ -350,7 +351,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             require_unpacked(name, size, sum(file.metadata.row_group(i).total_byte_size for i in groups))
             if file.metadata.num_rows > 100 * size:
                 raise InputError(f"{name} has {size:,} bytes and claims {file.metadata.num_rows:,} rows")
-        # Columns of text are read as dictionaries: a text that a million rows share is then in memory once.
+        # Columns of text are read as dictionaries: a text that many rows share is then in memory only once.
         types = pyarrow.types
         texts = [each for each, kind in kinds.items() if types.is_string(kind) or types.is_binary(kind)]
         if not isinstance(source, Path):
@@ -375,7 +376,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
 def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
     """Return the rows of a batch as dictionaries.
 
-    If a text is not UTF-8, the batch is read again with all texts as bytes. `_plain` decodes these.
+    If a text is not UTF-8, the batch is read again with all texts as bytes. `_plain` decodes these bytes.
     """
     import pyarrow
 

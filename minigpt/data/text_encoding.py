@@ -50,17 +50,18 @@ _NAMED_OF_SEVERAL_BYTES = (  # the same encodings, their relatives and other nam
     *("shift_jis_2004", "euc_kr", "johab"),
 )
 # Bytes that stand for no character in an encoding. Python's codec does not refuse them: like Windows, it
-# decodes them to private-use characters. This table turns those into the surrogates of bad bytes.
+# decodes them to private-use characters. This table turns these characters into surrogates, as for bad bytes.
 _UNASSIGNED = {
     "cp932": {ord(bytes([byte]).decode("cp932")): 0xDC00 + byte for byte in (0x80, 0xA0, 0xFD, 0xFE, 0xFF)}
 }
-_FEW = 3  # one byte too many, inside a character, can make so many bytes invalid; a short text may have them
+# A short text counts as damaged up to this number of invalid bytes. One extra byte can make three invalid.
+_FEW = 3
 # A text counts as damaged up to this share of invalid bytes among its bytes beyond ASCII. With more, the
 # encoding is wrong.
 _DAMAGED = 0.005
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
-_CERTAIN = 3.0  # the best encoding must be so many times as likely as the second one
+_CERTAIN = 3.0  # the best encoding must be more than three times as likely as the second best
 _ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
 _ENOUGH = 8  # with fewer bytes beyond ASCII, the encoding is never certain
 # Python's codecs that are no encodings of files.
@@ -97,7 +98,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
     """Decode bytes to text without a byte order mark. Return the text and its encoding.
 
     Args:
-        name: the file's name, for messages.
+        name: the file's name, for error messages.
         encoding: the encoding named by the user; "": detect it.
 
     Raises:
@@ -111,7 +112,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # the bytes that error.start counts in: the decoder may have removed a mark
+            read = error.object  # `error.start` is a position in these bytes, not in `data`
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
@@ -161,7 +162,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
 def is_mostly_utf8(data: bytes) -> bool:
     """Return True if at least half of the lines that are not ASCII are valid UTF-8."""
     good = bad = 0
-    for line in data.split(b"\n"):  # safe: in no candidate encoding is this byte a part of another character
+    for line in data.split(b"\n"):  # safe: no candidate encoding has this byte inside another character
         if not line.isascii():
             try:
                 line.decode("utf-8")
@@ -275,7 +276,7 @@ def _count_beyond_ascii(data: bytes) -> int:
 
 
 def _bad_bytes(data: bytes, codec: str) -> tuple[str, int]:
-    """Return a text with a lone surrogate for each bad byte, and their number."""
+    """Return a text with a lone surrogate for each bad byte, and the number of bad bytes."""
     try:
         text = data.decode(codec, "surrogateescape")
     except UnicodeDecodeError:  # encodings such as UTF-16 do not know "surrogateescape"

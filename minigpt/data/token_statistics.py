@@ -79,7 +79,7 @@ class Statistics:
         return self.questions + self.answers + 2 * self.exchanges
 
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Return mean, percentiles (lengths that occur) and maximum of each kind of length."""
+        """Return mean, percentiles (each a length that occurs) and maximum, for each kind of length."""
         result = {}
         for name in ("questions", "answers", "pairs"):
             values = getattr(self, name)

@@ -57,24 +57,25 @@ class TextPart:
         return hashlib.sha256(f"{self.tokens.fingerprint} {self.first} {self.last}".encode()).hexdigest()
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
-        """Build a batch of the windows that start at `rows`, relative to the part. The last may be shorter.
+        """Build a batch of windows. The last window of a part may be shorter.
 
         Args:
-            pad_to: not used, because all windows have the same length; `EncodedExamples.batch` needs it.
+            rows: positions in the part at which the windows start, (B,).
+            pad_to: not used, because all windows have the same length; `EncodedExamples.batch` has it, too.
         """
         T = self.block_size
         ids = np.zeros((len(rows), T + 1), dtype=np.int64)
-        lengths = np.minimum(len(self) - rows, T + 1)  # (B,)
+        lengths = np.minimum(len(self) - rows, T + 1)  # (B,): number of ids to read for each window
         for row, (start, length) in enumerate(zip(rows.tolist(), lengths.tolist())):
             ids[row, :length] = self.tokens.read(self.first + start, length)
         width = int(lengths.max())
-        both = torch.from_numpy(ids[:, :width])  # (B, T + 1)
-        mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T)
+        both = torch.from_numpy(ids[:, :width])  # (B, T + 1): inputs, and targets shifted by one
+        mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T): True for a target
         return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), mask, mask, rows)
 
     @property
     def rows(self) -> int:
-        """Return the number of windows that an evaluation reads."""
+        """Return the number of windows that an evaluation uses."""
         return -(-(len(self) - 1) // self.block_size)
 
     @property
@@ -122,7 +123,7 @@ class WindowPlan:
         return self._batches
 
     def rows(self, number: int) -> npt.NDArray[np.int64]:
-        """Return the starts of the windows of batch `number`, (B,)."""
+        """Return the positions at which the windows of batch `number` start, (B,)."""
         epoch, position = divmod(number, len(self))
         if epoch != self._epoch:  # compute offset and keys of an epoch only once, to save time
             random = np.random.default_rng([*self._entropy, epoch])
@@ -133,7 +134,7 @@ class WindowPlan:
         return self._offset + self._width * permuted(np.arange(first, last), self.windows, self._keys)
 
     def shapes(self, data: TextPart, pad_to: int = 0) -> list[tuple[int, int]]:
-        """Return rows and tokens (targets plus one) of typical batches, to estimate time and memory."""
+        """Return (number of rows, tokens of a row) of a typical batch, to estimate time and memory."""
         rows = -(-self.windows // len(self))
         return [(rows, min(self._width + 1, len(data)))]
 
@@ -141,9 +142,9 @@ class WindowPlan:
 def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Permute the numbers 0 to count - 1 at random; the keys choose the permutation.
 
-    A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1. A result that is not below `count`
-    goes through the network again until it is ("cycle walking"). As 4^h is less than 4 * count, a number goes
-    through the network at most 4 times on average.
+    A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1. A number that is `count` or more
+    goes through the network again until it is below `count` ("cycle walking"). As 4^h is less than 4 * count,
+    a number goes through the network at most 4 times on average.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

@@ -1,7 +1,7 @@
 """Does the same work on many items in several processes. Shared data is sent to each process once.
 
-Processes are spawned, not forked, because torch's threads do not survive a fork. Every process ends with its
-parent.
+Processes are spawned, not forked, because torch's threads do not survive a fork. Every process ends when
+its parent ends.
 """
 
 import multiprocessing
@@ -37,6 +37,7 @@ def run_in_processes(
 
     Args:
         work: a function at module level, so that other processes can import it.
+        shared: the first argument of `work`; it is sent to each process only once.
         sizes: number of bytes of each item, for the progress display.
         workers: largest number of processes; 1: only the current process; 0: one per core.
 
@@ -75,7 +76,7 @@ def run_in_processes(
 
 
 def _begin(shared: Any) -> None:
-    """Initialise a process. It ignores Ctrl-C, which its parent handles, and ends if its parent is killed."""
+    """Initialise a worker process, which ignores Ctrl-C (its parent handles it), and ends with its parent."""
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -43,11 +43,12 @@ def rates(config: TrainConfig) -> dict[str, float]:
 
 
 def usual_rates(config: TrainConfig) -> dict[str, float]:
-    """Return learning rates with which a model with this number of channels trains well.
+    """Return learning rates with which a model with the run's number of channels trains well.
 
     AdamW's best rate falls as the number of channels grows (https://arxiv.org/abs/2203.03466). Recipes for
-    small GPTs have 1e-3 at 256 channels. Muon's best rate does not depend on it. Beside Muon, AdamW trains
-    only embeddings and vectors; these two rates come from the recipe qa-cpu.
+    small GPTs have 1e-3 at 256 channels. Muon's best rate does not depend on the number of channels. In a run
+    with Muon, AdamW trains only embeddings and vectors. The two rates for such a run come from the recipe
+    qa-cpu.
     """
     if config.optimizer == "muon":
         return {"learning_rate": 1e-2, "muon_learning_rate": 0.02}
@@ -69,7 +70,7 @@ def relative_rate(config: TrainConfig) -> float:
 
 
 def longer(config: TrainConfig, times: float) -> dict[str, Any]:
-    """Return settings for a run of `times` as many steps."""
+    """Return settings for a run with `times` times as many steps."""
     if config.max_steps:
         return {"max_steps": max(1, round(times * config.max_steps))}
     return {"num_train_epochs": float(f"{times * config.num_train_epochs:.3g}")}

@@ -1,7 +1,7 @@
 """Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)   # of answers after their own and after other questions
+    loss = measure(model, tokenizer, conversations)   # loss of answers, after their own and other questions
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
@@ -33,12 +33,13 @@ PAIRS = 64  # number of pairs whose loss is measured: more than QUESTIONS, becau
 MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; the default of `minigpt eval` and `generate`
 # A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
 END_SHARE = 0.9
-# A model that has learned little has endless answers, too. It is reported that a model has not learned to end
-# only if the loss of the end token is at least one nat above the loss of the other tokens.
+# A model that has learned little has endless answers, too. So the finding "no_end_learned" needs more: a loss
+# of the end token that is at least one nat above the loss of the other tokens.
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# More empty answers than this share are reported. An empty answer is never right: the data has none.
+# More empty answers than this share are reported. An empty answer is never right: the data has none that is
+# empty.
 EMPTY_SHARE = 0.1
 # The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
 # by at least two standard errors. Else the answers do not depend on the questions.
@@ -62,7 +63,7 @@ def load_best(record: RunRecord) -> tuple[LanguageModel, AnyTokenizer]:
     """Load the best checkpoint of a run.
 
     Raises:
-        InputError: if it does not exist or cannot be read.
+        InputError: if the checkpoint does not exist or cannot be read.
     """
     folder = record.folder / "best"
     if not folder.exists():
@@ -78,15 +79,15 @@ def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """Measure the loss of the first answer of each conversation, after its own and after another question.
+    """Measure the loss of each conversation's first answer, after its own question and after another one.
 
     Returns: None if all answers are the same, or a pair is too long for the model.
     """
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair that has another answer. The search begins half a list
-    # further, because neighbouring pairs may be alike.
+    # For each answer, choose the question of a pair that has another answer. The search begins half
+    # the list further, because neighbouring pairs may be alike.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
@@ -129,12 +130,12 @@ def measure(
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Compute for each row the nats of the answer, the nats of its last token, and its length; (B,) each."""
-    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (B, T, C) -> (P, C)
+    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
     parts = [F.cross_entropy(model.lm_head(some).float(), goal, reduction="none") for some, goal in pieces]
     nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))  # (B, T)
-    last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1)
+    last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1): index of each row's last token
     return nats.sum(dim=1), nats.gather(1, last)[:, 0], batch.answer_mask.sum(dim=1)
 
 
@@ -148,7 +149,7 @@ def ask(
     Raises:
         InputError: if no question fits, or the model's outputs are not finite.
     """
-    # The largest length of a question. Two positions are kept for <sep> and one token of the answer.
+    # Largest number of tokens of a question. Two positions are kept for <sep> and one token of the answer.
     room = model.config.max_position_embeddings - 2
     first = dict.fromkeys(each.exchanges[0] for each in conversations)
     fitting = [one for one in first if len(tokenizer.encode_text(one.question)) <= room]

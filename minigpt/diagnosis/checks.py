@@ -4,7 +4,7 @@
         found = check(record)
 
 Each threshold is a named constant with a reason. The thresholds are rules of thumb. They were chosen with the
-runs of benchmarks/doctor.py, and tried on other runs. Each finding shows its numbers, so a user can judge.
+runs of benchmarks/doctor.py, and tried on other runs. Each finding shows its numbers, so a user can judge it.
 """
 
 import math
@@ -22,11 +22,12 @@ __all__ = ["CHECKS", "COMMON_CHECKS", "finite", "late_share", "smoothed"]
 
 Point = TypeVar("Point", TrainPoint, ValPoint)
 
-# A new model's first loss is about ln(V), for V entries of the vocabulary. If it is below 0.7 ln(V), the
-# model was trained before. If the first line of metrics is a mean over several steps, a new model may already
-# reach the unigram loss, about half of ln(V); so the limit is lower.
+# A new model's first loss is about ln(V), for V entries of the vocabulary. If this loss is below 0.7 ln(V),
+# the model was trained before. If the first line of metrics is a mean over several steps, a new model may
+# already reach the unigram loss, about half of ln(V); so the limit is then lower.
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
-# If the first loss is below this, something is wrong: no model predicts real text with certainty so early.
+# A first loss below this limit means that something is wrong: no model predicts real text with certainty so
+# early.
 NOTHING = 1e-3
 # The smoothed loss varies by 10 or 20 %, because the rows of batches differ in length. If the loss is small,
 # it varies by more. A rise by 30 % and by half a nat is not noise.
@@ -40,19 +41,20 @@ SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are no spikes, the rate is not the reason
 # for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# It is reported if the gradient norm grows to five times. Growing a little is normal while the loss falls.
+# A gradient norm that grows to five times its value after the start is reported. A little growth is normal
+# while the loss falls.
 GRADIENT_TIMES = 5.0
-# At the end of a cosine schedule the rate is small. If the loss still falls by 3 % between two evaluations,
-# more steps would lower it much further. A fall of less than 0.02 nats never counts.
+# At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between two
+# evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # A validation loss must rise by 2 % and by 0.02 nats to count. All evaluations use the same data, so their
 # noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the mean's standard error
 # is larger than 2 % and is the limit instead.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
-# A plateau is reported if there are six evaluations, and the last third of the run lowered the loss by less
-# than half a per cent.
+# A plateau is reported if there are at least six evaluations, and the last third of the run lowered the loss
+# by less than half a per cent.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# It is reported if the speed falls to less than 0.75 of the first speed, in a run of at least a minute. Rows
+# A fall of the speed to less than 0.75 of the first speed is reported, in a run of at least a minute. Rows
 # of different lengths and a busy machine change the speed by only 10 %.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
@@ -64,7 +66,7 @@ def nothing_logged(record: RunRecord) -> Finding | None:
 
 
 def metrics_damaged(record: RunRecord) -> Finding | None:
-    """Check for damaged lines of metrics.jsonl. A single one is no problem: a killed process may leave it."""
+    """Check for damaged lines of metrics.jsonl. One is no problem: a killed process may leave one."""
     return finding("metrics_damaged", lines=record.broken_lines) if record.broken_lines > 1 else None
 
 
@@ -121,7 +123,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if the learning rate is low and the loss has few spikes: it caused no overflow then."""
+    """Return True if the learning rate is low and the loss has few spikes: this rate causes no overflow."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -241,7 +243,7 @@ def overfitting(record: RunRecord) -> Finding | None:
         return None
     numbers = {"step": best.step, "minimum": best.loss, "last": last, "train": end, "gap": last - end}
     # The lowest loss lies between the best evaluation and the next one. So the advice is a new run that ends
-    # at the next one. Its learning rate has fallen to its final value by then.
+    # at the next evaluation. By then, the learning rate of the new run has fallen to its final value.
     return finding("overfitting", **numbers).trying(max_steps=next(p.step for p in val if p.step > best.step))
 
 
@@ -285,16 +287,16 @@ def has_risen(val: Sequence[ValPoint], share: float) -> bool:
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return moving medians of the losses: over two points on each side, or 1/40 of a long curve."""
+    """Return moving medians of the losses: over 2 points on each side; in a long curve, 1/40 of it."""
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
 
 def late_share(record: RunRecord) -> float:
-    """Return how much of the validation loss's fall happened in the last third of the steps; 0: unknown.
+    """Return the share of the validation loss's fall that is in the last third of the steps; 0: unknown.
 
-    If the loss falls along a straight line, the result is 1/3. If it is nearly flat at the end, the result is
-    below 0.1.
+    If the loss falls along a straight line, the result is 1/3. If the loss is nearly flat at the end, the
+    result is below 0.1.
     """
     val, start = finite(record.val), untrained(record)
     if len(val) < 3 or not record.is_finished or not start > val[-1].loss:
@@ -310,9 +312,9 @@ def late_share(record: RunRecord) -> float:
 def untrained(record: RunRecord) -> float:
     """Return the loss of the model before its first step; nan: unknown.
 
-    If it was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the logits. The
-    initial weights have a standard deviation of 0.02, and C normalised channels enter a logit; so s^2 is
-    0.0004 C.
+    If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the
+    logits. The initial weights have a standard deviation of 0.02, and C normalised channels enter a logit; so
+    s^2 is 0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss

@@ -34,7 +34,7 @@ BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-# Options that do not change a loss: paths, reports, the machine. A curve records all options but these.
+# Options that do not change a loss: paths, reports, the machine. A curve records all other options.
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),
@@ -56,7 +56,7 @@ class Curve:
     """The losses of a finished run."""
 
     recipe: str
-    fingerprints: dict[str, str]
+    fingerprints: dict[str, str]  # SHA-256 of the encoded data and of the vocabulary
     settings: dict[str, Any]
     tokens: int  # number of tokens that the whole run trains on
     val: list[tuple[float, float]]  # (tokens seen, validation loss) of each evaluation, in order
@@ -75,7 +75,7 @@ class Curve:
 
 
 def _tokens_per_step(record: RunRecord) -> float:
-    """Return the mean number of tokens per step; nan without a checkpoint."""
+    """Return the mean number of tokens per step; nan if no checkpoint has recorded tokens and steps."""
     tokens, steps = record.state.get("tokens_seen"), record.state.get("steps_done")
     if not (isinstance(tokens, int) and isinstance(steps, int) and tokens > 0 and steps > 0):
         return math.nan
@@ -165,7 +165,8 @@ def compare_with_recipe(record: RunRecord, folder: Path = RECIPES / "curves") ->
 
 def compare(record: RunRecord, curve: Curve) -> Finding:
     """Compare a run's validation loss with a curve, after the same number of tokens."""
-    if not record.fingerprints:  # without a checkpoint it is unknown which data the run used
+    # A run's fingerprints are in its checkpoint. Without fingerprints, it is unknown which data the run used.
+    if not record.fingerprints:
         return finding("reference_too_early", steps=record.steps_done)
     if record.fingerprints != curve.fingerprints:
         return finding("reference_other_data")
@@ -176,8 +177,8 @@ def compare(record: RunRecord, curve: Curve) -> Finding:
     longer = per_step * record.total_steps / curve.tokens
     if not record.is_finished and not 1 / UNLIKE_LENGTH <= longer <= UNLIKE_LENGTH:
         return finding("reference_too_early", steps=record.steps_done)
-    # A finished run is compared by its best evaluation, because that checkpoint is kept. An unfinished run is
-    # compared by its last evaluation.
+    # A finished run is compared by its best evaluation, because the checkpoint of this evaluation is kept. An
+    # unfinished run is compared by its last evaluation.
     point = min(val, key=lambda one: one.loss) if record.is_finished else val[-1]
     tokens = round(per_step * (record.total_steps if record.is_finished else point.step))
     reference = curve.loss_at(tokens)

@@ -36,8 +36,8 @@ __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data
 # More skipped lines than this share are reported. Up to 1 % may be bad by accident. More bad lines are an
 # error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# It is reported if one in five questions has the same answer (with at least 10 pairs): a model then gives
-# this answer whenever it is unsure.
+# If more than one in five questions (of at least 10) has the same answer, this is reported: a model then
+# gives this answer whenever it is unsure.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
 # `minigpt split` puts no question into both parts. If more than one question in two hundred is in both,
 # another program split the data, and this is reported.
@@ -48,25 +48,27 @@ UNKNOWN_SHARE = 0.01
 CUT_SHARE = 0.05
 # A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
 NO_ANSWER_SHARE = 0.01
-# It is reported if more than half of the tokens are padding. Padding takes as much time as text.
+# More than half padding among the tokens is reported. Padding takes as much time as text.
 PADDING_SHARE = 0.5
 # Fields are swapped if more than 50 % of the answers end with a question mark, but less than 10 % of the
 # questions.
 ASKING, NOT_ASKING = 0.5, 0.1
-# UTF-8 that was read as Latin-1 is reported above this share: a few texts may show it on purpose.
+# UTF-8 that was read as Latin-1 is reported above this share: a few texts may have it on purpose.
 MOJIBAKE_SHARE = 0.01
-# A few questions, such as greetings, have several answers. If one in ten has, the data contradicts itself.
+# A few questions, such as greetings, have several answers. If one in ten questions has, the data
+# contradicts itself.
 CONTRADICTION_SHARE = 0.1
-# The number of pairs that are compared, and the difference that counts, in standard errors of the mean. A
-# difference of four standard errors happens by chance in one of thirty thousand files.
+# To see whether answers fit their questions: the number of pairs that are compared, and the mean difference
+# that counts, in standard errors of this mean. A difference of four standard errors happens by chance in one
+# of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # A few per cent of repeated pairs are usual. If one in ten is repeated, parts of the file were copied.
 DUPLICATE_SHARE = 0.1
 # If 90 % of the questions of one part begin or end with the same phrase of 3 characters or more, but less
 # than 10 % of the other part, only one part was written with a template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
-# A few texts may be about special tokens of other programs. If more than one pair in ten contains them, a
-# program has left them there by mistake.
+# A few texts may be about special tokens of other programs. If more than one pair in ten contains such
+# tokens, a program has left them there by mistake.
 MARKS_SHARE = 0.1
 MARKS = (
     *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),
@@ -114,8 +116,8 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         return finding("text_run")
     if config.starts_from is not None:
         return finding("run_from_weights")
-    # The data's fingerprint depends on max_length. Take it from the checkpoint, which has the fingerprint: a
-    # later resume may have changed run.json.
+    # The data's fingerprint depends on max_length. Take max_length from the checkpoint, like the
+    # fingerprint: a later resume may have changed run.json.
     noted = record.state.get("config")
     length = noted.get("max_length") if isinstance(noted, dict) else None
     length = length if isinstance(length, int) and length > 0 else config.max_length
@@ -206,7 +208,7 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Check for lines that were skipped, except empty fields. Reports the file with the larger share."""
+    """Check for skipped lines, except those with an empty field. Report the file with the larger share."""
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -221,7 +223,7 @@ def lines_skipped(data: DataRecord) -> Finding | None:
 
 
 def empty_answers(data: DataRecord) -> Finding | None:
-    """Check for lines whose question or answer is empty. Reports the file with the larger share."""
+    """Check for lines whose question or answer is empty. Report the file with the larger share."""
     shares = []
     for report in data.reports:
         count = sum(len(lines) for why, lines in report.by_reason().items() if _is_empty(why))
@@ -243,7 +245,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD, which stands for a lost character. Reports the worse file."""
+    """Check for records with U+FFFD, which stands for a lost character. Report the worse file."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -311,8 +313,9 @@ def _names_of(conversation: Conversation) -> tuple[str, str] | None:
 def answers_fit(data: DataRecord) -> bool:
     """Return True if answers are more similar to their own questions than to other questions.
 
-    The number of common pairs of neighbouring characters is compared. An answer often repeats words of its
-    question. But labels and translations do not, so False alone does not prove that the file is mixed up.
+    Two texts are similar if many pairs of neighbouring characters occur in both texts. An answer often
+    repeats words of its question. But labels and translations do not, so False alone does not prove that the
+    file is mixed up.
     """
     exchanges = list({each.exchanges[0].question: each.exchanges[0] for each in data.train}.values())
     chosen = exchanges[:: max(1, len(exchanges) // FIT_PAIRS)]
@@ -375,8 +378,8 @@ def contradictions(data: DataRecord) -> Finding | None:
     for each in alone:
         answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
     several = [list(found.values()) for found in answers.values() if len(found) > 1]
-    # The share is not computed from fewer than half of the conversations, so that a few pairs among many
-    # longer conversations do not count.
+    # Count at least half of the conversations as questions, so that a few contradictions among many longer
+    # conversations are not reported.
     questions = max(len(answers), len(data.train) // 2)
     if len(several) <= CONTRADICTION_SHARE * questions:
         return None
@@ -407,7 +410,7 @@ def duplicates(data: DataRecord) -> Finding | None:
 
 
 def template_differs(data: DataRecord) -> Finding | None:
-    """Check whether only one part has a phrase at the beginning or end of nearly all questions."""
+    """Check whether nearly all questions of one part, and few of the other, begin or end with a phrase."""
     parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
     for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
         for turned in (False, True):
@@ -474,7 +477,7 @@ def unknown_characters(data: DataRecord) -> Finding | None:
 def pairs_cut(data: DataRecord) -> Finding | None:
     """Check for pairs that lose their end at max_length, or conversations that lose their beginning.
 
-    Pairs that lose the whole answer are counted apart.
+    Pairs that lose the whole answer are not counted here, but in `answers_cut_away`.
     """
     cut = next(cut for cut in data.statistics.cuts if cut.max_length == data.config.max_length)
     count = cut.pairs - cut.without_answer
@@ -488,7 +491,7 @@ def pairs_cut(data: DataRecord) -> Finding | None:
 
 
 def _room(data: DataRecord) -> dict[str, int]:
-    """Return settings that cut at most 1 % of the pairs: a max_length, and a block_size that allows it."""
+    """Return settings that cut at most 1 % of the pairs: a max_length, and a block_size of at least this."""
     length = int(np.percentile(data.statistics.pairs, 99, method="inverted_cdf"))
     return {"max_length": length, "block_size": max(data.config.block_size, length)}
 

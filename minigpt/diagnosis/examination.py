@@ -49,11 +49,11 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 
 
 def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> list[Finding]:
-    """Return the findings, each with its commands. If there are none, return one that says all is well."""
+    """Return the findings, each with its commands. If none is a problem, add a finding that says so."""
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)
-        findings = without_consequences([*findings, healthy])  # also sorts them: the worst first
+        findings = without_consequences([*findings, healthy])  # also sorts the findings: the worst first
     return [_with_commands(record, one) for one in findings]
 
 
@@ -67,7 +67,7 @@ def _with_commands(record: RunRecord, found: Finding) -> Finding:
 
 
 def _answers(record: RunRecord, data: DataRecord) -> list[Finding]:
-    from minigpt.diagnosis.answers import ask, judge, load_best, measure  # imported here: it takes time
+    from minigpt.diagnosis.answers import ask, judge, load_best, measure  # importing this takes time
 
     try:
         model, tokenizer = load_best(record)

@@ -190,7 +190,7 @@ def instructions() -> dict[str, bool]:
     """Return instruction set -> True if the processor has it, for instruction sets that decide the speed.
 
     Raises:
-        OSError: if the system does not list them.
+        OSError: if the system does not list its instruction sets.
     """
     known = _ARM if platform.machine().lower() in ("arm64", "aarch64") else _X86
     info = _cpuinfo()

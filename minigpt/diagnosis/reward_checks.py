@@ -17,7 +17,9 @@ __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 # The share of right answers must fall by a fifth of its first value, and by at least 0.05, to count as a
 # fall. With 200 prompts, the standard error of a share is at most 0.035.
 FALL_SHARE, FALL = 0.2, 0.05
-RISE = 0.02  # the reward has risen if it rose by this share of its range in the run; less is noise
+# The reward has risen if it rose by more than this share of its range in the run, or of its first value if
+# that is larger. Less is noise.
+RISE = 0.02
 # If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
 CUT_OFF = 0.5  # if a larger share of the answers is cut off at the largest length, answers are endless

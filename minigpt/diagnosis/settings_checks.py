@@ -30,35 +30,35 @@ NOTHING_BELOW = 0.97
 # If the loss is below a quarter of the unigram loss, the model has learned most of the data, and no setting
 # is reported. (On real texts, models end at a third or more.)
 NOT_FAR = 0.25
-# Weights have hardly changed if they can have moved by less than 0.1 in the run. That is five times their
-# initial standard deviation.
+# Weights have hardly changed if they can have moved by less than 0.1 in the run: five times their initial
+# standard deviation.
 MOVED = 0.1
 # A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
 # small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
 # The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
-# loss by 0.15, or if, at a high rate, one of the first ten lines is half a nat above an earlier line.
+# loss by 0.15, or if, at a high rate, one of the first ten losses is half a nat above an earlier loss.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
-WARM = 10  # a warm-up of at least so many steps is not missing, even if the loss rises
+WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
 # With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
-# small.
+# small. A run is long if weight_decay times the sum of its steps' learning rates is at least 1.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
-# Clipping is meant for a few large gradients. It is reported if it divides all gradients by a thousand or
-# more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
+# Clipping is meant for a few large gradients. Clipping is reported if it divides all gradients by a thousand
+# or more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
 # harm: AdamW's steps do not depend on their scale.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
 # The loss is still falling fast if at least 0.2 of its whole fall, and 0.1 nats, are in the last third of the
-# steps. If it fell along a straight line, this share would be 1/3; of a curve that ends flat, it is below
-# 0.1.
+# steps. If it fell along a straight line, this share would be 1/3; for a curve that ends flat, the share is
+# below 0.1.
 STEEP, STEEP_NATS = 0.2, 0.1
 # Number of target tokens per step: with fewer than 32, the gradient is mostly noise; 500 are enough.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
 # A parameter can store about two bits (https://arxiv.org/abs/2404.05405). A model is too small if the data
-# has more bits than that, and if three more things are true: less than a tenth of the loss's fall is in the
-# last third of the run; the validation loss is at most 20 % above the training loss; the run read the data 3
-# times.
+# has more bits than the parameters can store, and if three more things are true: less than a tenth of the
+# loss's fall is in the last third of the run; the validation loss is at most 20 % above the training loss;
+# the run read the data 3 times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
 
 
@@ -70,8 +70,8 @@ def best_loss(record: RunRecord) -> float:
 def end_loss(record: RunRecord) -> float:
     """Return the training loss at the end; nan without lines about training.
 
-    This is a mean over the last epoch, because an epoch has batches of all lengths. It takes at least three
-    lines and at most a fifth of all lines.
+    The result is the mean of the lines of the last epoch, because an epoch has batches of all lengths. At
+    least three lines, and at most a fifth of all lines, are used.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -94,7 +94,7 @@ def is_far(record: RunRecord) -> bool:
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum of the schedule's factors (0 to 1) of all steps.
+    """Return the sum of the learning rate schedule's factors (0 to 1) of all steps that were done.
 
     The sum times the learning rate is the largest distance by which AdamW can move a weight.
     """
@@ -182,7 +182,7 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 def rose(record: RunRecord) -> bool:
     """Return True if the first steps raised the loss of a new model, for at least two steps in a row.
 
-    (A single batch may have rare tokens. They raise the loss of a model that has just learned frequencies.)
+    One step alone does not count, because a batch with rare tokens may raise the loss, too.
     """
     train = first_lines(record)
     above = [point.loss > untrained(record) + ABOVE for point in train]
@@ -204,7 +204,7 @@ def first_lines(record: RunRecord) -> list[TrainPoint]:
 
 
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
-    """Find the highest rise of the loss in the first lines, above an earlier line or an untrained model.
+    """Find the highest rise of the loss in the first lines, above an earlier loss or an untrained model's.
 
     Returns: loss, step, and the lower loss before it; (nan, 0, nan) if the first lines are missing.
     """

@@ -59,7 +59,7 @@ class BpeTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), kind, whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # encode something now: some damaged files raise an error only here
+            tokenizer._encoding("a 1")  # some damaged files give an error only when a text is encoded
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer
@@ -86,7 +86,8 @@ class BpeTokenizer(SubwordTokenizer):
                 and splits numbers into digits.
             special_tokens: further special tokens, such as `<|im_start|>`.
             min_frequency: least number of times that a pair must occur to be merged.
-            on_progress: called ten times per second with the stage (1: reading, 2: merging) and a text.
+            on_progress: a function that is called ten times per second with the stage (1: reading, 2:
+                merging) and a text.
 
         Raises:
             ValueError: if vocab_size is too small for bytes and special tokens, or kind is unknown.
@@ -99,7 +100,7 @@ class BpeTokenizer(SubwordTokenizer):
         return _Bytes(self._definition, self._text_of)
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if the library has left out bytes. It leaves out bytes that have no token."""
+        """Raise InputError if the library has left out bytes, because they have no token."""
         if self._drops and (unknown := self.unknown_characters(text)):
             raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
 

@@ -17,7 +17,7 @@ __all__ = ["LONGEST_WORD", "learn"]
 
 # The tokens with the ids 0, 1 and 2. The character tokenizer has the same ids for <pad> and <sep>.
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
-# In training, a longer word is cut into words of this number of characters. The time of training grows with
+# In training, a longer word is cut into pieces of this number of characters. The time of training grows with
 # the square of a word's length, and a Chinese text without punctuation is one word. Encoding cuts no word.
 LONGEST_WORD = 64
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
@@ -75,7 +75,7 @@ def _train(
     """Train the library's object in a thread, so that Ctrl-C works: the library itself ignores signals.
 
     The main thread waits and handles Ctrl-C. The library cannot be stopped while it merges, so the thread
-    then runs until the process ends. Its result is not used.
+    then runs until the process ends. The thread's result is not used.
     """
     characters, is_read, is_stopped = 0, False, False
     failures: list[BaseException] = []

@@ -70,12 +70,12 @@ def render_chat(
     Args:
         template: the Jinja template.
         messages: each has `role` (one of ROLES) and `content`; optional: `reasoning_content`, `tool_calls`;
-            for the assistant also `token_ids`, the ids of the content. The template does not see these.
+            for the assistant also `token_ids`, the ids of the content. The template does not see `token_ids`.
         named_tokens: the template's variables bos_token, eos_token and so on.
         tools: descriptions of functions, in types that JSON has.
         documents: texts to answer from, in types that JSON has.
         add_generation_prompt: end with the beginning of an answer.
-        variables: further variables of the template, such as enable_thinking; None is left out.
+        variables: further variables of the template, such as enable_thinking. Values of None are left out.
 
     Raises:
         InputError: for an invalid message, and for a template that fails (see `SandboxedTemplate`).
@@ -115,12 +115,12 @@ def encode_chat_with_mask(
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a conversation, and a mask of the same length: 1 for the assistant's tokens, else 0.
 
-    A template with `{% generation %}` blocks marks these tokens itself. With another template they are the
-    contents of the assistant's messages, each with the special token after it. (Text before `</think>` in
-    such a content does not count if the template removes it.)
+    A template with `{% generation %}` blocks marks the assistant's tokens itself. With another template, the
+    assistant's tokens are the contents of the assistant's messages, each with the special token after it.
+    (If the template removes text before `</think>` from a content, this text does not count.)
 
     Raises:
-        InputError: as `encode_chat`, and for a template without such a block that changes the contents.
+        InputError: as `encode_chat`; if a template without `{% generation %}` blocks changes the contents.
     """
     used = tokenizer.chat_template if template is None else template
     if used is None or re.search(r"{%-?\s*generation\b", used):
@@ -209,7 +209,7 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put the characters `begin` and `end` around the assistant's texts. Also return how many there are.
+    """Put the characters `begin` and `end` around the assistant's texts, and count these texts.
 
     Leading and trailing white space is outside the marks, because many templates strip it.
     """
@@ -239,7 +239,7 @@ class _Reading:
     stand_ins: dict[str, str]  # special token -> the private character in its place; longest tokens first
     twins: dict[str, str]  # each character that occurs in special tokens -> a private character in its place
     marks: tuple[str, str]  # characters that mark begin and end of the assistant's text
-    count: int | None  # number of assistant's texts with marks; None: the template itself writes the marks
+    count: int | None  # number of the assistant's texts with marks; None: the template writes the marks
 
     def marked(self, own: dict[int, str]) -> str:
         """Return the rendered text with private characters in place of special tokens.
@@ -276,7 +276,7 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Render with a private character for each special token that is whole in a text of the template."""
+        """Render with a private character for each special token that one text of the template contains."""
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
@@ -319,10 +319,10 @@ class _Reading:
         return {**message, "content": _replaced(inner, content)}
 
     def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
-        """Return True if a rendering is right, so that its private characters stand for special tokens.
+        """Return True if a rendered text is right, so that its private characters stand for special tokens.
 
-        With special tokens put back in place of the private characters, it must equal the plain text. It must
-        have all marks. It may contain special tokens as text only where users typed them.
+        With special tokens put back in place of the private characters, the text must equal `plain`. The text
+        must have all marks. It may contain special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):
@@ -361,8 +361,8 @@ def _variables(
 def _message(message: object, name: str) -> dict[str, Any]:
     """Check a message, and return a copy of it for the template.
 
-    If it has a reasoning, the copy has it under all keys of `_REASONING`, because templates use different
-    ones. The copy has no `token_ids` and no key whose value is None.
+    If the message has a reasoning, the copy has it as `thinking` and as `reasoning_content`, because
+    templates use different keys. The copy has no `token_ids` and no key whose value is None.
     """
     if not isinstance(message, Mapping):
         raise InputError(f"{name} must have `role` and `content`: got {message!r:.80}")
@@ -447,8 +447,8 @@ def _mark(mark: Callable[[str], str], node: nodes.Node) -> None:
         case nodes.Filter() | nodes.Getitem() if node.node is not None:
             _mark(mark, node.node)
         case nodes.Call() if not isinstance(node.node, nodes.Name):
-            # A method such as .split('<think>') compares with its argument. So its arguments stay unchanged,
-            # other than those of a macro, which writes them.
+            # A method such as .split('<think>') compares with its argument. So the arguments of a method stay
+            # unchanged. (A macro writes its arguments, so these are changed.)
             _mark(mark, node.node)
         case _:
             for child in node.iter_child_nodes():

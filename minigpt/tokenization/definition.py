@@ -296,7 +296,7 @@ def _with_ids(
     """Return text -> flags and id of each added token.
 
     The `tokenizers` library ignores the ids in the files. A token gets its id in the vocabulary, or the next
-    free id. A file with another id was made for other weights, or by hand.
+    free id. A file that states another id is an error: it was made for other weights, or by hand.
     """
     tokens: dict[str, dict[str, Any]] = {}
     highest = -1
@@ -394,7 +394,7 @@ def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
 def checked(definition: Definition, source: str) -> Definition:
     """Check a definition, and order its vocabulary by id.
 
-    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
+    The `tokenizers` library checks only the merges. With other errors the library would silently drop text.
 
     Raises:
         InputError: if an id is not a number or occurs twice, or if a special token is text.

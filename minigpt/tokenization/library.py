@@ -31,7 +31,7 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
     Args:
         definition: the tokenizer's definition.
         with_special: convert the text of special tokens to these tokens. By default the object does not know
-            them, so it cannot produce them.
+            the special tokens, so it cannot produce them.
 
     Raises:
         InputError: if the library does not accept the definition.
@@ -66,7 +66,7 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 def panics_without_trace() -> Iterator[None]:
     """Hide the stack trace that the library writes to standard error when it panics (crashes in Rust).
 
-    Output of other threads to standard error appears only at the end of the block, and is lost in a panic.
+    Output of other threads to standard error appears only at the end of the `with` block; a panic loses it.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
@@ -113,11 +113,11 @@ def prepared(frame: dict[str, Any]) -> Library:
         return _prepared(frame)
 
 
-_MOST_GROWTH = 100.0  # how many times as long a normalizer may make a text
+_MOST_GROWTH = 100.0  # a normalizer may make a text at most this number of times as long
 
 
 def _growth(step: Any) -> float:
-    """Return how many times as long a normalizer can make a text by its replacements."""
+    """Return the largest factor by which the replacements of a normalizer can make a text longer."""
     match step:
         case {"type": "Sequence", "normalizers": [*steps]}:
             return math.prod(map(_growth, steps))

@@ -3,8 +3,8 @@
 Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
 If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token:
-the library's object is not told the special tokens (library.py). With `allow_special` it is told them, and
-the ids are the same as in `transformers`.
+the library's object does not know the special tokens (library.py). With `allow_special`, an object that knows
+them is used, and the ids are the same as in `transformers`.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class SubwordTokenizer:
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
         self.bos_token_id = self._named("bos_token")
-        # Special token -> True if it removes white space before it, True if it does so after it.
+        # Special token -> (True if it removes white space before itself, True if it removes it after itself)
         self.stripping = {
             token["content"]: (token["lstrip"], token["rstrip"])
             for token in definition.frame["added_tokens"]
@@ -65,7 +65,7 @@ class SubwordTokenizer:
 
     @cached_property
     def _text_of(self) -> dict[int, str]:
-        """Return a dict: id -> token, in the spelling of the files. It is made at the first use."""
+        """Return a dict: id -> token, in the spelling of the files. The dict is made at its first use."""
         return {index: text for text, index in self._definition.tokens.items()}
 
     def _named(self, key: str) -> int | None:
@@ -98,7 +98,7 @@ class SubwordTokenizer:
             raise in_one_line(error, "the text cannot be encoded") from None
 
     def _words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
-        """Cut a text into the words that become tokens. Returns each with its start and end."""
+        """Cut a text into the words that become tokens. Return each with its start and end in the text."""
         cutter = self._library.pre_tokenizer
         try:
             return [(text, (0, len(text)))] if cutter is None else cutter.pre_tokenize_str(text)
@@ -121,7 +121,7 @@ class SubwordTokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """Return the same tokenizer with a new token for each text that is not yet a single token.
 
-        A text becomes its token everywhere in a longer text. The new ids follow the old ids.
+        Wherever such a text occurs in a longer text, it becomes its token. The new ids follow the old ids.
 
         Raises:
             InputError: for a lone surrogate (half a character), or if the tokenizer's ids have gaps.
@@ -138,7 +138,7 @@ class SubwordTokenizer:
         ids = {text: index for index, text in enumerate(new, first)}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         config = dict(old.config)
-        # If this key exists, transformers ignores the list in tokenizer.json. So both get the new tokens.
+        # If this key exists, transformers ignores the list in tokenizer.json. So both lists get new tokens.
         if listed := config.get("added_tokens_decoder"):
             more = {str(index): {"content": text, **flags} for text, index in ids.items()}
             config["added_tokens_decoder"] = {**listed, **more}
@@ -276,7 +276,8 @@ class SubwordTokenizer:
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that decides the ids.
 
-        It does not depend on the files: tokenizer.json, or vocab.json with merges.txt.
+        The result does not depend on the files that store the tokenizer: tokenizer.json, or vocab.json and
+        merges.txt.
         """
         definition, model = self._definition, self._definition.frame["model"]
         more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}

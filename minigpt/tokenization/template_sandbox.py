@@ -42,7 +42,7 @@ __all__ = ["SandboxedTemplate"]
 MAX_TEMPLATE = 200_000  # largest number of characters; published templates have up to 30,000
 # The budget of a rendering: CHARACTERS, and PER_CHARACTER more for each character of the variables.
 CHARACTERS, PER_CHARACTER = 1_000_000, 100
-STEP = 10  # what each call and each iteration of a loop costs of the budget
+STEP = 10  # subtracted from the budget for each call and for each iteration of a loop
 SECONDS = 5.0  # largest CPU time of a rendering; Qwen3's template needs about 0.1 s for 1,000 messages
 MAX_NUMBER = 10**15  # largest operand of arithmetic: larger numbers could be slow
 
@@ -50,7 +50,7 @@ FILTERS = (
     "abs attr count d default dictsort filesizeformat first float groupby int items last length list map max "
     "min reject rejectattr reverse select selectattr sort unique"
 )
-# Filters that convert their arguments to text. They cost as much of the budget as this text is long.
+# Filters that convert their arguments to text. The length of this text is subtracted from the budget.
 TEXT_FILTERS = (
     "capitalize e escape forceescape lower pprint safe string striptags title truncate upper urlencode "
     "wordcount xmlattr"
@@ -167,14 +167,14 @@ class _Generation(Extension):
 
 
 def _filter(node: Any, name: str) -> nodes.Filter:
-    # Our filters have names such as ":built". A template cannot call them, because no name there has a colon.
+    # Our filters have names such as ":built". A template cannot call them, because its names have no colon.
     return nodes.Filter(node, name, [], [], None, None)
 
 
 class _Charged(NodeTransformer):
     """Rewrites a template, so that all of its operations are charged to the budget.
 
-    Jinja compiles some of them, such as making a list, to plain Python. These become calls of filters.
+    Jinja compiles some operations, such as making a list, to plain Python. These become calls of filters.
     """
 
     def __init__(self, environment: jinja2.Environment) -> None:
@@ -260,7 +260,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         Args:
             value: the value.
-            as_text: also count the characters of str(value). This is an estimate, up to ten times too low.
+            as_text: also count the characters of str(value). The count is estimated, up to ten times too low.
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:
@@ -305,8 +305,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         self.charge(STEP + self.size((args, given)))
         owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
         if isinstance(owner, str):
-            # A method such as strip or rfind may compare each character of the string with each one of an
-            # argument. So it is charged for the product of their lengths.
+            # A method such as strip or rfind may compare each character of the string with each character
+            # of an argument. So the charge grows with the product of both lengths.
             self.charge(len(owner) * sum(len(text) for text in args if isinstance(text, str)) // 1000)
             if name in self.methods:
                 function = functools.partial(self.methods[name], owner)
@@ -346,7 +346,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
         """Wrap a Jinja filter, so that the size of its result is subtracted from the budget.
 
-        With as_text, the size of its arguments is subtracted, too.
+        With as_text, the size of the filter's arguments is subtracted, too.
         """
 
         @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment
@@ -364,7 +364,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def widened(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """Wrap a Jinja filter that can make a large result from a number, such as a width.
 
-        Its cost is subtracted from the budget before it runs.
+        The filter's cost is subtracted from the budget before the filter runs.
         """
 
         @functools.wraps(function)
@@ -436,7 +436,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def trimmed(self, value: Any, chars: str | None = None) -> str:
         """Implement the filter `trim`."""
         size = self.size(value, as_text=True)
-        # `strip` may compare each character of the text with each one of `chars`.
+        # `strip` may compare each character of the text with each character of `chars`.
         self.charge(size + size * len(chars or "") // 1000)
         return str(value).strip(chars)
 

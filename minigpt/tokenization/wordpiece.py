@@ -19,14 +19,14 @@ from minigpt.tokenization.wordpiece_files import read_folder
 
 __all__ = ["WordPieceTokenizer"]
 
-# Decoding puts a space before each token. These replacements, made in this order, remove it where English
-# has none.
+# Decoding puts a space before each token. These replacements, made in this order, remove the space
+# where English has none.
 _JOINED = (
     *((f" {sign}", sign) for sign in ".?!,"),
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # searched in each token alone, not in the whole text, as transformers does
+    (" do not", " don't"),  # used for single tokens, not for a whole text, as in transformers
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -34,7 +34,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # a text is not just its tokens' texts joined: they depend on the tokens before them
+    joins = False  # a token's text depends on the token before it, so texts of tokens cannot just be joined
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
@@ -56,7 +56,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         definition = read_folder(Path(path), whole)
         try:
             tokenizer = cls(definition)
-            tokenizer._encoding("a 1")  # encode something now: some damaged files raise an error only here
+            tokenizer._encoding("a 1")  # some damaged files give an error only when a text is encoded
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
         return tokenizer

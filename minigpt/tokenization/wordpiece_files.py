@@ -64,7 +64,7 @@ def read_folder(folder: Path, whole: dict[str, Any] | None = None) -> Definition
 def _frame(config: dict[str, Any]) -> dict[str, Any]:
     """Return the content of a tokenizer.json without its vocabulary.
 
-    The class of transformers (BertTokenizer) makes the same from tokenizer_config.json.
+    The class of transformers (BertTokenizer) makes the same content from tokenizer_config.json.
     """
     return {
         "version": "1.0",
