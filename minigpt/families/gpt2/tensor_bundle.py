@@ -54,7 +54,7 @@ def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
         prefix: path of the checkpoint's files without ".index" and ".data-00000-of-00001".
 
     Raises:
-        InputError: if a file or tensor is missing, damaged or of an unsupported kind; the message names the file.
+        InputError: if a file or tensor is missing, damaged or unsupported; the message names the file.
     """
     path = prefix.with_name(f"{prefix.name}.index")
     try:
