@@ -271,7 +271,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # Set this link, too: the earlier process may have died after the save, before it set the link.
+                # Set this link: the earlier process may have died after the save and before it set the link.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

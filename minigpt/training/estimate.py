@@ -272,8 +272,8 @@ def memory_needed(trainer: Trainer) -> int:
     # each), and logits, log-softmax and its gradient (vocab_size floats each). A float has 4 bytes.
     outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few outputs
     head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
-    # Bytes per weight: 4 in float32, and 2 for autocast's copy. A trained weight has 12 more: its gradient and
-    # two moments.
+    # Bytes per weight: 4 in float32, and 2 for autocast's copy. A trained weight has 12 more: its gradient
+    # and two moments.
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()

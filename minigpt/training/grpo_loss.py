@@ -339,7 +339,7 @@ class GrpoLoss(Objective):
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
         """Select the sampled tokens of a batch.
 
-        A run passes a Rollout. The estimate of memory before a run passes a Batch, whose answers are the data's.
+        A run passes a Rollout. The estimate of memory before a run passes a Batch with the data's answers.
         """
         if isinstance(batch, Batch):
             batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)
@@ -413,7 +413,7 @@ class GrpoLoss(Objective):
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state` returned. If there are no answers in `state`, the next step samples new ones."""
+        """Restore what `state` returned. If `state` has no answers, the next step samples new ones."""
         self._kept = None
         if self.num_iterations == 1 or "rollout.block" not in state:
             return

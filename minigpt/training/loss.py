@@ -207,8 +207,9 @@ class NextTokenLoss(Objective):
 def logits_limit(device: torch.device) -> int:
     """Return the largest number of logits that the loss may hold in memory.
 
-    On a CPU the number is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a logit
-    with its gradient takes 14 bytes. A smaller number would cost time, because each piece is computed twice.
+    On a CPU the number is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a
+    logit with its gradient takes 14 bytes. A smaller number would cost time, because each piece is computed
+    twice.
     """
     if device.type != "cuda":
         return 2**26
@@ -254,8 +255,8 @@ def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bo
 
     The class works on a CPU, for a linear layer without bias or adapter. float16 is excluded, because small
     gradients would become 0 before the loss scale is applied. If all logits fit into memory together,
-    autograd is as good. With a frozen matrix, `_LinearCrossEntropy` is always better: it keeps only the gradient of
-    the hidden states.
+    autograd is as good. With a frozen matrix, `_LinearCrossEntropy` is always better: it keeps only the
+    gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -270,7 +271,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The summed cross-entropy of a linear layer's outputs, computed in pieces together with its gradient.
 
     The gradient of a piece's logits is softmax minus one-hot. The gradients of hidden states and weights
-    are products with this gradient. So the logits of only one piece are in memory, and none is computed twice.
+    are products with this gradient. So the logits of one piece only are in memory, and none are computed
+    twice.
     """
 
     @staticmethod

@@ -1,8 +1,7 @@
 """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP ask a run to stop. It stops where its state is whole and can be saved.
 
 SIGUSR1 means the same as SIGTERM; batch systems send it before they end a job (Slurm: `--signal=B:USR1@60`).
-SIGHUP is sent when a terminal is closed. The exit code is 128 and the number of
-the signal: 130, 143, 138, 129.
+SIGHUP is sent when a terminal is closed. The exit code is 128 + the number of the signal: 130, 143, 138, 129.
 """
 
 import signal
@@ -37,7 +36,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the stop signals inside the block. A second signal ends the process at once."""
+        """Note the stop signals inside the block. A second signal ends the process immediately."""
         # Python handles signals only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -62,7 +61,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt. The block must change no state: gradients, evaluation.
+        """Run a block that a signal may interrupt. The block must not change state (gradients do not count).
 
         With several processes the block runs to its end, because the other processes would wait for ever.
 
