@@ -159,7 +159,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, visible: Tensor | None, cache: KeyValueCache | None, attentions: list[Tensor] | None
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to `attentions`, if a list."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
         B, T, C = x.shape
         qkv = self.qkv_proj(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each

@@ -181,7 +181,7 @@ def run(
 
 
 def exit_code(program: str, work: Callable[[], object]) -> int:
-    """Do the work and return the exit code. If the work ends early, print the reason on stderr."""
+    """Call `work` and return the exit code. If `work` raises an error, print the reason on stderr."""
     code, complaint = 0, ""
     is_closed = _open_closed_streams()
     errors = sys.stderr
@@ -262,7 +262,7 @@ def _open_closed_streams() -> bool:
 
 
 class _Terminated(SystemExit):
-    """Raised by the handler of SIGTERM and SIGUSR1. Not a subclass of Exception, like KeyboardInterrupt."""
+    """Raised by the handler of SIGTERM and SIGUSR1. Like KeyboardInterrupt, not a subclass of Exception."""
 
     code: int
 

@@ -24,7 +24,7 @@ _FONT_NAMES = (  # beginnings of the names of known fonts, the best first
     *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
     *("SimSun", "Songti", "Droid Sans Fallback", "Arial Unicode MS", "AR PL"),
 )
-_USUAL = "的一是不了人我在有问题回答长度词元步损失概率层头"  # a font must have these
+_USUAL = "的一是不了人我在有问题回答长度词元步损失概率层头"  # characters that a font must have
 
 
 def require_plotting(flag: str = "--plot") -> None:
@@ -37,7 +37,7 @@ def picture_kind(path: Path, flag: str = "--plot") -> str:
     """Return the type of a picture file, given by its suffix.
 
     Raises:
-        InputError: without matplotlib, or if matplotlib does not write such files.
+        InputError: if matplotlib is missing, or does not write such files.
     """
     require_plotting(flag)
     from matplotlib.backends.backend_agg import FigureCanvasAgg

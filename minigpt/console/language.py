@@ -92,7 +92,7 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 4) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    Values of several words, and what follows "PLACE: ", are translated in the same way, to a depth of 4.
+    Values with several words, and the text after "PLACE: ", are translated in the same way, to a depth of 4.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -144,7 +144,7 @@ def say(template: str, /, **values: object) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return the lines of a text, each of at most `width` columns. A Chinese character takes two.
+    """Return the lines of a text, each of at most `width` columns. A Chinese character takes two columns.
 
     >>> wrapped("一个字一个词元，由 char 选择", 12)
     ['一个字一个词', '元，由 char', '选择']

@@ -31,7 +31,7 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMBER = re.compile(r"[\d.,+-]+")
-_LONGEST_NUMBER = 24  # columns
+_LONGEST_NUMBER = 24  # columns; a longer word with digits is a path or an address
 _NARROW = 60  # on a terminal with fewer columns, a table has no vertical lines
 
 

@@ -75,8 +75,8 @@ class Family:
 
     # names of the last matrices of attention and MLP, which add to the residual stream
     residual_projections: tuple[str, ...]
-    # Hugging Face names of the layers that a PEFT adapter of the kind IA3 changes by default: it multiplies
-    # the outputs of the first group, and the inputs of the second group.
+    # Hugging Face names of the layers that a PEFT adapter of the kind IA3 changes by default: layers
+    # whose outputs are multiplied, and layers whose inputs are multiplied.
     rescaled_outputs: tuple[str, ...]
     rescaled_inputs: tuple[str, ...]
     # name that minigpt.lens gives to a part of a block ("norm_1") -> name of its module in the block ("ln_1")
@@ -143,7 +143,7 @@ class Family:
 
         Raises:
             InputError: if a tensor holds NaN or infinity, or a parameter has no Hugging Face name; the
-                message names it.
+                message names the tensor.
         """
         state, own = dict(model.named_parameters()), self.parameter_shapes(model.config)
         if other := sorted(state.keys() ^ own.keys()):

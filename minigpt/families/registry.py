@@ -82,7 +82,7 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 
 
 def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
-    """Return a dict: our name of a weight -> (Hugging Face's name, True if it is stored transposed).
+    """Return a dict: our name of a weight -> (Hugging Face's name, True if stored transposed there).
 
     A classifier has `score` instead of lm_head. That weight has the same name at Hugging Face.
     """

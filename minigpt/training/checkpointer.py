@@ -2,7 +2,7 @@
 
 With `save_async`, a save runs in the background: the training loop copies the state and continues, and a
 thread writes the copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The
-thread does the same work in the same order as a save in the foreground, so a crash does the same harm only.
+thread does the same work in the same order as a save in the foreground, so a crash does no more harm.
 """
 
 import math
@@ -187,7 +187,7 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # the `with` block ends with another error: print this one
+            if self._error is not None:  # the `with` block raises another error: only print the save's error
                 warn(str(self._error))
         # A second Ctrl-C raises SystemExit. Then do not wait for the thread; it ends with the process.
 
@@ -271,7 +271,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # Set this link: the earlier process may have died after the save and before it set the link.
+                # The earlier process may have died after the save, before it moved the link. So move it now.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

@@ -165,7 +165,7 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the targets, (P,), and for each the number of its part of the data, (P,).
+    """Return the ids of the targets, (P,), and the number of the part of the data that each is in, (P,).
 
     Rows with the same answer are in the same part, because the same answer to a rephrased question is not new
     data.

@@ -40,7 +40,7 @@ TORCH_ITSELF = 350 * 2**20  # bytes of a process after all imports, before any t
 # allocated and freed in changing order, which leaves gaps in the C library's memory. The factor was measured
 # on Linux with benchmarks/memory.py. GPUs have other allocators, so HELD does not apply to GPUs.
 HELD = 1.4
-_LONGEST = 2048  # largest number of tokens of a row for measuring; longer rows are computed from shorter ones
+_LONGEST = 2048  # largest number of tokens of a measured row; figures for longer rows are extrapolated
 
 
 def print_parameters(trainer: Trainer) -> None:

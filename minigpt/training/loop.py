@@ -51,7 +51,7 @@ __all__ = ["RunFinishedError", "Trainer"]
 
 
 class RunFinishedError(InputError):
-    """Raised for a resume of a run that has already done all its steps."""
+    """Raised when a run is resumed that has already done all its steps."""
 
 
 class Trainer:

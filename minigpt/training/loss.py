@@ -81,7 +81,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes of these rows."""
+        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes from rows."""
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:

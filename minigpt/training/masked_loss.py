@@ -74,7 +74,7 @@ class MaskedTokenLoss(Objective):
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
-        if self._words is not None:  # the number of tokens in hidden words is not known before
+        if self._words is not None:  # the number of tokens is known only after whole words are hidden
             return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)

@@ -159,7 +159,7 @@ class Parallel:
     # -- evaluation ------------------------------------------------------------------------------------------
 
     def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> Report:
-        """Measure the model on batches. Each process computes its rows. All get the sums over all processes.
+        """Measure the model on batches. Each process computes its rows, and gets the sums over all processes.
 
         Raises:
             StopNow: if a signal comes meanwhile.

@@ -33,7 +33,7 @@ SHAPE = (
 def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Build the whole configuration. A recipe, or with `resume` the earlier run, completes `given`.
 
-    If no recipe is given, the device and the data decide which one is used, and a line is printed about it.
+    If no recipe is given, the device and the data decide which one is used, and a printed line says which.
 
     Args:
         given: fields of `kind`; a path may be a string.

@@ -128,7 +128,7 @@ class TrainStep:
             sums = self.processes.all_reduce(self.loss.step_sums().tolist())
         self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, sums, found_inf))
         is_last = step + 1 == self.total_steps
-        # prepared while the GPU computes the current step
+        # batches of the next step, prepared while the GPU computes the current step
         self._next = None if is_last else self.prepare(step + 1)
 
     def batches(self, step: int) -> list[Batch]:

@@ -51,11 +51,11 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """Return the signal that ends the run, or None. All processes see it after the same step."""
+        """Return the signal that ends the run, or None. All processes get the same answer after a step."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Exchange the received signals between all processes. Every process must call this."""
+        """Exchange the received signals between all processes. Every process must call this method."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 

@@ -39,7 +39,7 @@ class TaskScores:
         self._tasks = [task.limited(_QUESTIONS) for task in read_tasks([Path(path) for path in paths])]
 
     def of(self, model: Any, tokenizer: AnyTokenizer) -> dict[str, float]:
-        """Measure the tasks. Return the first metric of each task. The mode of the model is restored.
+        """Measure the tasks. Return each task's first metric. The model's mode (train or eval) is restored.
 
         Raises:
             InputError: if a task does not fit the model, such as choices for a classifier.

@@ -54,7 +54,7 @@ class KeywordWeights:
     """
 
     def __init__(self, text: str, tokenizer: _Encoder) -> None:
-        # keyword -> (weight, its ids with and without a space before it)
+        # keyword -> (weight, ids of the keyword with and without a space before it)
         self._keywords: dict[str, tuple[float, set[tuple[int, ...]]]] = {}
         for keyword, weight in parse_keyword_weights(text).items():
             if unknown := tokenizer.unknown_characters(keyword):

@@ -57,7 +57,7 @@ _SIZES = {
 # Loading reads the first key and ignores the two others.
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-# minigpt's own key of config.json: false if the model has no biases; without the key, a model has all
+# minigpt's own key of config.json, for GPTConfig.bias; without the key, bias is True
 _BIAS = "minigpt_bias"
 
 # Settings for which this model supports one value only. An absent key counts as this value, which is

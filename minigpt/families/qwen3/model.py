@@ -39,9 +39,9 @@ class RopeScaling:
     factor: float  # the slowest frequencies are divided by this number
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
-    beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
-    beta_slow: float = 1.0  # yarn: the frequency of pairs with fewer rotations is divided by `factor`
-    truncate: bool = True  # yarn: round the pair indices that belong to beta_fast and beta_slow
+    beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence keep their frequency
+    beta_slow: float = 1.0  # yarn: the frequency of channel pairs with fewer rotations is divided by `factor`
+    truncate: bool = True  # yarn: round the indices of the pairs at beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -330,7 +330,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to `attentions`, if a list."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
