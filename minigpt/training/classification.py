@@ -354,7 +354,7 @@ def make_classifier(
 ) -> tuple[Objective, ModelFiles]:
     """Return the loss, which holds the classifier on its device, and the object that writes its files.
 
-    The output layer is new, so it is trained with every method, also with an adapter.
+    The output layer is usually new, so it is trained with every method, also with an adapter.
     """
     model = start_classifier(config.model, data.labels, data.tokenizer).train()
     require_trainable(model, config, config.model)

@@ -64,7 +64,7 @@ class MaskedTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
-        """Hide some tokens of each window. The targets are the original tokens."""
+        """Hide some tokens of each window. The targets are the original tokens at all places."""
         # [] in a process without data, whose batch has no rows
         keys = [(self._seed, int(start)) for start in batch.rows]
         seen, chosen = mask_tokens(

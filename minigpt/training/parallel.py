@@ -191,7 +191,7 @@ class Parallel:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def full_model(self) -> LanguageModel:
-        """Return the whole model, for process 0 to save. With FSDP, all processes must call it."""
+        """Return the whole model, for process 0 to save. With FSDP, every process must call this."""
         if not self.is_sharded:
             return self._model
         weights = {}

@@ -129,7 +129,7 @@ def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) 
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Return a recipe with the sizes of the model in a folder. Its context limits block_size and max_length.
+    """Return a recipe with the sizes of the model in a folder. The model's context limits row lengths.
 
     Raises:
         InputError: if there is no model, or for an option that only a new model has.
