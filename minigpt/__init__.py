@@ -6,7 +6,7 @@
 
 docs/api.md describes the public names. A name is imported when it is first used, so `import minigpt` does not
 import torch. minigpt.train and minigpt.generate are functions, although train.py and generate.py are scripts
-in this folder: when such a script is imported as a module, it puts the function in its own place.
+in this folder: when such a script is imported as a module, the function replaces it in sys.modules.
 """
 
 from importlib import import_module

@@ -10,7 +10,8 @@ import signal
 import sys
 import threading
 
-# Ctrl-C during these imports ends the process without a traceback
+# If Python's own handler of Ctrl-C is active, switch it off during the imports below. Ctrl-C then ends the
+# process without a traceback.
 _is_ours = threading.current_thread() is threading.main_thread()
 _is_ours = _is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 if _is_ours:
@@ -82,9 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
-        # If stdout is closed, stop here. `exit_code` also replaces closed streams by /dev/null. This is done
-        # before the command is imported: else a file that the import opens would get a closed stream's
-        # number.
+        # If stdout is closed, stop here. `exit_code` also replaces closed streams by /dev/null. It is called
+        # before the command is imported: else a file that the import opens would get the number (0, 1 or 2)
+        # of a closed stream.
         if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
             return code
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")

@@ -80,7 +80,7 @@ def recognised(options: Options) -> "Recognised":
 
     if options.data.is_dir():
         return Recognised(True)
-    # A pipe can be read only once, so its content cannot be examined first. It must hold conversations.
+    # A pipe can be read only once, so its content is not examined here: a pipe must hold conversations.
     if not options.data.is_file():
         return Recognised(False)
     reading = TextOptions(encoding=options.encoding, text_field=options.text_field)

@@ -1,6 +1,6 @@
 """Defines the error that a user sees, and functions for its message. Imports nothing from minigpt.
 
-It also checks numbers: `check_ranges` compares the fields of a class with its table `RANGES`.
+The module also checks numbers: `check_ranges` compares the fields of a class with its table `RANGES`.
 """
 
 import difflib
@@ -18,7 +18,7 @@ __all__ = [
 class InputError(ValueError):
     """Bad input or usage. The message is the one line that a user sees: what, where, what to do.
 
-    It is always one line of limited length, even if it quotes names and values from a hostile file.
+    The message is always one line of limited length, even if it quotes names and values of a hostile file.
     """
 
     def __init__(self, message: str = "") -> None:
@@ -28,7 +28,7 @@ class InputError(ValueError):
 
 
 class Message(str):
-    """A text with values, in English. It remembers both, so that a terminal can show it in another language.
+    """An English text that keeps its template and values, so that a terminal can show it in another language.
 
     >>> Message("{path} does not exist", path="a.txt")
     'a.txt does not exist'
@@ -48,7 +48,7 @@ class Message(str):
         return (self.template,), self.values
 
 
-# Name of an option in other programs, such as lr -> names of the same option in minigpt.
+# Name of an option in other programs (lr) -> names of the same option in minigpt (learning_rate).
 SHORT_NAMES = {
     "accumulation": "gradient_accumulation_steps",
     "amp": "precision",
@@ -111,7 +111,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     short = SHORT_NAMES.get(name.lstrip("-").replace("-", "_"), "").split()
-    bare = {one.lstrip("-"): one for one in names}  # compare names without dashes: all flags begin with these
+    bare = {one.lstrip("-"): one for one in names}  # compare without dashes: each flag begins with two
     alike = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     near = [one for one in names if one.lstrip("-") in short] or [bare[one] for one in alike]
     if near:
@@ -180,7 +180,7 @@ def whole_number(text: str) -> int | None:
 
 
 def shown(value: object) -> str:
-    """Return a value as text for a message, with at most some hundred characters.
+    """Return a value as text for a message, of at most 100 characters.
 
     >>> shown("a"), shown(10**5000), len(shown("a" * 10**6))
     ("'a'", 'a number of 16610 bits', 83)
@@ -210,7 +210,7 @@ def printable(text: str) -> str:
 
 
 def printable_json(line: str) -> str:
-    r"""Return JSON that is safe to print in one line: the same characters are escaped, as JSON escapes them.
+    r"""Return JSON that is safe to print in one line: what `printable` escapes becomes an escape of JSON.
 
     >>> print(printable_json('{"text": "‮abc"}'))
     {"text": "\u202eabc"}

@@ -172,8 +172,8 @@ def _completed(
 ) -> GenerationOptions:
     """Complete the user's options with those that depend on the model's folder.
 
-    These are the values in its generation_config.json, except do_sample, and the ids of forbidden texts. A
-    flag of the user has priority.
+    Added are the values in the folder's generation_config.json, except do_sample, and the ids of the texts in
+    --bad_words. A flag of the user has priority.
     """
     from minigpt.generation.sequence import bare_ids
 
@@ -214,7 +214,7 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
 
 
 def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokenizer") -> dict[str, Any]:
-    """Return the options that only chat models have. Raise InputError if another model gets such a flag."""
+    """Return the options for chat models. Raise InputError if such a flag is given for another model."""
     given = [
         name for name in ("system", "think", "tools") if getattr(options, name) != getattr(Options, name)
     ]
@@ -375,7 +375,7 @@ def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
 
 if __name__ == "__main__":
     command_line.run(Options, main)
-# When this module is imported as minigpt.generate, the function `generate` takes its place.
+# When this module is imported as minigpt.generate, the function `generate` takes the module's place.
 elif __name__ == "minigpt.generate":
     from minigpt.generation.api import generate
 

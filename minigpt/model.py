@@ -78,7 +78,7 @@ class KeyValueCache(Protocol):
         """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v of T tokens, (B, H, T, D), to a layer. Return all: (B, H, length + T, D) each."""
+        """Append k, v of T tokens, (B, H, T, D) each. Return the layer's k and v, (B, H, length + T, D)."""
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to `length`. Called after all layers are updated."""
@@ -91,15 +91,15 @@ def check_inputs(
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A float mask is refused. It is probably to be added to the scores: 0 = attend, -inf = do not attend.
-    # Here 1 means attend, so the mask would be understood wrongly.
+    # A float mask is refused, because it is probably one that is added to the scores (0 = attend, -inf = do
+    # not attend). Here, 1 means attend.
     if mask is not None and (mask.is_floating_point() or mask.shape not in ((B, width), (B, T, width))):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
     # The limit is on positions. With left padding, a row has more columns than positions, so the largest
-    # position is checked, not the width. To read it, the CPU must wait for the GPU: so this is done on a GPU
-    # only if the width exceeds the limit.
+    # position is checked, not the width. To read a position, the CPU must wait for the GPU: so on a GPU the
+    # positions are read only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -107,10 +107,10 @@ def check_inputs(
 
 
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Return the mask of attention, True = attend: (T, S); with a mask (B, S) or (B, T, S), (B, 1, T, S).
+    """Return the mask for SDPA, True = attend: (T, S), or (B, 1, T, S) if `attention_mask` is given.
 
-    Returns None where SDPA needs no mask and is faster without: no token is cached, or T is 1, because the
-    newest token attends to all tokens. Right padding needs no mask: real tokens never attend to later ones.
+    Without attention_mask, returns None if no token is cached (SDPA's is_causal is faster), or if T is 1 (the
+    newest token attends to all). Right padding needs no mask: real tokens never attend to later ones.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
@@ -129,7 +129,7 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Compute softmax(Q K^T / sqrt(D)) V step by step. Slower than SDPA, but also returns the weights.
+    """Compute softmax(Q K^T / sqrt(D)) V step by step. Slower than SDPA, but returns attention weights.
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
     q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) before dropout.
@@ -150,8 +150,8 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.layer = layer  # number of this layer, under which the cache stores its keys and values
         self.n_head, self.dropout = config.n_head, config.dropout
-        # Queries, keys and values are one matrix, because one large product is faster than three small
-        # products.
+        # The matrices of queries, keys and values are joined, because one large product is faster than three
+        # small products.
         self.qkv_proj = nn.Linear(config.n_embd, 3 * config.n_embd)
         self.out_proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
@@ -159,7 +159,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, visible: Tensor | None, cache: KeyValueCache | None, attentions: list[Tensor] | None
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). If `attentions` is a list, the attention weights are appended to it."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
         B, T, C = x.shape
         qkv = self.qkv_proj(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
@@ -187,12 +187,12 @@ class MLP(nn.Module):
         self.c_proj = nn.Linear(4 * config.n_embd, config.n_embd, bias=config.bias)
         self.resid_dropout = nn.Dropout(config.dropout)
         # https://arxiv.org/abs/1606.08415 (GELU). GPT-2 uses that paper's tanh approximation. The two forms
-        # differ by up to 5e-4. A trained model needs the form that it was trained with, so config.json has
-        # it.
+        # differ by up to 5e-4. A trained model needs the form that it was trained with, so config.json stores
+        # the form.
         self.approximate = "tanh" if config.gelu == "tanh" else "none"
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Hidden states (B, T, C) -> (B, T, C)."""
         x = F.gelu(self.c_fc(x), approximate=self.approximate)  # (B, T, 4C)
         out: Tensor = self.resid_dropout(self.c_proj(x))  # (B, T, C)
         return out
@@ -220,7 +220,7 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (B, W, C): the MLP then computes only these columns (B, W)."""
+        """Hidden states (B, T, C) -> (B, T, C); or (B, W, C) if the MLP computes only `columns` (B, W)."""
         x = x + self.attn(self.ln_1(x), visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -243,7 +243,7 @@ class Transformer(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialise the weights as GPT-2 does: normal(0, 0.02), biases 0. LayerNorms keep their 1 and 0.
+        """Initialise the weights as GPT-2 does: normal(0, 0.02), biases 0. LayerNorms keep weight 1, bias 0.
 
         The 2 * n_layer projections that add to the residual stream start smaller, so that their sum does not
         grow with depth: https://openai.com/index/better-language-models (GPT-2's paper, section 2.3).
@@ -266,10 +266,10 @@ class Transformer(nn.Module):
         attentions: list[Tensor] | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C). Arguments: see GPTLMHeadModel.forward and CausalSelfAttention.forward.
+        """Ids (B, T) -> hidden states (B, T, C). Arguments: see GPTLMHeadModel and CausalSelfAttention.
 
         columns (B, W): return the hidden states of these columns of each row only, (B, W, C). No later block
-            needs the others, so the last MLP does not compute them.
+            needs the other columns, so the last MLP does not compute them.
         """
         past = 0 if past_key_values is None else past_key_values.length
         check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
@@ -294,8 +294,8 @@ class GPTLMHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. The layer is made
-        # on "meta", because its own tensor is replaced: it then costs neither memory nor random numbers.
+        # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. lm_head is made
+        # on "meta", because its own tensor is replaced: on "meta" it costs neither memory nor random numbers.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:
@@ -316,8 +316,8 @@ class GPTLMHeadModel(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
-        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs none. Or
-            (B, T, S): 1 = this query attends to this key, also a later one; each query needs a key.
+        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs no
+            mask. Or (B, T, S): 1 = this query attends to this key, also a later one; each query needs a key.
         position_ids (B, T): positions of these tokens. Left padding needs a mask and positions.
         past_key_values: a cache of the earlier tokens; these T tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or if the sequence is longer than block_size.

@@ -3,8 +3,8 @@
     dataset = QADataset("data/train.jsonl", Tokenizer("data/vocab.json"), max_length=128)
     loader = torch.utils.data.DataLoader(dataset, batch_size=32, shuffle=True)
 
-It is for study and for your own training loop. `minigpt train` uses `minigpt.data.batches` instead, which
-pads to the longest example of a batch, not to max_length.
+QADataset is for study and for your own training loop. `minigpt train` uses `minigpt.data.batches` instead,
+which pads to the longest example of a batch, not to max_length.
 """
 
 from pathlib import Path
@@ -24,7 +24,7 @@ __all__ = ["QADataset"]
 class QADataset(Dataset[dict[str, Tensor]]):
     """A Dataset. Item i is {"input_ids", "attention_mask", "targets"}, each int64, (max_length - 1,).
 
-    input_ids is the encoded conversation without its last token, targets the same without its first token:
+    input_ids is the encoded conversation without its last token, targets the same ids without the first one:
     the target of a position is the next token. attention_mask is 1 for tokens and 0 for padding.
 
     Args:

@@ -80,7 +80,7 @@ class Tokenizer:
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
-    unknown_read_as = "read as <unk>"  # says in warnings what happens to unknown characters
+    unknown_read_as = "read as <unk>"  # for warnings: what happens to unknown characters
 
     @property
     def eos_token_id(self) -> int:
@@ -156,7 +156,7 @@ class Tokenizer:
         return list(dict.fromkeys(c for c in text if c not in self.word2id))
 
     def save(self, path: str | Path) -> None:
-        """Write vocab.json, one entry per line. If that fails, the old file does not change."""
+        """Write vocab.json, one entry per line. If writing fails, the old file does not change."""
         vocabulary = {"word2id": self.word2id, "id2word": dict(enumerate(self.id2word))}
         atomic_write(path, json_text(vocabulary, indent=4))
 

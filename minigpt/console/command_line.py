@@ -2,10 +2,10 @@
 
 A command is a frozen dataclass of options and a function `main(options) -> dict | None`; `run` takes both.
 Exit codes: 0 done; 2 wrong input, usage, or too little memory (one line on stderr); 130 stopped by Ctrl-C,
-143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP (a closed terminal); 141 if the reader of stdout has closed it
-(`| head`). A bug prints its traceback and exits with 1.
-With `--json`, the dictionary that main returns is printed as the last line of stdout. minigpt's Python
-warnings are printed as one line on stderr, like all warnings of minigpt.
+143 by SIGTERM, 138 by SIGUSR1, 129 by SIGHUP (a closed terminal); 141 if the program that reads stdout has
+ended (`| head`). A bug prints its traceback and exits with 1.
+With `--json`, the dictionary that main returns is printed as the last line of stdout. A Python warning that
+minigpt raises is printed as one line on stderr.
 
 This module does not depend on models or data.
 """
@@ -109,7 +109,7 @@ def _text_of(error: Warning | Exception | str) -> str:
 
 
 @contextlib.contextmanager
-def _warnings_inone_line() -> Iterator[None]:
+def _warnings_in_one_line() -> Iterator[None]:
     """Inside the context, print minigpt's own Python warnings with `warn`. Other warnings do not change."""
     before = warnings.showwarning
 
@@ -144,8 +144,9 @@ def run(
     Args:
         options: the dataclass of the command's options.
         main: the command's function.
-        build: makes main's argument from the given flags. Default: an object of `options`.
-        defaults: makes an object whose values --help shows as defaults. Default: the defaults of `options`.
+        build: function that makes main's argument from the given flags. Default: make an object of `options`.
+        defaults: function that makes an object, whose values --help shows as defaults. Default: the defaults
+            of `options`.
     """
     program = sys.argv[0] if sys.argv[0].startswith("minigpt ") else Path(sys.argv[0]).name
     argv = sys.argv[1:]
@@ -163,21 +164,21 @@ def run(
 
     if "torch" not in sys.modules:
         sys.meta_path.insert(0, CarefulImport("torch"))
-    # By default, SIGTERM and SIGUSR1 end a process at once. `_terminate` raises an exception instead, so that
-    # `finally` blocks run and temporary files are removed.
+    # By default, SIGTERM and SIGUSR1 end a process immediately. `_terminate` raises an exception instead, so
+    # that `finally` blocks run and temporary files are removed.
     for number in stop_signals()[1:]:
         signal.signal(number, _terminate)
     # Torch's threads wait for each other in a loop ("spinning"), by default 300,000 times, before they sleep.
-    # If another program uses a core, this makes torch up to six times slower. 10,000 times avoid that; on an
-    # idle machine they cost 2 to 5 % of the speed.
+    # If another program uses a core, this makes torch up to six times slower. A limit of 10,000 avoids this;
+    # on an idle machine, that limit costs 2 to 5 % of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # At the exit, Python's garbage collection of torch's objects would take half a second. Freezing avoids
     # it.
     atexit.register(gc.freeze)
 
     def watched() -> None:
-        # Not earlier: this opens a pipe. Closed standard streams must be replaced first, or the pipe would
-        # get the number of one of them.
+        # `_watched_signals` opens a pipe. Before that, `exit_code` must replace closed standard streams, or
+        # the pipe would get the number (0, 1 or 2) of a closed stream.
         with _watched_signals():
             work()
 
@@ -185,7 +186,7 @@ def run(
 
 
 def exit_code(program: str, work: Callable[[], object]) -> int:
-    """Do the work and return the exit code. If the work ends early, print the reason on stderr."""
+    """Call `work` and return the exit code. If `work` raises an error, print the reason on stderr."""
     code, complaint = 0, ""
     is_closed = _open_closed_streams()
     errors = sys.stderr
@@ -193,7 +194,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
     try:
         if is_closed:
             raise InputError("standard output is closed: give it a file, or /dev/null")
-        with _warnings_inone_line():
+        with _warnings_in_one_line():
             work()
         sys.stdout.flush()
     except InputError as error:
@@ -247,8 +248,8 @@ class _NeverFails:
 def _open_closed_streams() -> bool:
     """Replace closed standard streams by /dev/null. Return True if standard output was closed.
 
-    Without this, the next opened file would get the number 0, 1 or 2 of a closed stream, and what is printed
-    would be written into that file. And if sys.stderr is None, print(file=sys.stderr) prints to stdout.
+    Without this function, the next opened file would get the number 0, 1 or 2 of a closed stream, and what is
+    printed would be written into that file. If sys.stderr is None, print(file=sys.stderr) prints to stdout.
     """
     closed = []
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -260,13 +261,13 @@ def _open_closed_streams() -> bool:
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # print half a character as an escape, instead of an error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print a lone surrogate as an escape, not an error
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 
 
 class _Terminated(SystemExit):
-    """Raised by the handler of SIGTERM and SIGUSR1. Like KeyboardInterrupt, it is no Exception."""
+    """Raised by the handler of SIGTERM and SIGUSR1. Like KeyboardInterrupt, not a subclass of Exception."""
 
     code: int
 
@@ -283,7 +284,7 @@ _waits = False  # True (inside `patient_signals`): wait without a limit for the 
 def patient_signals() -> Iterator[None]:
     """Inside the context, do not end the process if a library's call delays the handling of a signal.
 
-    It is used around work that is saved when the call returns, such as a training step.
+    Used around work that is saved when the call returns, such as a training step.
     """
     global _waits
     before, _waits = _waits, True
@@ -298,8 +299,8 @@ def _watched_signals() -> Iterator[None]:
     """Inside the context, end the process if the main thread does not handle a signal for five seconds.
 
     Python runs the handler of a signal in the main thread, between two Python instructions. A library's call
-    may take minutes, and delays this. So another thread receives the signal at once. If the main thread stays
-    in the same call for five seconds, this thread ends the process.
+    may take minutes, and delays the handler. So a second thread receives the signal, too, without delay. If
+    the main thread stays in the same call for five seconds, the second thread ends the process.
     """
     if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
         yield  # not possible on Windows, nor outside the main thread: do nothing
@@ -322,7 +323,7 @@ def _watch(reading: int) -> None:
         while data := pipe.read(1):
             begin, end = _place(), time.monotonic() + _PATIENCE
             while data[0] in stop_signals() and _place() == begin:
-                # A byte has arrived. It stands for a second signal, or for the end of the command.
+                # A new byte (a second signal) or the end of the pipe (the command has ended) ends this wait.
                 if select.select([pipe], [], [], 0.05)[0]:
                     break
                 if time.monotonic() > end and not _waits:
@@ -336,7 +337,8 @@ def _forget_pipe() -> None:
         signal.set_wakeup_fd(-1)
 
 
-# A forked process has the parent's pipe, but not its thread. It must not write its signals into this pipe.
+# A forked process inherits the pipe, but not the thread that reads it. So the forked process must not write
+# its signals into this pipe.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_pipe)
 
@@ -366,9 +368,10 @@ def remembered_signals() -> Iterator[None]:
     """Inside the context, remember the signals, so that none is lost.
 
     The handler of a signal raises an exception, such as KeyboardInterrupt. A library written in C may ignore
-    it, or turn it into another exception. For example, importing torch loses some KeyboardInterrupts, and a
-    Ctrl-C while safetensors reads a file became the error "could not determine the shape of object type ...".
-    If that happens, the signal's exception is raised again at the end of the context.
+    this exception, or turn it into another one. For example, importing torch loses some KeyboardInterrupts,
+    and a Ctrl-C while safetensors reads a file became the error "could not determine the shape of object type
+    ...".
+    If a library has done so, the signal's exception is raised again at the end of the context.
     """
     # Python handles signals only in the main thread.
     if threading.current_thread() is not threading.main_thread():
@@ -446,7 +449,7 @@ def obey_swallowed() -> None:
 
 
 def _empty(stream: TextIO) -> None:
-    """Flush a stream. If this fails, discard its buffer, because Python would fail again at its exit."""
+    """Flush a stream. If this fails, discard the stream's buffer: Python would fail again when it exits."""
     try:
         stream.flush()
     except OSError:

@@ -43,8 +43,8 @@ def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) 
     """Make a field of a dataclass that adds flags for fields of another dataclass, `options`.
 
     The value of the field is a dictionary: name -> value, of those flags that the user gave. If the field has
-    a string below it, this is the title of the flags' group in the help. Else they have the groups of
-    `options`.
+    a string below it, this string is the title of the flags' group in the help. Else the flags have the
+    groups of `options`.
 
     Args:
         names: fields of `options` that become flags.
@@ -91,7 +91,7 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 def _kind(hint: Any) -> tuple[Any, bool]:
     """Return the type of one value, and True if a list of values is allowed.
 
-    Of a union such as `int | None`, the first type that a flag can have counts.
+    In a union such as `int | None`, the first type that a flag can have counts.
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)
@@ -169,7 +169,7 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_flag(word: str) -> bool:
-    """Return True if a word is a flag. The dash may be a long one of a word processor. -1 is a number."""
+    """Return True if a word is a flag, not a number (-1). A word processor may have made its dash longer."""
     if word[:1] not in ("-", "—", "–") or word == "-":
         return False
     try:
@@ -227,8 +227,8 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
     Args:
         options: the dataclass of the command's options.
         program: the command's name in the line of usage.
-        source: file of the command, which defines the classes of the module `__main__`. Under `minigpt VERB`,
-            sys.modules has another `__main__`.
+        source: source file of the command. It is read for classes of the module `__main__`, because under
+            `minigpt VERB` another module is sys.modules["__main__"].
         defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)
@@ -263,7 +263,7 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
     lines = wrapped(words, width - margin)
     if lines and len(label) < margin:
         heads = [f"{label:<{margin}}{lines.pop(0)}".rstrip()]
-    else:  # the choices do not fit into one line of the help
+    else:  # the flag with its choices is too long for the left column
         heads = textwrap.wrap(
             label.replace(",", ", ") if len(label) > width else label, width, subsequent_indent=" " * 8
         )
@@ -292,7 +292,7 @@ def _texts(owner: type, source: str) -> Iterator[tuple[str, str, str]]:
     """Yield (group, name, help) for each field of a class, read from its source code.
 
     The group is the last comment that stands on a line of its own above the field. The help is the string
-    below.
+    below the field.
     """
     module = sys.modules.get(owner.__module__)
     path = source if module is None or owner.__module__ == "__main__" else str(module.__file__)

@@ -19,12 +19,12 @@ from minigpt.errors import InputError
 __all__ = ["chinese_font", "picture_bytes", "picture_kind", "require_plotting"]
 
 _FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # the Python package of a font, Noto Sans SC; in the extra `plot`
-_FONT_NAMES = (  # beginnings of the names of common fonts, the best first
+_FONT_NAMES = (  # beginnings of the names of known fonts, the best first
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
     *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
     *("SimSun", "Songti", "Droid Sans Fallback", "Arial Unicode MS", "AR PL"),
 )
-_USUAL = "的一是不了人我在有问题回答长度词元步损失概率层头"  # a font without one of these is not used
+_USUAL = "的一是不了人我在有问题回答长度词元步损失概率层头"  # characters that a font must have
 
 
 def require_plotting(flag: str = "--plot") -> None:
@@ -37,7 +37,7 @@ def picture_kind(path: Path, flag: str = "--plot") -> str:
     """Return the type of a picture file, given by its suffix.
 
     Raises:
-        InputError: without matplotlib, or if matplotlib does not write such files.
+        InputError: if matplotlib is missing, or does not write such files.
     """
     require_plotting(flag)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -98,7 +98,7 @@ def chinese_font(characters: Iterable[str] = _USUAL) -> str | None:
                 font_manager.fontManager.addfont(path)
                 return str(font_manager.get_font(path).family_name)
     listed = {entry.fname for entry in font_manager.fontManager.ttflist}
-    # matplotlib has a stored list of fonts. Add the fonts that were installed after it was written.
+    # matplotlib has a stored list of fonts. Add the fonts that were installed after that list was written.
     for fresh in set(font_manager.findSystemFonts()) - listed:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

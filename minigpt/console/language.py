@@ -1,8 +1,8 @@
-"""The language of messages: English, or Chinese by minigpt/translations/zh.mo.
+"""The language of messages: English, or Chinese from minigpt/translations/zh.mo.
 
     set_language("zh")
     translated("The machine")                              # 机器
-    say("{count} steps are done", count=105)               # for code that prints it now
+    say("{count} steps are done", count=105)               # for a text that is printed now
     wrapped("一条命令做完全部", 8)                            # ["一条命令", "做完全部"]
 
 The English text is the key of a translation. A message with values is a `Message`: an English text that
@@ -51,7 +51,7 @@ def chosen_language(wanted: str) -> Language:
 
 
 def language_of(argv: Sequence[str]) -> Language:
-    """Return the language that the flag --language chooses. It is needed before the flags are parsed."""
+    """Return the language that the flag --language chooses. Called before the flags are parsed."""
     for word, following in zip(argv, [*argv[1:], "auto"]):
         name, equals, value = word.partition("=")
         if name == "--language":
@@ -92,7 +92,7 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 4) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    Values of several words, and what follows "PLACE: ", are translated in the same way, to a depth of 4.
+    Values with several words, and the text after "PLACE: ", are translated in the same way, to a depth of 4.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -108,7 +108,7 @@ def _recognised(text: str, depth: int = 4) -> str:
 
 
 def _between(fixed: Sequence[str], text: str) -> list[str] | None:
-    """Return what stands between the fixed parts of a text; None if it does not consist of them.
+    """Return the texts between the fixed parts of a text; None if the text does not have these parts.
 
     >>> _between(["", " is empty: ", ""], "a.txt is empty: no line")
     ['a.txt', 'no line']
@@ -127,13 +127,13 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates() -> list[tuple[list[str], str]]:
-    """Return the entries with numbered fields: their fixed parts and the translation, the longest first."""
+    """Return the entries with numbered fields, longest first: (fixed parts, translation) of each."""
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            if all(fixed[1:-1]):  # between two values without anything between them nothing can be told
+            if all(fixed[1:-1]):  # with two adjacent fields, a value's end is unknown
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: -sum(map(len, one[0])))
 
@@ -144,7 +144,7 @@ def say(template: str, /, **values: object) -> str:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return the lines of a text, each of at most `width` columns. A Chinese character has two.
+    """Return the lines of a text, each of at most `width` columns. A Chinese character takes two columns.
 
     >>> wrapped("一个字一个词元，由 char 选择", 12)
     ['一个字一个词', '元，由 char', '选择']
@@ -169,7 +169,7 @@ def columns(text: str) -> int:
 
 
 def _pieces(text: str) -> list[str]:
-    """Cut a text into pieces. A line may end after each: after a space, before and after a wide character."""
+    """Cut a text where a line may end: after a space, and before and after a wide character."""
     found: list[str] = []
     for one in text:
         joins = found and not (

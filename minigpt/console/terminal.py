@@ -1,7 +1,7 @@
 """Shows progress, tables and bars: live on a terminal, as plain lines elsewhere.
 
 The library `rich` draws these, and knows that a Chinese character takes two columns. If a user's text
-contains rich's markup, such as [red], it is printed as it is.
+contains rich's markup, such as [red], the markup is printed as text.
 """
 
 import io
@@ -31,12 +31,12 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMBER = re.compile(r"[\d.,+-]+")
-_LONGEST_NUMBER = 24  # columns
+_LONGEST_NUMBER = 24  # columns; a longer word with digits is a path or an address
 _NARROW = 60  # on a terminal with fewer columns, a table has no vertical lines
 
 
 class _Console(Console):
-    """A console that raises BrokenPipeError when stdout is closed. Rich's own would exit with code 1."""
+    """A console that raises BrokenPipeError when stdout is closed. Rich's Console would exit with code 1."""
 
     def on_broken_pipe(self) -> None:
         raise  # raise the BrokenPipeError again, because rich calls this method while it handles that error
@@ -82,7 +82,7 @@ def table(
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right.
 
-    On a narrow terminal, or if a word or a number would be broken otherwise, `table_text` lays it out.
+    On a narrow terminal, or if a word or a number would otherwise be broken, `table_text` makes the table.
     """
     console = _Console(highlight=False)
     cells = _printable(columns, rows)
@@ -116,7 +116,7 @@ def table_text(
         rooms = {3: width - 3 * len(least) - 1, 2: width - 2 * len(least) + 1, 1: width - len(least) + 1}
         gaps = (2, 1) if width < _NARROW else (3, 2, 1)
         gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
-        if gap is None and len(least) <= 2:  # a long path or address may be broken, a number may not
+        if gap is None and len(least) <= 2:  # break long paths or addresses, but not numbers
             least = [max(1, *map(_longest_number, column)) for column in zip(*cells)]
             gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
         if gap is None:
@@ -158,7 +158,10 @@ def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> 
 
 
 def _longest_word(cell: str) -> int:
-    """Return the width of a cell's longest word in columns. Chinese text without digits may be broken."""
+    """Return the columns of a cell's longest word. A word that is not ASCII counts as 12 at most.
+
+    Such a word, for example Chinese text, may be broken, unless it contains digits.
+    """
     least = [cell_len(word) if word.isascii() else min(cell_len(word), 12) for word in cell.split()]
     return max([_longest_number(cell), *least])
 
@@ -271,8 +274,8 @@ class ProgressLine:
                 console=_Console(stderr=True, highlight=False),
                 auto_refresh=False,
                 transient=True,
-                # True: rich prints the lines of stdout above the bar. If stdout is a file, they must go
-                # there.
+                # True: rich prints the lines of stdout above the bar. If stdout is a file, the lines must go
+                # into that file.
                 redirect_stdout=sys.stdout.isatty(),
             )
             self._bar.start()

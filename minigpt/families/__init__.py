@@ -11,6 +11,6 @@ This folder may import errors, console, storage, devices and model. In reading o
     options.py          the flags of `minigpt train` for each family; no torch
 
 To add a family, add a folder with `model.py`, `family.py` (a `Family`: weight names, config.json, FLOPs,
-GGUF), `native.py` (its operations for the C step) and `options.py`. Then add it to registry.py (FAMILIES and
-the two unions) and to options.py. No other file names a family.
+GGUF), `native.py` (its operations for the C code) and `options.py`. Then add the family to registry.py
+(FAMILIES, and the unions LanguageModel and ModelConfig) and to options.py. No other file names a family.
 """

@@ -21,12 +21,12 @@ __all__ = [
 ]
 
 MAX_LAYERS = 1000  # largest number of layers of any model
-_WRAPPERS = ("module.", "_orig_mod.")  # added by DistributedDataParallel and torch.compile
-_MOST_WRAPPERS = 8  # around one model
+_WRAPPERS = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and torch.compile
+_MOST_WRAPPERS = 8  # largest number of these prefixes before one name
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Check settings for which only one value is supported. An absent key means that value.
+    """Check settings for which only one value is supported. An absent key counts as this value.
 
     Raises:
         InputError: for another value; the message names the key.
@@ -52,10 +52,10 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
         names: names of the tensors; in layer i they begin with `prefix`, i and a dot.
         prefix: the part of these names before the layer's number.
         count: number of layers in the configuration.
-        key: name of that setting, for the message.
+        key: the setting that gives `count`, for the message.
 
     Raises:
-        InputError: if there are more layers than in the weights, and more than MAX_LAYERS.
+        InputError: if `count` is larger than MAX_LAYERS and than the number of layers in the weights.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     present = 1 + max((number for number in map(whole_number, numbers) if number is not None), default=-1)

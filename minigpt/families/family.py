@@ -67,16 +67,16 @@ class Family:
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight; a classifier has another name than the default
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # names in old files that are no weights; default: none
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of old files that are not weights; default: none
     # A function of the configuration. It returns the configuration of a model that has every weight of
     # Hugging Face's file. Our model may have fewer weights (a GPT without biases); its file then holds zeros
-    # for the others.
+    # for the missing weights.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
     # names of the last matrices of attention and MLP, which add to the residual stream
     residual_projections: tuple[str, ...]
-    # Hugging Face names of the layers that a PEFT adapter of the kind IA3 changes by default: it multiplies
-    # the outputs of the first group, and the inputs of the second group.
+    # Hugging Face names of the layers that a PEFT adapter of the kind IA3 changes by default: layers
+    # whose outputs are multiplied, and layers whose inputs are multiplied.
     rescaled_outputs: tuple[str, ...]
     rescaled_inputs: tuple[str, ...]
     # name that minigpt.lens gives to a part of a block ("norm_1") -> name of its module in the block ("ln_1")
@@ -93,7 +93,7 @@ class Family:
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
     # list_operations(operation_list, model) adds the operations of a forward pass to a list that the C code
     # runs. rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D), for the same C
-    # code. It is None for a family without RoPE.
+    # code. rotary_table is None for a family without RoPE.
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # classes of the modules that these operations replace
     rotary_table: Callable[[Any, int], Tensor] | None = None
@@ -143,7 +143,7 @@ class Family:
 
         Raises:
             InputError: if a tensor holds NaN or infinity, or a parameter has no Hugging Face name; the
-                message names it.
+                message names the tensor.
         """
         state, own = dict(model.named_parameters()), self.parameter_shapes(model.config)
         if other := sorted(state.keys() ^ own.keys()):
@@ -250,7 +250,7 @@ class Family:
     # -- training --------------------------------------------------------------------------------------------
 
     def matrix_parameters(self, model: Any) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield each matrix inside the blocks, and the number of matrices that it joins (QKV: 3)."""
+        """Yield each matrix inside the blocks, and the number of matrices that are joined in it (QKV: 3)."""
         for name, parameter in model.blocks.named_parameters():
             if parameter.dim() == 2:
                 yield parameter, next((n for end, n in self.fused.items() if name.endswith(end)), 1)
@@ -266,7 +266,7 @@ class Family:
             config: configuration of the model.
             tokens: number of tokens.
             targets: number of tokens that the loss counts; lm_head is computed for these only.
-            length: T, the tokens of a row.
+            length: T, the number of tokens of a row.
         """
         attention = 12 * config.num_hidden_layers * config.num_attention_heads * config.head_dim * length
         head = config.vocab_size * config.hidden_size

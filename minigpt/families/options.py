@@ -22,7 +22,11 @@ class FamilyOptions(Protocol):
     UNSUPPORTED: dict[str, Any]
 
     def model_config(self, options: Any, /, vocab_size: int) -> Any:
-        """Build the model configuration. Raises an InputError that names the flags for impossible sizes."""
+        """Build the model configuration.
+
+        Raises:
+            InputError: if the sizes are impossible together; the message names the flags to change.
+        """
 
 
 OPTIONS: dict[FamilyName, FamilyOptions] = {"gpt": gpt2, "qwen3": qwen3}

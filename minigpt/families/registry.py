@@ -4,9 +4,9 @@
     model = new_model(GPTConfig(n_embd=64))
 
 The rest of minigpt works with any family. It uses a model's `config`, `base_model` (ids -> hidden states),
-`blocks` and `lm_head`, and a configuration's `parameter_count()` and Hugging Face's common names
-(`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
-`max_position_embeddings`, `vocab_size`).
+`blocks` and `lm_head`, and a configuration's `parameter_count()` and the field names that most configurations
+of Hugging Face have (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`,
+`head_dim`, `max_position_embeddings`, `vocab_size`).
 """
 
 import re
@@ -82,7 +82,7 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
 
 
 def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
-    """Return a dict: our name of a weight -> (Hugging Face's name, True if it is stored transposed).
+    """Return a dict: our name of a weight -> (Hugging Face's name, True if stored transposed there).
 
     A classifier has `score` instead of lm_head. That weight has the same name at Hugging Face.
     """
@@ -96,7 +96,7 @@ def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
 
 
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
-    """Return (part of the model, number of parameters). The same part of all blocks is one row."""
+    """Return a list of (part of the model, number of parameters). A part of all blocks is one entry."""
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad or not only_trained}

@@ -84,7 +84,8 @@ def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iter
 class _SkipInit(TorchFunctionMode):
     """Skips the functions of torch.nn.init while a model is made on "meta".
 
-    They have no effect there, but their first call imports torch._dynamo, which takes almost a second.
+    These functions have no effect on "meta", but their first call imports torch._dynamo, which takes almost a
+    second.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

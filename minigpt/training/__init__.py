@@ -17,7 +17,7 @@ In reading order:
     weighted_loss             the loss of next-token prediction with weights for samples
     preference_loss           the loss of pairs of answers
     masked_loss               the loss of hidden tokens
-    rewards                   rewards of answers: built in, or of the user's file
+    rewards                   rewards of answers: built in, or from the user's file
     grpo_loss                 the loss of sampled answers with rewards
     distillation_loss         the loss with a teacher
     optimizer                 AdamW, Muon, the learning rate's schedule
@@ -26,7 +26,7 @@ In reading order:
     run_data                  the data: pairs or plain text, read and encoded
     data_summary              sizes and baselines of the data; is it enough?
     classification            --task classification: data, loss, files
-    pretraining               a language model of the texts first
+    pretraining               trains a language model on the texts before the classifier
     run_state                 progress, and the JSON part of a checkpoint
     metrics, trackers         metrics.jsonl, TensorBoard, Weights & Biases
     flops                     model FLOPs and a GPU's peak

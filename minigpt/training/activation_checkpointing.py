@@ -32,7 +32,8 @@ def checkpoint_activations(
     """
     for block in blocks:
         forward = functools.partial(_forward, block.forward, has_dropout, autocast)
-        # This replaces the block's forward method, because Python finds an attribute of the object first.
+        # This replaces the block's forward method: Python finds an attribute of the object before the one of
+        # its class.
         block.forward = forward
 
 

@@ -4,9 +4,9 @@
     minigpt train --size base --text book.txt --dry_run
 
 Autosize has a list of model sizes. It takes the largest model that can read enough tokens per parameter
-within the budget, without repeating the data too often. For a time budget, it first trains one size for some
-steps on this machine, measures their time, and discards that model. The times of the other sizes are
-estimated from their FLOPs. Learning rates, schedule, optimiser and batches come from the recipe. Options that
+within the budget, without repeating the data too often. For a time budget, it first measures the time of some
+steps of one size on this machine, and discards that model. The times of the other sizes are estimated from
+their FLOPs. Learning rates, schedule, optimiser and batches come from the recipe. Options that
 the user gives do not change. run.json records the expected time, and after the run the real time.
 """
 
@@ -43,9 +43,10 @@ __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compa
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key of the record in run.json
-# least number of training tokens per parameter of the blocks; it is that of the CPU recipes (LOG.md)
+# least number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
 _TOKENS_PER_PARAMETER = 2
-_TOKENS_OF_A_NAME = 20  # the same for --size small, base and large; from https://arxiv.org/abs/2203.15556
+# tokens per parameter of the blocks for --size small, base and large; from https://arxiv.org/abs/2203.15556
+_TOKENS_OF_A_NAME = 20
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
@@ -120,7 +121,7 @@ def check_flags(config: TrainConfig, given: Collection[str]) -> None:
 
 
 def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes: Processes) -> Decision:
-    """Choose the options that the user left open, and print them with reasons. Process 0 chooses for all.
+    """Choose the options that the user left open, and print them with reasons. Process 0 chooses.
 
     Args:
         config: the recipe with the user's options.
@@ -130,8 +131,8 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
 
     Raises:
         InputError: if the budget is too small, if no model fits into memory, or if the given options are not
-            valid. Also for a time budget with several processes, because one process cannot measure their
-            speed.
+            valid. Also for a time budget with several processes, because one process cannot measure the speed
+            of all.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -252,7 +253,7 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """Return the FLOPs of a step and of an evaluation. lm_head is computed only for tokens that count."""
+        """Return the FLOPs of a step and of an evaluation. lm_head is computed for tokens in the loss."""
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 
@@ -276,7 +277,7 @@ class _Choice:
         return (counts[1] - counts[0]) * shape.n_layer
 
     def _measure(self, shape: Shape) -> Estimate:
-        """Train a model of this size for some steps, and measure time and memory. The model is not kept."""
+        """Estimate time and memory of a step with a model of this size. The model is not kept."""
         if shape not in self.measured:
             values: dict[str, Any] = {**shape._asdict(), "max_steps": 1000, "warmup_steps": 1}
             self.measured[shape] = estimate(Trainer(dataclasses.replace(self.config, **values), self.data))
@@ -432,7 +433,7 @@ class _Choice:
             print(say("expected: about {time} on this machine as busy as it is now", time=seconds(expected)))
 
     def _replaced(self, settings: TrainConfig) -> list[str]:
-        """Return sentences about the recipe's options that --size has changed, with their old values."""
+        """Return the recipe's options that --size has changed, each as a text "name=old value"."""
         names = [*Shape._fields, "max_length", "block_size", "max_steps", "eval_steps", "warmup_steps"]
         before = [(name, getattr(self.before, name), getattr(settings, name)) for name in names]
         found = [f"{name}={old}" for name, old, new in before if old != new and name not in self.given]

@@ -2,7 +2,7 @@
 
 A checkpoint is a Hugging Face model folder, or a PEFT adapter folder, with four more files. Three are for
 resuming: `optimizer.safetensors`, `rng.safetensors` (random states) and `training_state.json`.
-`manifest.json` lists sizes and hashes; before each load, the files are compared with it.
+`manifest.json` lists sizes and hashes; before each load, the files are compared with this list.
 
 With several processes, `rng-rank-00001.safetensors` and so on hold the random states of the other processes.
 With FSDP, the optimiser's state is in `shard-00001-*.safetensors`, one file per process. No file is a pickle.
@@ -51,7 +51,7 @@ class Contents:
     """Everything that one checkpoint contains. The tensors must not change before they are written."""
 
     step: int
-    write_model: Callable[[Path], None]
+    write_model: Callable[[Path], None]  # function that writes the model's files into a folder
     optimizer: dict[str, torch.Tensor]
     rng: dict[str, torch.Tensor]
     state: dict[str, Any]
@@ -67,7 +67,7 @@ class Snapshot:
 
     folder: Path
     optimizer: dict[str, torch.Tensor] | None  # None: the optimiser's state is in shard files (FSDP)
-    rng: dict[str, torch.Tensor]  # empty if the run that saved it had fewer processes
+    rng: dict[str, torch.Tensor]  # empty if the saved run had no process with this rank
     state: dict[str, Any]
 
 
@@ -86,8 +86,8 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    If there is already a checkpoint of this step, it is replaced: it is damaged, or it was saved before its
-    evaluation. The old one stays until the new one is complete and on the disk.
+    If there is already a checkpoint of this step, the new one replaces it. (The old one is damaged, or was
+    saved before the evaluation of this step.) The old one stays until the new one is complete on the disk.
 
     Raises:
         InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.
@@ -144,7 +144,7 @@ def set_link(output: Path, name: str, folder: Path) -> None:
     """Make the symbolic link `output/name` point at a checkpoint, atomically.
 
     Raises:
-        InputError: if another file or folder has that name; if the file system has no symbolic links.
+        InputError: if another file or folder has that name, or the file system has no symbolic links.
     """
     temporary = output / f".{name}.tmp-{os.getpid()}"
     try:
@@ -173,7 +173,7 @@ def clear_leftovers(output: Path) -> None:
         if match and path.is_dir() and not path.is_symlink():
             if (output / match[1]).exists():
                 shutil.rmtree(path)
-            else:  # it died after it had renamed the old checkpoint, and before the new one got the name
+            else:  # the process died after it had renamed the old checkpoint, before the new one got its name
                 path.rename(output / match[1])
     for path in output.glob(".*.tmp-*"):
         if _LEFTOVER.fullmatch(path.name):
@@ -231,7 +231,7 @@ def verifies(folder: Path) -> bool:
 
 
 def read(folder: Path, rank: int = 0) -> Snapshot:
-    """Read a checkpoint for process number `rank`. The caller has compared its files with the manifest.
+    """Read a checkpoint for process number `rank`. The caller must have called `verify_manifest`.
 
     Raises:
         InputError, OSError, ValueError: if a file is missing or cannot be read.
@@ -255,7 +255,7 @@ def read_newest(
             skipped.
 
     Raises:
-        InputError: if there is no such checkpoint.
+        InputError: if no checkpoint is undamaged and acceptable.
     """
     passed_over = []
     for folder in list_checkpoints(output):

@@ -187,7 +187,7 @@ class Checkpointer:
         elif not isinstance(error, SystemExit):
             if self._thread is not None:
                 self._thread.join()
-            if self._error is not None:  # the block ends with another error, so only print this one
+            if self._error is not None:  # the `with` block raises another error: only print the save's error
                 warn(str(self._error))
         # A second Ctrl-C raises SystemExit. Then do not wait for the thread; it ends with the process.
 
@@ -226,14 +226,14 @@ class Checkpointer:
         step.loss.load_state(snapshot.rng)
         if snapshot.rng:
             set_random_state(step.device, snapshot.rng)
-        else:  # the saved run had fewer processes, so there is no random state for this one
+        else:  # the saved run had fewer processes, so it has no random state for this process
             self._processes.seed(self._config.seed, int(snapshot.state["steps_done"]))
 
     def resume(self) -> Path:
-        """Load the newest undamaged checkpoint and its progress. Returns its folder.
+        """Load the newest undamaged checkpoint and its progress. Returns the checkpoint's folder.
 
         Raises:
-            InputError: if there is no such checkpoint; if data, vocabulary or model differ.
+            InputError: if there is no such checkpoint; if it belongs to other data, vocabulary or model.
         """
         config, step, output = self._config, self._step, self._config.output
         if self._processes.is_main:
@@ -271,7 +271,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # The earlier process may have died after the save and before it moved the link.
+                # The earlier process may have died after the save, before it moved the link. So move it now.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

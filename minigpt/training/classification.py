@@ -98,15 +98,14 @@ class ClassificationData:
         )
 
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
-        """Return (rows, tokens per row) of each batch of an epoch.
+        """Return (rows, tokens per row + 1) of each batch of an epoch.
 
-        The number of tokens is one higher than the model reads. For next-token prediction it is so, too,
-        because each row has one more target.
+        The 1 is added as in next-token prediction, where the last token of a row is a target only.
         """
         return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: Any) -> tuple[str, str, str]:
-        """Return what messages call the training data, the validation data and the vocabulary."""
+        """Return the names of training data, validation data and vocabulary, as messages show them."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
 
@@ -203,7 +202,7 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:
-    """Return the labels in the order of the classifier in `folder`, so that its head can be used.
+    """Return the labels in the order of the classifier in `folder`, so that its output layer can be used.
 
     If that classifier has other labels, print a note.
     """
@@ -225,9 +224,9 @@ class LossTexts(NamedTuple):
     """The tensors of a batch that the loss needs."""
 
     input_ids: Tensor  # (B, T) int64
-    last: Tensor  # (B,) int64
-    labels: Tensor  # (B,) int64 or (B, K) float32
-    weights: Tensor  # (B,) float32
+    last: Tensor  # (B,) int64: position of each row's last token
+    labels: Tensor  # (B,) int64: label numbers; or (B, K) float32: several labels, or numbers
+    weights: Tensor  # (B,) float32: factor of each row's loss
 
 
 class ClassificationLoss(Objective):
@@ -326,7 +325,7 @@ class ClassifierFiles(ModelFiles):
 
 
 class ClassifierAdapterFiles(AdapterFiles):
-    """Reads and writes an adapter and its head in PEFT's format, with a config.json that holds the labels."""
+    """Reads and writes adapter and output layer in PEFT's format, with a config.json that has the labels."""
 
     task_type = "SEQ_CLS"
 
@@ -353,9 +352,9 @@ def _copied(model: SequenceClassifier) -> SequenceClassifier:
 def make_classifier(
     config: FinetuneConfig, data: ClassificationData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Build the classifier with its loss on a device, and the format of its checkpoints.
+    """Return the loss, which holds the classifier on its device, and the object that writes its files.
 
-    The head is new, so it is trained with every method, also with an adapter.
+    The output layer is usually new, so it is trained with every method, also with an adapter.
     """
     model = start_classifier(config.model, data.labels, data.tokenizer).train()
     require_trainable(model, config, config.model)

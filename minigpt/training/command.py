@@ -17,14 +17,14 @@ def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, A
     """Train a model with the user's flags. Return the dict that --json prints.
 
     Args:
-        given: the flags.
+        given: the flags that the user gave, name -> value.
         kind: the class of the command's options.
     """
     if os.environ.get("WORLD_SIZE", "1") != "1" and os.environ.get("RANK", "0") != "0":
         # With several processes, only process 0 prints results; other processes print to /dev/null.
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until the process ends
     if given.get("task") == "classification" and "model" not in given:
-        check_ranges(kind, given)  # report wrong numbers at once; importing torch takes a second
+        check_ranges(kind, given)  # report wrong numbers before torch is imported (1 s)
         from minigpt.training.pretraining import with_pretrained
 
         given = _stoppable(with_pretrained, given)

@@ -27,7 +27,7 @@ __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
-# flags that belong to one call, so that --resume does not take them from the earlier run
+# flags that --resume does not take from the earlier run: they count for one start of the command only
 PER_CALL = (
     "overwrite",
     "dry_run",
@@ -302,7 +302,7 @@ class TrainConfig(DataOptions, CommandOptions):
 
     @classmethod
     def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Add the defaults that depend on the task to a recipe's values. `minigpt train` has no tasks."""
+        """Return a recipe's values without `task`: only `minigpt finetune` has tasks and their defaults."""
         return {name: value for name, value in values.items() if name != "task"}
 
     @property
@@ -314,7 +314,7 @@ class TrainConfig(DataOptions, CommandOptions):
         """Build the model configuration of a new model with these options.
 
         Raises:
-            InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
+            InputError: if the sizes are impossible together (n_head must divide n_embd, ...).
         """
         config: ModelConfig = OPTIONS[self.family].model_config(self, vocab_size)
         return config
@@ -392,10 +392,10 @@ def checked_config(values: dict[str, Any], source: str, kind: type[TrainConfig] 
         kind: class of the configuration.
 
     Raises:
-        InputError: for an unknown key (the message names the nearest), a wrong type, a value out of range.
+        InputError: for an unknown key (the message suggests one), a wrong type, or a value out of range.
     """
     every = typing.get_type_hints(kind)
-    hints = {one.name: every[one.name] for one in dataclasses.fields(kind)}  # without RANGES
+    hints = {one.name: every[one.name] for one in dataclasses.fields(kind)}  # without class variables
     for key, value in values.items():
         if key not in hints:
             raise InputError(f"{source}: {unknown_name('key', key, hints)}")

@@ -28,8 +28,8 @@ from minigpt.training.run_data import AnyData, RunData
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
 # With fewer targets than this, a warning appears. A thousand targets of two nats each are 3,000 bits of
-# information. Every model here has more weights than that, so it memorises the data instead of learning
-# rules.
+# information. Every model of minigpt has more than 3,000 weights, so it memorises such data instead of
+# learning rules.
 LEARN_FROM = 1000
 # With fewer validation targets than this, a warning appears. The loss of a token varies about as much as its
 # mean. So the relative error of a mean over n tokens is at least 1 / sqrt(n): 5 % for 400 tokens.
@@ -37,7 +37,7 @@ MEASURE_ON = 400
 # largest number of tokens that are counted; more tokens would hardly change the frequencies
 _COUNTED = 1 << 22
 _PIECE = 1 << 12
-_SIZES = {  # what an example is called -> a number of examples
+_SIZES = {  # kind of example -> text for a number of examples
     "pairs": "{count:,} pair{several}",
     "conversations": "{count:,} conversation{several}",
     "pairs of answers": "{count:,} pair{several} of answers",
@@ -52,7 +52,7 @@ _PARTS = 4  # the data is divided into four parts; three give the frequencies fo
 class DataSummary:
     """Sizes of the data, and two losses to compare with. A "target" is a token that the loss counts."""
 
-    unit: str  # what an example is called: pairs, conversations, windows
+    unit: str  # kind of example: pairs, conversations, windows, ...
     train_examples: int
     train_targets: int
     val_examples: int
@@ -124,7 +124,7 @@ def read_summary(value: object) -> DataSummary | None:
 
 
 def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
-    """Measure training and validation data. Of a long text, only some million tokens are counted."""
+    """Measure training and validation data. In a long text, only some million tokens are counted."""
     train, part_of = _targets(data.train, config)
     val, _ = _targets(data.val, config)
     vocab_size = data.tokenizer.get_vocab_size()
@@ -154,9 +154,8 @@ def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
 def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Compute the loss of each token of the vocabulary from its count, (V,).
 
-    Tokens that did not occur also get a probability. Together they get as much as if each different token
-    seen so far had once been a new one (Witten and Bell, https://doi.org/10.1109/18.87000), and all are
-    equally likely.
+    Tokens that do not occur get a probability, too: the number of different tokens that occur is added to the
+    counts, in equal parts for all V tokens (after Witten and Bell, https://doi.org/10.1109/18.87000).
     """
     seen = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))
@@ -166,7 +165,7 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the targets, (P,), and for each the number of its part of the data, (P,).
+    """Return the ids of the targets, (P,), and the number of the part of the data that each is in, (P,).
 
     Rows with the same answer are in the same part, because the same answer to a rephrased question is not new
     data.

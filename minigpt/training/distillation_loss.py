@@ -36,7 +36,7 @@ def distillation_loss(
     Args:
         logits: logits of the model, (P, V).
         teacher: logits of the teacher, (P, V). If the two V differ, the additional entries are ignored.
-        targets: (P,) int64.
+        targets: ids of the correct tokens, (P,) int64.
     """
     loss = (1 - alpha) * F.cross_entropy(logits, targets, reduction="sum")
     shared = min(logits.shape[1], teacher.shape[1])
@@ -53,7 +53,7 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
         length: largest number of tokens of a row.
 
     Raises:
-        InputError: if the teacher cannot be read, has another tokenizer, or reads fewer tokens.
+        InputError: if the teacher cannot be read, has another tokenizer, or reads fewer than `length` tokens.
     """
     if folder.is_file():
         raise InputError(f"--teacher {folder} is a file: give the folder of a model")
@@ -81,7 +81,7 @@ class DistillationLoss(NextTokenLoss):
         loss_on: see `NextTokenLoss`.
         device: device of model and teacher.
         alpha: weight of the teacher's part of the loss.
-        temperature: temperature of both distributions.
+        temperature: temperature of the model's and the teacher's probabilities.
     """
 
     def __init__(

@@ -29,7 +29,7 @@ from minigpt.errors import InputError, printable
 __all__ = ["SINGLE_PROCESS", "Processes", "Stopped", "is_restarted", "join_processes"]
 
 # A long timeout: the other processes wait while one process encodes a corpus or writes to a slow disk. If a
-# process dies, the others still notice it at once, because its connections close.
+# process dies, the others notice this without delay, because its connections close.
 _TIMEOUT = timedelta(hours=12)
 _LOST = ("gloo", "Gloo", "Connection", "NCCL", "socket", "recvValue", "sendBytes", "store")
 
@@ -119,10 +119,10 @@ class Processes:
 
         Args:
             fingerprint: this process's fingerprint.
-            what: what the data is called in the error message.
+            what: name of the data, for the error message.
 
         Raises:
-            InputError: if it differs; the message names the first process that differs.
+            InputError: if a process has another fingerprint; the message names the first such process.
         """
         rows = self.all_gather(fingerprint.encode())
         for rank, row in enumerate(rows):
@@ -152,7 +152,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in process 0, then in the others. They can use the files that process 0 has made.
+        """Run a block in process 0, then in the others, which can use the files that process 0 has made.
 
         Raises:
             InputError: as `shared_errors`. If process 0 fails, the other processes do not run the block.
@@ -215,7 +215,9 @@ def join_processes() -> Iterator[Processes]:
     Raises:
         InputError: if an environment variable with the rank or the address is missing, or a process cannot be
             reached.
-        SystemExit: with code 1 after another process has died. An explanation has been printed.
+
+    InputError, Stopped, SystemExit and KeyboardInterrupt in the block are raised again. Any other error, for
+    example because another process has died, is printed, and this process exits with code 1.
     """
     size, rank = _number("WORLD_SIZE", 1), _number("RANK", -1)
     if size == 1:
@@ -238,7 +240,7 @@ def join_processes() -> Iterator[Processes]:
         raise InputError(f"process {rank} cannot meet the others: {str(error).splitlines()[0]}") from None
     stderr = sys.stderr
     if rank:
-        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until it ends
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until the process ends
     try:
         yield Processes(rank, size, _number("LOCAL_RANK", rank), group)
     except (_SharedError, Stopped, SystemExit, KeyboardInterrupt):

@@ -38,9 +38,9 @@ __all__ = [
 TORCH_ITSELF = 350 * 2**20  # bytes of a process after all imports, before any tensor exists
 # On a CPU, a process takes this many times the computed bytes. Activations, gradients and moments are
 # allocated and freed in changing order, which leaves gaps in the C library's memory. The factor was measured
-# on Linux with benchmarks/memory.py. GPUs have other allocators, so it does not apply to them.
+# on Linux with benchmarks/memory.py. GPUs have other allocators, so HELD does not apply to GPUs.
 HELD = 1.4
-_LONGEST = 2048  # largest number of tokens of a row for measuring; for longer rows the result is computed
+_LONGEST = 2048  # largest number of tokens of a measured row; figures for longer rows are extrapolated
 
 
 def print_parameters(trainer: Trainer) -> None:
@@ -106,11 +106,12 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
         free: number of free bytes of memory.
 
     Raises:
-        InputError: if the run needs more memory than `free`. It is raised before a whole batch is computed.
+        InputError: if the run needs more memory than `free`, before a whole batch is computed.
     """
     config = trainer.config
     needed = memory_needed(trainer)
-    # an error only if it surely does not fit, so without the factor HELD
+    # `needed` contains the factor HELD. The factor is left out here (`free` is multiplied, too), so that the
+    # error is raised only if the run surely does not fit.
     if needed - TORCH_ITSELF > HELD * free:
         raise InputError(
             f"a step needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: lower "
@@ -119,7 +120,7 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
     pad_to = config.max_length if config.pad_to_max_length else 0
     shapes, answer_share = _shapes(trainer, pad_to), _answer_share(trainer)
     sampling_seconds = 0.0
-    # the loss is of sampled answers (GRPO): sample them to get their lengths
+    # with GRPO, the loss is computed on sampled answers: sample them to get their lengths
     if trainer.step.loss.is_sampled:
         sampling_seconds, shapes, answer_share = _sampled(trainer)
     tokens = sum(rows * (width - 1) for rows, width in shapes) / len(shapes)
@@ -148,7 +149,7 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
 
 
 def busy() -> str:
-    """Return a warning if other programs use the cores now, because the estimate is then too long. Or ""."""
+    """Return a warning if other programs use the cores now, which makes the estimate too long; else ""."""
     if not hasattr(os, "getloadavg"):  # Windows has no getloadavg
         return ""
     cores, load = os.cpu_count() or 1, os.getloadavg()[0]
@@ -271,7 +272,8 @@ def memory_needed(trainer: Trainer) -> int:
     # each), and logits, log-softmax and its gradient (vocab_size floats each). A float has 4 bytes.
     outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few outputs
     head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
-    # Bytes per weight: weight, gradient and two moments in float32, and autocast's copy in 16 bits.
+    # Bytes per weight: 4 in float32, and 2 for autocast's copy. A trained weight has 12 more: its gradient
+    # and two moments.
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
@@ -283,7 +285,7 @@ def memory_needed(trainer: Trainer) -> int:
 
 
 def _bytes_per_row(trainer: Trainer, T: int) -> float:
-    """Return the bytes that autograd keeps of a row of T tokens."""
+    """Return the bytes that autograd keeps for a row of T tokens."""
     if T > _LONGEST:
         # The bytes for T tokens are a T^2 + b T + c, where attention gives the square. Measuring three
         # lengths is enough to find a, b and c.
@@ -304,8 +306,8 @@ def _bytes_per_row(trainer: Trainer, T: int) -> float:
 def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
     """Return the bytes that autograd keeps from the blocks' forward pass. Shared memory counts once.
 
-    A hook counts the tensors that autograd saves. With gradient_checkpointing it does not see the inputs of
-    the blocks, so they are added.
+    A hook counts the tensors that autograd saves. With gradient_checkpointing, the hook does not see the
+    inputs of the blocks, so the inputs are added.
     """
     kept: dict[int, int] = {}
 

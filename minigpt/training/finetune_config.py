@@ -21,7 +21,7 @@ TASK_RECIPES: dict[str, str] = {
 }
 # task -> factor of the method's learning rate; other tasks: 1
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
-# Defaults of GRPO that differ from those of DPO. Both are TRL's.
+# Defaults of GRPO that differ from those of DPO. All are TRL's defaults.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
 # Method that adds an adapter -> the names of its options.
@@ -193,7 +193,7 @@ class FinetuneConfig(TrainConfig):
 
     @classmethod
     def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Add the defaults that depend on the task to a recipe's values."""
+        """Return a recipe's values, with the defaults of its task where the recipe gives none."""
         return {**GRPO_DEFAULTS, **values} if values.get("task") == "grpo" else values
 
     @property

@@ -65,7 +65,7 @@ def model_flops(model: LanguageModel, tokens: float, counted: float, T: float) -
         model: the model.
         tokens: number of tokens, in rows of T tokens.
         counted: number of tokens that the loss counts.
-        T: tokens of a row; the cost of attention depends on it.
+        T: number of tokens of a row; the cost of attention depends on T.
     """
     if not hasattr(model, "lm_head"):  # a classifier's head needs very few FLOPs
         counted = 0

@@ -5,8 +5,8 @@ So a resumed run samples the same answers. `num_iterations` consecutive steps us
 num_iterations is above 1, a checkpoint holds these answers.
 
 With beta above 0, the loss compares the model with a reference: the model before the first step. The
-reference is the model without its adapter, or a copy of the model. A resumed run makes it from the same
-weights.
+reference is the model without its adapter, or a copy of the model. A resumed run makes the reference from
+the same weights.
 
 Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
 """
@@ -46,7 +46,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["GrpoLoss", "GrpoReport", "Rollout", "RolloutBatch", "Sampling"]
 
-_AT_ONCE = 512  # largest number of answers that are generated at once
+_AT_ONCE = 512  # largest number of answers that are generated in one batch
 
 
 class Sampling(NamedTuple):
@@ -59,25 +59,25 @@ class Sampling(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Prompts with sampled answers, as a batch. `answer_mask` is True for the sampled tokens."""
+    """Prompts with sampled answers, as a batch."""
 
-    input_ids: Tensor  # (B, T) int64, padded on the right
-    targets: Tensor  # (B, T) int64
-    token_mask: Tensor  # (B, T) bool
-    answer_mask: Tensor  # (B, T) bool
-    advantages: Tensor  # (B,): how much better than the other answers to its prompt an answer is
-    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights are still the same
+    input_ids: Tensor  # (B, T) int64: prompt and answer of each row, padded on the right
+    targets: Tensor  # (B, T) int64: for each token, the next one
+    token_mask: Tensor  # (B, T) bool: False where the target is padding
+    answer_mask: Tensor  # (B, T) bool: True where the target was sampled
+    advantages: Tensor  # (B,): how much better an answer is than the other answers to its prompt
+    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights have not changed since then
     reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
 
 
 class RolloutBatch(NamedTuple):
     """The tensors of a batch that the loss needs. Only tokens of answers count."""
 
-    input_ids: Tensor  # (B, T) int64
+    input_ids: Tensor  # (B, T) int64: prompt and answer of each row
     targets: Tensor  # (P,) int64: tokens of the answers
     advantages: Tensor  # (P,): advantage of each token's answer
     weights: Tensor  # (P,): factor of each token in the summed loss
-    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights are still the same
+    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights have not changed since then
     reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
@@ -130,10 +130,10 @@ class GrpoReport:
 
 
 class GrpoLoss(Objective):
-    """The loss of GRPO: of sampled answers with rewards.
+    """The loss of GRPO, computed on sampled answers with rewards.
 
     Args:
-        model: the model on its device, with adapters, before the first step. It is also the reference.
+        model: the model on its device, with adapters, before the first step. The reference is made from it.
         tokenizer: turns sampled ids into the texts that rewards read.
         options: options of the loss.
         sampling: how answers are sampled.
@@ -141,7 +141,7 @@ class GrpoLoss(Objective):
         train: training prompts.
         val: validation prompts.
         device: device of the model.
-        autocast: context for a forward pass in training.
+        autocast: returns the context manager for a forward pass in training.
         num_iterations: number of consecutive steps that use the same answers.
         dry: True if nothing will be trained, so no copy of the model is kept as the reference.
     """
@@ -221,8 +221,9 @@ class GrpoLoss(Objective):
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Rollout]:
         """Return this step's answers. With scale_rewards="batch", divide their advantages by a deviation.
 
-        It is the standard deviation of the rewards of the step in all processes. All processes call this at
-        every step, even if they share answers with an earlier step, because `all_reduce` waits for all.
+        This is the standard deviation of the step's rewards in all processes. All processes call this method
+        at every step, even if the answers are those of an earlier step, because `all_reduce` waits for all.
+        `all_reduce`: a function that sums each number of a list over the processes.
         """
         assert self._kept is not None
         block, rollouts = self._kept
@@ -338,7 +339,7 @@ class GrpoLoss(Objective):
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
         """Select the sampled tokens of a batch.
 
-        A run passes a Rollout. The estimate of memory before it passes a Batch, with the answers of the data.
+        A run passes a Rollout. The estimate of memory before a run passes a Batch with the data's answers.
         """
         if isinstance(batch, Batch):
             batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)
@@ -377,7 +378,11 @@ class GrpoLoss(Objective):
         return torch.cat([self._of_forward.cpu().double(), self._of_answers])
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return numbers for metrics.jsonl, with TRL's names. `sums`: of `step_sums`, over all processes."""
+        """Return numbers for metrics.jsonl, with TRL's names.
+
+        Args:
+            sums: the sums of `step_sums`, added over all processes.
+        """
         of = dict(zip(self.step_sums_names, sums))
         n, tokens, groups = (max(of[name], 1.0) for name in ("completions", "tokens", "groups"))
         return {
@@ -408,7 +413,7 @@ class GrpoLoss(Objective):
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the result of `state`. If it has no answers, the next step samples new ones."""
+        """Restore what `state` returned. If `state` has no answers, the next step samples new ones."""
         self._kept = None
         if self.num_iterations == 1 or "rollout.block" not in state:
             return

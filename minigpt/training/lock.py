@@ -1,7 +1,7 @@
 """A lock on a folder, so that only one process at a time trains or makes shards in it.
 
-It is a lock of the operating system on FOLDER/.lock (package `filelock`). It ends when its process ends. The
-file stays in the folder, but the file alone locks nothing.
+The operating system holds the lock on FOLDER/.lock (package `filelock`), and ends it when the process ends.
+The file stays in the folder, but the file alone locks nothing.
 """
 
 import errno
@@ -28,7 +28,7 @@ def lock_folder(folder: Path, wait: bool = False) -> FileLock:
         wait: if another run has the lock, print a line and wait for it.
 
     Raises:
-        InputError: if another run has the lock and `wait` is False; if the folder cannot be written.
+        InputError: if another run has the lock and `wait` is False, or if the folder cannot be written.
     """
     make_folder(folder)
     lock = FileLock(folder / LOCK_FILE)

@@ -51,7 +51,7 @@ __all__ = ["RunFinishedError", "Trainer"]
 
 
 class RunFinishedError(InputError):
-    """Raised for a resume of a run that has already done all its steps."""
+    """Raised when a run is resumed that has already done all its steps."""
 
 
 class Trainer:
@@ -65,7 +65,7 @@ class Trainer:
             says. Parameters that do not require gradients are not trained.
 
     Raises:
-        InputError: for sizes that do not make a model; for a device or precision that this machine lacks.
+        InputError: if the model's sizes are impossible together, or this machine lacks device or precision.
     """
 
     def __init__(
@@ -77,8 +77,8 @@ class Trainer:
     ) -> None:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
-        # Process 0 decides for all processes what `auto` means. The result is written to run.json, so that a
-        # resumed run computes in the same precision.
+        # Process 0 decides for all processes what `auto` means. The precision is written to run.json, so that
+        # a resumed run computes in the same one.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():
@@ -111,8 +111,8 @@ class Trainer:
 
         Raises:
             Stopped: after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
-            InputError: if the last checkpoint cannot be written; if numbers are not finite again after one
-                rollback.
+            InputError: if the last checkpoint cannot be written, or if loss, gradients or weights are not
+                finite again after one rollback.
         """
         self._prepare_folder()
         with self.stop_request.listening(), self.logger.open(), self.checkpointer:
@@ -162,9 +162,10 @@ class Trainer:
     def metrics_are_due(self) -> bool:
         """Return True every `logging_steps` steps, before an evaluation, and when the run has to stop.
 
-        On a CPU or MPS also after a bad step, and once per second for the progress line. On CUDA this is left
-        out, because reading the metrics makes the CPU wait for the GPU. When metrics are read does not change
-        the result of a run, because all processes see a bad step at the same step number.
+        On a CPU or MPS, return True also after a bad step (loss or gradient not finite), and once per second
+        for the progress line. On CUDA, these two cases are left out, because reading the metrics makes the
+        CPU wait for the GPU. The result of a run does not depend on when metrics are read, because all
+        processes see a bad step at the same step number.
         """
         is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
@@ -188,7 +189,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # If weights are not finite, they are rolled back. The next iteration of the loop evaluates them.
+        # If weights are not finite, load earlier ones. The next iteration of the loop evaluates these.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
@@ -196,7 +197,7 @@ class Trainer:
         if not math.isfinite(report.loss):  # even finite weights can give NaN or infinity
             self.guard.roll_back("the validation loss is not a finite number")
             return
-        self.checkpointer.wait()  # if a save in the background fails, it resets best_val_loss
+        self.checkpointer.wait()  # this resets best_val_loss if a save in the background failed
         is_best = report.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = report.loss, progress.steps_done
@@ -235,8 +236,8 @@ class Trainer:
         """Load the newest checkpoint that is complete and undamaged. Returns its folder.
 
         Raises:
-            InputError: if there is no such checkpoint; if data, vocabulary or model differ; if all steps are
-                done already.
+            InputError: if there is no such checkpoint; if it belongs to other data, vocabulary or model; or
+                if all steps are done already.
         """
         folder = self.checkpointer.resume()
         if self.is_finished():

@@ -6,8 +6,8 @@ A TrainStep calls three methods of an `Objective`, which is a model with its los
     select(batch) -> tensors     the inputs of `forward`, still on the CPU
     forward(*tensors) -> ()      the summed loss
 
-An evaluation calls `evaluate`. To save memory, the cross-entropy is computed in pieces, never with all logits
-at once.
+An evaluation calls `evaluate`. To save memory, the cross-entropy is computed in pieces, so that only a part
+of the logits is in memory.
 
 On CUDA, lm_head's matrix is padded with rows of zeros for the product. The reason: a GPU multiplies faster if
 each row of the logits begins at a multiple of 16 bytes, but a vocabulary of 50,257 is odd. The logits of the
@@ -37,7 +37,7 @@ __all__ = [
     "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
-_AT_ONCE = 2**23  # largest number of logits in a piece whose gradient is computed at once: 32 MiB in float32
+_AT_ONCE = 2**23  # most logits in a piece whose loss and gradient are computed together: 32 MiB in float32
 # a function that replaces the sums in a report by the sums over all processes
 Finish: TypeAlias = Callable[[Report], None]
 
@@ -53,7 +53,7 @@ class LossBatch(NamedTuple):
 class Objective(nn.Module):
     """A model with its loss on top. DDP and FSDP wrap this module, because they hook into `forward`.
 
-    `forward` takes the result of `select`, on the model's device, and returns the summed loss, ().
+    `forward` takes the result of `select`, on the model's device, and returns the summed loss, a tensor ().
     """
 
     model: LanguageModel
@@ -61,7 +61,7 @@ class Objective(nn.Module):
     num_iterations = 1  # number of consecutive steps that use the same batches
     longest_sample = 0  # largest number of tokens that `sample` adds to a row as an answer
     other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
-    step_sums_names: tuple[str, ...] = ()  # what the numbers of `step_sums` are called
+    step_sums_names: tuple[str, ...] = ()  # names of the numbers that `step_sums` returns
 
     def sample(self, step: int, batches: Sequence[Any]) -> list[Any]:
         """Return the batches on which a step trains. A subclass may add answers of the model.
@@ -73,11 +73,15 @@ class Objective(nn.Module):
         return [*batches]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
-        """Return this process's batches after `sample`, scaled by sums over all processes."""
+        """Return the batches that `sample` returned, scaled with sums over all processes.
+
+        Args:
+            all_reduce: a function that sums each number of a list over the processes.
+        """
         raise NotImplementedError
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes of these rows."""
+        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes from rows."""
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
@@ -85,15 +89,15 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl. `sums`: of `step_sums`, over all processes."""
+        """Return numbers for metrics.jsonl, given the sums of `step_sums` over all processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a checkpoint must hold of this process besides the weights."""
+        """Return the tensors of this process that a checkpoint must hold besides the weights."""
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore the result of `state`. It is empty if the checkpoint's run had fewer processes."""
+        """Restore what `state` returned. `state` is empty if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
         """Return the number of terms of the sum that `forward` returns for a batch."""
@@ -162,8 +166,8 @@ class NextTokenLoss(Objective):
     def select(self, batch: Batch) -> LossBatch:
         """Return the targets that count and their positions.
 
-        The positions are found on the CPU. On CUDA, the CPU would have to wait until the GPU knows how many
-        there are.
+        The positions are found on the CPU. On CUDA, the CPU would have to wait until the GPU knows the
+        number of positions.
         """
         mask, targets = self._mask(batch), batch.targets.flatten()  # (B, T), (B * T,)
         positions = None if bool(mask.all()) else mask.flatten().nonzero().flatten()  # (P,)
@@ -203,8 +207,9 @@ class NextTokenLoss(Objective):
 def logits_limit(device: torch.device) -> int:
     """Return the largest number of logits that the loss may hold in memory.
 
-    On a CPU it is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a logit
-    with its gradient takes 14 bytes. A smaller number would cost time, because each piece is computed twice.
+    On a CPU the number is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a
+    logit with its gradient takes 14 bytes. A smaller number would cost time, because each piece is computed
+    twice.
     """
     if device.type != "cuda":
         return 2**26
@@ -231,8 +236,8 @@ def summed_cross_entropy(
 
     Args:
         lm_head: a linear layer, hidden (P, C) -> logits (P, V).
-        hidden: (P, C).
-        targets: (P,) int64.
+        hidden: hidden states, (P, C).
+        targets: id of the correct token for each hidden state, (P,) int64.
         limit: largest number of logits in memory.
         multiple: V is padded to a multiple of this number for the product. 1: no padding.
     """
@@ -248,10 +253,10 @@ def summed_cross_entropy(
 def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
     """Return True if `_LinearCrossEntropy` shall compute the gradient together with the loss.
 
-    It works on a CPU, for a linear layer without bias or adapter. float16 is excluded, because small
-    gradients would become 0 before the loss scale is applied. If all logits fit into memory at once, autograd
-    is as good. With a frozen matrix, `_LinearCrossEntropy` is always better: it keeps only the gradient of
-    the hidden states.
+    The class works on a CPU, for a linear layer without bias or adapter. float16 is excluded, because small
+    gradients would become 0 before the loss scale is applied. If all logits fit into memory together,
+    autograd is as good. With a frozen matrix, `_LinearCrossEntropy` is always better: it keeps only the
+    gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -266,7 +271,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The summed cross-entropy of a linear layer's outputs, computed in pieces together with its gradient.
 
     The gradient of a piece's logits is softmax minus one-hot. The gradients of hidden states and weights
-    follow from it at once. So the logits of only one piece are in memory, and none is computed twice.
+    are products with this gradient. So the logits of one piece only are in memory, and none are computed
+    twice.
     """
 
     @staticmethod
@@ -304,7 +310,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Multiply the gradients by the gradient of the sum, in place. A second backward pass is an error."""
+        """Multiply the saved gradients by that of the sum, in place. A second backward pass is an error."""
         found = [None if one is None else one.mul_(outer[0]) for one in ctx.saved_tensors]
         return found[0], found[1], None, None
 
@@ -330,7 +336,7 @@ def _cross_entropies(
 ) -> list[Tensor]:
     weight: Tensor = lm_head.weight  # type: ignore[attr-defined]
     vocab_size = weight.shape[0]
-    # lm_head with an adapter must call its own forward
+    # pad a plain nn.Linear only: an lm_head with an adapter must call its own forward
     if vocab_size % multiple and type(lm_head) is nn.Linear:
         padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)

@@ -64,8 +64,8 @@ class MaskedTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
-        """Hide some tokens of each window. The targets are the original tokens at these places."""
-        # a process without data has a batch without rows
+        """Hide some tokens of each window. The targets are the original tokens at all places."""
+        # [] in a process without data, whose batch has no rows
         keys = [(self._seed, int(start)) for start in batch.rows]
         seen, chosen = mask_tokens(
             batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability, self._words
@@ -74,7 +74,7 @@ class MaskedTokenLoss(Objective):
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
-        if self._words is not None:  # whole words are hidden, so hide them and count
+        if self._words is not None:  # the number of tokens is known only after whole words are hidden
             return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)

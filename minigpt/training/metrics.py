@@ -106,7 +106,7 @@ class Logger:
     def _utilisation(self, sizes: Sequence[BatchSize]) -> float:
         """Return the model FLOP utilisation since the last call, without evaluations; nan: unknown GPU.
 
-        It is not the mean since the start of the run, in which a slow hour would hardly be visible.
+        The number is not a mean since the start of the run, in which a slow hour would hardly be visible.
         """
         if math.isnan(self._peak):
             return math.nan

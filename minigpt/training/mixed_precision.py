@@ -119,8 +119,8 @@ class _CPUAutocast(TorchFunctionMode):
 
     - Attention stays in float32. The 16-bit kernel's backward pass is several times slower on short rows, and
       only a fifth faster on long rows.
-    - Several linear layers may have the same input (queries, keys, values; gate and up). It is rounded to
-      16 bits once, not once for each layer.
+    - Several linear layers may have the same input (queries, keys, values; gate and up). This input is
+      rounded to 16 bits once, not once for each layer.
     """
 
     def __init__(self, dtype: torch.dtype) -> None:

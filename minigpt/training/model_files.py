@@ -43,8 +43,8 @@ class ModelFiles:
         """Return a function that writes the current model into a folder.
 
         Args:
-            in_background: True if training continues while the function writes. It then writes a copy of the
-                model.
+            in_background: True if training continues while the function writes. The function then writes a
+                copy of the model.
         """
         kept = copied(model) if in_background else model
         return lambda folder: save_pretrained(kept, folder, tokenizer)
@@ -107,7 +107,7 @@ class AdapterFiles(ModelFiles):
 
 
 def adapter_config(method: str, options: dict[str, Any]) -> AdapterConfig:
-    """Return the configuration of an adapter, from the fields `method` and so on of FinetuneConfig."""
+    """Return the configuration of an adapter, from `method` and `adapter_options()` of FinetuneConfig."""
     return _CONFIGS[method](**options)
 
 

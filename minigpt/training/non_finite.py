@@ -28,7 +28,7 @@ class NonFiniteGuard:
 
     Args:
         config: options of the run; `max_bad_steps` is the limit.
-        step: its model and optimisers are checked.
+        step: the training step, whose model and optimisers are checked.
         checkpointer: loads and saves checkpoints.
         logger: records a rollback.
     """
@@ -57,11 +57,13 @@ class NonFiniteGuard:
     def roll_back(self, why: str) -> None:
         """Load weights, optimisers and random generators of the last good checkpoint. Save a new checkpoint.
 
+        A checkpoint is good if it is undamaged, and was not saved after a bad step.
+
         Args:
             why: the reason, for the message.
 
         Raises:
-            InputError: at the second rollback of a run; if there is no good checkpoint.
+            InputError: at the second rollback of a run, or if there is no good checkpoint.
         """
         progress, config, step = self._step.progress, self._config, self._step
         self._checkpointer.wait()

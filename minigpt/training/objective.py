@@ -45,7 +45,7 @@ __all__ = ["make_objective"]
 
 
 def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> tuple[Objective, ModelFiles]:
-    """Build the model with its loss on a device, and its checkpoint format.
+    """Return the loss, which holds the model on its device, and the object that writes the model's files.
 
     Raises:
         InputError: if the sizes are not valid, the weights cannot be read or belong to another vocabulary, or
@@ -90,7 +90,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
 
 
 def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
-    """Load the weights with which training begins. With an adapter they may be, or become, quantised."""
+    """Load the weights with which training begins. With an adapter, they may be quantised."""
     model = load_model(folder)
     if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
         set_precision(model, config.base_precision)

@@ -36,7 +36,7 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
     or stays constant. At the last step of cosine and wsd, the share is min_lr_ratio.
 
     Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) keeps the highest rate, and falls linearly
-    in the last `decay_ratio` of the steps. So only the end of a run depends on its length.
+    in the last `decay_ratio` of the steps. So only the end of a run depends on total_steps.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -56,8 +56,8 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
 
     Each parameter group has the entry `peak_lr`, its highest learning rate.
     """
-    # IA3's factors are vectors around 1. PEFT stores them as matrices with one row or column, so they are
-    # found by name, to have no weight decay.
+    # IA3's factors are vectors around 1. PEFT stores them as matrices with one row or column, so the
+    # factors are found by their names. They get no weight decay.
     factors = {id(p) for name, p in model.named_parameters() if name.endswith(".ia3_l")}
     # Number of matrices in a parameter -> such parameters. A fused projection of Q, K and V holds 3.
     stacked: dict[int, list[nn.Parameter]] = {}
@@ -97,7 +97,7 @@ _A, _B, _C = 3.4445, -4.7750, 2.0315
 def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: int = 3) -> Tensor:
     """Orthogonalise matrices (N, R, C) by Newton-Schulz iteration: singular values become about 1.
 
-    For G = U S V^T it returns about U V^T. After three steps, singular values that were above about 0.03 of
+    G = U S V^T becomes about U V^T. After three steps, singular values that were above about 0.03 of
     the Frobenius norm are near 1; smaller singular values of a gradient are noise. With products in bfloat16
     the update has an error of about one percent.
     """

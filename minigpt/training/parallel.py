@@ -71,7 +71,7 @@ class Parallel:
         processes: the processes that train together.
 
     Raises:
-        InputError: for `compile` without a compiler.
+        InputError: if `compile` is on and a compiler is missing.
     """
 
     def __init__(
@@ -102,8 +102,8 @@ class Parallel:
             self._fix_message_order(loss.example(device))
         if compiled:
             # Switch off DDP's own compile mode. It cuts the graph at each gradient message, and does not
-            # support activation checkpointing. Without it, the messages start after the last gradient is
-            # computed.
+            # support activation checkpointing. Without that mode, the messages start after the last
+            # gradient is computed.
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(self._loss)
 
@@ -136,7 +136,7 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # the last tensor holds the positions that count
+        if batch[-1] is not None:  # the last tensor: positions that count; None: all count
             # Batches of pairs have various lengths. Their sizes are marked as dynamic, so that one compiled
             # graph is enough. Windows all have the same length; a graph for one size is faster.
             for tensor in batch:
@@ -159,7 +159,7 @@ class Parallel:
     # -- evaluation ------------------------------------------------------------------------------------------
 
     def evaluate(self, batches: Iterable[Batch], stop_request: StopRequest) -> Report:
-        """Measure the model on batches. Each process computes its rows. All get the sums over all processes.
+        """Measure the model on batches. Each process computes its rows, and gets the sums over all processes.
 
         Raises:
             StopNow: if a signal comes meanwhile.
@@ -191,7 +191,7 @@ class Parallel:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def full_model(self) -> LanguageModel:
-        """Return the whole model, for process 0 to save. With FSDP, all processes must call this."""
+        """Return the whole model, for process 0 to save. With FSDP, every process must call this."""
         if not self.is_sharded:
             return self._model
         weights = {}
@@ -258,7 +258,8 @@ class _Gathering:
         self._loss.eval()
 
     def base_model(self, input_ids: Tensor) -> Tensor:
-        # FSDP uses these buffers again in training, so they must not become inference tensors.
+        # FSDP uses the tensors of gathered weights again in training, so these must not become inference
+        # tensors.
         with torch.inference_mode(False), torch.no_grad():
             hidden: Tensor = self._loss(input_ids.clone())
             return hidden
@@ -305,8 +306,8 @@ class ShardedSave:
     """Writes the optimiser's state as shards: each process writes its own shard into process 0's folder.
 
     torch.distributed.checkpoint writes the shards as safetensors files, because its own format needs pickle.
-    It overwrites files in place and stores no hashes. This does no harm here: the folder is new, and process
-    0 lists the files in its manifest.
+    That package overwrites files in place and stores no hashes, which does no harm here: the folder is new,
+    and process 0 lists the files in its manifest.
 
     Process 0 calls this object with the folder, or it calls `end` if the save failed before. The other
     processes call `follow`.

@@ -37,7 +37,7 @@ _ROWS = 128  # number of rows per batch for the reference and for evaluations
 class PairLossBatch(NamedTuple):
     """The tensors of a batch that the loss needs."""
 
-    input_ids: Tensor  # (2 B, T) int64
+    input_ids: Tensor  # (2 B, T) int64: rows of the chosen answers, then of the rejected answers
     targets: Tensor  # (P,) int64: tokens of the answers
     rows: Tensor  # (P,) int64: row of each token
     reference: Tensor  # (2, B) float32: log-probabilities of the answers before training
@@ -61,7 +61,7 @@ class PreferenceReport:
     total_loss: float = 0.0
     rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # chosen, rejected
     correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
-    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])  # log-probabilities: chosen, rejected
     chosen_tokens: float = 0.0
 
     @property
@@ -84,8 +84,9 @@ class PreferenceReport:
         """Return the numbers for metrics.jsonl.
 
         `rewards` are beta times the increase of an answer's log-probability over the reference. For a loss
-        without reference, they are beta times the mean log-probability of its tokens. `val_chosen_loss` is
-        the mean cross-entropy of the tokens of the chosen answers, as in fine-tuning on these answers.
+        without reference, they are beta times the mean log-probability of the answer's tokens.
+        `val_chosen_loss` is the mean cross-entropy of the tokens of the chosen answers, as in fine-tuning on
+        these answers.
         """
         n, (chosen, rejected) = self.pairs, self.rewards
         return {
@@ -109,12 +110,14 @@ class PreferenceLoss(Objective):
     """The loss of pairs of answers, such as DPO's. Only tokens of the answers count.
 
     Args:
-        model: the model on its device, with adapters, before the first step. It is also the reference.
+        model: the model on its device, with adapters, before the first step. In this state it is also the
+            reference.
         options: options of the loss.
         train: training pairs.
         val: validation pairs.
         device: device of the model.
-        autocast: context for a forward pass in training. The reference of the training pairs uses it, too.
+        autocast: returns the context manager for a forward pass in training. The reference of the training
+            pairs is computed in it, too.
         dry: True if nothing will be trained, so the reference is not computed.
     """
 
@@ -144,7 +147,8 @@ class PreferenceLoss(Objective):
     def _read(self, pairs: EncodedPreferences, device: torch.device, show: Callable[[int], None]) -> Tensor:
         """Compute the log-probabilities of all answers with the current weights, (2, N) float64.
 
-        Row 0 has the chosen answers, row 1 the rejected ones.
+        Row 0 has the chosen answers, row 1 the rejected ones. `show` is called with the number of finished
+        pairs.
         """
         found, done, was_training = torch.zeros((2, len(pairs)), dtype=torch.float64), 0, self.model.training
         self.model.eval()
@@ -156,14 +160,14 @@ class PreferenceLoss(Objective):
         return found
 
     def _measure(self, model: LanguageModel, batch: PairBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Compute log-probabilities and lengths of a batch's answers, both (2, B) float64 on the CPU."""
+        """Compute log-probability and number of tokens of each answer, (2, B) float64 each, on the CPU."""
         targets, rows, positions = _answers(batch)
         hidden = model.base_model(batch.input_ids.to(device)).flatten(0, 1)  # (2 B * T, C)
         hidden = hidden.index_select(0, positions.to(device))  # (P, C)
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
-        # a process without a pair has one row that does not count
+        # leave out the row that does not count, which a process without a pair has
         logps, counts = sums[:, :, : len(batch.rows)]
         return logps, counts
 
@@ -223,7 +227,7 @@ class PreferenceLoss(Objective):
         reference: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the summed loss of a batch of pairs, (). Without targets, return the hidden vectors."""
+        """Return the summed loss of a batch of pairs, a tensor (); without targets, the hidden states."""
         hidden: Tensor = self.model.base_model(input_ids)  # (2 B, T, C)
         if targets is None:
             return hidden
@@ -244,7 +248,7 @@ class PreferenceLoss(Objective):
 def _answers(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
     """Return the tokens of all answers, the row of each, and its position in the flat 2 B * T tokens.
 
-    Each is (P,), on the CPU.
+    The three tensors are (P,), on the CPU.
     """
     positions = batch.answer_mask.flatten().nonzero().flatten()
     return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions

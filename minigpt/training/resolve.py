@@ -23,7 +23,7 @@ from minigpt.training.sizing import parse_size
 
 __all__ = ["SHAPE", "resolve"]
 
-# Options of a new model's size. If training begins with given weights, the weights decide them.
+# Options of a new model's size. If training begins with given weights, the weights decide these options.
 SHAPE = (
     *("family", "n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "num_key_value_heads", "head_dim"),
     *("intermediate_size", "rope_theta", "tie_word_embeddings", "zero_projections"),
@@ -33,7 +33,7 @@ SHAPE = (
 def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
     """Build the whole configuration. A recipe, or with `resume` the earlier run, completes `given`.
 
-    If no recipe is given, the device and the data decide which one is used, and a line says so.
+    If no recipe is given, the device and the data decide which one is used, and a printed line says which.
 
     Args:
         given: fields of `kind`; a path may be a string.
@@ -98,7 +98,7 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         print(say(text, name=name, device=device.type))
     recipe = read_recipe(name, kind)
     _require_task(name, kind, given)
-    # a built-in recipe has no rate of its own
+    # built-in recipes of a task set no learning rate: method and task decide it
     if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():
         # an unknown method is reported later
         rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)
@@ -129,10 +129,10 @@ def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) 
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Return a recipe with the sizes of the model in a folder. Rows of a batch must fit into its context.
+    """Return a recipe with the sizes of the model in a folder. The model's context limits row lengths.
 
     Raises:
-        InputError: if there is no model; for an option that only a new model has.
+        InputError: if there is no model, or for an option that only a new model has.
     """
     from minigpt.families.registry import family_of
     from minigpt.weights.pretrained import read_config

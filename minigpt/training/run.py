@@ -1,4 +1,4 @@
-"""One training run, from its configuration to its result. `minigpt train` and `minigpt.train` call this.
+"""One training run, from its configuration to its result. The command and the function `train` use it.
 
 result = train(recipe="qa-cpu", output="run", max_steps=100)
 result = train(TrainConfig(...))
@@ -41,7 +41,7 @@ def finetune(**options: Any) -> dict[str, Any]:
     """Continue to train a model. Return the dict that `minigpt finetune --json` prints.
 
     Args:
-        options: fields of FinetuneConfig, as the flags of `minigpt finetune` have them; paths may be text.
+        options: fields of FinetuneConfig, named as the flags of `minigpt finetune`; a path may be a string.
 
     Raises:
         InputError, Stopped: as `train`.
@@ -77,7 +77,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # after a crash, torchrun starts the same command again; then resume
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output, type(config))  # --size and --precision are resolved there
+            begun = read_run(config.output, type(config))  # holds the choices of --size and --precision auto
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -97,7 +97,7 @@ def _run(
         if processes.is_main:
             if any(
                 (output / name).exists() for name in (CONFIG, MANIFEST)
-            ):  # a run's files beside its own would make it unreadable
+            ):  # a run's files beside the model's own would make the folder unreadable
                 text = "{output} is the folder of a model: choose another folder with --output"
                 raise InputError(Message(text, output=output))
             # lock the folder before reading data, which may take minutes
@@ -130,7 +130,7 @@ def _run(
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     is_text = isinstance(data.train, EncodedExamples | TextPart)
-    # the loss never counts tokens of prompts, so there is nothing to summarise
+    # GRPO's loss counts no tokens of its data, which are prompts, so there is nothing to summarise
     is_text = is_text and not isinstance(data.train, EncodedPrompts)
     summary = summarize(data, config) if is_text else None
     trainer.notes = {autosize.RECORD: record} if record else {}
@@ -163,7 +163,7 @@ def _run(
         print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
     with processes.shared_errors():
         if processes.is_main:
-            # move the old run only now: after an error before this line, it is still in its place
+            # move the old run only now: an error before this line leaves the old run in its place
             if occupied:
                 _move_aside(output)
             if occupied or not is_locked:

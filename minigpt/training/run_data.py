@@ -61,12 +61,12 @@ __all__ = ["AnyData", "RunData", "TextData", "read_data", "shown_lines"]
 # encoded conversations.
 EncodeAll: TypeAlias = Callable[[Sequence[Conversation], Any, int, Encode], EncodedExamples]
 HELD_OUT = Path()  # this value of val_data means: hold out a part of train_data for validation
-# A chat template for BPE tokenizers that have none. It writes the same text as minigpt.data.conversation.
+# A chat template for BPE tokenizers without one. It gives the same text as minigpt.data.conversation.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
 )
-SHARDS = "shards"  # a folder in the output folder, which holds an encoded text
+SHARDS = "shards"  # name of the folder for the encoded text, in the output folder
 _SAMPLE = 48  # number of tokens that the model generates for a sample
 _PROMPT = 32  # number of prompt tokens of a sample
 _NAMED = 5  # largest number of windows that a message lists
@@ -96,19 +96,19 @@ class AnyData(Protocol):
         """Return what `positions` counts, as a word: "lines" or "windows"."""
 
     def plan(self, config: TrainConfig) -> Any:
-        """Plan which rows are in which batch. plan.rows(i) are the rows of batch i; len(plan): batches."""
+        """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): number of batches."""
 
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row) of each batch of an epoch."""
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """Return what messages call the training data, the validation data and the vocabulary."""
+        """Return the names of training data, validation data and vocabulary, as messages show them."""
 
     def positions(self, batch: Any) -> list[int]:
-        """Return where the rows of a batch are in the training data: line or window numbers."""
+        """Return where the rows of a batch are in the training data: lines, or first tokens of windows."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe such positions in the training data in words, for a message."""
+        """Describe some results of `positions` in words, for a message."""
 
     def sample(self, model: Any, number: int) -> str:
         """Return a sample of the model's output. Each `number` gives another sample."""
@@ -164,7 +164,7 @@ class RunData:
         return [(self._rows * count, width) for count, width in plan.shapes(self.train, pad_to)]
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """Return what messages call the training data, the validation data and the vocabulary."""
+        """Return the names of training data, validation data and vocabulary, as messages show them."""
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, _tokenizer_name(config)
 
@@ -223,7 +223,7 @@ class TextData:
         return plan.shapes(self.train, pad_to)
 
     def names(self, config: TrainConfig) -> tuple[str, str, str]:
-        """Return what messages call the training data, the validation data and the vocabulary."""
+        """Return the names of training data, validation data and vocabulary, as messages show them."""
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
@@ -324,7 +324,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # `parts`: HELD_OUT equals Path("."), which is an error as train_data
+        if parts and path == HELD_OUT:  # Path(".") holds data out as val_data, but is an error as train_data
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
@@ -344,9 +344,9 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 
 @contextlib.contextmanager
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
-    """Replace the error for data that is too small to be divided by one with advice for training.
+    """If data is too small to be divided, raise an error with advice for training.
 
-    The original error gives advice for `minigpt split`.
+    This error replaces the original one, whose advice is for `minigpt split`.
     """
     try:
         yield
@@ -366,7 +366,7 @@ def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation])
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # `parts`: HELD_OUT equals Path("."), which is an error as train_data
+        if parts and path == HELD_OUT:  # Path(".") holds data out as val_data, but is an error as train_data
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
@@ -393,7 +393,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """Return the tokenizer of conversations: from the given weights, --tokenizer, or the vocabulary.
+    """Return the tokenizer for conversations: from the given weights, --tokenizer, or the vocabulary.
 
     Byte-level BPE and WordPiece tokenizers without a chat template get a template that ends each turn with
     the end-of-text token.

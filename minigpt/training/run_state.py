@@ -47,7 +47,7 @@ _MEASURED = (
 )
 _RECENT = 64  # a loss is compared with this number of recent losses
 _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
-_SIGMAS = 6.0  # standard deviations up to a spike; normal noise is so high once in a billion losses
+_SIGMAS = 6.0  # height of a spike in standard deviations; normal noise exceeds it once in a billion losses
 _FLOOR = 0.02  # smallest standard deviation, as a share of the median loss: very small noise gives no spikes
 # smallest height of a spike in nats; late in training, a hard example is a little higher than the rest
 _VISIBLE = 0.1
@@ -79,7 +79,7 @@ class StepMetrics(NamedTuple):
 class Progress:
     """The progress of a run: its state without weights, optimiser and random generators."""
 
-    steps_done: int = 0  # number of steps done or skipped; the next step's batches depend only on it
+    steps_done: int = 0  # number of steps done or skipped; the next batches depend only on this
     tokens_seen: int = 0  # number of tokens that have changed the weights; without padding and skipped steps
     best_val_loss: float = math.inf
     best_step: int = 0
@@ -164,8 +164,8 @@ def spike_threshold(losses: Sequence[float]) -> float:
 
     Let q be the loss that only one in 16 recent losses exceeds. The threshold is q + 6 sigma, but at least q
     + 0.1 nats and q + 12 % of the median. sigma is 1.4826 times the median distance from the median. For
-    normal noise this is the standard deviation, but spikes do not change it. The threshold starts at q, not
-    at the median, because a few batches with hard answers always have a higher loss.
+    normal noise, sigma is the standard deviation, but spikes do not change sigma. The threshold starts at q,
+    not at the median, because a few batches with hard answers always have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
     3.08956
@@ -237,13 +237,13 @@ def changes(
     """Compare the training_state.json of a checkpoint with the run that resumes from it.
 
     Raises:
-        InputError: if the vocabulary or the trained weights are others; if the data has changed, without
-            --allow_changed_data.
+        InputError: if the checkpoint has another vocabulary or other trained weights, or if the data has
+            changed and --allow_changed_data is not given.
     """
     named = []
     _require_same_weights(state["config"], config, folder)
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]
-    # Another vocabulary changes the ids of all data, so report it first: it is the cause.
+    # Another vocabulary changes the ids of all data, so report the vocabulary first: it is the cause.
     changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")
     options = config.as_dict()
     cut = [

@@ -128,7 +128,7 @@ class TrainStep:
             sums = self.processes.all_reduce(self.loss.step_sums().tolist())
         self.pending_metrics.append(PendingMetrics(step + 1, rate, batches.sizes, measured, sums, found_inf))
         is_last = step + 1 == self.total_steps
-        # prepared while the GPU computes the current step
+        # batches of the next step, prepared while the GPU computes the current step
         self._next = None if is_last else self.prepare(step + 1)
 
     def batches(self, step: int) -> list[Batch]:
@@ -139,7 +139,7 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return where the rows of some steps are in the training data: line or window numbers."""
+        """Return where the rows of some steps are in the training data: lines, or first tokens of windows."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
@@ -168,7 +168,7 @@ class TrainStep:
         return BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
 
     def forget_prepared(self) -> None:
-        """Delete the prepared batches of the next step. After loading other weights they are wrong."""
+        """Delete the prepared batches of the next step, whose answers may come from old weights."""
         self._next = None
 
     def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:

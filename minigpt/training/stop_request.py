@@ -1,8 +1,7 @@
 """Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP ask a run to stop. It stops where its state is whole and can be saved.
 
 SIGUSR1 means the same as SIGTERM; batch systems send it before they end a job (Slurm: `--signal=B:USR1@60`).
-SIGHUP is sent when a terminal is closed. The exit code is 128 and the number of
-the signal: 130, 143, 138, 129.
+SIGHUP is sent when a terminal is closed. The exit code is 128 + the number of the signal: 130, 143, 138, 129.
 """
 
 import signal
@@ -37,7 +36,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the stop signals inside the block. A second signal ends the process at once."""
+        """Note the stop signals inside the block. A second signal ends the process immediately."""
         # Python handles signals only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -52,17 +51,17 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """Return the signal that ends the run, or None. All processes see it after the same step."""
+        """Return the signal that ends the run, or None. All processes get the same answer after a step."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Exchange the received signals between all processes. Every process must call this."""
+        """Exchange the received signals between all processes. Every process must call this method."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt. The block must change no state: gradients, evaluation.
+        """Run a block that a signal may interrupt. The block must not change state (gradients do not count).
 
         With several processes the block runs to its end, because the other processes would wait for ever.
 

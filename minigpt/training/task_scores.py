@@ -3,7 +3,7 @@
     tasks = TaskScores(config.eval_task)
     tasks.of(model, tokenizer)                # {"arc/acc": 0.25, ...}: for metrics.jsonl and TensorBoard
 
-The questions are read once, before the first step, so that an error in a file is reported at once. Measuring
+The questions are read once, before the first step, so that an error in a file is reported early. Measuring
 draws no random number and changes no weight. So a run with tasks has the same weights as one without.
 """
 
@@ -39,7 +39,7 @@ class TaskScores:
         self._tasks = [task.limited(_QUESTIONS) for task in read_tasks([Path(path) for path in paths])]
 
     def of(self, model: Any, tokenizer: AnyTokenizer) -> dict[str, float]:
-        """Measure the tasks. Return the first metric of each. The model's mode (train or eval) is restored.
+        """Measure the tasks. Return each task's first metric. The model's mode (train or eval) is restored.
 
         Raises:
             InputError: if a task does not fit the model, such as choices for a classifier.

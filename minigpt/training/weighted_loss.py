@@ -54,7 +54,7 @@ class KeywordWeights:
     """
 
     def __init__(self, text: str, tokenizer: _Encoder) -> None:
-        # keyword -> (weight, its ids with and without a space before it)
+        # keyword -> (weight, ids of the keyword with and without a space before it)
         self._keywords: dict[str, tuple[float, set[tuple[int, ...]]]] = {}
         for keyword, weight in parse_keyword_weights(text).items():
             if unknown := tokenizer.unknown_characters(keyword):
@@ -67,7 +67,7 @@ class KeywordWeights:
             self._keywords[keyword] = (weight, {tuple(tokenizer.encode_array(one).tolist()) for one in forms})
 
     def of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return the weight of each row, (B,), of ids (B, T). Padding must be -1."""
+        """Return the weight of each row of ids: (B, T) -> (B,). Padding must be -1."""
         weights = np.ones(len(ids))
         for weight, forms in self._keywords.values():
             weights += weight * _ends(ids, forms).sum(axis=1)
@@ -89,7 +89,8 @@ class KeywordWeights:
 def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.NDArray[np.bool_]:
     """Return a mask (B, T) of the places in ids (B, T) where a keyword ends.
 
-    `forms` are its ids with and without a space. If both end at the same place, the place counts once.
+    `forms` are the keyword's ids, with and without a space before it. If two forms end at the same place, the
+    place counts once.
     """
     ends = np.zeros(ids.shape, dtype=np.bool_)
     for form in forms:
@@ -103,7 +104,7 @@ def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.N
 def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) -> tuple[str, str]:
     """Count the keywords in the training data. Return a line with the counts, and a warning or "".
 
-    Of a long text, only some million tokens are searched.
+    In a long text, only some million tokens are searched.
     """
     if isinstance(part, EncodedExamples):
         spans = itertools.pairwise(part.starts.tolist())
@@ -162,7 +163,7 @@ class WeightedTokenLoss(NextTokenLoss):
     def weights_of(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return the weight of each row, (B,)."""
         weights = np.ones(len(batch.input_ids))
-        # a process without data has a batch whose row is no sample
+        # in a process without data, the batch has one row that is not a sample
         if len(batch.rows) and self._weights is not None:
             weights *= self._weights[batch.rows]
         if self._keywords is not None:

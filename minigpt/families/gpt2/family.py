@@ -4,7 +4,7 @@
 
 Besides the names, two details differ. First, Hugging Face stores matrices as (in, out), like OpenAI's
 TensorFlow weights; torch's Linear stores (out, in). Second, our models with `bias=False` lack some of GPT-2's
-biases. Saving writes zeros for these biases, which does not change the result. Loading drops them again.
+biases. Saving writes zeros for these biases, which does not change the logits. Loading drops the zeros.
 """
 
 import re
@@ -57,11 +57,11 @@ _SIZES = {
 # Loading reads the first key and ignores the two others.
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _GELUS: dict[str, Any] = {"gelu": "exact", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh"}
-# minigpt's own key of config.json: false if the model has no biases; without the key, it has all
+# minigpt's own key of config.json, for GPTConfig.bias; without the key, bias is True
 _BIAS = "minigpt_bias"
 
-# Settings for which this model supports one value only. An absent key means that value, which is Hugging
-# Face's default.
+# Settings for which this model supports one value only. An absent key counts as this value, which is
+# Hugging Face's default.
 _FIXED: dict[str, Any] = {
     "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True,
@@ -189,7 +189,7 @@ FAMILY = Family(
     },
     final_norm="transformer.ln_f",
     fused={"qkv_proj.weight": 3},
-    # attention has (3 + 1) C^2 weights, the MLP (4 + 4) C^2
+    # in each block, attention has (3 + 1) C^2 weights, and the MLP (4 + 4) C^2; C is n_embd
     block_weights=lambda config: config.n_layer * 12 * config.n_embd**2,
     gguf_values=lambda config: {
         "block_count": config.n_layer,

@@ -56,7 +56,7 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
     The arrays are float32 views of the memory-mapped file. Writing to them does not change the file.
 
     Raises:
-        InputError: if a file is missing, damaged, or does not fit the other files; the message names it.
+        InputError: if a file is missing, damaged or does not fit the other files; the message names the file.
     """
     folder = Path(folder)
     hparams = folder / "hparams.json"

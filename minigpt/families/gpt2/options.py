@@ -23,7 +23,7 @@ def model_config(options: Any, /, vocab_size: int) -> "GPTConfig":
     """Build the model configuration from the flags.
 
     Raises:
-        InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
+        InputError: if the sizes are impossible together (n_head must divide n_embd, ...).
     """
     from minigpt.model import GPTConfig
 

@@ -1,4 +1,4 @@
-"""Checks a pickle before torch reads it: only certain opcodes and names, and limits for depth and size.
+"""Checks a pickle before torch reads it: allows only some opcodes and names, and limits depth and size.
 
     check_pickle(archive.read("archive/data.pkl"))     # ValueError if it holds more than tensors
 
@@ -15,7 +15,7 @@ from minigpt.errors import shown
 
 __all__ = ["check_pickle"]
 
-# limits of size and of opcodes; GPT-2 XL with its optimiser has 400,000 bytes and 70,000 opcodes
+# largest numbers of bytes and of opcodes; GPT-2 XL with its optimiser has 400,000 bytes and 70,000 opcodes
 _BYTES, _OPCODES = 8_000_000, 400_000
 _DEPTH, _SIZE = 60, 4_000_000
 
@@ -45,7 +45,7 @@ class _Value:
 
     __slots__ = ("depth", "is_used", "size")
 
-    def __init__(self, parts: "list[_Value]" = []) -> None:  # noqa: B006 -- it is not changed
+    def __init__(self, parts: "list[_Value]" = []) -> None:  # noqa: B006 -- the list is never changed
         self.depth, self.size, self.is_used = 0, 1, False
         self.take(parts)
 
@@ -53,8 +53,8 @@ class _Value:
         """Add inner values to this value, as a list's `append` does.
 
         Raises:
-            ValueError: if this value becomes too deep or too large, or if another value already holds it: the
-                numbers of that value would then be wrong.
+            ValueError: if this value becomes too deep or too large, or if another value already holds it:
+                depth and size of that other value would then be wrong.
         """
         if (self.is_used and parts) or self in parts:
             raise ValueError("it changes a value that is part of another one")
@@ -72,7 +72,7 @@ def check_pickle(content: bytes) -> None:
     """Check the pickle in a file of torch.save. This takes less than a second and runs no code of the pickle.
 
     Raises:
-        ValueError: if the pickle is damaged, too large, or needs more than weights need. The message is one
+        ValueError: if the pickle is damaged, too large, or needs more than tensors need. The message is one
             line.
     """
     if len(content) > _BYTES:

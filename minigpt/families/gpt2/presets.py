@@ -42,7 +42,7 @@ class Sizes:
         """Return the configuration as GPT-2 was trained: all biases, GELU's tanh form, dropout 0.1.
 
         Raises:
-            ValueError: for a size that no model can have; the message names it.
+            ValueError: for a size that no model can have; the message names the size.
         """
         from minigpt.model import GPTConfig
 

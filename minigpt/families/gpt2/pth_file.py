@@ -73,7 +73,7 @@ class Imported:
 
     model: GPTLMHeadModel  # float32, eval mode
     step: str  # when the file was saved: "epoch 7", "iteration 2000", or "" if unknown
-    origin: str  # the program that probably wrote the file, a key of _GELUS; names and shapes tell it
+    origin: str  # the program that probably wrote the file (by names and shapes), a key of _GELUS
 
 
 def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
@@ -171,8 +171,8 @@ def _require_plain(state: dict[str, Tensor], size: int) -> None:
     for name, tensor in state.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
             raise InputError(f"{name} is not a plain tensor, but {tensor.layout} on {tensor.device}")
-        # A malicious file can be small and still claim a huge tensor: with strides of 0, all values are the
-        # same one.
+        # A malicious file can be small and still claim a huge tensor: with strides of 0, all its values
+        # are one stored number.
         if tensor.numel() * tensor.element_size() > size:
             raise InputError(f"{name} claims more bytes than the file has")
 
@@ -203,7 +203,7 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         renamed = _joined(renamed)
     for name in [name for name in renamed if name.endswith("ln_1.weight")]:
         block = name.removesuffix("ln_1.weight")
-        # nanoGPT can leave biases out. Zeros replace them, because every GPT here has these biases.
+        # nanoGPT can leave biases out. Zeros replace them: every GPT of minigpt has these biases.
         renamed.setdefault(f"{block}attn.qkv_proj.bias", torch.zeros(3 * renamed[name].numel()))
     for name in [name for name in renamed if re.search(r"\.ln_\w\.weight$", name)]:
         renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(renamed[name]))
@@ -217,7 +217,7 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
 def _joined(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Convert the weights of minGPT's first release, in which Q, K and V are three matrices.
 
-    They are joined into one matrix. The batch axis of the position embeddings is removed.
+    Q, K and V are joined into one matrix. The batch axis of the position embeddings is removed.
     """
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():

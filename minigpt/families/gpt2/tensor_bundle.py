@@ -24,15 +24,15 @@ from minigpt.storage.regular_files import open_regular, read_bytes
 
 __all__ = ["read_bundle"]
 
-FOOTER = 48  # length of the index's end: two handles (offset and size of a block), zeros, the magic number
+FOOTER = 48  # bytes at the index's end: two handles (offset and size of a block), zeros, the magic number
 MAGIC = 0xDB4775248B80FB57
-TRAILER = 5  # length of a block's end: one byte for the kind of compression, four for the checksum
+TRAILER = 5  # bytes at a block's end: one for the kind of compression, four for the checksum
 FLOAT32 = 1  # number that stands for float32 in TensorFlow's DataType
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
 
 class _DamageError(Exception):
-    """Raised when a file is damaged. The message says the damage; `read_bundle` adds the file's name."""
+    """Raised when a file is damaged. The message describes the damage; `read_bundle` adds the file's name."""
 
 
 class _Entry(NamedTuple):
@@ -54,7 +54,7 @@ def read_bundle(prefix: Path) -> dict[str, NDArray[np.float32]]:
         prefix: path of the checkpoint's files without ".index" and ".data-00000-of-00001".
 
     Raises:
-        InputError: if a file or tensor is missing, damaged or of an unsupported kind; the message names it.
+        InputError: if a file or tensor is missing, damaged or unsupported; the message names the file.
     """
     path = prefix.with_name(f"{prefix.name}.index")
     try:
@@ -100,9 +100,9 @@ def _tensor(data: NDArray[np.uint8], entry: _Entry) -> NDArray[np.float32]:
 
 
 def _masked_checksum(data: Any) -> int:
-    """Return the CRC-32C of the data, rotated and shifted as in LevelDB's files.
+    """Return the CRC-32C of the data, rotated and increased by a constant, as in LevelDB's files.
 
-    LevelDB does this because a plain CRC is weak for data that itself contains CRCs.
+    LevelDB changes the CRC because a plain CRC is weak for data that itself contains CRCs.
     """
     checksum = int(google_crc32c.value(data))  # type: ignore[no-untyped-call, unused-ignore]
     return ((checksum >> 15 | checksum << 17) + 0xA282EAD8) & 0xFFFFFFFF
@@ -176,7 +176,7 @@ def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the keys and values of a block.
 
     In the file, each key omits the beginning that it shares with the key before it. After the rows, the block
-    has a list of offsets for binary search. This function does not need it.
+    has a list of offsets for binary search. This function does not need that list.
     """
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
@@ -286,7 +286,7 @@ def _entry(message: bytes, shards: int) -> _Entry:
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
-    """Read a TensorShapeProto. A dimension without a size is 0, the default of protocol buffers."""
+    """Read a TensorShapeProto. A dimension without a size has size 0, as protocol buffers say."""
     sides = []
     for number, kind, _, content in _fields(message):
         if (number, kind) != (2, BYTES):

@@ -37,8 +37,8 @@ _WEIGHTS = tuple(
 )
 _ARCHITECTURES = ("Qwen3ForCausalLM", "Qwen3Model")
 
-# Settings for which this model supports one value only. An absent key means that value, which is Hugging
-# Face's default.
+# Settings for which this model supports one value only. An absent key counts as this value, which is
+# Hugging Face's default.
 _FIXED: dict[str, Any] = {"hidden_act": "silu", "quantization_config": None}
 # Keys of config.json for RoPE's settings. transformers 5 writes the first key, earlier versions the second.
 _ROPE_KEYS = ("rope_parameters", "rope_scaling")
@@ -108,7 +108,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
 def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None, tuple[str, ...] | None]:
     """Return the sliding window in tokens, and each layer's kind: "full_attention" or "sliding_attention".
 
-    Both are None if no layer has a window, or if the window is as long as the longest sequence.
+    Window and kinds are None if no layer has a window, or if the window is as long as the longest sequence.
     """
     count = config.num_hidden_layers
     window = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
@@ -154,7 +154,7 @@ def _rope_parameters(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _rope_theta(values: Mapping[str, Any]) -> Any:
-    """Return rope_theta, the base of RoPE's frequencies. Old and new files have it under different keys."""
+    """Return rope_theta, the base of RoPE's frequencies, which old and new files have under other keys."""
     key, inside = _rope_parameters(values)
     found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
     if "rope_theta" in inside:
@@ -166,7 +166,7 @@ def _rope_theta(values: Mapping[str, Any]) -> Any:
 
 
 def _rope_scaling(values: Mapping[str, Any], config: Qwen3Config) -> RopeScaling | None:
-    """Return how RoPE's frequencies are scaled, or None if they are not.
+    """Return how RoPE's frequencies are scaled, or None if they are not scaled.
 
     Raises:
         InputError: for an unsupported rope_type, or a value that is not a number; the message names the key.
@@ -208,8 +208,8 @@ def _rope_scaling(values: Mapping[str, Any], config: Qwen3Config) -> RopeScaling
 def _yarn_attention_factor(factor: float, inside: Mapping[str, Any]) -> float:
     """Return the number by which YaRN multiplies cos and sin.
 
-    YaRN's paper gives it in equation 22 (https://arxiv.org/abs/2309.00071). If the file has mscale and
-    mscale_all_dim, DeepSeek's formula is used.
+    YaRN's paper gives this number in equation 22 (https://arxiv.org/abs/2309.00071). If the file has mscale
+    and mscale_all_dim, DeepSeek's formula is used.
     """
 
     def grown(scale: Any) -> float:

@@ -39,9 +39,9 @@ class RopeScaling:
     factor: float  # the slowest frequencies are divided by this number
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
-    beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence keep their frequency
-    beta_slow: float = 1.0  # yarn: the frequency of pairs with fewer rotations is divided by `factor`
-    truncate: bool = True  # yarn: round the pair indices that belong to beta_fast and beta_slow
+    beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence keep their frequency
+    beta_slow: float = 1.0  # yarn: the frequency of channel pairs with fewer rotations is divided by `factor`
+    truncate: bool = True  # yarn: round the indices of the pairs at beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -108,7 +108,7 @@ class KeyValueCache(Protocol):
         """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k and v of T tokens, (B, H, T, D), to a layer. Return all: (B, H, length + T, D) each."""
+        """Append k, v of T tokens, (B, H, T, D) each. Return the layer's k and v, (B, H, length + T, D)."""
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to `length`. Called after all layers are updated."""
@@ -126,8 +126,8 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row has more columns than positions, so the largest position is checked instead. To
-    # read it, the CPU must wait for a GPU: on a GPU this is done only if the width exceeds the limit.
+    # With left padding a row has more columns than positions, so the largest position is checked instead. A
+    # CPU that reads a position waits for the GPU: on a GPU it is read only if the width exceeds the limit.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -135,10 +135,10 @@ def check_inputs(
 
 
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
-    """Return the mask of attention, True = attend: (T, S); with a mask (B, S) or (B, T, S), (B, 1, T, S).
+    """Return the mask for SDPA, True = attend: (T, S), or (B, 1, T, S) if `attention_mask` is given.
 
-    Returns None where SDPA needs no mask and is faster without: no token is cached, or T is 1, because the
-    newest token attends to all tokens. Right padding needs no mask: real tokens never attend to later ones.
+    Without attention_mask, returns None if no token is cached (SDPA's is_causal is faster), or if T is 1 (the
+    newest token attends to all). Right padding needs no mask: real tokens never attend to later ones.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
@@ -157,7 +157,7 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
 def eager_attention(
     q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None = None, dropout: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """Compute softmax(Q K^T / sqrt(D)) V step by step. Slower than SDPA, but also returns the weights.
+    """Compute softmax(Q K^T / sqrt(D)) V step by step. Slower than SDPA, but returns attention weights.
 
     https://arxiv.org/abs/1706.03762 (Attention Is All You Need), equation 1.
     q (B, H, T, D), k and v (B, H, S, D) -> output (B, H, T, D), weights (B, H, T, S) before dropout.
@@ -181,14 +181,14 @@ def window_mask(
 ) -> Tensor:
     """Return the mask of a layer with a sliding window, (1 or B, 1, T, S), True = attend.
 
-    `visible` comes from `causal_mask`. The result also hides keys that are `window` or more tokens back.
+    `visible` comes from `causal_mask`. The new mask also hides keys that are `window` or more tokens back.
     """
     if visible is None:
         visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
     held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): False only for padding
-    if attention_mask is not None:  # a distance counts tokens, not padding
+    if attention_mask is not None:  # the window counts tokens, not padding
         held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
-    place = held.cumsum(-1)  # (1 or B, S): how many tokens, without padding, up to here
+    place = held.cumsum(-1)  # (1 or B, S): number of tokens up to this one, without padding
     return visible & (place[:, past:, None] - place[:, None, :] < window)[:, None]
 
 
@@ -205,7 +205,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., C) -> (..., C), in the same dtype."""
+        """Normalise vectors: (..., C) -> (..., C), in the same dtype."""
         if x.device.type == "cpu" and torch.is_grad_enabled() and not torch.compiler.is_compiling():
             out: Tensor = _RMSNormOnCpu.apply(x, self.weight, self.eps)  # type: ignore[no-untyped-call]
             return out
@@ -217,7 +217,7 @@ class RMSNorm(nn.Module):
 class _RMSNormOnCpu(torch.autograd.Function):
     """RMSNorm with a gradient written by hand, for training on a CPU.
 
-    Torch has no CPU kernel for this gradient: it passes over the activations a dozen times. This function
+    Torch has no CPU kernel for this gradient: torch passes over the activations a dozen times. This class
     takes half the time (LOG.md). Second derivatives and torch.func are not supported.
     With r = 1 / sqrt(mean(x^2) + eps), n = r x, y = w n, and g the gradient of the loss with respect to y:
 
@@ -273,7 +273,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
     frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
     if scaling is None or scaling.rope_type == "dynamic":
         return frequencies
-    kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it, 0.5 = the mean
+    kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it, 0.5 = half-way
     length = scaling.original_max_position_embeddings
     if scaling.rope_type == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -292,7 +292,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of channels: (B, H, T, D) -> (B, H, T, D). Vectors keep their length.
+    """Rotate pairs of channels of queries or keys: (B, H, T, D) -> (B, H, T, D). The norms do not change.
 
     Channel i is paired with channel i + D/2, as Hugging Face's weights expect. (The paper pairs neighbours.
     The only difference is the order of the rows of q_proj and k_proj.)
@@ -330,7 +330,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C). If `attentions` is a list, the attention weights are appended to it."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
@@ -369,7 +369,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) -> (B, T, C)."""
+        """Hidden states (B, T, C) -> (B, T, C)."""
         out: Tensor = self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))  # (B, T, I) -> (B, T, C)
         return out
 
@@ -393,7 +393,7 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T, C) -> (B, T, C), or (B, W, C): the MLP then computes only these columns (B, W)."""
+        """Hidden states (B, T, C) -> (B, T, C); or (B, W, C) if the MLP computes only `columns` (B, W)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -413,7 +413,7 @@ class Qwen3Model(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Initialise as GPT-2. The report does not describe Qwen3's own initialisation."""
+        """Initialise as GPT-2 does. The technical report does not describe Qwen3's own initialisation."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=0.02)
@@ -432,7 +432,7 @@ class Qwen3Model(nn.Module):
         attentions: list[Tensor] | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """(B, T) -> (B, T, C), or of `columns` (B, W) only. Arguments: see Qwen3ForCausalLM.forward."""
+        """Ids (B, T) -> hidden states (B, T, C), or (B, W, C) of `columns` only. See Qwen3ForCausalLM."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
@@ -463,7 +463,7 @@ class Qwen3ForCausalLM(nn.Module):
         self.config = config
         self.model = Qwen3Model(config)
         # If lm_head is tied, it uses the tensor of embed_tokens. The Linear layer's own matrix is then made
-        # on "meta": it takes no memory, and no random numbers are drawn for it.
+        # on "meta": that matrix takes no memory, and no random numbers are drawn for it.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:

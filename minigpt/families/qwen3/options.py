@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["UNSUPPORTED", "model_config"]
 
 UNSUPPORTED: dict[str, Any] = {"dropout": 0.0, "bias": False, "gelu": "exact"}
-_FLAGS = {  # field of Qwen3Config -> flag that all families share
+_FLAGS = {  # field of Qwen3Config -> its flag, which all families share
     "hidden_size": "n_embd",
     "num_hidden_layers": "n_layer",
     "num_attention_heads": "n_head",
@@ -22,7 +22,7 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
     """Build the model configuration from the flags. A flag that is 0 means: compute a suitable value.
 
     Raises:
-        InputError: for sizes that do not make a model (n_head must divide n_embd, ...).
+        InputError: if the sizes are impossible together (n_head must divide n_embd, ...).
     """
     from minigpt.families.qwen3.model import Qwen3Config
 
