@@ -50,15 +50,18 @@ def documented() -> list[str]:
     return [line for line in looks if "output/width" not in line]
 
 
-def large_model(place: Path) -> str:
-    """Save a model of GPT-2's shape with random weights. Returns the command that looks at 512 characters."""
+LARGE = GPTConfig(768, 12, 12, 0.0, 1024, 50_257, True, "tanh")
+
+
+def large_model(place: Path, config: GPTConfig = LARGE) -> str:
+    """Save a model with random weights. Returns the command that looks at 512 characters, with one head."""
     numbers = (*range(0x4E00, 0xD800), *range(0x20000, 0x30000))
-    characters = [chr(number) for number in numbers[: 50_257 - len(SPECIAL_TOKENS)]]
+    characters = [chr(number) for number in numbers[: config.vocab_size - len(SPECIAL_TOKENS)]]
     tokenizer = Tokenizer.from_word2id({token: i for i, token in enumerate((*SPECIAL_TOKENS, *characters))})
-    model = GPTLMHeadModel(GPTConfig(768, 12, 12, 0.0, 1024, 50_257, True, "tanh"))
-    atomic_folder(place / "large", lambda goal: save_pretrained(model, goal, tokenizer))
+    atomic_folder(place / "large", lambda goal: save_pretrained(GPTLMHeadModel(config), goal, tokenizer))
     text = "".join(characters[:512])
-    return f"minigpt look attention --model {place / 'large'} --text {text} --layer 5 --head 3"
+    layer = config.n_layer // 2
+    return f"minigpt look attention --model {place / 'large'} --text {text} --layer {layer} --head 3"
 
 
 def measured(command: str, demo: Path, threads: int) -> dict[str, float]:

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("performance", "doctor", "evaluation", "fine_tuning", "masked_lm", "reliability")
+_PAGES = ("performance", "doctor", "evaluation", "fine_tuning", "lens", "masked_lm", "reliability")
 PAGES = {
     "en": [ROOT / "docs" / f"{name}.md" for name in _PAGES],
     "zh": [ROOT / "docs" / f"{name}.zh-CN.md" for name in _PAGES],
@@ -429,6 +429,18 @@ def fuzz(result: dict[str, Any]) -> Table:
     return ["what is read", "inputs", *accepted, "faults"], rows
 
 
+def look(result: dict[str, Any]) -> Table:
+    """Table: how long each look takes."""
+    rows = [
+        [
+            f"`{row['command'].removeprefix('minigpt ').replace('|', '/')}`",
+            *(f"{row['seconds']:.1f}", f"{row['processor_seconds']:.1f}", f"{row['mib']:.0f}"),
+        ]
+        for row in result["rows"]
+    ]
+    return ["minigpt ...", "seconds", "processor seconds", "MiB at most"], rows
+
+
 def masked_training(result: dict[str, Any]) -> Table:
     """Table: the same model on the same text, both ways."""
     columns = ["arm", "tokens read", "with a loss", "processor seconds", "held-out loss", "accuracy"]
@@ -497,6 +509,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "masked-two": ("masked_lm", {}, masked_two),
     "masked-span": ("masked_lm", {}, masked_span),
     "fuzz": ("fuzz", {}, fuzz),
+    "look": ("look", {}, look),
 }
 
 

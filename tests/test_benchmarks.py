@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from benchmarks import context, peft_speed, tables
+from benchmarks import context, look, peft_speed, tables
 from benchmarks.doctor_runs import CASES
 from minigpt.diagnosis.findings import WORDS
 from minigpt.evaluation.harness import IS_INSTALLED
 from minigpt.generation import native
+from minigpt.model import GPTConfig
 from tests.commands import run_here
 from tests.marks import compiled
 
@@ -284,6 +285,17 @@ def test_context(tmp_path: Path) -> None:
         assert [one["length"] for one in row["lengths"]] == list(range(7, 128, 8))
         assert row["bytes_of_token"] == 2 * 2 * 64 * 4  # keys and values, two layers, 64 floats
         assert row["memory"]["least"] > 0
+
+
+def test_look(tmp_path: Path) -> None:
+    commands = look.documented()
+    views = {command.split()[2] for command in commands if command.startswith("minigpt look")}
+    assert views >= {"tokens", "batch", "loss", "next", "attention", "lens", "neighbours", "cache", "weights"}
+    command = look.large_model(tmp_path, GPTConfig(8, 4, 1, 0.0, 1024, 600, True, "tanh"))
+    row = look.measured(command, tmp_path, 1)  # measured() raises an error if the command fails
+    assert min(row.values()) > 0
+    with pytest.raises(SystemExit, match=r"look nothing: exit code 2: .*nothing"):
+        look.measured("minigpt look nothing", tmp_path, 1)
 
 
 def test_a_line_through_times() -> None:

@@ -112,6 +112,9 @@ NOT_RUN = {  # command that is not run -> reason
     "python benchmarks/masked_lm.py --steps 400 --output masked.json": (
         "takes minutes; tests/test_benchmarks.py runs it at toy size"
     ),
+    "python benchmarks/look.py --output benchmarks/results/NAME.json": (
+        "takes minutes, and a quiet machine; tests/test_benchmarks.py runs a command of it"
+    ),
     "python benchmarks/evaluation.py --data ../shared/data --questions 32 --output evaluation.json": (
         "needs the harness and takes minutes; tests/test_benchmarks.py runs it at toy size"
     ),
