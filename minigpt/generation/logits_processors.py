@@ -32,7 +32,7 @@ __all__ = [
     "make_processors",
 ]
 
-NO_TOKEN = -1  # padding of shorter rows
+NO_TOKEN = -1  # takes the place of an id where a shorter row is padded
 # A function of logits (B, V), ids (B, S) and the number of new ids at the end of `ids`. It returns new
 # logits, (B, V).
 Processor = Callable[[Tensor, Tensor, int], Tensor]
@@ -105,7 +105,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
 def forbid_words(logits: Tensor, ids: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
     """Forbid some sequences of tokens (`words`, lists of ids).
 
-    If a row ends with all but the last token of such a word, its last token is forbidden.
+    If a row ends with all tokens of a word but the last one, this last token of the word is forbidden.
     """
     forbidden = torch.zeros_like(logits, dtype=torch.bool)  # (B, V)
     for *beginning, last in words:
@@ -154,7 +154,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # an eos is not forbidden, because without it the answer could not end
+    # a word that is one eos is not forbidden, because without an eos the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

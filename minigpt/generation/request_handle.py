@@ -84,7 +84,7 @@ class RequestHandle:
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
-        """Wait until the request has `tokens` new tokens or has ended. None: wait for the end."""
+        """Wait until the request has `tokens` new tokens or has ended. tokens=None: wait for the end."""
 
         def is_there() -> bool:
             return self.done or (tokens is not None and self._given >= tokens)
