@@ -90,7 +90,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file so that after a crash it is either the old or the new one, never half of it."""
+    """Write a file. After a crash, the path holds the old or the new content, never a part of the new one."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_open(path) as file:
         file.write(data)
@@ -103,7 +103,7 @@ def atomic_folder(
 
     Args:
         goal: the folder. It must not exist at the time of the rename.
-        fill: writes the files into the temporary folder.
+        fill: called with the temporary folder, into which it writes the files.
         before_rename: called when the new folder is complete and on the disk. It may move an old `goal` away.
 
     Raises:
@@ -138,7 +138,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder and its parents, if they do not exist. Flush them, so that they survive a power cut.
 
     Raises:
-        InputError: if it cannot be made; the message has the path, the reason and the free bytes.
+        InputError: if a folder cannot be made; the message has the path, the reason and the free bytes.
     """
     with _explained(folder, folder, folder):
         _make_folder(folder)

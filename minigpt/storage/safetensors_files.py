@@ -101,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Give a name of the file that is UTF-8. Linux allows any bytes in a name, the library UTF-8 only."""
+    """Yield a UTF-8 name of the file. Linux allows any bytes in a name, safetensors only UTF-8."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
@@ -114,7 +114,7 @@ def _utf8_name(path: Path) -> Iterator[str]:
 class WeightFiles(Mapping[str, Tensor]):
     """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
-    If both are missing, the only other .safetensors file is read, whatever its name.
+    If the folder has neither of these, its only other .safetensors file is read, whatever its name.
 
     Args:
         folder: the folder.

@@ -2,9 +2,9 @@
 
     notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # differences in llama.cpp
 
-Names, keys and quantisation come from llama.cpp's Python package `gguf`. It is optional, and imported only
-when it is needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. minigpt writes GGUF
-but does not read it.
+Names, keys and quantisation come from llama.cpp's Python package `gguf`. This package is optional, and
+imported only when it is needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+minigpt writes GGUF but does not read it.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
 vocabulary. Each of its pieces is one character, so a text can be cut in only one way, and llama.cpp finds the
@@ -207,7 +207,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # GPT-2 also uses one token for both; llama.cpp's default id may be outside the vocabulary
+        bos = eos  # one token is BOS and EOS, as in GPT-2; llama.cpp's default may be outside the vocabulary
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

@@ -74,7 +74,7 @@ def load_model(
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
-    While it loads, two tensors of the file are in memory besides the model.
+    While the model is loaded, two tensors of the file are in memory besides the model.
 
     Args:
         path: a folder with config.json and model.safetensors or its shards. Or the folder of a run, whose
@@ -105,7 +105,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # an adapter's folder has a tokenizer if training changed it
+    # an adapter's folder has a tokenizer if training changed the tokenizer
     return _read_tokenizer(path if is_adapter(path) else model_folder(path))
 
 
@@ -133,7 +133,7 @@ def load_model_and_tokenizer(
     """
     folder = model_folder(path)
     read_model = _model_reader(folder, device, dtype, ahead)
-    # A thread makes the tokenizer in Python. At the same time, torch copies the weights; it releases the GIL.
+    # A thread makes the tokenizer in Python while torch copies the weights. This copying releases the GIL.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
         model = read_model()  # if both the model and the tokenizer are wrong, the model's error is raised
@@ -218,7 +218,7 @@ def save_pretrained(
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     for name, index in special_ids.items():
-        # a token of the tokenizer for which the model has no row
+        # True: the tokenizer has this token, but the model has no row for this id
         if index is not None and index >= model.config.vocab_size:
             special_ids[name] = None
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
@@ -369,10 +369,10 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """Build the model's modules at once, and return a function that reads its weights.
+    """Build the model's modules immediately, and return a function that reads their weights later.
 
-    Building takes a thousand short calls into torch, and each call releases the GIL. If another thread ran
-    Python code meanwhile, each call would wait for the GIL. So the modules are built before that thread
+    Building makes about a thousand short calls into torch, and each call releases the GIL. If a second thread
+    ran Python code, each call would wait to get the GIL back. So call this function before a second thread
     starts.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
