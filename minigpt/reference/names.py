@@ -56,6 +56,8 @@ def flat(params: Any, prefix: str = "") -> dict[str, Any]:
 def map_tree(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     """Apply a function to the leaves of trees with the same structure. Returns a tree of the results.
 
+    The function is called with one leaf of each tree.
+
     >>> map_tree(lambda a, b: a + b, {"h": [1, 2]}, {"h": [10, 20]})
     {'h': [11, 22]}
     """
