@@ -20,14 +20,14 @@ class BurstPipeline:
     """Holds the bursts (groups of decoding steps) that were started and not yet read, with their sequences.
 
     While the host turns the ids of one burst into text, the device computes the next burst. The device itself
-    detects an eos and the last token of a sequence, and writes nothing after them. It does not detect stop
-    strings or cancelled requests. The host detects these up to two bursts late, and drops the tokens after
-    them.
+    detects an eos and the last token of a sequence, and writes nothing after them. The device does not detect
+    stop strings or cancelled requests. The host detects these up to two bursts late, and drops the tokens
+    after them.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
-        self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes there
+        self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes in it
         # slot -> number of tokens that the slot holds after all started bursts, if no eos comes earlier
         self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
@@ -40,8 +40,8 @@ class BurstPipeline:
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
         """Start a burst of decoding steps for these sequences only. Return the tokens of an earlier burst.
 
-        Call this method until all sequences have ended, even if it returns no tokens. It waits for the device
-        only if two bursts are pending, or if no sequence needs another burst.
+        Call this method until all sequences have ended, even if it returns no tokens. The method waits for
+        the device only if two bursts are pending, or if no sequence needs another burst.
 
         Args:
             rows: slot -> sequence. The slot holds all tokens of the sequence but the last token.

@@ -43,8 +43,8 @@ class KeyValueCache:
         slots: largest number of sequences at the same time.
         max_length: largest number of tokens of a sequence.
         max_cache_mib: largest number of MiB (2**20 bytes) that the cache may take; None: no limit.
-        keeps: False: all layers share the memory of one layer. This is enough if each step reads all
-            tokens of a sequence again.
+        keeps: False: all layers share the memory of one layer. One layer is enough if each step
+            reads all tokens of a sequence again.
 
     Attributes:
         lengths: number of tokens that each slot holds.
@@ -114,7 +114,7 @@ class KeyValueCache:
     def clear(self, slot: int) -> None:
         """Set a slot's keys and values to 0.
 
-        This removes NaN. Attention multiplies masked values by 0, and 0 * NaN is NaN.
+        A NaN in the slot would spread: attention multiplies masked values by 0, and 0 * NaN is NaN.
         """
         self._keys[:, slot] = self._values[:, slot] = 0
 
@@ -194,8 +194,8 @@ class CacheView:
 
     Attributes:
         length: number of tokens in the longest slot.
-        mask: (n, S + 1), True where a row has a token. None if all slots have the same length.
-        positions: (n, 1), position of each new token. None if all slots have the same length.
+        mask: (n, S + 1), True where a row has a token. None if all slots hold equally many tokens.
+        positions: (n, 1), position of each new token. None if all slots hold equally many tokens.
     """
 
     def __init__(self, cache: KeyValueCache, slots: Sequence[int], counts: Sequence[int]) -> None:
@@ -213,7 +213,8 @@ class CacheView:
             # (2, n): slot and first new column of each row
             self._rows = torch.tensor([slots, starts], device=device)
             self.positions = self._rows[1][:, None]
-            held = torch.arange(self.length + 1, device=device) < self.positions  # (n, S + 1)
+            # (n, S + 1)  True: the column holds a token of the row
+            held = torch.arange(self.length + 1, device=device) < self.positions
             held[:, -1] = True
             self.mask = held
 

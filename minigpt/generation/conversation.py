@@ -179,7 +179,7 @@ class Conversation:
                 before[0] = before[0]._replace(question=_below(self.system, before[0].question))
             else:
                 text = _below(self.system, text)
-            # no limit here, because `_fitting` shortens the prompt
+            # no limit on the number of tokens, because `_fitting` shortens the prompt
             return encode_prompt(before, text, self.tokenizer, sys.maxsize)
         ids: list[int] = []
         end = "\n"
@@ -387,7 +387,7 @@ def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
     prompt, ids, options = turn.prompt, turn.ids, turn.options
     device = next(model.parameters()).device
     read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)
-    hidden = model.base_model(read)[0, len(prompt) - 1 :]  # (n, C)
+    hidden = model.base_model(read)[0, len(prompt) - 1 :]  # (n, C)  n tokens of the answer
     logits = model.lm_head(hidden).float()  # (n, V)
     probabilities = logits.softmax(dim=-1)  # (n, V)
     drawn = None

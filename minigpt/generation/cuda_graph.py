@@ -42,7 +42,7 @@ __all__ = [
 
 NOTHING = -1  # takes the place of an id: the row has no new token
 DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
-MAX_EOS = 8  # largest number of eos ids of a sequence that the device can look for
+MAX_EOS = 8  # largest number of eos ids that the device can check for a sequence
 _FEWEST_COLUMNS = 128
 # Option that the device applies -> the value that switches it off. Each row has its own value.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -146,8 +146,8 @@ def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) 
 class Graphs:
     """Records a step as a CUDA graph when its key first occurs, and replays the graph from then on.
 
-    All graphs share one memory pool. This is safe, because they never run at the same time, and no result
-    stays in the pool.
+    All graphs share one memory pool. Sharing is safe, because graphs never run at the same time, and no
+    result stays in the pool.
     """
 
     def __init__(self) -> None:
@@ -207,7 +207,7 @@ class GraphDecoder:
     """A decoding step for several rows, and its buffers on the device.
 
     Args:
-        model: a model in eval mode. Its weights must not move, because a graph holds their addresses.
+        model: a model in eval mode. The weights must not move, because a graph holds their addresses.
         cache: a cache of this model's dtype whose slots have `capacity` columns.
         max_length: largest number of tokens of a row, prompt included.
         burst: largest number of steps of one burst.
@@ -231,7 +231,7 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # each size is compiled anew, and torch's limit may be too low
+        if compiled:  # each size is compiled anew, so torch's limit on compilations may be too low
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -254,8 +254,8 @@ class GraphDecoder:
         }
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
-        self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
-        self._tick = whole(1)  # number of the next step within the burst
+        self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)  ids chosen by the steps of a burst
+        self._tick = whole(1)  # (1,)  index of the row of _written that the next step fills
         # There are three host buffers: one is filled while the host reads earlier ones.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
@@ -361,7 +361,7 @@ class GraphDecoder:
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]
-        positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
+        positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)  position of each new token
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
             # `held` does not contain the new token. The model lets each query see the last column in any
@@ -384,6 +384,6 @@ class GraphDecoder:
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)  a random number for each row
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
-        # If scores are NaN, the cumulative sum may never exceed u, and the id would lie beyond the
-        # vocabulary.
+        # If scores are NaN, the cumulative sum may never exceed the random number, and the id would lie
+        # beyond the vocabulary.
         return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

@@ -221,8 +221,8 @@ class Engine:
                 f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
             )
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        # Without max_new_tokens, an answer may be as long as the engine allows. With it, the limit must be
-        # the same as in generate_ids, so that the results are equal.
+        # Without max_new_tokens, an answer may be as long as the engine allows. With max_new_tokens, the
+        # limit must be the same as in generate_ids, so that the results are equal.
         longest = self.max_length
         if options.max_new_tokens is not None:
             longest = self.model.config.max_position_embeddings
@@ -244,7 +244,7 @@ class Engine:
         return sequence
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Stop a request. Its slot is free at the next token. No effect on a request that has ended."""
+        """Stop a request. The slot is free at the next token. No effect on a request that has ended."""
         with self.changed:
             if handle.done or handle._is_cancelled:
                 return

@@ -27,7 +27,7 @@ __all__ = [
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-# minigpt's own keys of config.json, for folders made from a run's folder: quantised, merged and so on
+# minigpt's own keys in config.json, for folders made from a run's folder: quantised, merged and so on
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options that need do_sample
 # The options that are read from generation_config.json. max_length is not one of them: published files set it

@@ -56,7 +56,7 @@ def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Ten
     https://arxiv.org/abs/1909.05858 (CTRL), section 4.1: a positive score is divided by the penalty. A
     negative score is multiplied, because dividing would raise it.
     """
-    seen = counts(ids, logits.shape[-1]) > 0  # (B, V)
+    seen = counts(ids, logits.shape[-1]) > 0  # (B, V)  True: the token occurs in the row
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
@@ -97,8 +97,9 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
         return logits
     ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
-    same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)  # (B, S - N + 1)
-    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)
+    # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
+    same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)
+    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token of such n-grams
     return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
 
 

@@ -214,8 +214,8 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        # Sequences that are read together. A sequence with input vectors or a watcher is alone in its group,
-        # or with the other beams of its search, which have the same vectors.
+        # Groups of sequences that are read together. A sequence with input vectors or a watcher is alone in
+        # its group, or with the other beams of its search, which have the same vectors.
         groups: dict[object, list[Sequence]] = {}
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None

@@ -48,7 +48,7 @@ class TorchRunner:
 
         Args:
             embeds: (tokens, C), vectors that replace the first tokens of every piece.
-            recorder: collects hidden states and attentions. It needs `pieces` with one piece only.
+            recorder: collects hidden states and attentions. A recorder needs `pieces` with one piece only.
         """
         counts = [len(piece) for piece in pieces]
         T = max(counts)

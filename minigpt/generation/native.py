@@ -4,9 +4,9 @@
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
-of the time. The `native.py` of a family builds the list from the modules of the PyTorch model. It uses the
-model's weights where they are, without a copy. So there is no second model. Tests compare the results with
-the slower PyTorch modules. The library is compiled at first use (native_library.py).
+of the time. The `native.py` of a family builds the list from the modules of the PyTorch model. The list uses
+the model's weights where they are, without a copy. So there is no second model. Tests compare the results
+with the slower PyTorch modules. The library is compiled at first use (native_library.py).
 
 The bits of a token's logits do not depend on other slots or other tokens in the call.
 
@@ -163,7 +163,7 @@ class NativeRunner:
     in_any_slot = True  # used slots need not be adjacent: C finds each token's slot by its number
     _workspace: Tensor
     # The attributes below describe the last call into C.
-    _sizes: tuple[int, ...]  # tokens, columns of the cache, threads
+    _sizes: tuple[int, ...]  # numbers of tokens, of columns of the cache, and of threads
     _numbers: tuple[Any, ...]  # the arguments that were passed to C
     _logits: Tensor | None
     _n_logits: int

@@ -172,7 +172,7 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], goal: Path, shown: s
 def _complaint(shown: str, said: str) -> str:
     """Return the line of a compiler's output that explains the failure best.
 
-    This is a line about OpenMP, or else the first error, or else the last line.
+    The best line is a line about OpenMP, or else the first error, or else the last line.
     """
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     openmp = [line for line in lines if re.search(r"(?<!\w)(-fopenmp|-l\w?omp5?|omp\.h|lib\w?omp)\b", line)]

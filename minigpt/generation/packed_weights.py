@@ -22,7 +22,7 @@ from minigpt.families.registry import LanguageModel
 __all__ = ["CAN_PACK", "PackedWeights"]
 
 _TOKENS = 1024  # oneDNN packs weights for this number of tokens; other numbers work, too
-_SMALLEST = 2**12  # fewest weights of a layer; with fewer, the call takes longer than the product
+_SMALLEST = 2**12  # smallest number of weights of a packed layer; with fewer, the call takes too long
 _LIMIT = 2**30  # largest number of bytes of packed weights
 # only for x86: on other processors PyTorch uses other libraries, and the gain was not measured
 CAN_PACK = (

@@ -8,7 +8,7 @@
 
 `check_request` refuses wrong input before anything is computed. `StopChecker` takes the new ids of one
 prompt, one by one, and decides when they end. `IncrementalDetokenizer` turns new ids into text. Its `push`
-returns only text that later ids cannot change, so pieces can be shown at once. Joined, the pieces are the
+returns only text that later ids cannot change, so pieces can be shown immediately. Joined, the pieces are the
 whole text.
 
 This module runs no model.
@@ -332,8 +332,8 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text may still change
-        self._taken = 0  # number of final characters in the text of `_ids`
-        self._held = ""  # final text that may be the beginning of a stop string
+        self._taken = 0  # number of characters in the text of `_ids` that can no longer change
+        self._held = ""  # text that cannot change, but may be the beginning of a stop string
 
     def push(self, token: int) -> str:
         """Add the next id. Return the text that can no longer change: often one character, perhaps ""."""

@@ -146,8 +146,8 @@ def speculation(options: GenerationOptions, assistant_model: LanguageModel | Non
 class NgramDrafter:
     """Looks for an earlier place with the same last tokens, and guesses the tokens that followed there.
 
-    This is called prompt lookup. It costs almost nothing, and helps if an answer repeats parts of its
-    question or of itself, as code does.
+    This method is called prompt lookup. Prompt lookup costs almost nothing, and helps if an answer repeats
+    parts of its question or of itself, as code does.
 
     Args:
         max_matching_ngram_size: number of last tokens to look for first. If these tokens did not occur

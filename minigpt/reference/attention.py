@@ -49,8 +49,8 @@ def new_cache(layers: int, G: int, size: int, D: int, dtype: Any, np: Any = nump
     `length` is the number of tokens in the cache. All memory is allocated here, because appending to an array
     would copy the whole array for each token.
     """
-    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
     blank = [{name: np.zeros((G, size, D), dtype) for name in ("k", "v")} for _ in range(layers)]
+    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
     return {"length": np.int32(0), "layers": blank}
 
 

@@ -139,7 +139,7 @@ def loss_and_gradients(
     given, targets = ids[:-1], ids[1:]
     wte, wpe, ln_f = params["wte"]["weight"], params["wpe"]["weight"], params["ln_f"]
     mask = np.ones(len(targets), wte.dtype) if mask is None else np.asarray(mask, wte.dtype)
-    # forward
+    # forward pass
     positions = np.arange(len(given))
     inputs = [wte[given] + wpe[positions]]  # (T, C) each: inputs of the blocks and of ln_f
     for weights in params["h"]:
@@ -147,7 +147,7 @@ def loss_and_gradients(
     hidden = layer_norm(inputs[-1], **ln_f)  # (T, C)
     logits = hidden @ wte.T  # (T, V)
     loss = float((next_token_losses(logits, targets) * mask).sum() / mask.sum())
-    # backward
+    # backward pass
     g = next_token_losses_backward(logits, targets, mask)  # (T, V)
     d_wte = g.T @ hidden  # (V, C): gradient of wte as the output matrix
     g, of_ln_f = layer_norm_backward(g @ wte, inputs[-1], **ln_f)  # (T, C)

@@ -1,6 +1,6 @@
 """Converts flat names to a tree and back: {"h.0.ln_1.weight": a} <-> {"h": [{"ln_1": {"weight": a}}]}.
 
-A Hugging Face name is a path. Its parts are dict keys; parts that are digits are list indices.
+A Hugging Face name is a path. The parts of a path are dict keys; parts that are digits are list indices.
 """
 
 from collections.abc import Callable, Mapping

@@ -70,7 +70,7 @@ def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
 def mlp_forward(
     x: Array, gate_proj: names.Tree, up_proj: names.Tree, down_proj: names.Tree, np: Any = numpy
 ) -> Array:
-    """(T, C) -> (T, C): SwiGLU, https://arxiv.org/abs/2002.05202."""
+    """Compute the MLP (SwiGLU), (T, C) -> (T, C). https://arxiv.org/abs/2002.05202."""
     a = silu(linear(x, **gate_proj), np) * linear(x, **up_proj)  # (T, C) -> (T, F)
     return linear(a, **down_proj)  # (T, F) -> (T, C)
 
@@ -80,7 +80,7 @@ def attention_forward(
     q_norm: names.Tree, k_norm: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache. `turn` is the result of `rotation`: cos and sin."""
+    """Compute causal self-attention, (T, C) -> (T, C), and the layer's cache. `turn`: RoPE's cos and sin."""
     T, D = x.shape[0], q_norm["weight"].shape[0]
     q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
     k = linear(x, **k_proj).reshape(T, -1, D)  # (T, C) -> (T, G * D) -> (T, G, D)

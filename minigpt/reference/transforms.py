@@ -58,7 +58,7 @@ def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tr
     """
     jax = imported_jax()
     one = functools.partial(forward, **settings, np=jax.numpy)
-    # in_axes: each row of ids is one call; all calls share params
+    # in_axes=(0, None): `one` gets each row of ids, and always the same params
     return jax.jit(jax.vmap(one, in_axes=(0, None)))  # type: ignore[no-any-return]
 
 

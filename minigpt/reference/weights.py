@@ -63,7 +63,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
         if not numpy.isfinite(array).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity: these weights are unusable")
         if dtype is not None:
-            with numpy.errstate(over="ignore"):  # no warning of NumPy; the error below is clearer
+            with numpy.errstate(over="ignore"):  # suppress NumPy's warning; the error below is clearer
                 tensors[name] = array.astype(dtype)
             if not numpy.isfinite(tensors[name]).all():
                 raise InputError(f"{folder}: {name} holds values beyond the largest {numpy.dtype(dtype)}")

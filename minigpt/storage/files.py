@@ -2,7 +2,7 @@
 
 A file is written under a temporary name in the same folder, flushed to the disk, and then renamed. After a
 crash, a full disk or Ctrl-C the old file is unchanged. A manifest lists the files of a folder with size and
-SHA-256. Without it, a flipped bit in a weight file would load without an error.
+SHA-256. Without a manifest, a flipped bit in a weight file would load without an error.
 """
 
 import contextlib
@@ -41,7 +41,7 @@ def _no_hook(point: str) -> None:
 
 
 # Called at each step of writing with the step's name ("model.safetensors: flushed"). The tests and a
-# benchmark replace it, to kill the process or simulate a disk error at that step.
+# benchmark replace this hook, to kill the process or simulate a disk error at that step.
 step_hook: Callable[[str], None] = _no_hook
 
 

@@ -23,7 +23,7 @@ __all__ = ["MAX_BYTES", "json_text", "parse_json", "read_json", "read_toml", "re
 
 MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
-_MAX_DIGITS = 300  # longest integer; with 300 digits it is still finite as a float
+_MAX_DIGITS = 300  # largest number of digits of an integer; with 300 digits, float(integer) is still finite
 
 
 def json_text(value: Any, **options: Any) -> str:

@@ -68,7 +68,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        # names of the tensors returned so far whose memory the caller may overwrite: no other tensor uses it
+        # names of the tensors returned so far whose memory only they use, so that the caller may overwrite it
         self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")

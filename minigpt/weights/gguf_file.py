@@ -7,9 +7,9 @@ imported only when it is needed. The format: https://github.com/ggml-org/ggml/bl
 minigpt writes GGUF but does not read it.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
-vocabulary. Each of its pieces is one character, so a text can be cut in only one way, and llama.cpp finds the
-same ids as minigpt. There is one difference: llama.cpp turns several unknown characters in a row into a
-single <unk>.
+vocabulary. Each piece of this vocabulary is one character, so a text can be cut in only one way, and
+llama.cpp finds the same ids as minigpt. There is one difference: llama.cpp turns several unknown characters
+in a row into a single <unk>.
 """
 
 from collections.abc import Iterator

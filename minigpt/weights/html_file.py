@@ -195,7 +195,7 @@ def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
 
     There are several elements, because browsers limit the length of one text.
     """
-    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31 means gzip. Level 9 is slower, not smaller
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: gzip; level 9 would be slower, not smaller
     waiting = bytearray()
 
     def flush(least: int) -> None:

@@ -320,7 +320,7 @@ class _Graph:
         key = self._node("Range", zero, end, one)  # (S,): column of each key
         # (T, 1): column of each query
         query = self._node("Unsqueeze", self._node("Range", start, end, one), self._ints(1))
-        held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S): no padding
+        held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S): True: a token
         visible = self._node("LessOrEqual", key, query)  # (T, S)
         visible = self._node("And", visible, self._node("Unsqueeze", held, self._ints(1)))  # (B, T, S)
         # A softmax over no key would give NaN. So every token attends to itself, even a padding token.
@@ -331,7 +331,8 @@ class _Graph:
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
             place = self._node("CumSum", number, one)  # (B, S): number of tokens, not padding, up to a column
-            own = self._node("Slice", place, self._P, self._S, self._ints(1))  # (B, T): the same for queries
+            # (B, T): this number for each query
+            own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
             near = self._node("Less", self._node("Sub", *pair), self._int(window))
             visible = self._node("And", visible, near)

@@ -288,7 +288,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
 
     Args:
         path: a model's folder or a run's folder.
-        verify: compare the files with the folder's manifest, if it has one. This reads all files.
+        verify: compare the files with the folder's manifest, if it has one. The comparison reads all files.
 
     Raises:
         InputError: if there is no model folder, or a file differs from the manifest.

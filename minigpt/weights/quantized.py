@@ -110,7 +110,7 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     N, K = weight.shape
     groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
-    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # (N, G) each, of each group
+    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # (N, G) each, per group
     scale = ((most - least) / 15).clamp(min=torch.finfo(torch.float32).tiny).bfloat16().float()
     offset = (least + 8 * scale).bfloat16().float()
     numbers = ((groups - offset[..., None]) / scale[..., None]).round() + 8
@@ -144,7 +144,7 @@ class QuantizedLinear(nn.Module):
     """Replaces an nn.Linear: its weights are float16, bfloat16 or int8 and are not trained.
 
     Args:
-        weight: (N, K).
+        weight: the weights, (N, K).
         scale: for int8: a scale for each row, (N,) float32; None for the other dtypes.
         bias: (N,) or None.
         rounds_inputs: for int8: also round the inputs, as the integer products of a CPU do.
@@ -224,7 +224,8 @@ class Int4Linear(nn.Module):
     def __init__(self, numbers: Tensor, scales: Tensor, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
         self.out_features, self.in_features = len(numbers), in_features
-        self.register_buffer("weight", numbers[:, ::2] << 4 | numbers[:, 1::2])  # (N, K / 2)  two in a byte
+        # (N, K / 2)  two weights in each byte
+        self.register_buffer("weight", numbers[:, ::2] << 4 | numbers[:, 1::2])
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)
         self.weight: Tensor
