@@ -105,7 +105,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # an adapter's folder has a tokenizer if training changed the tokenizer
+    # an adapter's folder has a tokenizer if training changed it
     return _read_tokenizer(path if is_adapter(path) else model_folder(path))
 
 
@@ -133,7 +133,7 @@ def load_model_and_tokenizer(
     """
     folder = model_folder(path)
     read_model = _model_reader(folder, device, dtype, ahead)
-    # A thread makes the tokenizer in Python while torch copies the weights. This copying releases the GIL.
+    # A thread makes the tokenizer in Python. At the same time, torch copies the weights; it releases the GIL.
     with ThreadPoolExecutor(1) as beside:
         later = beside.submit(_read_tokenizer, folder)
         model = read_model()  # if both the model and the tokenizer are wrong, the model's error is raised
@@ -288,7 +288,7 @@ def model_folder(path: str | Path, verify: bool = True) -> Path:
 
     Args:
         path: a model's folder or a run's folder.
-        verify: compare the files with the folder's manifest, if it has one. The comparison reads all files.
+        verify: compare the files with the folder's manifest, if it has one. This reads all files.
 
     Raises:
         InputError: if there is no model folder, or a file differs from the manifest.
@@ -372,8 +372,8 @@ def _model_reader(
     """Build the model's modules immediately, and return a function that reads their weights later.
 
     Building makes about a thousand short calls into torch, and each call releases the GIL. If a second thread
-    ran Python code, each call would wait to get the GIL back. So call this function before a second thread
-    starts.
+    ran Python code, each call would wait to get the GIL back. So call this function before you start such a
+    thread.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     if is_quantized(content):
