@@ -136,7 +136,7 @@ class KeyValueCache:
         return start
 
     def advance(self, slot: int, tokens: int) -> None:
-        """Add `tokens` to the length of a slot. Call it after all layers have written these tokens."""
+        """Count `tokens` more tokens in a slot. Call this after all layers have written these tokens."""
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
@@ -234,7 +234,7 @@ class CacheView:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """Add the new tokens to the lengths of the slots. The model calls this method after all layers."""
+        """Add the numbers of new tokens to the slots' lengths. The model calls this after all layers."""
         assert tokens == max(self._counts), "as many as were reserved"
         for slot, count in zip(self._slots, self._counts):
             self._cache.advance(slot, count)

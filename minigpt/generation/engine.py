@@ -146,12 +146,12 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that have no slot yet."""
+        """Number of requests that wait for a slot, the memory for the keys and values of a sequence."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Number of requests that have a slot."""
+        """Number of requests in the decoding loop."""
         return len(self._running)
 
     @property

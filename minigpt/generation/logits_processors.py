@@ -69,7 +69,7 @@ def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> T
 
 
 def apply_frequency_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
-    """Subtract the penalty from each token's score, times the number of its occurrences in the answer.
+    """Subtract from each token's score: the penalty times the number of occurrences in the answer.
 
     https://platform.openai.com/docs/api-reference/chat/create (frequency_penalty).
     """

@@ -144,7 +144,7 @@ def speculation(options: GenerationOptions, assistant_model: LanguageModel | Non
 
 
 class NgramDrafter:
-    """Looks for an earlier place with the same last tokens, and guesses the tokens that followed there.
+    """Looks for an earlier occurrence of the last tokens, and guesses the tokens that followed it.
 
     This method is called prompt lookup. Prompt lookup costs almost nothing, and helps if an answer repeats
     parts of its question or of itself, as code does.
@@ -178,7 +178,7 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Guesses with a smaller model of the same vocabulary. Temperature, top_k and so on are the same.
+    """Guesses with a smaller model of the same vocabulary, and with the same temperature, top_k and so on.
 
     Penalties and constraints are applied to the large model only. A guess that they forbid
     counts as wrong.
@@ -226,7 +226,7 @@ class ModelDrafter:
 
 
 def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
-    """Turn a token that was drawn from q into a token drawn from p. Keep it as often as possible.
+    """Turn a token that was drawn from q into a token drawn from p. Often this is the same token.
 
     https://arxiv.org/abs/2211.17192, section 2.3: keep the token with probability min(1, p / q). Otherwise
     draw from max(p - q, 0), normalised. Then P(x) = min(p, q) + (1 - sum(min(p, q))) * max(p - q, 0) /

@@ -39,7 +39,7 @@ ITEM_SIZES = {
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its type (the format's name), its shape, and the bytes `begin` to `end`."""
+    """A tensor in a file: its type (the format's name), its shape, and its bytes from `begin` to before `end`."""
 
     dtype: str
     shape: tuple[int, ...]

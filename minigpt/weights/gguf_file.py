@@ -29,7 +29,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["DTYPES", "write_gguf"]
 
-# minigpt's name of a type -> its name in gguf.LlamaFileType
+# minigpt's name of a type -> the type's name in gguf.LlamaFileType
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
 _SPACE = "\u2581"  # character for a space in llama.cpp's "t5" vocabularies

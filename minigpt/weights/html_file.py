@@ -47,7 +47,7 @@ SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-_PART = 3 * 2**20  # bytes of weights in one element of the page; a multiple of 3, so base64 needs no padding
+_PART = 3 * 2**20  # largest number of bytes in one element of the page; a multiple of 3: no padding in base64
 
 
 def write_html(

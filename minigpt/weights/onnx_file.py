@@ -331,7 +331,7 @@ class _Graph:
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
             place = self._node("CumSum", number, one)  # (B, S): number of tokens, not padding, up to a column
-            # (B, T): this number for each query
+            # (B, T): number of tokens up to each query
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
             near = self._node("Less", self._node("Sub", *pair), self._int(window))
