@@ -39,7 +39,7 @@ ITEM_SIZES = {
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its type (the format's name), its shape, and its bytes from `begin` to before `end`."""
+    """A tensor in a file: its type (the format's name), its shape; its bytes go from `begin` to `end` - 1."""
 
     dtype: str
     shape: tuple[int, ...]

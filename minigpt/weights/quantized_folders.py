@@ -44,7 +44,7 @@ _METHOD = "minigpt"
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Return True if a config.json describes a quantised model, in the format of minigpt or another program."""
+    """Return True if a config.json describes a quantised model, in minigpt's or another program's format."""
     return config.get(KEY) is not None
 
 
