@@ -28,7 +28,7 @@ __all__ = [
 
 
 def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Divide the logits by the temperature. Below 1, likely tokens gain probability; above 1, they lose some."""
+    """Divide the logits by the temperature. Below 1, likely tokens gain probability, above 1 they lose."""
     return logits / temperature
 
 
