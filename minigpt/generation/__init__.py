@@ -9,11 +9,11 @@ order:
     constraints.py           choices, regular expressions, JSON Schema
     output.py                completions, and optional outputs: scores, hidden states, attentions
     sequence.py              a request, its sequences, and their stop reasons
-    cache.py                 keys and values of the tokens read so far, slot by slot
+    cache.py                 keys and values of the tokens read so far, a slot for each sequence
     inputs_embeds.py         prompts as vectors
     model_runner.py          runs the model with PyTorch: tokens in, logits out
-    native.py                runs the model in one call of C (native.c, products.h)
-    packed_weights.py        float32 products of many tokens on a CPU, by oneDNN
+    native.py                runs the model with one call into C code (native.c, products.h)
+    packed_weights.py        float32 matrix products of many tokens on a CPU, by oneDNN
     loop.py                  the decoding loop: decode, prefill, choose
     beam_search.py           beam search
     speculative_decoding.py  guesses tokens, so that one step gives several tokens
@@ -22,7 +22,7 @@ order:
     generation_config.py     reads generation_config.json and the prompt format of a model
     conversation.py          a conversation, and question answering in the model's prompt format
     slash_commands.py        the commands of a conversation: /temperature, /why, ...
-    prefix_cache.py          keeps keys and values of common beginnings of prompts
+    prefix_cache.py          keeps keys and values of beginnings that prompts share
     cuda_graph.py            decodes by CUDA graphs
     burst_pipeline.py        keeps the GPU busy while the host reads earlier tokens
     request_handle.py        tokens and result of one request to the engine

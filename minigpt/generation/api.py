@@ -146,7 +146,7 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt. A tokenizer that adds no tokens of its own gets a <sep> at the end."""
+    """Return the ids of a prompt. <sep> is added, unless the tokenizer has none or adds its own tokens."""
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
     return ids if separator is None or is_complete else [*ids, separator]
@@ -182,7 +182,7 @@ def answer_questions(
     other questions.
 
     Args:
-        batch_size: largest number of answers that are generated at once.
+        batch_size: largest number of answers that are generated together.
         on_progress: called with the number of answers that are finished.
 
     Raises:
@@ -220,15 +220,17 @@ def generate_ids(
     """Continue each prompt, num_return_sequences times. The completions have the order of the prompts.
 
     A sequence ends with an eos, with a stop string, after max_new_tokens, or when prompt and new tokens fill
-    the model's context. Then the next waiting sequence takes its place in the batch. The model's mode (train
-    or eval) is restored at the end.
+    the model's context. The next waiting sequence then takes the place of the ended sequence in the batch.
+    The model's mode (train or eval) is restored at the end.
 
     Args:
-        eos_token_id: one id, several, or None. If options.eos_token_id is given, that replaces it.
-        batch_size: largest number of sequences at once. With beam search, one prompt has num_beams sequences.
+        eos_token_id: one id, several, or None. If options.eos_token_id is given, it replaces this argument.
+        batch_size: largest number of sequences in a batch. With beam search, a prompt has num_beams
+            sequences.
         on_progress: called with the number of completions that are finished.
         tokenizer: needed for the options stop_strings, choices, regex and json_schema. A model may have more
-            rows than the tokenizer has tokens. Such rows are never chosen; transformers may choose them.
+            ids than the tokenizer has tokens. Ids without a token are never chosen; transformers may choose
+            them.
         inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
             forbidden n-grams then look at the new ids alone.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens: see
@@ -262,12 +264,12 @@ def generate_output(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> GenerateOutput:
-    """Continue each prompt as generate_ids does, and return the outputs that the options name.
+    """Continue each prompt as generate_ids does, and return the outputs that the options select.
 
     All prompts are one batch. With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
 
     The outputs can need much memory. Scores and logits have steps * rows * vocabulary numbers each. Attention
-    weights have layers * heads * rows * length ** 2 numbers.
+    weights have layers * heads * rows * tokens ** 2 numbers, with the tokens of the longest row.
     """
     if not prompts and not inputs_embeds:
         raise InputError("prompts are empty: outputs need at least one")
@@ -300,7 +302,7 @@ def stream(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Answer one question in pieces, while the answer is generated. Joined, they are the text of `generate`.
+    """Yield the answer to one question in pieces, while it is generated. Joined, the pieces are its text.
 
     A piece never ends inside a character, and never contains the beginning of a stop string. The model stays
     in eval mode until the last piece is taken, or the iterator is closed.
@@ -329,7 +331,7 @@ def stream_ids(
 ) -> Generator[str, None, StopReason]:
     """Continue ids as `stream` does, piece by piece. The generator returns the stop reason at its end.
 
-    `reason = yield from stream_ids(...)` gets it.
+    `reason = yield from stream_ids(...)` gets the stop reason.
 
     Args:
         taken: a list to which each chosen id is appended, including the eos that ends the text.
@@ -413,7 +415,7 @@ def _completions(sequence: Sequence) -> list[Completion]:
 
 
 def _padded(prompts: Rows[Rows[int]], new: Rows[Rows[int]], pad: int) -> torch.Tensor:
-    """Join prompts, padded on the left, and new ids, padded on the right: (B, S)."""
+    """Join each prompt, padded on the left, with its new ids, padded on the right. Return ids (B, S)."""
     width, steps = max(map(len, prompts)), max(map(len, new))
     rows = [
         [pad] * (width - len(prompt)) + [*prompt, *ids] + [pad] * (steps - len(ids))

@@ -1,9 +1,9 @@
-"""Beam search: follows several sequences at once, and returns the most likely whole sequences.
+"""Beam search: follows several sequences together, and returns the most likely whole sequences.
 
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
-sequences. Each step tries all tokens after each of them, and keeps the K most likely unfinished sequences.
-Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum would favour
-short sequences. Ids and scores are the same as in transformers' `generate` for a single prompt.
+sequences. Each step tries all tokens after each of these sequences, and keeps the K most likely unfinished
+sequences. Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum
+would favour short sequences. Ids and scores are the same as in transformers' `generate` for a single prompt.
 
 In minigpt.generation.loop, a search is K sequences that share one `BeamSearch`. The loop reads the prompt
 once for one sequence. Then K - 1 copies of this sequence join the loop. The result does not depend on other
@@ -25,7 +25,7 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# The score of a beam without content, as in transformers. If fewer than K candidates are left, copies of
+# The score of a beam that is only a copy, as in transformers. If fewer than K candidates are left, copies of
 # another beam fill the free places. A copy must lose against each real beam, but win against a forbidden
 # token, whose score is -inf.
 NO_SCORE = -1e9
@@ -55,18 +55,22 @@ class BeamSearch:
         self._totals: dict[Sequence, float] = {}
 
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
-        """Add one token to each beam of the search. Return the new beams, or [] if the search ends."""
+        """Add one token to each beam. Return the K beams of the next step, or [] if the search ends.
+
+        At the first call there is one beam. The method then adds K - 1 copies of this beam to `loop`.
+        """
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
         # number of new tokens after this step, and the largest number allowed
         length, limit = len(beams[0].ids) + 1, beams[0].limit
-        log_p = logits.log_softmax(dim=-1)  # (K, V); at first (1, V)
+        log_p = logits.log_softmax(dim=-1)  # (K, V); in the first step (1, V)
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # At most K * len(eos) candidates end with an eos. With this number of candidates, at least K others
-        # remain.
+        # At most K * len(eos) candidates end with an eos. n_candidates is at least K larger, so that at least
+        # K candidates do not end with an eos.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
-        # the most likely continuations of all beams, in descending order
+        # add a beam's log-probability to that of each next token; take the most likely sums, in descending
+        # order
         so_far = [self._totals.get(beam, 0.0) for beam in beams]
         totals = torch.tensor(so_far, dtype=scores.dtype, device=scores.device)  # (K,)
         best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # (n,)
@@ -86,7 +90,7 @@ class BeamSearch:
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # copies of the last candidate fill the free places
+        missing = K - len(going_on)  # free places, which copies of the last candidate fill
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams

@@ -1,5 +1,7 @@
 """Keeps the GPU busy: starts a burst of decoding steps before the host reads the tokens of the last burst.
 
+A burst is a group of decoding steps that are launched together.
+
 bursts = BurstPipeline(GraphDecoder(model, cache, max_length))
 for sequence, tokens in bursts.write({slot: sequence, ...}):     # the tokens that have arrived
     ...
@@ -18,28 +20,28 @@ class BurstPipeline:
     """Holds the bursts (groups of decoding steps) that were started and not yet read, with their sequences.
 
     While the host turns the ids of one burst into text, the device computes the next burst. The device itself
-    detects an eos and the last token of a sequence, and writes nothing after them. It does not detect stop
-    strings or cancelled requests. The host detects these up to two bursts late, and drops the tokens after
-    them.
+    detects an eos and the last token of a sequence, and writes nothing after them. The device does not detect
+    stop strings or cancelled requests. The host detects these up to two bursts late, and drops the tokens
+    after them.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
-        self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes there
-        # slot -> number of tokens after all started bursts, if no eos comes before
+        self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes in it
+        # slot -> number of tokens that the slot holds after all started bursts, if no eos comes earlier
         self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
     @property
     def ahead(self) -> int:
-        """Number of bursts that were started and not yet read."""
+        """Number of bursts (groups of decoding steps) that were started and not yet read."""
         return len(self._bursts)
 
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
-        """Start a burst that decodes these sequences and no others. Return the tokens of an earlier burst.
+        """Start a burst of decoding steps for these sequences only. Return the tokens of an earlier burst.
 
-        Call this method until all sequences have ended, even if it returns nothing. It waits for the device
-        only if two bursts are pending, or if no sequence needs another burst.
+        Call this method until all sequences have ended, even if it returns no tokens. The method waits for
+        the device only if two bursts are pending, or if no sequence needs another burst.
 
         Args:
             rows: slot -> sequence. The slot holds all tokens of the sequence but the last token.
@@ -62,9 +64,10 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Return the tokens of the oldest pending burst, without starting another one.
+        """Return the tokens of the oldest burst (group of decoding steps) that was not yet read.
 
-        If no burst is pending, stop all sequences on the device and return [].
+        If all bursts were read, return [], and remove all sequences from the device, so that the host can
+        decode them.
         """
         if self._bursts:
             return self._read()

@@ -9,7 +9,7 @@ columns from 0 on (one for each token), and frees the slot at its end. The PyTor
 slots through a `CacheView`, which is its `past_key_values`. The C code uses the cache without a view: it gets
 the slot and the column of each token.
 
-Letters in shapes: L layers, n rows, H heads, S columns, T tokens now added, D channels of one head.
+Letters in shapes: L layers, n rows, H heads, S columns, T tokens that are added, D channels of one head.
 """
 
 import math
@@ -40,11 +40,11 @@ class KeyValueCache:
 
     Args:
         config: the model's configuration.
-        slots: largest number of sequences at once.
+        slots: largest number of sequences at the same time.
         max_length: largest number of tokens of a sequence.
         max_cache_mib: largest number of MiB (2**20 bytes) that the cache may take; None: no limit.
-        keeps: False: all layers share the memory of one layer. This is enough if each step reads all
-            tokens of a sequence again.
+        keeps: False: all layers share the memory of one layer. One layer is enough if each step
+            reads all tokens of a sequence again.
 
     Attributes:
         lengths: number of tokens that each slot holds.
@@ -99,7 +99,7 @@ class KeyValueCache:
     def allocate(self) -> int:
         """Return the lowest free slot, with no tokens in it.
 
-        The lowest one is best, because a CUDA graph computes all slots up to the last used one.
+        The lowest slot is best, because a CUDA graph computes all slots up to the last used one.
         """
         slot = min(self._free)
         self._free.remove(slot)
@@ -114,7 +114,7 @@ class KeyValueCache:
     def clear(self, slot: int) -> None:
         """Set a slot's keys and values to 0.
 
-        This removes NaN. Attention multiplies masked values by 0, and 0 * NaN is NaN.
+        A NaN in the slot would spread: attention multiplies masked values by 0, and 0 * NaN is NaN.
         """
         self._keys[:, slot] = self._values[:, slot] = 0
 
@@ -136,7 +136,7 @@ class KeyValueCache:
         return start
 
     def advance(self, slot: int, tokens: int) -> None:
-        """Add `tokens` to the length of a slot. Call it after all layers have written these tokens."""
+        """Count `tokens` more tokens in a slot. Call this after all layers have written these tokens."""
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
@@ -146,13 +146,13 @@ class KeyValueCache:
         self.lengths[slot] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the tokens of the slots `sources` (n) to the slots `targets` (n). Both may share slots."""
+        """Copy the tokens of the slots `sources` (n) to the slots `targets` (n). A slot may be in both."""
         moved = [(a, b) for a, b in zip(sources, targets) if a != b]
         if not moved:
             return
         S = max(self.lengths[source] for source, _ in moved)
         places = torch.tensor(moved, device=self._keys.device).unbind(1)
-        # indexing on the right side makes a copy, so two slots can be exchanged
+        # the right side copies all sources before the first target is written, so slots can be exchanged
         for tensor in (self._keys, self._values):
             tensor[:, places[1], :, :S] = tensor[:, places[0], :, :S]
         lengths = [self.lengths[source] for source, _ in moved]
@@ -176,7 +176,7 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
     """Return memory full of zeros. Masked columns must hold finite numbers, because 0 * NaN is NaN."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
-    # A new memory map needs no writing, because the operating system zeroes each page at its first use.
+    # np.zeros writes nothing: the operating system zeroes each page of new memory at its first use.
     # torch.zeros would write all memory now.
     size = math.prod(shape) * dtype.itemsize
     memory = np.zeros(size + 64, np.uint8)
@@ -185,17 +185,17 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 
 
 class CacheView:
-    """Shows some slots to the model as past_key_values. The model adds `counts[i]` tokens to slot i.
+    """Shows some slots to the model as past_key_values. The model adds `counts[i]` tokens to `slots[i]`.
 
-    The new tokens are padded on the right to equal length. If the slots have different lengths, each of them
-    takes one token. A mask then hides the columns that a shorter slot does not have. The model expects the
-    new token in the last column. So this token is also written there, and later tokens of the slot overwrite
-    the copy. Adjacent slots are read in place, other slots are copied.
+    The new tokens are padded on the right to equal length. If the slots hold different numbers of tokens,
+    each slot takes one new token. A mask then hides the columns in which a shorter slot has no token. The
+    model expects the new token in the last column. So this token is also written there, and later tokens of
+    the slot overwrite the copy. Adjacent slots are read in place, other slots are copied.
 
     Attributes:
         length: number of tokens in the longest slot.
-        mask: (n, S + 1), True where a row has a token. None if all slots have the same length.
-        positions: (n, 1), position of each new token. None if all slots have the same length.
+        mask: (n, S + 1), True where a row has a token. None if all slots hold equally many tokens.
+        positions: (n, 1), position of each new token. None if all slots hold equally many tokens.
     """
 
     def __init__(self, cache: KeyValueCache, slots: Sequence[int], counts: Sequence[int]) -> None:
@@ -213,7 +213,8 @@ class CacheView:
             # (2, n): slot and first new column of each row
             self._rows = torch.tensor([slots, starts], device=device)
             self.positions = self._rows[1][:, None]
-            held = torch.arange(self.length + 1, device=device) < self.positions  # (n, S + 1)
+            # (n, S + 1)  True: the column holds a token of the row
+            held = torch.arange(self.length + 1, device=device) < self.positions
             held[:, -1] = True
             self.mask = held
 
@@ -233,7 +234,7 @@ class CacheView:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """Add the new tokens to the lengths of the slots. The model calls it after all layers."""
+        """Add the numbers of new tokens to the slots' lengths. The model calls this after all layers."""
         assert tokens == max(self._counts), "as many as were reserved"
         for slot, count in zip(self._slots, self._counts):
             self._cache.advance(slot, count)

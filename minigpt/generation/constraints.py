@@ -3,8 +3,8 @@
 `make_constraint` returns the state before the first token. From there, each token leads to the next state.
 `allow_only` forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is
 complete. So an answer that ends with eos is a permitted text. An answer that is cut by max_new_tokens is the
-beginning of one. A token is treated as a sequence of bytes: a character, several characters, or a part of
-one.
+beginning of a permitted text. A token is treated as a sequence of bytes: a character, several characters, or
+a part of a character.
 
 This module matches choices itself. Regular expressions and JSON Schema need llguidance, a library without
 dependencies (`pip install "minigpt[constrained]"`; https://github.com/guidance-ai/llguidance).
@@ -77,8 +77,8 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
 
 def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
-    """Set the scores (B, V) of all tokens to -inf, except the tokens that are allowed in the same row."""
-    mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)
+    """Set all scores (B, V) to -inf, except the scores of the tokens that `allowed` lists for the row."""
+    mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)  True: the token is allowed
     for row, ids in enumerate(allowed):
         mask[row, torch.tensor(ids, dtype=torch.int64)] = True
     return scores.masked_fill(~mask.to(scores.device), -math.inf)
@@ -126,7 +126,7 @@ class _Grammar:
             ) from None
         words = _Words(tokenizer, tokens, eos[0])
         wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
-        # LLTokenizer has tested the tokenizer with a word of its own, which does not count
+        # LLTokenizer has encoded a test word. Forget its unknown characters: they are not the grammar's.
         words.lacking = []
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)
@@ -175,7 +175,7 @@ class _Words:
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 
     def __call__(self, given: str | bytes) -> list[int]:
-        """Return the ids of a text that the grammar requires at this place. llguidance calls this."""
+        """Return the ids of a text. llguidance calls this method with text that the grammar requires next."""
         text = given if isinstance(given, str) else given.decode("utf-8", "replace")
         self.lacking = self._tokenizer.unknown_characters(text) or self.lacking
         ids: list[int] = self._tokenizer.encode_text(text)

@@ -179,7 +179,7 @@ class Conversation:
                 before[0] = before[0]._replace(question=_below(self.system, before[0].question))
             else:
                 text = _below(self.system, text)
-            # no limit here, because `_fitting` shortens the prompt
+            # no limit on the number of tokens, because `_fitting` shortens the prompt
             return encode_prompt(before, text, self.tokenizer, sys.maxsize)
         ids: list[int] = []
         end = "\n"
@@ -193,14 +193,14 @@ class Conversation:
         return ids
 
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
-        """Return the messages before a turn. An answer also holds its ids, as the model generated them.
+        """Return the messages of earlier turns. An answer also has the ids that the model generated.
 
         Encoding the answer's text again could give other ids.
         """
         messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
         for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
             ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
-            # the text is shorter than the ids if a stop string has cut it
+            # False if a stop string has cut the answer: the ids then stand for a longer text
             if self.tokenizer.decode(ids) == turn.answer:
                 message["token_ids"] = ids
         return messages
@@ -210,9 +210,9 @@ class Conversation:
     def why(self, others: int = 3) -> list[Choice]:
         """Return each token of the last answer with its probability and the most likely other tokens.
 
-        These are the model's own probabilities, before temperature, top_p and the like. `Choice.drawn` has
-        the probabilities after these options, but without penalties. If an eos ended the answer, it is the
-        last token.
+        The probabilities are the model's own, before temperature, top_p and the like. `Choice.drawn` has
+        the probabilities after these options, but without penalties. If an eos ended the answer, this eos
+        is the last token.
 
         Args:
             others: number of other tokens for each place.
@@ -268,7 +268,7 @@ def question_ids(
     """
     require_form(tokenizer, form)
     if isinstance(tokenizer, SubwordTokenizer) and form == "chat":
-        # imported here, because it imports Jinja, which only chat models need
+        # imported here, because chat_template imports Jinja, which only chat models need
         from minigpt.tokenization.chat_template import encode_chat, render_chat
 
         messages = [*before, {"role": "user", "content": text}]
@@ -325,7 +325,7 @@ class QuestionAnswering:
         return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
-        """Return True if the question is not blank. In the format "text", a blank one is answered, too."""
+        """Return True if the question is not blank. In the format "text", always return True."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(
@@ -337,7 +337,7 @@ class QuestionAnswering:
         """Answer questions in order, num_return_sequences times each. A blank question gets blank answers.
 
         Args:
-            batch_size: largest number of answers that are generated at once.
+            batch_size: largest number of answers that are generated together.
             on_progress: called with the number of answers that are finished.
 
         Raises:
@@ -387,7 +387,7 @@ def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
     prompt, ids, options = turn.prompt, turn.ids, turn.options
     device = next(model.parameters()).device
     read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)
-    hidden = model.base_model(read)[0, len(prompt) - 1 :]  # (n, C)
+    hidden = model.base_model(read)[0, len(prompt) - 1 :]  # (n, C)  n tokens of the answer
     logits = model.lm_head(hidden).float()  # (n, V)
     probabilities = logits.softmax(dim=-1)  # (n, V)
     drawn = None

@@ -2,18 +2,19 @@
 
     decoder = GraphDecoder(model, cache, max_length)
     decoder.start(slot, sequence)
-    burst = decoder.run(rows=4, columns=256, steps=8)    # returns at once; nothing waits for the device
+    burst = decoder.run(rows=4, columns=256, steps=8)    # returns immediately, before the device has finished
     burst.tokens()                                       # 8 lists of 4 ids: this waits
 
 At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
-of them at once. A graph cannot ask the host for anything. So ids, lengths and ends of sequences are in
+kernels with one call. A graph cannot ask the host for anything. So ids, lengths and ends of sequences are in
 buffers on the device. The device also chooses the tokens, detects the end of a sequence, and continues. The
-host reads the ids once in a burst of several steps (minigpt.generation.burst_pipeline).
+host reads the ids once per burst, which is several steps launched together
+(minigpt.generation.burst_pipeline).
 
-The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. Its length
-is always columns - 1, and the attention mask hides the columns that a row does not have. The new token is
-written into its own column, and also into the last column, where the model expects it. There is a graph for
-each number of rows and of columns; `sizes` keeps their number small.
+The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. It always
+claims to hold columns - 1 tokens, and the attention mask hides the columns in which a row has no token. The
+new token is written into its own column, and also into the last column, where the model expects it. There is
+a graph for each number of rows and of columns; `sizes` keeps the number of graphs small.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -41,7 +42,7 @@ __all__ = [
 
 NOTHING = -1  # takes the place of an id: the row has no new token
 DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
-MAX_EOS = 8  # largest number of eos ids of a sequence that the device can look for
+MAX_EOS = 8  # largest number of eos ids that the device can check for a sequence
 _FEWEST_COLUMNS = 128
 # Option that the device applies -> the value that switches it off. Each row has its own value.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
@@ -59,7 +60,7 @@ def capacity(max_length: int, context: int) -> int:
 def sizes(largest: int, least: int) -> list[int]:
     """Return the allowed numbers of rows or columns. Other numbers are rounded up, so there are few graphs.
 
-    They are the powers of two from `least` on, and `largest`.
+    The allowed numbers are the powers of two from `least` on, and `largest`.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]
@@ -74,7 +75,8 @@ def sizes(largest: int, least: int) -> list[int]:
 def can_choose(sequence: Sequence) -> bool:
     """Return True if a CUDA graph can decode this sequence.
 
-    It cannot if the sequence has penalties, constraints, typical_p or adapters of its own.
+    A graph cannot decode a sequence with penalties, constraints, typical_p, a window, guesses, adapters of
+    its own or more than MAX_EOS eos ids, or a sequence without a cache.
     """
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
@@ -112,9 +114,10 @@ class _Columns:
 class _GroupedQueries(TorchFunctionMode):
     """Replaces scaled_dot_product_attention for grouped queries, with one token per row.
 
-    Several query heads share one key head. With a mask, PyTorch's kernels do not support this, and PyTorch
-    would copy all keys and values for each query head. This class makes the query heads of a key head the
-    rows of one matrix instead. All of them belong to the same token, so the same mask is right for all rows.
+    Several query heads share one key head. With a mask, PyTorch's kernels do not support shared heads, and
+    PyTorch would copy all keys and values for each query head. This class makes the query heads of a key head
+    the rows of one matrix instead. All of them belong to the same token, so the same mask is right for all
+    rows.
     """
 
     def __torch_function__(
@@ -129,21 +132,22 @@ class _GroupedQueries(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# A function (key, step, prepare) that runs `step`. Steps with equal keys are equal. `prepare` does the same
-# work as `step`, but changes no sequence; it can run before a recording.
+# A function with the arguments key, step and prepare. It runs step(), directly or as a CUDA graph. Steps with
+# equal keys do the same work, so they can share a graph. prepare() does the same work as step(), but changes
+# no sequence. It can run before a graph is recorded.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
 def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-    """Run a step directly, without a CUDA graph. It has the arguments of Graphs, for a CPU and for tests."""
+    """Run a step directly, without a CUDA graph: for a CPU and for tests. Only `step` is used."""
     step()
 
 
 class Graphs:
     """Records a step as a CUDA graph when its key first occurs, and replays the graph from then on.
 
-    All graphs share one memory pool. This is safe, because they never run at the same time, and no result
-    stays in the pool.
+    All graphs share one memory pool. Sharing is safe, because graphs never run at the same time, and no
+    result stays in the pool.
     """
 
     def __init__(self) -> None:
@@ -156,10 +160,10 @@ class Graphs:
         return len(self._graphs)
 
     def __call__(self, key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) -> None:
-        """Record the step as a graph if its key is new, and replay the graph."""
+        """If the key is new, run prepare() and record step() as a graph. Then replay the graph."""
         if key not in self._graphs:
             # Run `prepare` first: libraries initialise themselves at their first use, and a graph must not
-            # record this.
+            # record this initialisation.
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
             aside.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(aside):
@@ -176,11 +180,11 @@ class Graphs:
 
 
 class DecodeBurst:
-    """The tokens that a burst of steps has chosen, while they are copied to the host."""
+    """The tokens that a burst (steps launched together) has chosen, while they are copied to the host."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        # the copy is asynchronous only if both sides are contiguous and the host's memory is pinned
+        # the copy is asynchronous only if both tensors are contiguous and the host's memory is pinned
         self._host = host.view(-1)[: written.numel()].view(written.shape)
         self._host.copy_(written.contiguous(), non_blocking=True)
         if written.is_cuda:
@@ -188,9 +192,10 @@ class DecodeBurst:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Wait until the ids are on the host. Return them as steps of rows; an id may be NOTHING or DAMAGED.
+        """Wait until the ids are on the host. Return a list for each step, with an id for each row.
 
-        Call this method before two more bursts are started, because they reuse the memory.
+        NOTHING or DAMAGED may take the place of an id. Call this method before two more bursts are started,
+        because later bursts reuse the memory.
         """
         if self._event is not None:
             self._event.synchronize()
@@ -202,7 +207,7 @@ class GraphDecoder:
     """A decoding step for several rows, and its buffers on the device.
 
     Args:
-        model: a model in eval mode. Its weights must not move, because a graph holds their addresses.
+        model: a model in eval mode. The weights must not move, because a graph holds their addresses.
         cache: a cache of this model's dtype whose slots have `capacity` columns.
         max_length: largest number of tokens of a row, prompt included.
         burst: largest number of steps of one burst.
@@ -226,7 +231,7 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # torch limits the number of compilations, and each size is compiled anew
+        if compiled:  # each size is compiled anew, so torch's limit on compilations may be too low
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -249,8 +254,8 @@ class GraphDecoder:
         }
         dtype = torch.float32 if device.type == "mps" else torch.float64  # MPS has no float64
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
-        self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)
-        self._tick = whole(1)  # number of the next step within the burst
+        self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)  ids chosen by the steps of a burst
+        self._tick = whole(1)  # (1,)  index of the row of _written that the next step fills
         # There are three host buffers: one is filled while the host reads earlier ones.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
@@ -265,7 +270,7 @@ class GraphDecoder:
         return sum(tensor.nbytes for tensor in (*own, *self._values.values()))
 
     def start(self, slot: int, sequence: Sequence) -> None:
-        """Give a sequence to the device. The next burst decodes it.
+        """Give a sequence to the device. The next call of `run` decodes this sequence.
 
         The slot must hold all tokens of the sequence but the last one.
         """
@@ -295,7 +300,7 @@ class GraphDecoder:
         self._uses[slot] = frozenset(uses)
 
     def stop(self, slot: int) -> None:
-        """Stop decoding a slot. Later bursts do not change it."""
+        """Stop decoding a slot. Later calls of `run` do not change this slot."""
         self._active[slot].fill_(False)
         self._uses.pop(slot, None)
 
@@ -303,10 +308,10 @@ class GraphDecoder:
         """Start up to `burst` decoding steps for the first slots. Does not wait for the device.
 
         Args:
-            rows: number of slots: more than the highest slot in use. It is rounded up.
-            columns: number of columns; it is rounded up. It must be at least 2 more than the length of any
-                active row before the last step. It must also be more than the tokens of any other slot in
-                use, because the last column is overwritten.
+            rows: number of slots to compute: more than the index of the highest used slot. It is rounded up.
+            columns: number of columns; it is rounded up. It must be at least 2 more than the number of tokens
+                of any active row before the last step. It must also be more than the number of tokens of any
+                other used slot, because the last column is overwritten.
             steps: number of steps.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
@@ -324,7 +329,7 @@ class GraphDecoder:
         return DecodeBurst(self._written[:steps, :rows], self._hosts[0])
 
     def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        """Run a step in which no row is active. It writes only values that are never read."""
+        """Run a step in which no row is active. Such a step writes only values that are never read."""
         active, tick = self._active.clone(), self._tick.clone()
         self._active.fill_(False)
         self._step(rows, columns, uses)
@@ -338,22 +343,25 @@ class GraphDecoder:
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
-        sound = logits.amax(dim=-1).isfinite()  # (B,)  amax returns a NaN or an infinity if there is one
-        said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)  # (B,)
+        # (B,)  True: all logits of the row are finite. amax returns a NaN or an infinity if there is one.
+        sound = logits.amax(dim=-1).isfinite()
+        # (B,)  what the host reads for each row: the new id, DAMAGED or NOTHING
+        said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)
         self._written[:, :rows].index_copy_(0, self._tick, said[None])
         self._tick += 1
         self._ids[:rows].copy_(tokens.where(active & sound, self._ids[:rows]))
         lengths += active
-        ended = (tokens[:, None] == self._eos[:rows]).any(dim=-1)  # (B,)
+        ended = (tokens[:, None] == self._eos[:rows]).any(dim=-1)  # (B,)  True: the new token is an eos
         active &= sound & ~ended & (lengths < self._ends[:rows])
 
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Compute the logits (B, V) in float32 after ids (B,), the next tokens of the first B slots."""
         B = len(ids)
         # A row that is not active must keep its tokens, so its new token goes to the last column.
-        places = lengths.masked_fill(~active, columns - 1)  # (B,)
-        held = torch.arange(columns, device=ids.device) < lengths[:, None]  # (B, S)
-        positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)
+        places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
+        # (B, S)  True: the column holds an earlier token of the row
+        held = torch.arange(columns, device=ids.device) < lengths[:, None]
+        positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)  position of each new token
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
             # `held` does not contain the new token. The model lets each query see the last column in any
@@ -372,9 +380,10 @@ class GraphDecoder:
             return most_likely
         B = len(logits)
         values: dict[str, Any] = {name: self._values[name][:B] for name in _FILTERS if name in uses}
-        place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)  # (B,)
-        uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)
+        # (B,)  number of new tokens of each row so far, which is the index of its next random number
+        place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)
+        uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)  a random number for each row
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
-        # If scores are NaN, the cumulative sum may never exceed u, and the id would lie beyond the
-        # vocabulary.
+        # If scores are NaN, the cumulative sum may never exceed the random number, and the id would lie
+        # beyond the vocabulary.
         return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

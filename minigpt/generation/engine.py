@@ -14,9 +14,9 @@ Prompts and results are ids. Iterating over a handle runs the engine's steps, un
 
 The result of a request equals the result of generate_ids, and does not depend on other requests. The reasons:
 a prompt is always read in the same chunks, and C computes each token in the same way
-(minigpt.generation.native). There is one difference: generate_ids reads a long prompt at once, and the engine
-reads it in chunks, so the two round differently. A prefix that is reused changes nothing, because it ends at
-the end of a chunk.
+(minigpt.generation.native). There is one difference: generate_ids reads a long prompt in one call, and the
+engine reads it in chunks, so the two round differently. A prefix that is reused changes nothing, because it
+ends at the end of a chunk.
 
 On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
 then gives a request no token or several. CUDA graphs cannot decode requests with penalties, constraints, a
@@ -31,7 +31,7 @@ PyTorch runs such a model, not C. The product with the weights is computed once 
 adapter only for its rows. CUDA graphs do not decode such requests.
 
 Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
-for common beginnings of prompts. If there are more requests than rows, they wait in a bounded queue.
+for beginnings that prompts share. If there are more requests than rows, they wait in a bounded queue.
 """
 
 import threading
@@ -80,11 +80,11 @@ class Engine:
     Any thread may call `submit` and `cancel`; only one thread may call `step` and `run`.
 
     Args:
-        max_rows: largest number of requests that are decoded at once.
+        max_rows: largest number of requests that are decoded together.
         max_length: largest number of tokens of a request, prompt included; None: the model's context.
         max_waiting: largest number of requests that may wait for a row.
         chunk: approximate number of prompt tokens that are read in one step.
-        prefix_mib: MiB for common beginnings of prompts; 0: no beginnings are kept.
+        prefix_mib: MiB for beginnings that prompts share; 0: no beginnings are kept.
         max_cache_mib: largest number of MiB for the rows' keys and values; None: no limit.
         cuda_graph: True decodes by a GraphDecoder; None: only on CUDA.
         burst: number of GraphDecoder steps after which the host reads the new tokens.
@@ -146,12 +146,12 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that have no slot yet."""
+        """Number of requests that wait for a slot, the memory for the keys and values of a sequence."""
         return len(self._waiting)
 
     @property
     def running(self) -> int:
-        """Number of requests that have a slot."""
+        """Number of requests in the decoding loop."""
         return len(self._running)
 
     @property
@@ -171,8 +171,8 @@ class Engine:
         """Add a request, which starts when a slot is free. The arguments are as for generate_ids.
 
         Args:
-            copy: generate_ids gives num_return_sequences answers to a prompt. A request gives the answer of
-                this number, from 0, with the same random numbers.
+            copy: index of the answer, from 0. generate_ids gives num_return_sequences answers to a prompt. A
+                request gives one of them, with the same random numbers.
             adapter: name of an adapter of the model. A list: several adapters are added; an empty list: the
                 model without adapters. None: the adapters that are active in the model.
 
@@ -221,8 +221,8 @@ class Engine:
                 f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
             )
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        # Without max_new_tokens, an answer may be as long as the engine allows. With it, the limit must be
-        # the same as in generate_ids, so that the results are equal.
+        # Without max_new_tokens, an answer may be as long as the engine allows. With max_new_tokens, the
+        # limit must be the same as in generate_ids, so that the results are equal.
         longest = self.max_length
         if options.max_new_tokens is not None:
             longest = self.model.config.max_position_embeddings
@@ -244,7 +244,7 @@ class Engine:
         return sequence
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Stop a request. Its slot is free at the next token. No effect on a request that has ended."""
+        """Stop a request. The slot is free at the next token. No effect on a request that has ended."""
         with self.changed:
             if handle.done or handle._is_cancelled:
                 return
@@ -255,7 +255,7 @@ class Engine:
             self.changed.notify_all()
 
     def close(self) -> None:
-        """Cancel all requests at once, and refuse new requests.
+        """Cancel all requests immediately, and refuse new requests.
 
         Only the thread that calls `step` may call this.
         """

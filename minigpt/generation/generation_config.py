@@ -27,11 +27,11 @@ __all__ = [
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-# minigpt's own keys of config.json, for folders made from a run's folder: quantised, merged and so on
+# minigpt's own keys in config.json, for folders made from a run's folder: quantised, merged and so on
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options that need do_sample
-# The options that are read from the file. max_length is not one of them: published files set it to the
-# model's whole context.
+# The options that are read from generation_config.json. max_length is not one of them: published files set it
+# to the model's whole context.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),
@@ -66,7 +66,7 @@ def _source(folder: Path) -> Path:
 
 
 def recommended_options(folder: Path) -> dict[str, Any]:
-    """Read the fields of GenerationOptions from a folder. Ids of eos beyond the vocabulary are left out.
+    """Read a folder's values for fields of GenerationOptions. Eos ids beyond the vocabulary are left out.
 
     Raises:
         InputError: if the file is not a JSON object or a value is wrong; the message names the file.
@@ -82,7 +82,8 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         except InputError as error:
             if name not in _DRAWING or content.get("do_sample") or not isinstance(value, int | float):
                 raise InputError(f"{path}: {error}") from None
-            # without do_sample it has no effect, and may be out of range, such as temperature 0.0
+            # without do_sample this option has no effect, so a value out of range (temperature 0.0) is left
+            # out
             del found[name]
     size = _object(folder / _CONFIG).get("vocab_size")
     eos = id_list(found.get("eos_token_id"))
@@ -92,7 +93,7 @@ def recommended_options(folder: Path) -> dict[str, Any]:
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
     """Return the token with which a model begins if the text is empty.
 
-    It is the BOS token, or else the EOS, which stood between the texts in training.
+    This is the BOS token, or else the EOS token, which stood between the texts in training.
     """
     size = _object(folder / _CONFIG).get("vocab_size")
     ids = [_object(_source(folder)).get("bos_token_id")]

@@ -19,7 +19,7 @@ __all__ = ["placeholders", "replaced_embeddings"]
 
 
 def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
-    """Return the module that turns ids into vectors. (GPT's second embedding is for positions.)"""
+    """Return the module that turns ids into vectors: the first embedding. (GPT's second is for positions.)"""
     kinds = nn.Embedding | NarrowEmbedding
     return next(module for module in model.base_model.modules() if isinstance(module, kinds))
 

@@ -59,7 +59,7 @@ def adapter_note(model: "LanguageModel", adapter: Path) -> str:
 
 
 def warn_of_gaps(tokenizer: "AnyTokenizer", model: Path) -> None:
-    """Warn the user if a model can only fill gaps (masked language model), but shall continue a text."""
+    """Warn the user if a model is a masked language model, which can fill gaps but cannot continue a text."""
     from minigpt.finetuning.masked_lm import mask_token_id
 
     if mask_token_id(tokenizer) is not None:

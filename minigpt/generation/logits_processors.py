@@ -32,7 +32,7 @@ __all__ = [
     "make_processors",
 ]
 
-NO_TOKEN = -1  # padding of shorter rows
+NO_TOKEN = -1  # takes the place of an id where a shorter row is padded
 # A function of logits (B, V), ids (B, S) and the number of new ids at the end of `ids`. It returns new
 # logits, (B, V).
 Processor = Callable[[Tensor, Tensor, int], Tensor]
@@ -56,7 +56,7 @@ def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Ten
     https://arxiv.org/abs/1909.05858 (CTRL), section 4.1: a positive score is divided by the penalty. A
     negative score is multiplied, because dividing would raise it.
     """
-    seen = counts(ids, logits.shape[-1]) > 0  # (B, V)
+    seen = counts(ids, logits.shape[-1]) > 0  # (B, V)  True: the token occurs in the row
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
@@ -69,7 +69,7 @@ def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> T
 
 
 def apply_frequency_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
-    """Subtract the penalty from each token's score, times the number of its occurrences in the answer.
+    """Subtract from each token's score: the penalty times the number of occurrences in the answer.
 
     https://platform.openai.com/docs/api-reference/chat/create (frequency_penalty).
     """
@@ -97,15 +97,16 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
         return logits
     ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
-    same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)  # (B, S - N + 1)
-    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)
+    # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
+    same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)
+    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token of such n-grams
     return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
 
 
 def forbid_words(logits: Tensor, ids: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
     """Forbid some sequences of tokens (`words`, lists of ids).
 
-    If a row ends with all but the last token of such a word, its last token is forbidden.
+    If a row ends with all tokens of a word but the last one, this last token of the word is forbidden.
     """
     forbidden = torch.zeros_like(logits, dtype=torch.bool)  # (B, V)
     for *beginning, last in words:
@@ -154,7 +155,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # an eos is not forbidden, because without it the answer could not end
+    # a word that is one eos is not forbidden, because without an eos the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

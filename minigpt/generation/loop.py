@@ -57,11 +57,11 @@ class DecodingLoop:
     """Decodes sequences with one model, which is in eval mode. Only one thread may use the loop.
 
     Args:
-        max_length: largest number of tokens of a sequence that the model sees at once.
+        max_length: largest number of tokens in the context of a sequence.
         chunk: approximate number of prompt tokens that are read in a step. Each prompt is read by itself. So
             a long prompt does not delay other sequences for long, and the rounding of a prompt does not
-            depend on other prompts. None: all prompts are read at once.
-        prefix_cache: keeps common beginnings of prompts, so that they need not be read again.
+            depend on other prompts. None: all waiting prompts are read in one step.
+        prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
         bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
     """
 
@@ -78,7 +78,7 @@ class DecodingLoop:
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.model, self.runner = model, runner_for(model)
         self.running: list[Sequence] = []  # in the order in which the sequences joined
-        # prompt tokens that the model has read, and that the prefix cache had
+        # number of prompt tokens that the model has read, and that were copied from the prefix cache
         self.tokens_read = self.tokens_reused = 0
         self._n_special = 0  # number of running sequences with guesses, beams or a window
 
@@ -123,7 +123,8 @@ class DecodingLoop:
     def _is_prefilled(self, sequence: Sequence) -> bool:
         """Return True if the model has read all tokens of a sequence but the last one.
 
-        A prompt's last token is usually read with the prompt. Only CUDA graphs read it by decoding.
+        A prompt's last token is usually read with the prompt. With CUDA graphs, the first decoding step reads
+        this token.
         """
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
@@ -164,7 +165,7 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return what the model reads next: the sequence's last token, and guesses at the following ones."""
         assert sequence.speculation is not None, "something guesses"
-        # room for guesses; one column is for the last token
+        # number of guesses for which the slot has columns; one more column is for the last token
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
@@ -183,7 +184,8 @@ class DecodingLoop:
     def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
         """Let CUDA graphs decode the sequences, and add the tokens that have arrived.
 
-        If a graph cannot decode one of the sequences, return those that the host must decode instead.
+        If a graph cannot decode one of the sequences, wait for all started steps, and return the sequences
+        that have not ended. The host must decode these.
         """
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)
@@ -195,7 +197,7 @@ class DecodingLoop:
         return [sequence for sequence in ready if not sequence.has_ended]
 
     def _push(self, arrived: list[tuple[Sequence, list[int]]]) -> None:
-        """Add the tokens of a burst to their sequences. Tokens after the end of a sequence are dropped."""
+        """Add tokens chosen by CUDA graphs to the sequences. Tokens after a sequence's end are dropped."""
         for sequence, tokens in arrived:
             for token in tokens:
                 if sequence.has_ended or sequence not in self.running:
@@ -212,7 +214,8 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        # sequences that are read together; beams of one search have the same vectors
+        # Groups of sequences that are read together. A sequence with input vectors or a watcher is alone in
+        # its group, or with the other beams of its search, which have the same vectors.
         groups: dict[object, list[Sequence]] = {}
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None
@@ -300,10 +303,10 @@ def decode(
     """Decode the sequences of one request. After each step, yield the sequences that have ended.
 
     Args:
-        batch_size: largest number of sequences at once; each beam counts as one.
+        batch_size: largest number of sequences in a batch; each beam counts as one.
 
     Raises:
-        InputError: at once if the cache needs more than max_cache_mib; later if a sequence fails.
+        InputError: immediately if the cache needs more than max_cache_mib; later if a sequence fails.
     """
     if not sequences:
         return (ended for ended in list[list[Sequence]]())
@@ -413,7 +416,7 @@ def _padded(group: list[Sequence]) -> Tensor:
 
 
 def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = None) -> list[str | None]:
-    """Return for each row the reason why no token can be chosen, or None if one can.
+    """Return for each row the reason why no token can be chosen, or None if a token can be chosen.
 
     Args:
         logits, scores: (n, V), the model's logits and the result of `processed`.

@@ -5,7 +5,7 @@
     logits = runner.decode([[token]], [slot], cache)      # (1, V), after the token
 
 PyTorch adds the numbers of a product in another order if there are several tokens instead of one. So the last
-bits of a token's logits depend on the other tokens in the call. In C they do not.
+bits of a token's logits depend on the other tokens in the call. In the C code they do not.
 
 Letters in shapes: n rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -28,7 +28,7 @@ __all__ = ["TorchRunner"]
 class TorchRunner:
     """Runs one model, which is in eval mode. Only one thread may use the runner."""
 
-    in_any_slot = False  # PyTorch copies slots that are not adjacent for each token
+    in_any_slot = False  # the used slots should be adjacent; PyTorch copies other slots in each step
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -48,7 +48,7 @@ class TorchRunner:
 
         Args:
             embeds: (tokens, C), vectors that replace the first tokens of every piece.
-            recorder: collects hidden states and attentions. It needs `pieces` with one piece only.
+            recorder: collects hidden states and attentions. A recorder needs `pieces` with one piece only.
         """
         counts = [len(piece) for piece in pieces]
         T = max(counts)

@@ -2,11 +2,11 @@
 //
 // Decoding reads every weight once for each token, so the memory's bandwidth limits its speed. A framework is
 // slower than this limit, because it executes some hundred small tensor operations for each token. Each of them
-// costs a dispatch and an allocation, and wakes threads. Here one call does all of them, and the threads stay
-// awake from the first operation to the last.
+// costs a dispatch and an allocation, and wakes threads. Here one call executes all operations, and the
+// threads stay awake from the first operation to the last.
 //
-// This file knows no model. `native.py` builds the list of operations from a model's modules, which are the slow
-// twin.
+// This file knows no model. `native.py` builds the list of operations from a model's modules. Tests compare the
+// results with these slower modules.
 //
 // Letters: n tokens of this call, K inputs and N outputs of a product, H heads of queries, G heads of keys and
 // values, D channels of a head.
@@ -26,12 +26,12 @@ static int omp_get_thread_num(void) { return 0; }
 enum { EMBED, PRODUCT, ATTENTION };          // kinds of operations
 enum { NO_NORM, LAYER_NORM, RMS_NORM };      // the norm before a product
 enum { NO_ACT, GELU_TANH, GELU_EXACT, SWIGLU };  // the activation after a product
-enum { BLOCK = 64 };                         // number of inputs that are multiplied with a STRIP at a time
+enum { BLOCK = 64 };                         // number of inputs that are multiplied together with a STRIP of weights
 enum { TOGETHER = 8 };                       // number of queries that read the same keys together
 
 typedef struct {
     int32_t kind, dtype, norm, act;
-    int32_t add, wait, wanted;               // out += instead of =; the next operation reads out; only wanted tokens
+    int32_t add, wait, wanted;               // flags: add to out; wait at the end; compute wanted tokens only
     int32_t n_out, n_in, stride;             // N, K; distance between the outputs of two tokens
     int32_t heads, kv_heads, head_dim;       // H, G, D
     float eps;
@@ -50,8 +50,8 @@ typedef struct {
 
 typedef struct {                             // one token of the call
     int64_t id;
-    int32_t slot, column;                    // its slot of the cache; its column there, which is its position
-    int32_t wanted;                          // 1: its logits are needed
+    int32_t slot, column;                    // slot of the cache; column in the slot, which is the token's position
+    int32_t wanted;                          // 1: the token's logits are needed
 } Token;
 
 // exp(x), exact to 2 units in the last place, written so that compilers use vector instructions. It is 2^whole times
@@ -96,7 +96,7 @@ static void normed(const Operation *op, const float *x, float *out) {
         for (int64_t k = 0; k < K; k++) out[k] = (x[k] - mean) * factor * op->norm_weight[k];
 }
 
-// Finishes a row of sums: out = activation(sums + bias), or out += it.
+// Finishes a row of sums: out = activation(sums + bias), or out += activation(sums + bias).
 static void finish(const Operation *op, int64_t begin, int count, const float *sums, const float *values,
                    float *out) {
     float y[STRIP];
@@ -133,14 +133,14 @@ typedef struct {
     int pieces[AT_ONCE];                     // numbers of pieces of the phases from `waited` on
 } Worker;
 
-// Starts a phase over 0 ... count. It has a few pieces for each thread, but none is smaller than `least`.
+// Starts a phase over 0 ... count. The phase has a few pieces for each thread, but no piece is smaller than `least`.
 static void begin_phase(Worker *me, int64_t count, int64_t least) {
     int64_t pieces = count / least, most = 4 * (int64_t)me->threads;
     if (pieces > most) pieces = most;
     me->pieces[me->at - me->waited] = me->threads == 1 || pieces < 1 ? 1 : (int)pieces;
 }
 
-// Takes the next free piece, cut at multiples of `unit`. Returns 0 if all are taken.
+// Takes the next free piece, cut at multiples of `unit`. Returns 0 if all pieces are taken.
 static int take(Worker *me, int64_t count, int64_t unit, int64_t *begin, int64_t *end) {
     int64_t pieces = me->pieces[me->at - me->waited], units = (count + unit - 1) / unit;
     int64_t piece = atomic_fetch_add_explicit(&me->phases[me->at].taken, 1, memory_order_relaxed);
@@ -172,7 +172,7 @@ typedef struct {                             // scratch memory of a thread
     Phase *phases;
     float *x;                                // (n, K): the input of a product
     int8_t *q;                               // (n, K): the input as int8
-    Steps *steps;                            // (n, FOURs of K)
+    Steps *steps;                            // (n, FOURS(K)): the scales of q
     float *scores;                           // (TOGETHER, columns)
     char *panels;                        // two packed STRIPs of K bytes per row
 } Workspace;
@@ -377,7 +377,7 @@ typedef struct {                             // one head of one token
 
 static Query query(const Operation *op, const Token *tokens, int n, int64_t task, int64_t columns) {
     int H = op->heads, G = op->kv_heads, D = op->head_dim, head = (int)(task / n), g = head / (H / G);
-    const Token *t = tokens + task % n;      // head by head, so that its keys and values stay in the core's cache
+    const Token *t = tokens + task % n;      // tasks go head by head, so that a head's keys and values stay in cache
     return (Query){op->in + (t - tokens) * (int64_t)(H + 2 * G) * D + (int64_t)head * D,
                    cached(op, op->cached_keys, columns, t, g, 0),
                    cached(op, op->cached_values, columns, t, g, 0),
@@ -402,7 +402,7 @@ static void attend(const Operation *op, const Token *tokens, int n, int64_t begi
         }
         int64_t paired = count / 2 * 2, keys = 0;
 #if FAST
-        keys = 4096 / D / HIGH * HIGH;       // 16 KiB
+        keys = 4096 / D / HIGH * HIGH;       // number of keys in 16 KiB
 #endif
         shared = keys && paired && D % 8 == 0 ? shared / keys * keys : 0;
 #if FAST

@@ -1,12 +1,12 @@
-"""Runs a model on a CPU in one call of C. Only the memory's bandwidth then limits the speed of decoding.
+"""Runs a model on a CPU with one call of C code. Only the memory's bandwidth then limits decoding speed.
 
-    runner = runner_for(model)     # a TorchRunner without a compiler, or if the model is not float32 on a CPU
+    runner = runner_for(model)     # a TorchRunner if there is no C compiler, or no float32 model on a CPU
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
-of the time. The `native.py` of a family builds the list from the modules of the PyTorch model. It uses the
-model's weights where they are, without a copy. So there is no second model. Tests compare the results with
-the slower PyTorch modules. The library is compiled at first use (native_library.py).
+of the time. The `native.py` of a family builds the list from the modules of the PyTorch model. The list uses
+the model's weights where they are, without a copy. So there is no second model. Tests compare the results
+with the slower PyTorch modules. The library is compiled at first use (native_library.py).
 
 The bits of a token's logits do not depend on other slots or other tokens in the call.
 
@@ -40,7 +40,7 @@ __all__ = [
     "without_warning",
 ]
 
-_FEW = 64  # with more tokens, torch's float32 products are faster
+_FEW = 64  # largest number of tokens for C with float32 weights; with more tokens, PyTorch is faster
 # Number of multiplications that makes one more thread useful. With fewer, the thread saves only microseconds
 # on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
 _FOR_A_THREAD = 2**19
@@ -160,10 +160,10 @@ class NativeRunner:
     results as in TorchRunner. The next call overwrites the logits.
     """
 
-    in_any_slot = True  # C gets the slot of each token, so it copies no slot
+    in_any_slot = True  # used slots need not be adjacent: C finds each token's slot by its number
     _workspace: Tensor
-    # The next attributes belong to the last call.
-    _sizes: tuple[int, ...]  # tokens, columns of the cache, threads
+    # The attributes below describe the last call into C.
+    _sizes: tuple[int, ...]  # numbers of tokens, of columns of the cache, and of threads
     _numbers: tuple[Any, ...]  # the arguments that were passed to C
     _logits: Tensor | None
     _n_logits: int
@@ -183,7 +183,7 @@ class NativeRunner:
     def takes(self, tokens: int) -> bool:
         """Return True if C is faster than PyTorch for this number of tokens.
 
-        For weights with fewer than 32 bits it always is.
+        With weights of fewer than 32 bits, C is always faster.
         """
         return self._any_length or tokens <= _FEW
 
@@ -217,7 +217,7 @@ class NativeRunner:
 
         In a row with a NaN, the NaN counts as the highest.
         """
-        if logits is not self._logits:  # C has no argmax for these logits, because another call made them
+        if logits is not self._logits:  # C's argmax reads C's own buffer, which holds the last logits only
             return self.torch.argmax(logits)
         if self._found is None or len(self._found[0]) != self._n_logits:
             self._found = (ctypes.c_int64 * self._n_logits)(), (ctypes.c_float * self._n_logits)()
@@ -315,11 +315,11 @@ class OperationList:
     def __init__(self, n: int) -> None:
         self._n = n
         self.operations: list[_Operation] = []
-        self.scratch: dict[str, Tensor] = {}  # name -> (n, width)
+        self.scratch: dict[str, Tensor] = {}  # name -> memory for an intermediate result, (n, width)
         self._keep: list[Tensor] = []  # keeps the tensors alive, because C has their addresses only
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Allocate memory (n, width) for an intermediate result. The buffer of the result is "logits"."""
+        """Allocate memory (n, width) for an intermediate result. The buffer for logits is named "logits"."""
         # Logits take much memory (n, V), but often only a few tokens need them. With torch.empty, the
         # operating system gives no memory to rows that are never written.
         make = torch.empty if name == "logits" else torch.zeros
@@ -327,7 +327,7 @@ class OperationList:
         return self.scratch[name]
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added."""
+        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
         more = {} if positions is None else {"positions": positions}
         self._add(_EMBED, n_out=table.shape[1], weight=table, out=out, **more)
 
@@ -354,8 +354,8 @@ class OperationList:
 
         Args:
             more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes its
-                gates. `add=1`: add the result to out. `wait=0`: threads need not wait for this operation,
-                because the next one does not read out.
+                gates. `add=1`: add the product to out, instead of overwriting out. `wait=0`: threads need
+                not wait for this operation, because the next operation does not read out.
         """
         values = more.pop("values", None)
         if act is not None:

@@ -1,11 +1,11 @@
 """Compiles native.c at first use, keeps the library in the user's cache folder, and loads it.
 
-    build = system_build()          # once per process, with this system's compiler: about two seconds
-    build.library or build.reason   # one of the two
+    build = system_build()    # compiles at the first call in a process, which takes about two seconds
+    build.library             # a ctypes.CDLL, or None: build.reason then says why
 
-The file name of a kept library contains the SHA-256 of the file. It is compared before loading, because an
-incomplete library would crash the process. If the cache folder cannot be written, each process compiles the
-library again.
+The file name of a kept library contains the SHA-256 of the file. This hash is compared before loading,
+because an incomplete library would crash the process. If the cache folder cannot be written, each process
+compiles the library again.
 
 This module does not import torch, because `minigpt env` uses it before torch is loaded.
 """
@@ -32,7 +32,7 @@ __all__ = ["FLAGS", "Build", "build", "cache_folder", "system_build"]
 
 SOURCE, PRODUCTS = (Path(__file__).with_name(name) for name in ("native.c", "products.h"))
 # -ffp-contract=off forbids fused multiply-adds. A compiler would use them in some loops and not in others,
-# and the bits of a token would depend on the number of tokens.
+# and the bits of a token's logits would depend on the number of tokens in the call.
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
     *("-shared", "-fPIC"),
@@ -59,7 +59,7 @@ def system_build() -> Build:
     """Build the library for this process, with the compiler CC, or the first of cc, gcc and clang on PATH."""
     named = os.environ.get("CC", "")
     try:
-        command = shlex.split(named)  # CC may hold several words: "ccache gcc" is common
+        command = shlex.split(named)  # CC may hold several words, such as "ccache gcc"
     except ValueError as error:
         return Build(None, f"CC={named!r} cannot be read: {error}")
     if command:
@@ -91,7 +91,7 @@ def build(
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        # if it was made on another system it does not load; then compile it
+        # a library that was made on another system may fail to load; it is then compiled again below
         with contextlib.suppress(_BuildError):
             return Build(_load(kept), compiler=command, path=kept)
     try:
@@ -127,7 +127,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """Return the kept libraries of this name. Damaged ones are deleted."""
+    """Return the kept libraries of this name. Damaged libraries are deleted."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():
@@ -172,7 +172,7 @@ def _compile(compiler: Sequence[str], flags: Sequence[str], goal: Path, shown: s
 def _complaint(shown: str, said: str) -> str:
     """Return the line of a compiler's output that explains the failure best.
 
-    This is a line about OpenMP, or else the first error, or else the last line.
+    The best line is a line about OpenMP, or else the first error, or else the last line.
     """
     lines = [" ".join(line.split()) for line in said.splitlines() if line.strip()]
     openmp = [line for line in lines if re.search(r"(?<!\w)(-fopenmp|-l\w?omp5?|omp\.h|lib\w?omp)\b", line)]

@@ -66,11 +66,14 @@ class Recorder:
         self.needs_states = options.output_hidden_states or options.output_attentions
         self.steps: list[dict[str, Any]] = []  # one entry for each chosen token
         self._states: list[Tensor] = []  # hidden states of the last forward pass, (1, T, C) each
-        self._attentions: list[Tensor] = []  # attention weights of that pass, (1, H, T, S) each
+        self._attentions: list[Tensor] = []  # attention weights of the last forward pass, (1, H, T, S) each
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:
-        """Collect the model's hidden states inside the context. Yield a list for the model's attentions."""
+        """Collect the model's hidden states inside the context.
+
+        Yield a list to which the model adds its attention weights, or None if the options do not select them.
+        """
         hooks = []
         self._states, self._attentions = [], []
         if self.options.output_hidden_states:
@@ -122,7 +125,11 @@ class Recorder:
 
 
 def joined(recorders: Sequence[Recorder], completions: list[Completion], sequences: Tensor) -> GenerateOutput:
-    """Join the outputs of all sequences, step by step. Shorter ones get zeros on the left and at the end."""
+    """Join the outputs of all sequences, step by step.
+
+    Zeros on the left fill the places of shorter prompts. Zeros at the end fill the steps after the end of a
+    sequence.
+    """
     found: dict[str, Any] = {}
     length = max(len(recorder.steps) for recorder in recorders)
     for name in recorders[0].steps[0]:

@@ -1,12 +1,12 @@
-"""Float32 products of many tokens on a CPU: oneDNN, with weights in an order of its own.
+"""Float32 matrix products of many tokens on a CPU, by oneDNN, which keeps the weights in its own order.
 
     packed = PackedWeights(model)
     with packed.in_use():
         model.base_model(ids)
 
 PyTorch gives a float32 product to MKL, which copies the weights into another order at each call. oneDNN
-keeps them in this order, and takes a tenth to a fifth less time (LOG.md). The packed weights are a second
-copy in memory, so they are made for as long as many tokens are read, and not for large models.
+makes such a copy once (packed weights), and takes a tenth to a fifth less time (LOG.md). The packed weights
+are a second copy in memory. So they exist only while many tokens are read, and not for large models.
 """
 
 import functools
@@ -21,10 +21,10 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = ["CAN_PACK", "PackedWeights"]
 
-_TOKENS = 1024  # oneDNN chooses the order for so many tokens; the weights serve any number
-_SMALLEST = 2**12  # weights of a layer; with fewer the call takes longer than the product
-_LIMIT = 2**30  # bytes
-# on other processors PyTorch uses other libraries, and nothing is measured
+_TOKENS = 1024  # oneDNN packs weights for this number of tokens; other numbers work, too
+_SMALLEST = 2**12  # smallest number of weights of a packed layer; with fewer, the call takes too long
+_LIMIT = 2**30  # largest number of bytes of packed weights
+# only for x86: on other processors PyTorch uses other libraries, and the gain was not measured
 CAN_PACK = (
     torch._C._has_mkldnn
     and platform.machine() in ("x86_64", "AMD64")
@@ -34,11 +34,11 @@ CAN_PACK = (
 
 
 class PackedWeights:
-    """The packed weights of a model's linear layers. The weights must not change as long as this lives.
+    """The packed weights of a model's linear layers. The weights must not change while this object exists.
 
     Args:
         model: the model. Layers that do not have float32 weights on the CPU stay as they are.
-        limit: most bytes of packed weights. When they are full, the other layers stay as they are.
+        limit: largest number of bytes of packed weights. Layers beyond the limit stay as they are.
     """
 
     def __init__(self, model: LanguageModel, limit: int = _LIMIT) -> None:
@@ -58,7 +58,7 @@ class PackedWeights:
     def in_use(self) -> Iterator[None]:
         """Compute with the packed weights inside the context. There are no gradients."""
         for layer, packed in self._layers:
-            # nn.Module.__call__ finds an attribute of the object before the method of the class
+            # nn.Module.__call__ takes this attribute of the object instead of the class's method `forward`
             layer.forward = functools.partial(_product, packed, layer.bias)  # type: ignore[method-assign]
         try:
             yield

@@ -1,9 +1,9 @@
 """Keeps keys and values of beginnings that many prompts share, such as a system prompt.
 
-Keys and values are kept in blocks of a fixed number of tokens. The key of a block is *all* ids up to its end,
-because the keys and values of a token depend on all tokens before it. So prompts with a common beginning
-share its blocks. The memory is allocated at the start. If it is full, the least recently used block is
-replaced.
+Keys and values are kept in blocks of a fixed number of tokens. A block is looked up by *all* ids up to its
+end, because the keys and values of a token depend on all tokens before it. Prompts that begin with the same
+ids share the blocks of this beginning. The memory is allocated at the start. If it is full, the least
+recently used block is replaced.
 
 Letters in shapes: L layers, H heads, T tokens of a block, D channels of one head.
 """
@@ -35,7 +35,7 @@ class PrefixCache:
     """
 
     def __init__(self, cache: KeyValueCache, block: int, prefix_mib: float) -> None:
-        kinds = cache.columns(0, 0, 1)  # (L, H, 1, ...) each
+        kinds = cache.columns(0, 0, 1)  # keys and values of one token, (L, H, 1, D) each
         size = sum(kind.nbytes for kind in kinds) * block
         count = int(prefix_mib * MIB / size)
         if count < 1:
@@ -85,7 +85,10 @@ class PrefixCache:
         return len(found) * self.block
 
     def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> None:
-        """If the tokens in a slot end at the end of a block, keep this block."""
+        """Keep the last block of a prompt's keys and values, if the tokens in its slot fill whole blocks.
+
+        A block has `self.block` tokens. A block that is already kept is not copied again.
+        """
         end = self._cache.length(slot)
         key = (adapters, tuple(prompt[:end]))
         if end % self.block or not end or end > len(prompt) or key in self._places:

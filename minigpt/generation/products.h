@@ -25,7 +25,7 @@
 #else
 #define REGISTER "+x"
 #endif
-#define IN_REGISTER(v) __asm__("" : REGISTER(v))  // otherwise compilers load v again for each use
+#define IN_REGISTER(v) __asm__("" : REGISTER(v))  // without this, compilers load v again for each use
 #define UNROLLED _Pragma("GCC unroll 16")    // unrolled, arrays of sums become registers
 
 enum { F32, F16, BF16, I8 };                 // formats of weights
@@ -48,7 +48,7 @@ static inline float total(__m256 v) {
     return _mm_cvtss_f32(_mm_add_ss(s, _mm_shuffle_ps(s, s, 1)));
 }
 
-// Computes total() of eight vectors at once. The additions and their order are those of total().
+// Computes total() of eight vectors together. The additions and their order are those of total().
 static inline __m256 totals(const __m256 *v) {
     __m256 half[4], quarter[2];
     for (int i = 0; i < 4; i++)              // adds the halves of v[i] and of v[i + 4]
@@ -65,8 +65,8 @@ static inline __m256 totals(const __m256 *v) {
 #endif
 
 // Rows of weights times one vector: out[r] = w[r] . x. The rows are read one after another, in the order of the memory,
-// because the prefetchers work best for one long stream. They stop at the end of a page; prefetching AHEAD bytes
-// helps there. Two sums hide the latency of an addition.
+// because the prefetchers work best for one long stream. Prefetchers stop at the end of a page; prefetching AHEAD
+// bytes helps there. Two sums hide the latency of an addition.
 enum { AHEAD = 2048, SHORT = 256, LANES = 16 };
 
 #if FAST
@@ -128,7 +128,7 @@ static void dots_f32(const float *w, int64_t K, const float *x, float *out, int6
     DOTS_OF(FLOATS, (float))
 }
 
-// float16 and bfloat16 are converted to float32 without rounding, and multiplied there.
+// float16 and bfloat16 are converted to float32 without rounding, and multiplied in float32.
 static inline float half_to_float(uint16_t h) {
     uint32_t bits = (uint32_t)(h & 0x7fff) << 13;
     float f;
@@ -161,7 +161,7 @@ static void dots_bf16(const uint16_t *w, int64_t K, const float *x, float *out, 
 // HIGH rows of weights times BROAD inputs. Each loaded vector is used for several products; this makes prompts fast.
 // K is a multiple of 8; inputs are `apart` numbers from each other. The additions have the order of `dots`, so a sum
 // has the same bits.
-enum { HIGH = WIDE ? 4 : 2, BROAD = 2 };     // their sums fit into the registers
+enum { HIGH = WIDE ? 4 : 2, BROAD = 2 };     // HIGH * BROAD sums fit into the registers
 #define TILE_AT(LOAD, K_HERE, SUMS) do {                                           \
     __m256 rows[HIGH];                                                             \
     UNROLLED for (int r = 0; r < HIGH; r++) {                                      \
@@ -289,7 +289,8 @@ static inline __attribute__((always_inline)) void row_i8(int T, const int8_t *w,
     UNROLLED for (int t = 0; t < T; t++) acc[t] = _mm_setzero_ps();
     for (int64_t f = 0; f < K / FOUR; f++, w += FOUR, x += FOUR, steps++)
         four_i8(T, w, FOUR, x, K, steps, fours, acc);
-    if (T > 1 && left == FOUR / 2) four_i8(T, w, FOUR / 2, x, K, steps, fours, acc);  // frequent; a constant is faster
+    // often left == FOUR / 2, and a constant size is faster
+    if (T > 1 && left == FOUR / 2) four_i8(T, w, FOUR / 2, x, K, steps, fours, acc);
     else if (left) four_i8(T, w, left, x, K, steps, fours, acc);
     UNROLLED for (int t = 0; t < T; t++) {
         __m128 half = _mm_add_ps(acc[t], _mm_movehl_ps(acc[t], acc[t]));
@@ -338,7 +339,7 @@ static void dots_i8(const int8_t *w, const float *row_scales, int64_t K, const i
 
 #if WIDE
 // A panel holds PANEL rows of weights: the first four numbers of each row, then the next four of each row, and so on.
-// A vector of a panel times four numbers of an input adds to 16 sums at once. No sum across a vector is needed.
+// A vector of a panel times four numbers of an input adds to 16 sums together. No sum across a vector is needed.
 static void pack(const int8_t *w, int64_t K, __m512i *panel) {
     for (int64_t k = 0; k < K; k += CHUNK)
         for (int half = 0; half < 2; half++) {
@@ -396,7 +397,7 @@ static __attribute__((noinline)) void panel_i8(const __m512i *panel, const float
 }
 #endif
 
-// Rounds to whole steps from -127 to 127. The largest value of a GROUP decides the size of its steps.
+// Rounds an input to whole steps from -127 to 127. The largest value of a GROUP decides the size of its steps.
 static void to_int8(const float *x, int64_t K, int8_t *q, Steps *steps) {
     memset(steps, 0, FOURS(K) * sizeof *steps);
     for (int64_t g = 0; g * GROUP < K; g++) {
@@ -436,7 +437,7 @@ static void strip_i8(const int8_t *w, const float *row_scales, int64_t K, int co
             n - across);
 }
 
-// The same for weights in float32, float16 and bfloat16.
+// As strip_i8, for weights in float32, float16 and bfloat16.
 static void strip(int dtype, const void *matrix, int64_t begin, int64_t K, int count, const float *x, int n,
                   float *sums) {
     const float *w32 = (const float *)matrix + begin * K;

@@ -67,7 +67,7 @@ class RequestHandle:
         """Wait for the end of the request. Return its tokens, or for a cancelled request the tokens so far.
 
         Args:
-            timeout: seconds to wait. It has an effect only if an EngineThread runs the engine.
+            timeout: seconds to wait. The timeout has an effect only if an EngineThread runs the engine.
 
         Raises:
             TimeoutError: if the request has not ended in time. The request continues.
@@ -80,11 +80,11 @@ class RequestHandle:
         return self._completion
 
     def cancel(self) -> None:
-        """Cancel the request. Its slot is free at the next token. No effect on a request that has ended."""
+        """Cancel the request. The slot is free at the next token. No effect on a request that has ended."""
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
-        """Wait until the request has `tokens` new tokens or has ended. None: wait for the end."""
+        """Wait until the request has `tokens` new tokens or has ended. tokens=None: wait for the end."""
 
         def is_there() -> bool:
             return self.done or (tokens is not None and self._given >= tokens)

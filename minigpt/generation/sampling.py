@@ -28,7 +28,7 @@ __all__ = [
 
 
 def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Divide the logits by the temperature. Below 1, likely tokens become more likely; above 1, less."""
+    """Divide the logits by the temperature. Below 1, likely tokens gain probability, above 1 they lose."""
     return logits / temperature
 
 
@@ -97,8 +97,8 @@ def filtered(
     """Apply temperature (1), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
 
     The number in parentheses switches an option off. A tensor (B, 1) is always applied, because reading its
-    values would make the CPU wait for the GPU. The numbers above then change no row, with one exception:
-    top_p = 1 removes tokens whose probability is 0 in single precision.
+    values would make the CPU wait for the GPU. In a tensor, the numbers above also change nothing, with one
+    exception: top_p = 1 removes tokens whose probability is 0 in single precision.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
         logits = apply_temperature(logits, temperature)

@@ -8,7 +8,7 @@
 
 `check_request` refuses wrong input before anything is computed. `StopChecker` takes the new ids of one
 prompt, one by one, and decides when they end. `IncrementalDetokenizer` turns new ids into text. Its `push`
-returns only text that later ids cannot change, so pieces can be shown at once. Joined, the pieces are the
+returns only text that later ids cannot change, so pieces can be shown immediately. Joined, the pieces are the
 whole text.
 
 This module runs no model.
@@ -121,14 +121,14 @@ def base_seed(options: GenerationOptions) -> int | None:
     """Return the seed from which each sequence's seed is made, or None if nothing is sampled."""
     if not options.do_sample:
         return None
-    # without the option `seed`, torch.manual_seed decides the result
+    # without the option `seed`, torch's random generator (torch.manual_seed) gives the seed
     return int(torch.randint(2**62, ())) if options.seed is None else options.seed
 
 
 def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
     """Return the seed of one sequence, for answer number `copy` to prompt number `prompt`.
 
-    For copy 0 it is [seed, prompt], so the first answer is the same for any number of answers.
+    For copy 0 the seed is [seed, prompt], so the first answer is the same for any number of answers.
     """
     return [seed, prompt, copy] if copy else [seed, prompt]
 
@@ -218,7 +218,7 @@ class Sequence(StopChecker):
         self._history: npt.NDArray[np.int64] | None = None
         self._n_known = 0  # number of new ids that are already in _history
         self.error: Exception | None = None
-        # names of its adapters; None: the adapters that are active in the model
+        # names of the sequence's adapters; None: the adapters that are active in the model
         self.adapters: tuple[str, ...] | None = None
         self.constraint = request.constraint
         self.uniform: npt.NDArray[np.float64] | None = None  # (limit,)  a random number for each new token
@@ -232,7 +232,8 @@ class Sequence(StopChecker):
         options = request.options
         # True: the slot is sometimes emptied, and the model reads all tokens in the context again
         self.restarts = options.window is not None or not options.use_cache
-        # Sequences with an equal `kind` can choose their tokens together. None: argmax of unchanged logits.
+        # Sequences with an equal `kind` can choose their tokens together. None: the token is the argmax of
+        # the unchanged logits.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 
@@ -267,7 +268,7 @@ class Sequence(StopChecker):
                 self.error = error
 
     def allowed(self) -> Ids[int]:
-        """Return the ids that the constraint allows next. If it fails, set `error` and return no ids."""
+        """Return the ids that the constraint allows next. If the constraint fails, set `error`."""
         assert self.constraint is not None, "something says what is allowed"
         try:
             return self.constraint.allowed()
@@ -289,14 +290,14 @@ class Sequence(StopChecker):
             self._history = np.full(start + self.limit, NO_TOKEN, dtype=np.int64)
             if self.embeds is None:
                 self._history[:start] = self.prompt
-        # beams copy each other's ids, so all of them are written again
+        # beams copy each other's ids, so for a beam all ids are written again
         known = 0 if self.beams is not None else self._n_known
         self._history[start + known : start + len(self.ids)] = self.ids[known:]
         self._n_known = len(self.ids)
         return self._history[: start + len(self.ids)]
 
     def slide(self, max_length: int) -> bool:
-        """Shorten a full context to the window. Return True if the context was full."""
+        """With the option window, shorten a context of max_length tokens. Return True if it was shortened."""
         options = self.request.options
         if options.window is None or len(self.context) < max_length:
             return False
@@ -310,7 +311,7 @@ class Sequence(StopChecker):
 
 
 class IncrementalDetokenizer:
-    r"""Turns ids into text, one by one. The text ends before the first stop string.
+    r"""Turns ids into text, one id at a time. The text ends before the first stop string.
 
     Two kinds of text must wait for later ids, so `push` holds them back. A token of a byte-level vocabulary
     may end inside a character, which then decodes as U+FFFD. And the end of the text may be the beginning of
@@ -321,9 +322,9 @@ class IncrementalDetokenizer:
     (['a', '', '\nb', '', ''], True)
 
     Args:
-        decode: ids -> text. Texts that consist of whole characters are decoded separately and joined. This is
-            wrong for tokenizers whose `joins` is False (WordPiece), because their spaces depend on other
-            tokens.
+        decode: function from ids to text. Texts that consist of whole characters are decoded separately and
+            joined. All ids are decoded together if the tokenizer's `joins` is False (WordPiece), because its
+            spaces depend on other tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Ids[str] = ()) -> None:
@@ -331,15 +332,14 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text may still change
-        self._taken = 0  # number of final characters in the text of `_ids`
-        self._held = ""  # final text that may be the beginning of a stop string
+        self._taken = 0  # number of characters in the text of `_ids` that can no longer change
+        self._held = ""  # text that cannot change, but may be the beginning of a stop string
 
     def push(self, token: int) -> str:
         """Add the next id. Return the text that can no longer change: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        # Only a U+FFFD at the end can still become a character. After an earlier one, other bytes have
-        # followed.
+        # Only a U+FFFD at the end can still become a character. Other bytes already follow an earlier U+FFFD.
         whole = text.removesuffix(REPLACEMENT)
         if not self._joins:  # WordPiece may still join the last three words: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""

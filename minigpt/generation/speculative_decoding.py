@@ -4,14 +4,14 @@
     sequence.speculation = Speculation(ModelDrafter(small), 4)       # a smaller model guesses
 
 Decoding one token reads all weights. Decoding a few tokens also reads them once, and takes about as long. So
-a drafter guesses some tokens, and the model reads all of them at once. The guesses before the first wrong one
-are kept, and the model's own choice replaces the wrong one. The tokens have the same distribution as without
-guesses:
+a drafter guesses some tokens, and the model reads all of them together. The guesses before the first wrong
+one are kept, and the model's own choice replaces the wrong one. The tokens have the same distribution as
+without guesses:
 
 - Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
   because each choice has the same logits and the same random number. C (minigpt.generation.native) computes
-  the same bits. PyTorch rounds several tokens in another order than one, so two almost equal scores may give
-  another id.
+  the same bits with and without guesses. PyTorch rounds several tokens in another order than one, so two
+  almost equal scores may give another id.
 - Guesses that a model has drawn are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast Inference
   from Transformers via Speculative Decoding), section 2.3: see `accept`.
 
@@ -144,10 +144,10 @@ def speculation(options: GenerationOptions, assistant_model: LanguageModel | Non
 
 
 class NgramDrafter:
-    """Looks for an earlier place with the same last tokens, and guesses the tokens that followed there.
+    """Looks for an earlier occurrence of the last tokens, and guesses the tokens that followed it.
 
-    This is called prompt lookup. It costs almost nothing, and helps if an answer repeats parts of its
-    question or of itself, as code does.
+    This method is called prompt lookup. Prompt lookup costs almost nothing, and helps if an answer repeats
+    parts of its question or of itself, as code does.
 
     Args:
         max_matching_ngram_size: number of last tokens to look for first. If these tokens did not occur
@@ -158,12 +158,12 @@ class NgramDrafter:
         if max_matching_ngram_size < 1:
             raise InputError(f"max_matching_ngram_size must be at least 1: got {max_matching_ngram_size}")
         self._size = max_matching_ngram_size
-        # n-gram -> index of the token that followed it the last time
+        # n-gram -> index of the token after the last occurrence of the n-gram
         self._ends: dict[tuple[int, ...], int] = {}
         self._seen = 0  # number of tokens whose n-grams are in the table
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """Guess the tokens that followed the last tokens of the sequence when these occurred before."""
+        """Guess the tokens that followed an earlier occurrence of the sequence's last tokens."""
         ids = [*sequence.prompt, *sequence.ids]
         # the last n-gram is left out, because no token follows it yet
         for end in range(self._seen + 1, len(ids)):
@@ -178,9 +178,10 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Guesses with a smaller model of the same vocabulary. Temperature, top_k and so on are the same.
+    """Guesses with a smaller model of the same vocabulary, and with the same temperature, top_k and so on.
 
-    Penalties and constraints are applied to the large model only. A guess that they forbid is just wrong.
+    Penalties and constraints are applied to the large model only. A guess that they forbid
+    counts as wrong.
     """
 
     def __init__(self, assistant_model: LanguageModel) -> None:
@@ -225,7 +226,7 @@ class ModelDrafter:
 
 
 def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
-    """Turn a token that was drawn from q into a token drawn from p. Keep it as often as possible.
+    """Turn a token that was drawn from q into a token drawn from p. The token is kept as often as possible.
 
     https://arxiv.org/abs/2211.17192, section 2.3: keep the token with probability min(1, p / q). Otherwise
     draw from max(p - q, 0), normalised. Then P(x) = min(p, q) + (1 - sum(min(p, q))) * max(p - q, 0) /
@@ -233,7 +234,8 @@ def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
 
     Args:
         p, q: distributions, (V,). q[token] must be above 0.
-        keep, again: two independent uniform numbers, 0 <= u < 1.
+        keep, again: two independent uniform numbers, 0 <= u < 1: one decides whether the token is kept, the
+            other draws a new token.
     """
     if keep * float(q[token]) < float(p[token]):
         return token

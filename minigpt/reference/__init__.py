@@ -3,7 +3,7 @@
 This folder may import NumPy, JAX, errors, console and storage. In reading order:
 
     bpe.py          text <-> ids
-    attention.py    shared by both models: softmax, attention, the cache of keys and values
+    attention.py    shared by GPT-2 and Qwen3: softmax, attention, the cache of keys and values
     gpt2.py         GPT-2
     qwen3.py        Qwen3
     sampling.py     from logits to the next token
@@ -14,6 +14,6 @@ This folder may import NumPy, JAX, errors, console and storage. In reading order
     backward.py     GPT-2's gradients, written by hand
     adam.py         Adam
     train_numpy.py  trains a tiny GPT with NumPy
-    transforms.py   the functions compiled, batched and differentiated by JAX
-    train_jax.py    the same training with JAX
+    transforms.py   the models' functions, compiled, batched and differentiated by JAX
+    train_jax.py    trains the same tiny GPT with JAX
 """

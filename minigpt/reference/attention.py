@@ -46,10 +46,11 @@ def attend(q: Array, k: Array, v: Array, positions: Array, np: Any = numpy) -> A
 def new_cache(layers: int, G: int, size: int, D: int, dtype: Any, np: Any = numpy) -> dict[str, Any]:
     """Make an empty cache for `size` tokens: a dict with `length`, and k and v of each layer, (G, size, D).
 
-    All memory is allocated at once. Appending to an array would copy the whole array for each token.
+    `length` is the number of tokens in the cache. All memory is allocated here, because appending to an array
+    would copy the whole array for each token.
     """
-    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
     blank = [{name: np.zeros((G, size, D), dtype) for name in ("k", "v")} for _ in range(layers)]
+    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
     return {"length": np.int32(0), "layers": blank}
 
 
@@ -58,9 +59,9 @@ def remember(
 ) -> tuple[Array, Array, dict[str, Array] | None]:
     """Write k and v, (G, T, D) each, into a layer's cache. Returns all keys, all values, and the cache.
 
-    With NumPy, the cache changes in place, and the results are views of its S used slots. JAX arrays cannot
-    change, so a new cache is made, and the results have all slots, used or not: jax.jit needs to know their
-    number when it compiles. The causal mask hides the unused slots.
+    With NumPy, the cache changes in place, and the returned keys and values are views of its S tokens. JAX
+    arrays cannot change, so a new cache is made. The returned keys and values then have the full size of the
+    cache, because jax.jit must know all shapes when it compiles. The causal mask hides the unused places.
     """
     if cache is None:
         return k, v, None

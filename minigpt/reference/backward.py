@@ -27,7 +27,8 @@ __all__ = ["loss_and_gradients"]
 
 def linear_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple[Array, Tree]:
     """Gradients of y = x @ weight + bias; g (T, out), x (T, in)."""
-    return g @ weight.T, {"weight": x.T @ g, "bias": g.sum(axis=0)}  # (T, in); (in, out), (out,)
+    # gradients of x (T, in), of weight (in, out) and of bias (out,)
+    return g @ weight.T, {"weight": x.T @ g, "bias": g.sum(axis=0)}
 
 
 def layer_norm_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple[Array, Tree]:
@@ -128,7 +129,7 @@ def loss_and_gradients(
 
     Args:
         params: the weights.
-        ids: (T+1,).
+        ids: ids of the tokens, (T+1,).
         mask: (T,), 1 where the loss counts the token of ids[1:]. Default: 1 everywhere.
         n_head: number of heads.
         gelu: "tanh" or "exact".
@@ -138,7 +139,7 @@ def loss_and_gradients(
     given, targets = ids[:-1], ids[1:]
     wte, wpe, ln_f = params["wte"]["weight"], params["wpe"]["weight"], params["ln_f"]
     mask = np.ones(len(targets), wte.dtype) if mask is None else np.asarray(mask, wte.dtype)
-    # forward
+    # forward pass
     positions = np.arange(len(given))
     inputs = [wte[given] + wpe[positions]]  # (T, C) each: inputs of the blocks and of ln_f
     for weights in params["h"]:
@@ -146,9 +147,9 @@ def loss_and_gradients(
     hidden = layer_norm(inputs[-1], **ln_f)  # (T, C)
     logits = hidden @ wte.T  # (T, V)
     loss = float((next_token_losses(logits, targets) * mask).sum() / mask.sum())
-    # backward
+    # backward pass
     g = next_token_losses_backward(logits, targets, mask)  # (T, V)
-    d_wte = g.T @ hidden  # (V, C): wte is also the output matrix; this is its gradient there
+    d_wte = g.T @ hidden  # (V, C): gradient of wte as the output matrix
     g, of_ln_f = layer_norm_backward(g @ wte, inputs[-1], **ln_f)  # (T, C)
     of_blocks: list[Tree] = []
     for weights, x in zip(reversed(params["h"]), reversed(inputs[:-1]), strict=True):

@@ -67,7 +67,7 @@ def train(
         texts: the texts to learn from.
         vocab_size: number of tokens, the 256 bytes included.
         min_frequency: least number of times that a pair must occur.
-        longest_word: while learning, longer words are cut to this number of characters.
+        longest_word: while learning, a longer word is cut into pieces of this number of characters.
     """
     counts = Counter[str]()
     for text in texts:

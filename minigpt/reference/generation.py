@@ -62,11 +62,13 @@ def generate(
     Args:
         ids: the prompt.
         params: the weights.
-        step, forward, cache: the model's functions of these names.
-        settings: further arguments of these functions.
+        step, forward: the model's functions of these names.
+        cache: called with a number of tokens; makes an empty cache for this number.
+        settings: further arguments of step and forward.
         n_tokens_to_generate: largest number of new tokens.
         eos_token_id: one end token or several.
-        use_cache: True: the model reads each token once. False: it reads the whole text for each new token.
+        use_cache: True: the model reads each token once. False: the model reads the whole text for each new
+            token.
         rng: random generator for sampling. None: always take the most likely token.
         temperature, top_k, top_p: see `sampling.filtered`; used only with rng.
         np: numpy or jax.numpy.

@@ -33,7 +33,7 @@ __all__ = ["cache_for", "forward", "generate", "params_from_names", "settings", 
 
 
 def linear(x: Array, weight: Array, bias: Array) -> Array:
-    """(T, in) -> (T, out)."""
+    """Compute a linear layer, (T, in) -> (T, out); weight (in, out), bias (out,)."""
     return x @ weight + bias
 
 
@@ -67,7 +67,7 @@ GELUS = {"tanh": gelu_tanh, "exact": gelu_exact}
 
 
 def mlp_forward(x: Array, c_fc: names.Tree, c_proj: names.Tree, gelu: str, np: Any = numpy) -> Array:
-    """(T, C) -> (T, C). The MLP computes each token without the others."""
+    """Compute the MLP, (T, C) -> (T, C). Each token is computed without the others."""
     a = GELUS[gelu](linear(x, **c_fc), np)  # (T, C) -> (T, 4C)
     return linear(a, **c_proj)  # (T, 4C) -> (T, C)
 
@@ -76,7 +76,7 @@ def attention_forward(
     x: Array, c_attn: names.Tree, c_proj: names.Tree,
     n_head: int, positions: Array, cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache. Each token attends to itself and to earlier tokens."""
+    """Compute causal self-attention, (T, C) -> (T, C). Returns the result and the layer's cache."""
     T, C = x.shape
     qkv = linear(x, **c_attn).reshape(T, 3, n_head, C // n_head)  # (T, C) -> (T, 3C) -> (T, 3, H, D)
     q, k, v = qkv.transpose(1, 2, 0, 3)  # (3, H, T, D): three times (H, T, D)
@@ -88,9 +88,9 @@ def block(
     x: Array, ln_1: names.Tree, attn: names.Tree, ln_2: names.Tree, mlp: names.Tree, *,
     n_head: int, gelu: str, positions: Array, cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """Compute a block: attention, then MLP. Each adds its result to the residual stream.
+    """Compute a block: attention, then MLP. Attention and MLP add their results to the residual stream.
 
-    Returns: (T, C) -> (T, C), and the layer's cache.
+    Returns: the new x (T, C), and the layer's cache.
     """
     normed = layer_norm(x, **ln_1, np=np)  # (T, C)
     mixed, cache = attention_forward(normed, **attn, n_head=n_head, positions=positions, cache=cache, np=np)

@@ -1,6 +1,6 @@
 """Converts flat names to a tree and back: {"h.0.ln_1.weight": a} <-> {"h": [{"ln_1": {"weight": a}}]}.
 
-A Hugging Face name is a path. Its parts are dict keys; parts that are digits are list indices.
+A Hugging Face name is a path. The parts of a path are dict keys; parts that are digits are list indices.
 """
 
 from collections.abc import Callable, Mapping
@@ -55,6 +55,8 @@ def flat(params: Any, prefix: str = "") -> dict[str, Any]:
 
 def map_tree(function: Callable[..., Any], first: Any, *others: Any) -> Any:
     """Apply a function to the leaves of trees with the same structure. Returns a tree of the results.
+
+    The function is called with one leaf of each tree.
 
     >>> map_tree(lambda a, b: a + b, {"h": [1, 2]}, {"h": [10, 20]})
     {'h': [11, 22]}

@@ -31,7 +31,7 @@ __all__ = ["cache_for", "forward", "generate", "params_from_names", "settings", 
 
 
 def linear(x: Array, weight: Array) -> Array:
-    """(T, in) -> (T, out). `weight` is (out, in). `.T` is a view, so the matrix is not copied."""
+    """Compute a linear layer, (T, in) -> (T, out); weight (out, in). `.T` is a view, so nothing is copied."""
     return x @ weight.T
 
 
@@ -41,14 +41,14 @@ def rms_norm(x: Array, weight: Array, eps: float, np: Any = numpy) -> Array:
 
 
 def silu(x: Array, np: Any = numpy) -> Array:
-    """x * sigmoid(x). It is computed with tanh, because exp(-x) could overflow."""
+    """Compute x * sigmoid(x), with tanh, because exp(-x) could overflow."""
     return x * (0.5 + 0.5 * np.tanh(0.5 * x))
 
 
 def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = numpy) -> tuple[Array, Array]:
     """Return cos and sin, (T, D/2) each, of the angle by which RoPE rotates each pair of channels.
 
-    The angle of pair i at position p is p * rope_theta^(-2i/D). Both are computed in the dtype of the
+    The angle of pair i at position p is p * rope_theta^(-2i/D). Cos and sin are computed in the dtype of the
     weights, as in the published model.
     """
     frequencies = 1 / rope_theta ** (np.arange(0, D, 2).astype(dtype) / D)  # (D/2,)
@@ -70,7 +70,7 @@ def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
 def mlp_forward(
     x: Array, gate_proj: names.Tree, up_proj: names.Tree, down_proj: names.Tree, np: Any = numpy
 ) -> Array:
-    """(T, C) -> (T, C): SwiGLU, https://arxiv.org/abs/2002.05202."""
+    """Compute the MLP (SwiGLU), (T, C) -> (T, C). https://arxiv.org/abs/2002.05202."""
     a = silu(linear(x, **gate_proj), np) * linear(x, **up_proj)  # (T, C) -> (T, F)
     return linear(a, **down_proj)  # (T, F) -> (T, C)
 
@@ -80,7 +80,7 @@ def attention_forward(
     q_norm: names.Tree, k_norm: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """(T, C) -> (T, C), and the layer's cache. `turn` is the result of `rotation`: cos and sin."""
+    """Compute causal self-attention, (T, C) -> (T, C), and the layer's cache. `turn`: RoPE's cos and sin."""
     T, D = x.shape[0], q_norm["weight"].shape[0]
     q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
     k = linear(x, **k_proj).reshape(T, -1, D)  # (T, C) -> (T, G * D) -> (T, G, D)
@@ -97,9 +97,9 @@ def layer_forward(
     mlp: names.Tree, *, positions: Array, turn: tuple[Array, Array], eps: float,
     cache: Any = None, np: Any = numpy,
 ) -> tuple[Array, Any]:  # fmt: skip
-    """Compute a block: attention, then MLP. Each adds its result to the residual stream.
+    """Compute a block: attention, then MLP. Attention and MLP add their results to the residual stream.
 
-    Returns: (T, C) -> (T, C), and the layer's cache.
+    Returns: the new x (T, C), and the layer's cache.
     """
     normed = rms_norm(x, **input_layernorm, eps=eps, np=np)  # (T, C)
     mixed, cache = attention_forward(
@@ -187,8 +187,8 @@ def generate(
 ) -> list[int]:
     """Return the ids that continue a prompt. Arguments and errors are those of `gpt2.generate`.
 
-    The length is not limited. But a text should not exceed max_position_embeddings of config.json, because
-    the model was not trained on longer texts.
+    The number of tokens is not limited. But a text should not exceed max_position_embeddings of config.json,
+    because the model was not trained on longer texts.
     """
     generation.check_ids(ids, params["embed_tokens"]["weight"].shape[0], n_tokens_to_generate)
     return generation.generate(

@@ -47,7 +47,7 @@ def filtered(
 def sample(logits: Array, uniform: Array, np: Any = numpy) -> Array:
     """Draw a token from softmax(logits), (V,) -> (), with a random number 0 <= uniform < 1.
 
-    The drawn token is the first at which the cumulative sum of probabilities exceeds the number. So a token
+    The drawn token is the first at which the cumulative sum of probabilities exceeds `uniform`. So a token
     of probability 0 is never drawn.
     """
     cumulative = np.cumsum(softmax(logits, np))  # (V,)

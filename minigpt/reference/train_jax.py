@@ -5,7 +5,7 @@
 
 jax.vmap runs the functions of `gpt2.py` on a batch, jax.value_and_grad computes the gradients, jax.jit
 compiles a step. Text, initial weights, batches, Adam and output are the same as in `train_numpy.py`. So with
-the same seed both scripts print the same losses, up to rounding.
+the same seed, this script and `train_numpy.py` print the same losses, up to rounding.
 """
 
 from typing import Any
@@ -22,7 +22,7 @@ __all__ = ["main", "step"]
 
 
 def step(options: Options) -> Step:
-    """Return the training step, compiled: (params, batch, state, rate) -> loss, params, state."""
+    """Return the training step, a compiled function: (params, batch, state, rate) -> loss, params, state."""
     jax = imported_jax()
 
     @jax.jit  # type: ignore[untyped-decorator]

@@ -86,7 +86,7 @@ Step = Callable[[names.Tree, Any, dict[str, Any], float], tuple[float, names.Tre
 
 
 def step(options: Options) -> Step:
-    """Return the training step in NumPy: (params, batch, state, rate) -> loss, params, state."""
+    """Return the training step, a NumPy function: (params, batch, state, rate) -> loss, params, state."""
 
     def one(params: names.Tree, batch: Any, state: dict[str, Any], rate: float) -> Any:
         loss, gradients = batch_loss_and_gradients(params, batch, options.n_head)
@@ -126,7 +126,7 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     ids = numpy.array([index[character] for character in text])
     print(f"{len(text):,} characters, {len(characters):,} different ones")
     losses, params = [], names.tree({})
-    for loss, params in train(options, make_step(options), ids, len(characters)):  # noqa: B007 -- the last ones
+    for loss, params in train(options, make_step(options), ids, len(characters)):  # noqa: B007 -- used below
         losses.append(loss)
         number = len(losses)
         if number % max(1, options.steps // 10) == 0 or number == 1:

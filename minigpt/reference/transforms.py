@@ -58,7 +58,7 @@ def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tr
     """
     jax = imported_jax()
     one = functools.partial(forward, **settings, np=jax.numpy)
-    # in_axes: each row of ids is one call; all calls share params
+    # in_axes=(0, None): `one` gets each row of ids, and always the same params
     return jax.jit(jax.vmap(one, in_axes=(0, None)))  # type: ignore[no-any-return]
 
 
@@ -69,9 +69,9 @@ def batch_loss(
 
     Args:
         params: the weights.
-        ids: (B, T+1).
+        ids: ids of the tokens, (B, T+1).
         mask: (B, T), 1 where the loss counts the token of ids[:, 1:], 0 at padding.
-        forward: the model's function.
+        forward: the model's function of this name.
         settings: further arguments of `forward`.
     """
     jax = imported_jax()
@@ -93,13 +93,13 @@ def loss_and_gradients(
 
 @functools.cache
 def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
-    """Return the whole generation loop, compiled, so that no Python runs between two tokens.
+    """Return one compiled function that runs the whole generation loop. No Python runs between two tokens.
 
-    Arguments of the result: ids (T,), an empty cache for all tokens, params and jax.random.key(seed). By
-    keyword: n_tokens_to_generate, do_sample=False (the key is then ignored), temperature=1.0, top_k=0,
-    top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token, all ids are end
-    tokens. The loop is compiled again for another length of ids, size of the cache, n_tokens_to_generate,
-    top_k or top_p.
+    The returned function takes: ids (T,), an empty cache for all tokens, params and jax.random.key(seed). It
+    takes by keyword: n_tokens_to_generate, do_sample=False (the key is then ignored), temperature=1.0,
+    top_k=0, top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token, all ids
+    are end tokens. JAX compiles the function again for another number of ids, size of the cache,
+    n_tokens_to_generate, do_sample, top_k or top_p.
     """
     jax = imported_jax()
     np = jax.numpy

@@ -30,7 +30,7 @@ __all__ = ["load", "read_safetensors", "read_tensors"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "qwen3": qwen3}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# NumPy has no bfloat16, so it is read as 16-bit integers; _widened converts them
+# NumPy has no bfloat16, so bfloat16 numbers are read as 16-bit integers, which _widened converts
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -63,7 +63,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
         if not numpy.isfinite(array).all():
             raise InputError(f"{folder}: {name} holds NaN or infinity: these weights are unusable")
         if dtype is not None:
-            with numpy.errstate(over="ignore"):  # NumPy would warn; the error below says it better
+            with numpy.errstate(over="ignore"):  # suppress NumPy's warning; the error below is clearer
                 tensors[name] = array.astype(dtype)
             if not numpy.isfinite(tensors[name]).all():
                 raise InputError(f"{folder}: {name} holds values beyond the largest {numpy.dtype(dtype)}")

@@ -2,7 +2,7 @@
 
 A file is written under a temporary name in the same folder, flushed to the disk, and then renamed. After a
 crash, a full disk or Ctrl-C the old file is unchanged. A manifest lists the files of a folder with size and
-SHA-256. Without it, a flipped bit in a weight file would load without an error.
+SHA-256. Without a manifest, a flipped bit in a weight file would load without an error.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ def _no_hook(point: str) -> None:
 
 
 # Called at each step of writing with the step's name ("model.safetensors: flushed"). The tests and a
-# benchmark replace it, to kill the process or simulate a disk error at that step.
+# benchmark replace this hook, to kill the process or simulate a disk error at that step.
 step_hook: Callable[[str], None] = _no_hook
 
 
@@ -93,7 +93,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
 
 
 def atomic_write(path: Path | str, content: str | bytes) -> None:
-    """Write a file so that after a crash it is either the old or the new one, never half of it."""
+    """Write a file. After a crash, the path holds the old or the new content, never a part of the new one."""
     data = content.encode() if isinstance(content, str) else content
     with atomic_open(path) as file:
         file.write(data)
@@ -106,7 +106,7 @@ def atomic_folder(
 
     Args:
         goal: the folder. It must not exist at the time of the rename.
-        fill: writes the files into the temporary folder.
+        fill: called with the temporary folder, into which it writes the files.
         before_rename: called when the new folder is complete and on the disk. It may move an old `goal` away.
 
     Raises:
@@ -141,7 +141,7 @@ def make_folder(folder: Path) -> None:
     """Make a folder and its parents, if they do not exist. Flush them, so that they survive a power cut.
 
     Raises:
-        InputError: if it cannot be made; the message has the path, the reason and the free bytes.
+        InputError: if a folder cannot be made; the message has the path, the reason and the free bytes.
     """
     with _explained(folder, folder, folder):
         _make_folder(folder)

@@ -4,7 +4,7 @@
 
 An error is raised for: anything but a regular file (reading a pipe or device might never end), more than
 `max_bytes`, more than 100 levels of nesting, an integer of more than 300 digits, invalid UTF-8, a key that
-occurs twice in an object (programs disagree about which value counts), and a top level that is no object.
+occurs twice in an object (programs disagree about which value counts), and a top level that is not an object.
 """
 
 import json
@@ -23,17 +23,17 @@ __all__ = ["MAX_BYTES", "json_text", "parse_json", "read_json", "read_toml", "re
 
 MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
 MAX_DEPTH = 100
-_MAX_DIGITS = 300  # longest integer; with 300 digits it is still finite as a float
+_MAX_DIGITS = 300  # largest number of digits of an integer; with 300 digits, float(integer) is still finite
 
 
 def json_text(value: Any, **options: Any) -> str:
     r"""Return a value as JSON for a file. Chinese stays readable; lone surrogates are escaped.
 
-    The name of a file may hold a lone surrogate, where it is not UTF-8. UTF-8 cannot encode it.
+    In Python, a file's name that is not UTF-8 has lone surrogates. UTF-8 cannot encode lone surrogates.
 
     Args:
-        value: what JSON can hold.
-        options: of json.dumps.
+        value: a value that JSON can hold.
+        options: further arguments of json.dumps.
 
     >>> print(json_text({"模型": "\udcff"}))
     {"模型": "\udcff"}
@@ -74,7 +74,7 @@ def read_toml(path: Path | str, *, max_bytes: int = MAX_BYTES) -> dict[str, Any]
     """Read a TOML file.
 
     Raises:
-        OSError: if the file cannot be opened, or is no regular file.
+        OSError: if the file cannot be opened, or is not a regular file.
         ValueError: if the file is too large or not TOML; the message is one line.
     """
     with open_regular(path) as file:

@@ -28,7 +28,7 @@ _ALIGNED = 256  # the address of each copy is a multiple of this number
 
 
 def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
-    """Return new memory, and a view of `size` bytes in it that begins at a multiple of a large page."""
+    """Return new memory, and a view of `size` bytes in it, whose address is a multiple of PAGE."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, -(-size // PAGE) * PAGE + PAGE, **private)
     begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE
@@ -43,7 +43,7 @@ def ask_for_large_pages(memory: mmap.mmap) -> None:
 
 
 class LargePages:
-    """Copies tensors into large pages. Several tensors share one block of memory. It is thread-safe."""
+    """Copies tensors into large pages. Several tensors share one block of memory. Threads may share it."""
 
     def __init__(self) -> None:
         self._free: list[memoryview] = []  # the unused end of each block
@@ -52,7 +52,7 @@ class LargePages:
     def copied(
         self, tensor: "torch.Tensor", dtype: "torch.dtype | None" = None, *, own: bool = False
     ) -> "torch.Tensor":
-        """Return a contiguous copy on the same device. On the CPU, the copy is in large pages.
+        """Return a contiguous copy of a tensor on its device. On the CPU, the copy is in large pages.
 
         Args:
             tensor: the tensor.

@@ -27,7 +27,7 @@ __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_we
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 KEPT = 2**18  # bytes; a smaller tensor is copied, so that it does not keep its whole block in memory
 
-_BLOCK = 2**24  # largest number of bytes that are read at once; a larger tensor is read alone
+_BLOCK = 2**24  # largest number of bytes of tensors that are read together; a larger tensor is read alone
 _MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than the import
 _PIECE = 2**30  # largest number of bytes per system call; Linux allows nearly 2 GiB
 _LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not read ahead
@@ -43,12 +43,12 @@ def folder_of_weights(folder: Path) -> Path:
     if not has_weights(folder):
         for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
-                return resolved(folder / name)  # resolve the link now, because training may move it
+                return resolved(folder / name)  # resolve the link now, because training may move the link
     return folder
 
 
 class ReadAhead:
-    """Reads the tensors of a model folder into memory, in a thread that starts at once.
+    """Reads the tensors of a model folder into memory, in a thread that starts immediately.
 
     After the reading, `check` compares the folder with its manifest.
 
@@ -61,7 +61,7 @@ class ReadAhead:
         self._states: dict[Path, os.stat_result] = {}
         self._blocks: dict[tuple[Path, str], _Block] = {}
         self._contents: dict[tuple[Path, str], memoryview] = {}
-        # without access, or without a new thread, nothing is read ahead
+        # if a file cannot be opened, or no new thread can start, nothing is read ahead
         with contextlib.suppress(OSError, RuntimeError):
             if hasattr(os, "preadv"):  # os.preadv does not exist on Windows
                 folder = folder_of_weights(folder)
@@ -88,7 +88,7 @@ class ReadAhead:
         return None
 
     def _planned(self, path: Path) -> "list[_Block]":
-        """Divide the tensors of a file into blocks that are read at once. A damaged file gives no blocks."""
+        """Divide the tensors of a file into blocks that are read together. A damaged file gives no blocks."""
         blocks: list[_Block] = []
         with contextlib.suppress(OSError, InputError):
             self._states[path] = path.stat()

@@ -15,7 +15,7 @@ from pathlib import Path
 
 __all__ = ["MOST_BYTES", "is_there", "open_regular", "read_bytes", "read_text", "resolved"]
 
-MOST_BYTES = 2**30  # largest number of bytes of a file that is read whole
+MOST_BYTES = 2**30  # largest number of bytes of a file that is read into memory as a whole
 
 _KINDS = {
     stat.S_IFIFO: "a pipe",
@@ -23,12 +23,12 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-# for `<(...)` and `|`, the shell passes paths that begin so
+# beginnings of the paths that a shell passes for pipes: `<(...)` and `|`
 _OF_THE_SHELL = ("/dev/fd/", "/dev/stdin", "/proc/")
 
 
 def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReader:
-    """Open a regular file for reading, or raise an error at once.
+    """Open a regular file for reading, or raise an error immediately.
 
     Args:
         path: the file. Links are followed.
@@ -71,7 +71,7 @@ def read_bytes(path: Path | str, *, or_pipe: bool = False, max_bytes: int = MOST
     Args:
         path: the file.
         or_pipe: as in `open_regular`.
-        max_bytes: a larger file is an OSError. (A sparse file can have a size beyond all memory.)
+        max_bytes: a larger file raises an OSError. (A sparse file can have a size beyond all memory.)
     """
     with open_regular(path, or_pipe=or_pipe) as file:
         if (

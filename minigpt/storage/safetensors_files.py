@@ -68,7 +68,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        # names of the tensors returned so far whose memory the caller may overwrite: no other tensor uses it
+        # names of the tensors returned so far whose memory only they use, so that the caller may overwrite it
         self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
@@ -101,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Give a name of the file that is UTF-8. Linux allows any bytes in a name, the library UTF-8 only."""
+    """Yield a UTF-8 name of the file. Linux allows any bytes in a name, safetensors only UTF-8."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
@@ -114,7 +114,7 @@ def _utf8_name(path: Path) -> Iterator[str]:
 class WeightFiles(Mapping[str, Tensor]):
     """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
-    If both are missing, the only other .safetensors file is read, whatever its name.
+    If the folder has neither of these, its only other .safetensors file is read, whatever its name.
 
     Args:
         folder: the folder.

@@ -18,7 +18,7 @@ from minigpt.storage.json_files import parse_json, read_json, reading
 
 __all__ = ["ITEM_SIZES", "MAX_HEADER", "PICKLE_REMEDY", "Entry", "read_header", "read_index"]
 
-_MOST_SIDES = 16  # dimensions of a tensor; torch takes very long to make one of a million dimensions
+_MOST_SIDES = 16  # largest number of dimensions of a tensor; torch takes very long for a million dimensions
 MAX_HEADER = 100_000_000  # largest number of bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
@@ -39,7 +39,7 @@ ITEM_SIZES = {
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its type (the format's name), its shape, its first byte and the byte after it."""
+    """A tensor in a file: its type (the format's name), its shape; its bytes go from `begin` to `end` - 1."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -95,7 +95,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
 
 
 def _entry(name: str, entry: Any) -> tuple[str, Entry]:
-    """Check one entry of the header. Its offsets are counted from the end of the header."""
+    """Check one entry of the header. The entry's offsets are counted from the end of the header."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r:.80} needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

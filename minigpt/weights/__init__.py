@@ -11,7 +11,7 @@ finetuning. In reading order:
     gguf_file.py            GGUF files, for llama.cpp
     onnx_file.py            ONNX files, for onnxruntime
     html_file.py            a model as one HTML file
-    html_tokenizer.py       describes the tokenizer for this page
-    html_prompt.py          describes the prompt format for this page
+    html_tokenizer.py       describes the tokenizer for the HTML file
+    html_prompt.py          describes the prompt format for the HTML file
     download.py             downloads a published model
 """

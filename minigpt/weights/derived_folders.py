@@ -28,7 +28,7 @@ def write_derived(
         source: the old folder, whose tokenizer and generation_config.json are copied.
         goal: the new folder. It may exist if it is empty.
         config: the content of config.json.
-        write: writes the weights into a given folder.
+        write: called with a temporary folder, into which it writes the weights.
 
     Raises:
         InputError: if the folder cannot be written.

@@ -6,8 +6,8 @@ A file is written to FILE.part, and renamed when it is complete. An interrupted 
 stopped, if the file on the server is still the same. After a network error the download is tried again, with
 growing pauses. Progress is shown on stderr.
 
-This module does not check the content of the files. The program that reads a file does: for example, OpenAI's
-checkpoint has checksums for all its weights.
+This module does not check the content of the files. The code that reads a file later does this check: for
+example, OpenAI's checkpoint has checksums for all its weights.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ from minigpt.storage.json_files import read_json
 
 __all__ = ["Patience", "download_model", "fetch"]
 
-CHUNK = 1 << 18  # number of bytes that are read at once
+CHUNK = 1 << 18  # largest number of bytes that are read in one call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +41,7 @@ class Patience:
 
     timeout: float = 30.0  # seconds without a byte after which the connection counts as broken
     attempts: int = 5  # after this number of attempts in a row without a new byte, the download fails
-    pause: float = 1.0  # seconds before the second attempt; doubled before each further one
+    pause: float = 1.0  # seconds before the second attempt; doubled before each further attempt
     sleep: Callable[[float], None] = time.sleep
 
 
@@ -54,7 +54,7 @@ def download_model(folder: Path, addresses: dict[str, str], patience: Patience |
 
     Args:
         folder: the folder for the files.
-        addresses: name of each file -> its URL, as from `urls`.
+        addresses: name of each file -> its URL.
         patience: timeout, attempts and pauses.
 
     Raises:
@@ -79,7 +79,7 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
     """Download one file. Continue from FILE.part if it is there.
 
     Raises:
-        InputError: if the URL cannot be downloaded or the file cannot be written; the message names it.
+        InputError: if the URL cannot be downloaded or the file cannot be written; the message says which.
     """
     patience = patience or Patience()
     attempts, furthest = 0, -1
@@ -207,7 +207,7 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
 
 
 def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
-    """Compare the server's headers with the part that is already here. Returns the length of the whole file.
+    """Compare the server's headers with the part that is already here. Returns the file's size in bytes.
 
     If the server sends another version of the file, the part is deleted.
     """

@@ -2,14 +2,14 @@
 
     notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # differences in llama.cpp
 
-Names, keys and quantisation come from llama.cpp's Python package `gguf`. It is optional, and imported only
-when it is needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md. minigpt writes GGUF
-but does not read it.
+Names, keys and quantisation come from llama.cpp's Python package `gguf`. This package is optional, and
+imported only when it is needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+minigpt writes GGUF but does not read it.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
-vocabulary. Each of its pieces is one character, so a text can be cut in only one way, and llama.cpp finds the
-same ids as minigpt. There is one difference: llama.cpp turns several unknown characters in a row into a
-single <unk>.
+vocabulary. Each piece of this vocabulary is one character, so a text can be cut in only one way, and
+llama.cpp finds the same ids as minigpt. There is one difference: llama.cpp turns several unknown characters
+in a row into a single <unk>.
 """
 
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["DTYPES", "write_gguf"]
 
-# minigpt's name of a type -> its name in gguf.LlamaFileType
+# minigpt's name of a type -> the type's name in gguf.LlamaFileType
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
 _SPACE = "\u2581"  # character for a space in llama.cpp's "t5" vocabularies
@@ -207,7 +207,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # GPT-2 also uses one token for both; llama.cpp's default id may be outside the vocabulary
+        bos = eos  # one token is BOS and EOS, as in GPT-2; llama.cpp's default may be outside the vocabulary
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

@@ -47,7 +47,7 @@ SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-_PART = 3 * 2**20  # bytes of weights in one element of the page; a multiple of 3, so base64 needs no padding
+_PART = 3 * 2**20  # largest number of bytes in one element of the page; a multiple of 3: no padding in base64
 
 
 def write_html(
@@ -76,9 +76,9 @@ def write_html(
         name: a name of the model, which the page shows.
         options: name of a field of GenerationOptions -> the first value of its slider in the page.
         start: the id with which the model begins if the text is empty; only for the format "text".
-        opened: what the page shows at once: {"said": the question, "prompt": its ids, "ids": the answer's
-            ids, "isOwn": true if the model wrote the answer, "view", "layer", "head"}. `Page.open` in page.js
-            reads it.
+        opened: what the page shows when it opens: {"said": the question, "prompt": its ids, "ids": the
+            answer's ids, "isOwn": true if the model wrote the answer, "view", "layer", "head"}. `Page.open`
+            in page.js reads this dict.
         max_bytes: largest number of bytes of weights, before compression.
 
     Returns: sentences that say where the page's results differ from minigpt's.
@@ -195,7 +195,7 @@ def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
 
     There are several elements, because browsers limit the length of one text.
     """
-    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31 means gzip. Level 9 is slower, not smaller
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: gzip; level 9 would be slower, not smaller
     waiting = bytearray()
 
     def flush(least: int) -> None:
@@ -217,7 +217,8 @@ def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
 class _Plan:
     """Collects the operations of a model as JSON for the page.
 
-    A family calls its methods, which have the names and arguments of native.OperationList.
+    A model family calls the methods of this class. Their names and arguments are those of
+    native.OperationList.
 
     Attributes:
         widths: name of each buffer -> its width.
@@ -230,7 +231,7 @@ class _Plan:
         self.operations: list[dict[str, Any]] = []
         self.tensors: list[Tensor] = []
         self._numbers: dict[tuple[int, torch.Size], int] = {}
-        self._buffers: dict[int, str] = {}  # address of a buffer's storage -> its name
+        self._buffers: dict[int, str] = {}  # address of a buffer's storage -> the buffer's name
         self._keep: list[Tensor] = []
 
     # -- what a family calls --------------------------------------------------------------------------------
@@ -244,7 +245,7 @@ class _Plan:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added."""
+        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
         more = {"weight": self._number(table), "positions": self._number(positions)}
         self.operations.append({"kind": "embed", **more, **self._place("output", out)})
 
@@ -307,7 +308,7 @@ class _Plan:
         return {key: name, f"{key}At": view.storage_offset()}
 
     def _number(self, tensor: Tensor | None) -> int | None:
-        """Return a tensor's index in `tensors`. A shared tensor, such as a tied lm_head, is there once."""
+        """Return a tensor's index in `tensors`. A shared tensor, such as a tied lm_head, has one index."""
         if tensor is None:
             return None
         key = (tensor.data_ptr(), tensor.shape)

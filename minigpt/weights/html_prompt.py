@@ -6,8 +6,9 @@ assistant as fixed pieces between the messages:
     head, user, between[0], answer, between[1], user, ..., user, tail
 
 To find the pieces, this module renders a conversation with marks in place of the messages, and cuts the
-result at the marks. Then it checks the pieces with a longer conversation. A piece is a list of texts and ids
-of special tokens. If a template has no such pieces, the page asks each question without the earlier ones.
+rendered text at the marks. Then it checks the pieces with a longer conversation. A piece is a list of texts
+and ids of special tokens. If a template has no such pieces, the page asks each question without the earlier
+ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -124,8 +125,8 @@ class _Template:
     def _rendered(self, turns: Sequence[str], add: bool = True, **options: Any) -> _Piece:
         """Render a conversation with the chat template.
 
-        In `turns`, "a" stands for an answer. Any other text is a user's message. `add` puts it between the
-        marks < and >, so that `_cut` can find it.
+        In `turns`, "a" stands for an answer. Any other text is a user's message. If `add` is True, each
+        message is put between the marks < and >, so that `_cut` can find the message.
         """
         messages: list[Mapping[str, Any]] = []
         for turn in turns:

@@ -1,6 +1,6 @@
 """Describes a tokenizer for the program in an HTML file (see html_file.py).
 
-That program supports tokenizers of single characters, byte-level BPE, and WordPiece.
+This program supports tokenizers of single characters, byte-level BPE, and WordPiece.
 """
 
 from typing import Any

@@ -10,7 +10,7 @@ Inputs and outputs have the names that Optimum gives them:
     position_ids                    int64 (B, T)          their positions
     past_key_values.0.key, .value   float32 (B, K, P, D)  the cache of layer 0; P is 0 at first
     logits                          float32 (B, T, V)
-    present.0.key, .value           float32 (B, K, S, D)  the same cache with these tokens
+    present.0.key, .value           float32 (B, K, S, D)  the same cache with the tokens of this call
 
 Each family describes its forward pass as a list of operations, also for generation.native. This module writes
 one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
@@ -45,7 +45,8 @@ __all__ = ["OnnxDtype", "write_onnx"]
 
 OnnxDtype = Literal["float32", "float16"]
 
-# these two versions belong together; older programs could not read newer versions
+# Versions of the operators and of the file format. These two belong together. Older programs could not read
+# newer versions.
 _OPSET, _IR_VERSION = 20, 9
 _INLINE = 2**30  # largest number of bytes of weights inside the file; protobuf limits the whole file to 2 GiB
 _FLOAT16_MAX = 65504.0
@@ -65,7 +66,7 @@ def write_onnx(
     Args:
         path: the file to write.
         model: the model, not quantised.
-        tokenizer: its tokenizer. It tells whether the model is a masked language model, which fills gaps.
+        tokenizer: its tokenizer, which shows whether the model is a masked language model (fills gaps).
         dtype: type of the matrices in the file. The arithmetic is always float32. Vectors are always float32.
         inline: if the weights have more bytes than this, they go to a second file, NAME.data.
 
@@ -103,7 +104,7 @@ def _package() -> Any:
 
 
 def _write(onnx: Any, path: Path, graph: "_Graph", inline: int) -> list[Path]:
-    """Write the graph, then the weights. One weight at a time is copied, to save memory."""
+    """Write the weights and the graph. If the weights have their own file, one weight at a time is copied."""
     proto = graph.proto()
     sizes = [tensor.numel() * (2 if narrow else 4) for tensor, narrow in graph.weights.values()]
     beside = path.with_name(f"{path.name}.data") if sum(sizes) > inline else None
@@ -140,9 +141,10 @@ def _bytes(name: str, tensor: Tensor, narrow: bool) -> bytes:
 class _Graph:
     """Collects the operations of a model as ONNX nodes.
 
-    A family calls its methods, which have the names and arguments of native.OperationList. The activations of
-    all tokens are the rows of a matrix, (B * T, C). A node never changes a value. So writing into a buffer
-    makes a new value, and `_values` holds the newest value of each buffer.
+    A model family calls the methods of this class, which have the names and arguments of
+    native.OperationList. The activations of all tokens are the rows of a matrix, (B * T, C). A node never
+    changes a value. So writing into a buffer makes a new value, and `_values` holds the name of the newest
+    value of each buffer.
 
     Attributes:
         weights: name -> (the tensor, True if it is stored in float16).
@@ -157,8 +159,8 @@ class _Graph:
         self._constants: dict[str, Any] = {}
         self.weights: dict[str, tuple[Tensor, bool]] = {}
         self._names = {(one.data_ptr(), one.shape): name for name, one in model.named_parameters()}
-        self._values: dict[tuple[str, int], str] = {}  # buffer, first column -> name of the newest value
-        self._buffers: dict[int, str] = {}  # address of a buffer's storage -> its name
+        self._values: dict[tuple[str, int], str] = {}  # (buffer, first column) -> name of the newest value
+        self._buffers: dict[int, str] = {}  # address of a buffer's storage -> the buffer's name
         self._keep: list[Tensor] = []
         self._layers = 0
         self._shape = self._node("Shape", "input_ids")  # the shape (B, T) as a value of the graph
@@ -178,7 +180,7 @@ class _Graph:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added."""
+        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
         x = self._rows(table, "input_ids")
         if positions is not None:
             x = self._node("Add", x, self._rows(positions, "position_ids"))
@@ -201,7 +203,7 @@ class _Graph:
         elif norm is not None:
             x = self._rms_norm(x, norm.weight, norm.eps)
         y = self._linear(layer, x)
-        if more.get("values") is not None:  # SwiGLU: the activation is multiplied by `values`
+        if more.get("values") is not None:  # SwiGLU: the activation is multiplied by the output of `values`
             silu = self._node("Mul", y, self._node("Sigmoid", y))
             y = self._node("Mul", silu, self._linear(more["values"], x))
         elif act is not None:
@@ -274,7 +276,7 @@ class _Graph:
     def _queries_keys_values(self, qkv: Tensor, queries: int, keys: int) -> list[str]:
         """Return the names of the newest values of q, k and v.
 
-        Some models compute them with one product, which is split here, others with three products.
+        Some models compute q, k and v with one product, which is split here, others with three products.
         """
         name, at = self._place(qkv)
         places = [(name, at + offset) for offset in (0, queries, queries + keys)]
@@ -283,7 +285,7 @@ class _Graph:
         return self._split(self._values[name, at], queries, keys, keys)
 
     def _heads(self, x: str, heads: int, D: int, norm: Tensor | None = None, eps: float | None = None) -> str:
-        """(B * T, heads * D) -> (B, heads, T, D), with RMSNorm of each head if there is one."""
+        """Split rows into heads, (B * T, heads * D) -> (B, heads, T, D). `norm`: an RMSNorm's weight."""
         x = self._node("Reshape", x, self._node("Concat", self._shape, self._ints(heads, D), axis=0))
         if norm is not None and eps is not None:
             x = self._rms_norm(x, norm, eps)
@@ -311,24 +313,26 @@ class _Graph:
     def _visible(self, layer: int) -> str:
         """Add the mask of attention, (B, 1, T, S): True where a query may see a key.
 
-        It is the same as the models' causal_mask and window_mask.
+        The mask is the same as the models' causal_mask and window_mask.
         """
         start, end = self._node("Squeeze", self._P), self._node("Squeeze", self._S)
         zero, one = self._int(0), self._int(1)
         key = self._node("Range", zero, end, one)  # (S,): column of each key
-        query = self._node("Unsqueeze", self._node("Range", start, end, one), self._ints(1))  # (T, 1)
-        held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S)
+        # (T, 1): column of each query
+        query = self._node("Unsqueeze", self._node("Range", start, end, one), self._ints(1))
+        held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S): True: a token
         visible = self._node("LessOrEqual", key, query)  # (T, S)
         visible = self._node("And", visible, self._node("Unsqueeze", held, self._ints(1)))  # (B, T, S)
         # A softmax over no key would give NaN. So every token attends to itself, even a padding token.
         visible = self._node("Or", visible, self._node("Equal", key, query))
         window = getattr(self._config, "sliding_window", None)
         if window is not None and self._config.is_sliding(layer):
-            # the T new tokens always count
+            # the T new tokens always count as tokens, even if the mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): how many tokens, without padding, up to here
-            own = self._node("Slice", place, self._P, self._S, self._ints(1))  # (B, T)
+            place = self._node("CumSum", number, one)  # (B, S): number of tokens, not padding, up to a column
+            # (B, T): number of tokens up to each query
+            own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
             near = self._node("Less", self._node("Sub", *pair), self._int(window))
             visible = self._node("And", visible, near)
@@ -375,7 +379,7 @@ class _Graph:
         return self._constant(np.array(value, np.float32))
 
     def _constant(self, array: npt.NDArray[Any]) -> str:
-        """Add an array that is no weight, such as RoPE's frequencies. Return its name."""
+        """Add an array that is not a weight, such as RoPE's frequencies. Return its name."""
         shown = "_".join(map(str, array.ravel().tolist())) if array.size < 6 else f"array_{array.size}"
         name = f"{array.dtype}_{shown}" + ("" if array.ndim else "_scalar")
         self._constants[name] = self._onnx.numpy_helper.from_array(array, name)

@@ -74,7 +74,7 @@ def load_model(
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
-    While it loads, two tensors of the file are in memory besides the model.
+    While the model is loaded, two tensors of the file are in memory besides the model.
 
     Args:
         path: a folder with config.json and model.safetensors or its shards. Or the folder of a run, whose
@@ -226,7 +226,7 @@ def save_pretrained(
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     for name, index in special_ids.items():
-        # a token of the tokenizer for which the model has no row
+        # True: the tokenizer has this token, but the model has no row for this id
         if index is not None and index >= model.config.vocab_size:
             special_ids[name] = None
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
@@ -374,11 +374,11 @@ def _model_reader(
     dtype: torch.dtype | Literal["stored"] | None,
     ahead: ReadAhead | None = None,
 ) -> Callable[[], LanguageModel]:
-    """Build the model's modules at once, and return a function that reads its weights.
+    """Build the model's modules immediately, and return a function that reads their weights later.
 
-    Building takes a thousand short calls into torch, and each call releases the GIL. If another thread ran
-    Python code meanwhile, each call would wait for the GIL. So the modules are built before that thread
-    starts.
+    Building makes about a thousand short calls into torch, and each call releases the GIL. If a second thread
+    ran Python code, each call would wait to get the GIL back. So call this function before you start such a
+    thread.
     """
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
     if is_quantized(content):

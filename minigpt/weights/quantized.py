@@ -1,8 +1,8 @@
 """Linear layers with weights in fewer bits, and set_precision, which puts them into a model.
 
-    set_precision(model, "int8")     # in place; the model is then for inference, or for adapters beside it
+    set_precision(model, "int8")     # changes the model, which is then for inference or for training adapters
     precision_of(model)              # "int8"
-    prepare_training(model)          # gradients pass through it, to adapters
+    prepare_training(model)          # gradients pass through the model to its adapters
 
 Generation spends most of its time on reading weights from memory, so half the bytes take nearly half the
 time. Only the weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets its own rounded
@@ -88,7 +88,7 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_groups(x: Tensor) -> Tensor:
-    """Round the inputs of a layer, (..., K), as the integer products of a CPU do. Same shape.
+    """Round the inputs of a layer, (..., K), as the integer products of a CPU do. The shape stays.
 
     Each group of INPUT_GROUP neighbours has 255 steps between -max and max of the group.
     """
@@ -96,7 +96,7 @@ def rounded_groups(x: Tensor) -> Tensor:
     padded = F.pad(x, (0, -K % INPUT_GROUP))
     groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
     largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
-    # a group of zeros has the scale 127 / 0; nan_to_num makes it 0, so the zeros stay zeros
+    # a group of zeros has the scale 127 / 0; nan_to_num makes this scale 0, so the zeros stay zeros
     steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
@@ -110,7 +110,7 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """
     N, K = weight.shape
     groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
-    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # both (N, number of groups)
+    least, most = groups.amin(dim=-1), groups.amax(dim=-1)  # (N, G) each, per group
     scale = ((most - least) / 15).clamp(min=torch.finfo(torch.float32).tiny).bfloat16().float()
     offset = (least + 8 * scale).bfloat16().float()
     numbers = ((groups - offset[..., None]) / scale[..., None]).round() + 8
@@ -144,8 +144,8 @@ class QuantizedLinear(nn.Module):
     """Replaces an nn.Linear: its weights are float16, bfloat16 or int8 and are not trained.
 
     Args:
-        weight: (N, K).
-        scale: (N,) float32 for int8; None for the other dtypes.
+        weight: the weights, (N, K).
+        scale: for int8: a scale for each row, (N,) float32; None for the other dtypes.
         bias: (N,) or None.
         rounds_inputs: for int8: also round the inputs, as the integer products of a CPU do.
     """
@@ -196,7 +196,7 @@ class QuantizedLinear(nn.Module):
         return weight if self.scale is None else weight * self.scale[:, None]
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., N), in the dtype of x."""
+        """Apply the layer: (..., K) -> (..., N), in the dtype of x."""
         if self.trains_adapters and x.requires_grad:
             product: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
             return product if self.bias is None else product + self.bias.to(product.dtype)
@@ -212,11 +212,11 @@ class QuantizedLinear(nn.Module):
 
 
 class Int4Linear(nn.Module):
-    """Replaces an nn.Linear: its weights have 4 bits, two of them in a byte, and are not trained.
+    """Replaces an nn.Linear: its weights have 4 bits, two weights in a byte, and are not trained.
 
     Args:
-        numbers: (N, K) from rounded_to_int4; K is a multiple of WEIGHT_GROUP.
-        scales: (G, N, 2) from rounded_to_int4.
+        numbers: integers (N, K) from rounded_to_int4; K is a multiple of WEIGHT_GROUP.
+        scales: scales and offsets (G, N, 2) from rounded_to_int4.
         bias: (N,) or None.
         in_features: K without padding.
     """
@@ -224,7 +224,8 @@ class Int4Linear(nn.Module):
     def __init__(self, numbers: Tensor, scales: Tensor, bias: Tensor | None, in_features: int) -> None:
         super().__init__()
         self.out_features, self.in_features = len(numbers), in_features
-        self.register_buffer("weight", numbers[:, ::2] << 4 | numbers[:, 1::2])  # (N, K / 2)
+        # (N, K / 2)  two weights in each byte
+        self.register_buffer("weight", numbers[:, ::2] << 4 | numbers[:, 1::2])
         self.register_buffer("scales", scales)
         self.register_buffer("bias", bias)
         self.weight: Tensor
@@ -234,10 +235,10 @@ class Int4Linear(nn.Module):
         self._pack()
 
     def _pack(self) -> None:
-        """On CUDA, change the order of the weights to that of torch's int4 kernel. This cannot be undone.
+        """On CUDA, change the weights' order to the order of torch's int4 kernel. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8, and K to be a multiple of 16 times 2, 4 or 8. K always is:
-        it is a multiple of 64.
+        The kernel needs N to be a multiple of 8, and K to be a multiple of 16 times 2, 4 or 8. Each K fits,
+        because K is a multiple of 64.
         """
         # torch's kernel has no gradient, so adapters are trained without it
         is_wanted = not self.uses_kernel and not self.trains_adapters
@@ -264,14 +265,14 @@ class Int4Linear(nn.Module):
         """Return the weights (N, K) as bfloat16, padding included."""
         assert not self.uses_kernel, "in the kernel's order"
         numbers = torch.stack([self.weight >> 4, self.weight & 15], dim=-1)  # (N, K / 2, 2)
-        # (N, G, WEIGHT_GROUP)
+        # (N, G, WEIGHT_GROUP)  integers from -8 to 7
         groups = numbers.view(self.out_features, -1, WEIGHT_GROUP).to(self.scales.dtype) - 8
         scale, offset = self.scales.permute(2, 1, 0)[..., None]  # (N, G, 1) each
         whole: Tensor = (groups * scale + offset).flatten(1)  # (N, K)
         return whole
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., K) -> (..., N), in the dtype of x. With torch's kernel, x must be bfloat16."""
+        """Apply the layer: (..., K) -> (..., N), in the dtype of x. torch's kernel needs x in bfloat16."""
         if self.trains_adapters and x.requires_grad:
             product: Tensor = _FrozenProduct.apply(x, self)  # type: ignore[no-untyped-call]
             return product if self.bias is None else product + self.bias.to(product.dtype)
@@ -298,7 +299,7 @@ class NarrowEmbedding(nn.Module):
         self.weight: Tensor
 
     def forward(self, ids: Tensor) -> Tensor:
-        """(...) -> (..., C) float32."""
+        """Look up the rows of ids: (...) -> (..., C), in float32."""
         return F.embedding(ids, self.weight).float()
 
 

@@ -1,7 +1,8 @@
 """Reads and writes folders of models in int8 and int4. Reading gives the same bits that were written.
 
-config.json is as before, plus "quantization_config": {"quant_method": "minigpt", "precision": "int8"}. Names
-and shapes of tensors are Hugging Face's. N is the number of outputs of a linear layer, K of its inputs.
+config.json is that of the unquantised model, plus "quantization_config": {"quant_method": "minigpt",
+"precision": "int8"}. Names and shapes of tensors are Hugging Face's. N is the number of outputs of a linear
+layer, K of its inputs.
 
     int8.safetensors    NAME.weight of a linear layer is int8. NAME.scale has one float32 per output; its
                         shape is (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. So
@@ -13,9 +14,9 @@ and shapes of tensors are Hugging Face's. N is the number of outputs of a linear
                         and offset of each group of 64. A weight is about (integer - 8) * scale + offset.
                         Embeddings and norms are bfloat16; biases of linear layers are float32.
 
-The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`. It
-would then use the integers as weights. For float16 no such format is needed: every program can read a folder
-of float16 weights.
+The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`.
+transformers would then use the integers as weights. For float16 no such format is needed: every program can
+read a folder of float16 weights.
 """
 
 from collections.abc import Iterator, Mapping
@@ -43,7 +44,7 @@ _METHOD = "minigpt"
 
 
 def is_quantized(config: Mapping[str, Any]) -> bool:
-    """Return True if a config.json describes a quantised model, of minigpt or another program."""
+    """Return True if a config.json describes a quantised model, in minigpt's or another program's format."""
     return config.get(KEY) is not None
 
 
@@ -110,7 +111,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
 class _Entry(NamedTuple):
     """A tensor's name in our state_dict (`ours`) and in the file (`theirs`).
 
-    `transposed`: the file stores it as (in, out).
+    `transposed`: the file stores the tensor as (in, out).
     """
 
     ours: str

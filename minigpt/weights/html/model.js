@@ -2,12 +2,12 @@
 //
 // `about.operations` lists what is computed, in order. There are three kinds:
 //   embed      x = table[id], plus the vector of the position, if positions are learned
-//   product    out = activation(weight * norm(input) + bias); `add`: added to out. Matrices are (out, in)
+//   product    out = activation(weight * norm(input) + bias); `add`: out += activation(...). Matrices are (out, in)
 //   attention  out = each head's weighted mean of values; queries, keys and values stand side by side in input
-// After each operation that writes to the residual stream x, the trace keeps a copy of x: the glass box.
+// After each operation that writes to the residual stream x, the trace keeps a copy of x for the glass box (views.js).
 
 const NORMS = { layer: layerNorm, rms: rmsNorm };
-const TRACE_FLOATS = 2 ** 25; // the glass box's memory: 128 MiB
+const TRACE_FLOATS = 2 ** 25; // largest number of floats in the trace: 128 MiB
 
 class Model {
   constructor(about, tensors) {
@@ -45,7 +45,7 @@ class Model {
     return known;
   }
 
-  // Read one token. Returns the logits of the next token, or null if they are not wanted.
+  // Read one token. Returns the logits of the next token, or null if the caller does not want logits.
   step(id, wanted = true) {
     const position = this.ids.length;
     if (position >= this.context) throw new RangeError("the context is full");

@@ -1,4 +1,4 @@
-// The page: conversation, options, and the glass box beside them.
+// The page: conversation, options, and the glass box, which shows how the model computed a token.
 
 const SLIDERS = {
   // name: [from, to, step, default]
@@ -160,7 +160,7 @@ class Page {
     this.enable();
   }
 
-  // What `minigpt look --output` has opened the page with: a question and its answer, or a text (no answer).
+  // Show what `minigpt look --output` has put into the page: a question and its answer, or a text (no answer).
   async open({ said, prompt, ids, isOwn, view, layer, head }) {
     const turn = { said, prompt, ids: [], drawn: [], answer: "" };
     if (ids.length) this.turns.push(turn);

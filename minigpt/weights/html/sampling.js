@@ -1,4 +1,4 @@
-// Chooses the next token. The options have the names, the order and the effect of those in minigpt's Python code.
+// Chooses the next token. Names, order and effect of the options are as in minigpt's Python code.
 
 // Return a copy of the scores after penalties. Ids from `tokens` on have no token, so they are never chosen.
 function penalized(logits, ids, options, tokens) {

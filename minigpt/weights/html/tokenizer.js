@@ -1,6 +1,6 @@
 // Converts text to ids and back, with minigpt's tokenizers: single characters, byte-level BPE, and WordPiece.
 //
-// The text of a special token never becomes that token, because text from a user must stay text.
+// The name of a special token in a text never becomes this token, because text from a user must stay text.
 
 function tokenizerOf(about) {
   const kinds = { characters: Characters, bpe: BytePairs, wordpiece: WordPieces };

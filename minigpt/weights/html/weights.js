@@ -1,7 +1,7 @@
 // Converts the text in the page to arrays of numbers.
 //
 // The page holds one stream of bytes, compressed by gzip and written in base64. The bytes of a tensor are
-// stored by significance: all lowest bytes first, then all second ones, and so on. That compresses better.
+// stored by significance: all lowest bytes first, then all second bytes, and so on. This order compresses better.
 
 const numberOfBytes = { float32: 4, float16: 2, int8: 1 };
 
