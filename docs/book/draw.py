@@ -351,13 +351,13 @@ def masks(figure: Any, say: Say) -> None:
 
 @drawing("16-on-your-own", 8.0, 2.8)
 def ways(figure: Any, say: Say) -> None:
-    """Ways from one base model."""
+    """Ways from one base."""
     targets = [
         say("finetune: your data", "finetune：你的数据"), say("classify: labels", "classify：打标签"),
         say("eval, compare: how good", "eval、compare：有多好"), say("look: what is inside", "look：看内部"),
         say("quantize, convert: smaller, elsewhere", "quantize、convert：更小，去别处"),
     ]  # fmt: skip
-    fan(figure, [say("base model", "基础模型")], targets)
+    fan(figure, [say("base", "底座")], targets)
 
 
 def small(png: bytes) -> bytes:
