@@ -326,7 +326,7 @@ def troubles(figure: Any, say: Say) -> None:
 
 @drawing("14-hugging-face", 7.5, 2.8)
 def heads(figure: Any, say: Say) -> None:
-    """One trunk with three heads."""
+    """One trunk with two heads, or none."""
     trunk = say("trunk:\nembeddings,\nblocks, norm", "主干：\n嵌入、块、\n归一化")
     targets = [
         say("lm_head: (B, T, V), next token", "lm_head：(B, T, V)，下一个词元"),
@@ -344,7 +344,7 @@ def masks(figure: Any, say: Say) -> None:
     causal = [[1 if j <= i else None for j in range(5)] for i in range(5)]
     grid(left, causal, text, text, "✓")
     left.set_title(say("causal: writes", "因果：会写"), fontsize=11)
-    hidden = ["四", "□", "的", "□", "会"]
+    hidden = ["四", "□", "的", "省", "会"]
     grid(right, [[1] * 5] * 5, hidden, hidden, "✓")
     right.set_title(say("both ways: fills gaps", "双向：会填空"), fontsize=11)
 
