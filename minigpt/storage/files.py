@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-_BLOCK = 2**24  # largest number of bytes that are hashed at once
+_BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
 _CARD = "README.md"  # a folder's description, which people and `minigpt eval --card` write later
 
 
@@ -202,7 +202,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # some network file systems cannot flush a folder
+        # EINVAL, ENOTSUP: the file system cannot flush folders, as some network file systems; no error then
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -278,7 +278,7 @@ class ManifestCheck:
 
         with ManifestCheck(folder):
             model = read(folder)
-        # here the folder is known to be undamaged, or an InputError was raised
+        # the folder is undamaged: otherwise the end of the block has raised an InputError
 
     A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier by
     `start`.
@@ -314,7 +314,7 @@ class ManifestCheck:
         self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the thread, unless the user ended the block."""
+        """Wait for the thread, and raise its error. If Ctrl-C ended the block, do neither."""
         if kind is None or issubclass(kind, Exception):
             self._done.wait()
             if self._error is not None:

@@ -76,9 +76,9 @@ class TensorFile(Mapping[str, Tensor]):
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        # The file is opened again for each tensor. The returned tensor is a memory-mapped view, and the
-        # mapping ends when the tensor is deleted. With one mapping for all tensors, the whole file would stay
-        # in memory.
+        # If `ahead` does not have the bytes, the file is opened again for each tensor. The returned tensor is
+        # a memory-mapped view, and the mapping ends when the tensor is deleted. With one mapping for all
+        # tensors, the whole file would stay in memory.
         form, content = self.described[name], self._ahead.take(self.path, name) if self._ahead else None
         self.own.discard(name)
         if content is not None and content.nbytes == form.nbytes:
@@ -101,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Yield a UTF-8 name of the file. Linux allows any bytes in a name, safetensors only UTF-8."""
+    """Yield a path of the file in UTF-8. Linux allows any bytes in a path, safetensors only UTF-8."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
@@ -176,9 +176,9 @@ def safetensors_parts(
 ) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
-    The format: https://github.com/huggingface/safetensors. The library's `safetensors.torch.save` gives the
-    same bytes, but copies all tensors. Its `save_file` does not copy. But only the owner may read the files
-    that it makes, and its errors are not OSErrors.
+    The format: https://github.com/huggingface/safetensors. `safetensors.torch.save` gives the same
+    bytes, but copies all tensors. `safetensors.torch.save_file` does not copy. But only the owner may read
+    the files that save_file makes, and its errors are not OSErrors.
 
     Args:
         tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.
