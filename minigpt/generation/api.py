@@ -333,7 +333,7 @@ def stream_ids(
     taken: list[int] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> Generator[str, None, StopReason]:
-    """Continue ids as `stream` does, piece by piece. The generator returns the stop reason at its end.
+    """Continue a prompt of ids, and yield the new text in pieces, as `stream` does. Return the stop reason.
 
     `reason = yield from stream_ids(...)` gets the stop reason.
 

@@ -257,7 +257,7 @@ def question_ids(
 
     Args:
         form: the model's prompt format.
-        before: earlier messages, for a chat model; a system message, for questions.
+        before: for a chat model, the earlier messages; for the format "question", a system message.
         thinking: True lets a chat model think, False does not; None: the template decides.
         tools: JSON descriptions of functions that a chat model may call.
         allow_special: True: a special token's name in the text, such as "<|im_end|>", becomes this token, as

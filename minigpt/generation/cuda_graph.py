@@ -53,7 +53,7 @@ def capacity(max_length: int, context: int) -> int:
 
     A row needs max_length columns: one for each token but the last, which the model never reads, and the last
     column, which each step overwrites (see `_Columns`). Attention kernels are fast if the number of columns
-    is a multiple of 16. It must not exceed `context`, the model's number of positions.
+    is a multiple of 16. The number must not exceed `context`, the model's number of positions.
     """
     return min(-(-max_length // 16) * 16, context)
 
@@ -232,7 +232,8 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # each (rows, columns) is compiled anew; torch's limit may be too low
+        if compiled:
+            # torch.compile compiles again for each (rows, columns), so its limit may be too low
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"

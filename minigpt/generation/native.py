@@ -1,6 +1,6 @@
 """Runs a model on a CPU with one call of C code. Only the memory's bandwidth then limits decoding speed.
 
-    runner = runner_for(model)     # a TorchRunner if there is no C compiler, or no float32 model on a CPU
+    runner = runner_for(model)     # a TorchRunner if C cannot run this model, or cannot be compiled
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most

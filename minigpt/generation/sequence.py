@@ -80,11 +80,14 @@ def check_request(
     eos_token_id: int | Ids[int] | None,
     tokenizer: TextTokenizer | None,
 ) -> Request:
-    """Check prompts and options before anything is computed. Raises InputError.
+    """Check prompts and options before anything is computed, and return the Request of their sequences.
 
     With a tokenizer, ids without a token are never chosen. A published model may have more rows than tokens
-    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of these rows are untrained. transformers may
-    choose them.
+    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of the other rows are untrained. transformers
+    may choose such ids.
+
+    Raises:
+        InputError: if a prompt or an option is wrong.
     """
     vocab_size = model.config.vocab_size
     options.check_model(vocab_size, model.config.max_position_embeddings)

@@ -81,7 +81,7 @@ def load_model(
             `best`, or else `last`, is loaded.
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
-            bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
+            bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
         adapter: folder of an adapter, or several adapters: a list of folders with their names, or a dict name
             -> folder. One adapter is merged into the weights. It is not merged if the weights are int8 or
             int4, or if it is a bottleneck adapter. Several adapters are never merged; the first one is
