@@ -73,7 +73,7 @@ class BeamSearch:
         # The total of a candidate is the log-probability of its beam so far plus that of the next token.
         so_far = [self._totals.get(beam, 0.0) for beam in beams]
         totals = torch.tensor(so_far, dtype=scores.dtype, device=scores.device)  # (K,)
-        best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # (n,) each, the best first
+        best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # values and indices, (n,) each
         candidates = [
             (total, place // V, [*beams[place // V].ids, place % V])
             for total, place in zip(best.values.tolist(), best.indices.tolist())
@@ -143,7 +143,7 @@ class BeamSearch:
         return "length" if len(ids) == self.options.wanted else "context"
 
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
-        """Return True if K sequences are finished, and probably no beam will become better than the worst.
+        """Return True if K sequences are finished, and probably no beam will beat the worst of these.
 
         A beam's final score is estimated as in transformers, from its present log-probability and length.
         With early_stopping="never" the estimate uses the length that favours the beam most, so that no better

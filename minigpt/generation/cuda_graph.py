@@ -307,7 +307,7 @@ class GraphDecoder:
         self._uses.pop(slot, None)
 
     def run(self, rows: int, columns: int, steps: int) -> DecodeBurst:
-        """Start decoding steps for the first slots. Return their tokens, without waiting for the device.
+        """Start decoding steps for the first slots. Return a DecodeBurst, without waiting for the device.
 
         `rows` and `columns` are rounded up to the numbers that `sizes` allows.
 

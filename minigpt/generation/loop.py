@@ -58,9 +58,9 @@ class DecodingLoop:
 
     Args:
         max_length: largest number of tokens in the context of a sequence.
-        chunk: approximate number of prompt tokens that are read in a step. So a long prompt does not delay
+        chunk: approximate number of prompt tokens that a step reads, so that a long prompt does not delay
             other sequences for long. Each prompt is read alone, so its rounding does not depend on other
-            prompts. None: each step reads all new prompts to their end, together.
+            prompts. None: each step reads all new prompts completely, together.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
         bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
     """
@@ -124,7 +124,7 @@ class DecodingLoop:
     def _is_prefilled(self, sequence: Sequence) -> bool:
         """Return True if only the last token of a sequence is left to read, and decoding reads it.
 
-        The last token of a prompt is read by the prefill. With CUDA graphs, the first decoding step reads it.
+        With CUDA graphs, the first decoding step reads the last token of a prompt. Without, the prefill does.
         """
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
@@ -184,9 +184,9 @@ class DecodingLoop:
     def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
         """Let CUDA graphs decode the sequences, and add the tokens that have arrived.
 
-        Return the sequences that the caller must decode without a graph. These are normally none. If a graph
-        cannot decode one of the sequences, they are all sequences that have not ended after the steps that
-        were started earlier.
+        Return the sequences that the caller must decode without a graph: none if graphs can decode all of
+        `ready`. Otherwise wait for the steps that were started earlier, and return all sequences of `ready`
+        that have not ended.
         """
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)

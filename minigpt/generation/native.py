@@ -228,7 +228,9 @@ class NativeRunner:
     def _run(
         self, rows: Sequence[Sequence[int]], slots: Sequence[int], cache: KeyValueCache, every: bool
     ) -> Tensor:
-        """Read rows[i], the next tokens of slots[i]. Return logits of all tokens, or of the last ones.
+        """Read rows[i], the next tokens of slots[i]. Return logits.
+
+        every=True: the logits after each token, (tokens, V); every=False: only after each row, (n, V).
 
         This method calls no torch operation. A step reads hundreds of megabytes, which push the code of
         Python and torch out of the processor's caches. Each small torch operation would then take 20 to 50

@@ -47,7 +47,8 @@ class GenerateOutput:
 
     completions: list[Completion]
     sequences: Tensor  # (B, S)  prompts, padded on the left, and new ids, padded on the right
-    sequences_scores: Tensor | None = None  # (B,)  only with beams: Finished.score
+    # (B,)  only with beams: log-probability / (number of new tokens) ** length_penalty
+    sequences_scores: Tensor | None = None
     # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits

@@ -44,7 +44,10 @@ class TextTokenizer(Protocol):
     """The methods of a tokenizer that generation needs. `prompt_ids` and `eos_of` use more attributes."""
 
     def encode_text(self, text: str, /) -> list[int]:
-        """Return the ids of a text. Some tokenizers put ids `before_text` and `after_text` around it."""
+        """Return the ids of a text.
+
+        Some tokenizers add special ids, which are in their attributes `before_text` and `after_text`.
+        """
 
     def decode(self, ids: list[int], /) -> str:
         """Return the text of some ids."""
@@ -326,8 +329,8 @@ class IncrementalDetokenizer:
 
     Args:
         decode: function from ids to text. Ids whose text is complete are not decoded again. But if the
-            tokenizer's `joins` is False (WordPiece), all ids are decoded each time, because its spaces depend
-            on other tokens.
+            tokenizer's `joins` is False (WordPiece), all ids are decoded each time, because the spaces
+            around a token depend on other tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Ids[str] = ()) -> None:

@@ -278,7 +278,7 @@ class ManifestCheck:
 
         with ManifestCheck(folder):
             model = read(folder)
-        # the folder is undamaged: otherwise the end of the block has raised an InputError
+        # the folder is undamaged: otherwise the end of the block raises an InputError
 
     A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier by
     `start`.
