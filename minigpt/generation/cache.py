@@ -146,7 +146,7 @@ class KeyValueCache:
         self.lengths[slot] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the tokens of the slots `sources` (n) to the slots `targets` (n). A slot may be in both."""
+        """Copy the tokens of `sources` (n slots) to `targets` (n slots). A slot may be in both lists."""
         moved = [(a, b) for a, b in zip(sources, targets) if a != b]
         if not moved:
             return
@@ -164,11 +164,11 @@ class KeyValueCache:
         return self._keys[layer % self._layers], self._values[layer % self._layers]
 
     def columns(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return views of some columns of a slot's keys and values, (L, H, columns, D) each."""
+        """Return views of a slot's keys and values in columns start ... end - 1, (L, H, end - start, D)."""
         return self._keys[:, slot, :, start:end], self._values[:, slot, :, start:end]
 
     def view(self, slots: Sequence[int], counts: Sequence[int] | None = None) -> "CacheView":
-        """Return a view of these slots, which the model takes as past_key_values."""
+        """Return a view for past_key_values. `counts`: number of new tokens per slot; None: 1 per slot."""
         return CacheView(self, slots, [1] * len(slots) if counts is None else counts)
 
 

@@ -193,7 +193,7 @@ class Conversation:
         return ids
 
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
-        """Return the messages of earlier turns. An answer also has the ids that the model generated.
+        """Return the messages of earlier turns. The message of an answer also holds the generated ids.
 
         Encoding the answer's text again could give other ids.
         """

@@ -117,8 +117,7 @@ class _GroupedQueries(TorchFunctionMode):
 
     Several query heads share one key head. With a mask, PyTorch's kernels do not support shared heads, and
     PyTorch would copy all keys and values for each query head. This class makes the query heads of a key head
-    the rows of one matrix instead. All of them belong to the same token, so the same mask is right for all
-    rows.
+    the rows of one matrix instead. These query heads belong to the same token, so they have the same mask.
     """
 
     def __torch_function__(

@@ -169,7 +169,7 @@ class Engine:
         copy: int = 0,
         adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
-        """Add a request, and return its handle. The request starts when fewer than max_rows others are decoded.
+        """Add a request, which starts when fewer than max_rows others are decoded. Return its handle.
 
         The other arguments are as for generate_ids.
 

@@ -98,7 +98,7 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
-        """Free the slot of a sequence, and its speculation object, which may hold a cache of its own."""
+        """Remove a sequence. Free its slot, and its speculation object, which may hold a cache of its own."""
         if sequence.error is not None:
             self.cache.clear(sequence.slot)
         self.cache.free(sequence.slot)
@@ -153,7 +153,7 @@ class DecodingLoop:
 
     @contextmanager
     def _adapters(self, group: list[Sequence]) -> Iterator[None]:
-        """Activate the adapters of these sequences, which are the rows of a batch."""
+        """Inside the context, the model applies to each sequence of the group its own adapters."""
         if all(one.adapters is None for one in group):
             yield
             return

@@ -262,7 +262,7 @@ class NativeRunner:
         return self._logits
 
     def _step(self, n: int, longest: int, columns: int) -> None:
-        """Run the first n tokens through the model. No token attends to more than `longest` tokens."""
+        """Run the first n of `_tokens` through the model. No token attends to more than `longest`."""
         of_token = self._products + self._of_attention * longest
         threads = min(1 + of_token * n // _FOR_A_THREAD, torch.get_num_threads())
         if self._sizes != (n, columns, threads):

@@ -153,7 +153,7 @@ class Beams(Protocol):
     """The method of a BeamSearch (beam_search.py) that the loop uses."""
 
     def take(self, beams: "list[Sequence]", logits: Tensor, loop: Any) -> "list[Sequence]":
-        """Add one token to each beam of a search. Return the new beams."""
+        """Add one token to each beam. Return the beams of the next step, or [] if the search has ended."""
 
 
 class StopChecker:
@@ -303,7 +303,10 @@ class Sequence(StopChecker):
         return self._history[: start + len(self.ids)]
 
     def slide(self, max_length: int) -> bool:
-        """With the option window, shorten a context of max_length tokens. Return True if it was shortened."""
+        """If `window` is set and the context is full (max_length tokens), drop old tokens from the context.
+
+        Return True if tokens were dropped.
+        """
         options = self.request.options
         if options.window is None or len(self.context) < max_length:
             return False

@@ -195,7 +195,7 @@ class ModelDrafter:
         return runner_for(self._model.eval())
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """Return the tokens that the assistant model chooses, up to the end of its context."""
+        """Let the assistant model choose `count` tokens, or fewer if its context is full. Return them."""
         ids, options = sequence.context, sequence.request.options
         if self._cache is None:
             weight, most = next(self._model.parameters()), self._model.config.max_position_embeddings

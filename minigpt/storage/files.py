@@ -247,7 +247,8 @@ def verify_manifest(folder: Path | str, weights: bool = True) -> None:
 
     Args:
         folder: the folder.
-        weights: False: of .safetensors files, only the size is compared, which reads none of them.
+        weights: True: compare size and hash of .safetensors files. False: compare only their size, so that
+            they need not be read.
 
     Raises:
         InputError: if a file is missing, additional, or differs in size or hash; the message names it.

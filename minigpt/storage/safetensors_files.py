@@ -55,7 +55,7 @@ assert list(_DTYPES) == list(ITEM_SIZES), "safetensors_parts writes tensors in t
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of one safetensors file, by name. Each look-up reads from the disk; nothing is cached.
+    """The tensors of one safetensors file, by name. Each look-up reads the tensor again; nothing is cached.
 
     Args:
         path: the file.
@@ -68,7 +68,8 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        # names of the tensors returned so far whose memory only they use, so that the caller may overwrite it
+        # names of the returned tensors that share their memory with nothing, so that the caller may overwrite
+        # these tensors
         self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
@@ -142,7 +143,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """The names of the tensors returned so far whose memory no other tensor uses."""
+        """Names of the returned tensors that share memory with nothing, so the caller may overwrite them."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -156,9 +157,10 @@ class WeightFiles(Mapping[str, Tensor]):
 
 
 def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return a dict: name -> tensor on "meta", which has dtype and shape but no values.
+    """Return name -> tensor, for callers that need only dtype and shape.
 
-    For tensors in files, only the headers are read. Tensors in memory are returned as they are.
+    For tensors in files, only the headers are read, and the returned tensors are on "meta", without values.
+    Tensors in memory are returned as they are.
     """
     return tensors.described if isinstance(tensors, WeightFiles | TensorFile) else tensors
 
