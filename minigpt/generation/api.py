@@ -2,7 +2,7 @@
 
     generate(model, tokenizer, "四川省的省会是哪里？")                      # one answer
     stream(model, tokenizer, "四川省的省会是哪里？")                        # the same, in pieces
-    answer_questions(model, tokenizer, questions, options)                  # thousands
+    answer_questions(model, tokenizer, questions, options)                  # thousands of questions
     generate_ids(model, prompts, options, eos_token_id=tokenizer.sep_token_id)  # the ids themselves
     generate_output(model, prompts, options, eos_token_id=...)              # with scores, hidden states, ...
 
@@ -146,7 +146,10 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt. <sep> is added, unless the tokenizer has none or adds its own tokens."""
+    """Return the ids of a prompt, and <sep> after them.
+
+    There is no <sep> if the tokenizer does not have this token, or adds other special tokens to the text.
+    """
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
     return ids if separator is None or is_complete else [*ids, separator]
@@ -268,8 +271,9 @@ def generate_output(
 
     All prompts are one batch. With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
 
-    The outputs can need much memory. Scores and logits have steps * rows * vocabulary numbers each. Attention
-    weights have layers * heads * rows * tokens ** 2 numbers, with the tokens of the longest row.
+    The outputs can need much memory. Scores and logits have steps * B * vocabulary numbers each, for B
+    sequences. Attention weights have layers * heads * B * T ** 2 numbers; T is the number of tokens of the
+    longest sequence.
     """
     if not prompts and not inputs_embeds:
         raise InputError("prompts are empty: outputs need at least one")
@@ -311,8 +315,8 @@ def stream(
         options: fields of GenerationOptions.
 
     Raises:
-        InputError: as `generate`; also for beams, several sequences, and outputs such as scores. The error
-            comes before anything is computed, not at the first piece.
+        InputError: as `generate`; also for num_beams > 1, num_return_sequences > 1, and outputs such as
+            scores. The error comes before anything is computed, not at the first piece.
     """
     chosen = options_from(options, also=["assistant_model"])
     if chosen.eos_token_id is None:
@@ -329,7 +333,7 @@ def stream_ids(
     taken: list[int] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> Generator[str, None, StopReason]:
-    """Continue ids as `stream` does, piece by piece. The generator returns the stop reason at its end.
+    """Continue a prompt of ids, and yield the new text in pieces, as `stream` does. Return the stop reason.
 
     `reason = yield from stream_ids(...)` gets the stop reason.
 
@@ -381,7 +385,7 @@ def _sequences(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Sequence]:
-    """Check a request and make its sequences: num_return_sequences per prompt (beam search: one)."""
+    """Check the arguments, and make num_return_sequences sequences for each prompt (beam search: one)."""
     if inputs_embeds:
         prompts = placeholders(model, prompts, inputs_embeds)
     if assistant_model is not None:
@@ -403,7 +407,7 @@ def _sequences(
 
 
 def _finished(sequence: Sequence) -> list[Any]:
-    """Return the finished sequences of a beam search, the best one first."""
+    """Return the num_return_sequences best finished sequences of this sequence's beam search, best first."""
     assert isinstance(sequence.beams, BeamSearch)
     return sequence.beams.finished[: sequence.request.options.num_return_sequences]
 
@@ -415,7 +419,10 @@ def _completions(sequence: Sequence) -> list[Completion]:
 
 
 def _padded(prompts: Rows[Rows[int]], new: Rows[Rows[int]], pad: int) -> torch.Tensor:
-    """Join each prompt, padded on the left, with its new ids, padded on the right. Return ids (B, S)."""
+    """Join each prompt with its new ids, and return them as one tensor (B, S).
+
+    Prompts are padded on the left, new ids on the right, both with the id `pad`.
+    """
     width, steps = max(map(len, prompts)), max(map(len, new))
     rows = [
         [pad] * (width - len(prompt)) + [*prompt, *ids] + [pad] * (steps - len(ids))

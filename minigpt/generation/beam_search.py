@@ -2,14 +2,15 @@
 
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
 sequences. Each step tries all tokens after each of these sequences, and keeps the K most likely unfinished
-sequences. Finished sequences are ranked by log-probability / length ** length_penalty, because a plain sum
-would favour short sequences. Ids and scores are the same as in transformers' `generate` for a single prompt.
+sequences. Finished sequences are ranked by log-probability / (number of new tokens) ** length_penalty,
+because the log-probability alone would favour short sequences. Ids and scores are the same as in
+transformers' `generate` for a single prompt.
 
 In minigpt.generation.loop, a search is K sequences that share one `BeamSearch`. The loop reads the prompt
 once for one sequence. Then K - 1 copies of this sequence join the loop. The result does not depend on other
 searches in the loop.
 
-Letters in shapes: K beams, S columns so far, V entries of the vocabulary, n candidates.
+Letters in shapes: K beams, V entries of the vocabulary, n candidates.
 """
 
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ NO_SCORE = -1e9
 class Finished:
     """A finished sequence."""
 
-    score: float  # log-probability / length ** length_penalty
+    score: float  # log-probability / (number of new tokens) ** length_penalty
     ids: list[int]  # new ids, including the eos that ended the sequence
     stop_reason: StopReason
 
@@ -45,7 +46,7 @@ class Finished:
 
 
 class BeamSearch:
-    """The beams of one prompt, and the finished sequences, the best first."""
+    """The beams (unfinished sequences) of one prompt, and its finished sequences, the best of these first."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.options = request, request.options
@@ -55,25 +56,24 @@ class BeamSearch:
         self._totals: dict[Sequence, float] = {}
 
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
-        """Add one token to each beam. Return the K beams of the next step, or [] if the search ends.
+        """Add one token to each beam. Return the K beams of the next step, or [] if the search has ended.
 
-        At the first call there is one beam. The method then adds K - 1 copies of this beam to `loop`.
+        The first call gets one beam, and adds K - 1 copies of this beam to `loop`.
         """
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
-        # number of new tokens after this step, and the largest number allowed
+        # length: number of new tokens after this step; limit: the largest number of new tokens allowed
         length, limit = len(beams[0].ids) + 1, beams[0].limit
         log_p = logits.log_softmax(dim=-1)  # (K, V); in the first step (1, V)
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # At most K * len(eos) candidates end with an eos. n_candidates is at least K larger, so that at least
-        # K candidates do not end with an eos.
+        # At most K * len(eos) candidates end with an eos. So of K * (1 + len(eos)) candidates, at least K do
+        # not end with an eos.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
-        # add a beam's log-probability to that of each next token; take the most likely sums, in descending
-        # order
+        # The total of a candidate is the log-probability of its beam so far plus that of the next token.
         so_far = [self._totals.get(beam, 0.0) for beam in beams]
         totals = torch.tensor(so_far, dtype=scores.dtype, device=scores.device)  # (K,)
-        best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # (n,)
+        best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # values and indices, (n,) each
         candidates = [
             (total, place // V, [*beams[place // V].ids, place % V])
             for total, place in zip(best.values.tolist(), best.indices.tolist())
@@ -90,7 +90,7 @@ class BeamSearch:
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # free places, which copies of the last candidate fill
+        missing = K - len(going_on)  # number of beams to fill with copies of the worst candidate
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams
@@ -98,7 +98,10 @@ class BeamSearch:
     def _continue(
         self, beams: list[Sequence], chosen: list[tuple[float, int, list[int]]], loop: Any
     ) -> list[Sequence]:
-        """Make each beam a copy of its parent beam, with the parent's keys and values, and add one token."""
+        """Make one beam for each entry of `chosen`, which is (total, index of the parent beam, new ids).
+
+        The beam becomes a copy of its parent, with the parent's keys and values, and gets the last new id.
+        """
         for _ in range(len(chosen) - len(beams)):
             new = Sequence(beams[0].prompt, self.request, beams[0].limit, embeds=beams[0].embeds)
             new.beams = new.kind = self
@@ -140,7 +143,7 @@ class BeamSearch:
         return "length" if len(ids) == self.options.wanted else "context"
 
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
-        """Return True if K sequences are finished and no beam is likely to beat the worst of them.
+        """Return True if K sequences are finished, and probably no beam will beat the worst of these.
 
         A beam's final score is estimated as in transformers, from its present log-probability and length.
         With early_stopping="never" the estimate uses the length that favours the beam most, so that no better

@@ -1,6 +1,6 @@
-"""Keeps the GPU busy: starts a burst of decoding steps before the host reads the tokens of the last burst.
+"""Keeps the GPU busy: starts decoding steps before the host (CPU) has read the tokens of earlier steps.
 
-A burst is a group of decoding steps that are launched together.
+A burst is a group of decoding steps that are launched together. A slot is a sequence's place in the cache.
 
 bursts = BurstPipeline(GraphDecoder(model, cache, max_length))
 for sequence, tokens in bursts.write({slot: sequence, ...}):     # the tokens that have arrived
@@ -17,35 +17,36 @@ __all__ = ["BurstPipeline"]
 
 
 class BurstPipeline:
-    """Holds the bursts (groups of decoding steps) that were started and not yet read, with their sequences.
+    """Holds the started bursts (groups of decoding steps) whose tokens the host (CPU) has not read yet.
 
-    While the host turns the ids of one burst into text, the device computes the next burst. The device itself
-    detects an eos and the last token of a sequence, and writes nothing after them. The device does not detect
-    stop strings or cancelled requests. The host detects these up to two bursts late, and drops the tokens
-    after them.
+    While the host turns the ids of one burst into text, the device computes the next burst. The device stops
+    a sequence after an eos or after its largest number of tokens. The device does not detect stop strings or
+    cancelled requests. The host detects these up to two bursts late, and drops the tokens after them.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
-        self._sequences: dict[int, Sequence] = {}  # slot -> the sequence that the device decodes in it
-        # slot -> number of tokens that the slot holds after all started bursts, if no eos comes earlier
+        self._sequences: dict[int, Sequence] = {}  # slot of the cache -> the sequence that is decoded in it
+        # slot of the cache -> number of tokens in the slot after all started bursts, if no eos comes earlier
         self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
     @property
     def ahead(self) -> int:
-        """Number of bursts (groups of decoding steps) that were started and not yet read."""
+        """Number of started bursts (groups of decoding steps) whose tokens the host has not read yet."""
         return len(self._bursts)
 
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
         """Start a burst of decoding steps for these sequences only. Return the tokens of an earlier burst.
 
-        Call this method until all sequences have ended, even if it returns no tokens. The method waits for
-        the device only if two bursts are pending, or if no sequence needs another burst.
+        The result is a list of (sequence, new tokens), which may be empty. Call this method until all
+        sequences have ended. The method waits for the device only if two bursts are pending, or if no
+        sequence needs another burst.
 
         Args:
-            rows: slot -> sequence. The slot holds all tokens of the sequence but the last token.
-            columns: largest number of tokens that other slots hold. These tokens stay unchanged.
+            rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
+            columns: largest number of tokens in a slot of another sequence. The burst does not change these
+                tokens.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
@@ -64,10 +65,10 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Return the tokens of the oldest burst (group of decoding steps) that was not yet read.
+        """Return the tokens of the oldest burst (group of decoding steps) that the host has not read yet.
 
-        If all bursts were read, return [], and remove all sequences from the device, so that the host can
-        decode them.
+        If there is no such burst, return [], and end the decoding of all sequences on the device. They can
+        then be decoded without this pipeline.
         """
         if self._bursts:
             return self._read()
@@ -86,7 +87,7 @@ class BurstPipeline:
         while self._bursts and not any(
             self._sequences.get(slot) is one for slot, one in self._bursts[0][1].items()
         ):
-            self._bursts.popleft()  # do not read this burst: all its sequences have ended
+            self._bursts.popleft()  # skip this burst: none of its sequences is decoded any more
 
     def _read(self) -> list[tuple[Sequence, list[int]]]:
         burst, owners = self._bursts.popleft()

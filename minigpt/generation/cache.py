@@ -30,7 +30,7 @@ MIB = 2**20
 def cache_bytes(
     config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32, layers: int = 0
 ) -> int:
-    """Return the bytes that keys and values of slots * columns tokens take. layers=0: all layers."""
+    """Return the size in bytes of keys and values of slots * columns tokens. layers=0: all of the model's."""
     numbers = slots * config.num_key_value_heads * columns * config.head_dim
     return 2 * (layers or config.num_hidden_layers) * numbers * dtype.itemsize
 
@@ -43,8 +43,8 @@ class KeyValueCache:
         slots: largest number of sequences at the same time.
         max_length: largest number of tokens of a sequence.
         max_cache_mib: largest number of MiB (2**20 bytes) that the cache may take; None: no limit.
-        keeps: False: all layers share the memory of one layer. One layer is enough if each step
-            reads all tokens of a sequence again.
+        keeps: True: each layer has its own memory. False: all layers share the memory of one layer, which is
+            enough if each step reads all tokens of a sequence again.
 
     Attributes:
         lengths: number of tokens that each slot holds.
@@ -146,7 +146,7 @@ class KeyValueCache:
         self.lengths[slot] = length
 
     def copy(self, sources: Sequence[int], targets: Sequence[int]) -> None:
-        """Copy the tokens of the slots `sources` (n) to the slots `targets` (n). A slot may be in both."""
+        """Copy the tokens of `sources` (n slots) to `targets` (n slots). A slot may be in both lists."""
         moved = [(a, b) for a, b in zip(sources, targets) if a != b]
         if not moved:
             return
@@ -164,11 +164,11 @@ class KeyValueCache:
         return self._keys[layer % self._layers], self._values[layer % self._layers]
 
     def columns(self, slot: int, start: int, end: int) -> tuple[Tensor, Tensor]:
-        """Return views of some columns of a slot's keys and values, (L, H, columns, D) each."""
+        """Return views of a slot's keys and values in columns start ... end - 1, (L, H, end - start, D)."""
         return self._keys[:, slot, :, start:end], self._values[:, slot, :, start:end]
 
     def view(self, slots: Sequence[int], counts: Sequence[int] | None = None) -> "CacheView":
-        """Return a view of these slots, which the model takes as past_key_values."""
+        """Return a view for past_key_values. `counts`: number of new tokens per slot; None: 1 per slot."""
         return CacheView(self, slots, [1] * len(slots) if counts is None else counts)
 
 
@@ -187,13 +187,14 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 class CacheView:
     """Shows some slots to the model as past_key_values. The model adds `counts[i]` tokens to `slots[i]`.
 
-    The new tokens are padded on the right to equal length. If the slots hold different numbers of tokens,
-    each slot takes one new token. A mask then hides the columns in which a shorter slot has no token. The
-    model expects the new token in the last column. So this token is also written there, and later tokens of
-    the slot overwrite the copy. Adjacent slots are read in place, other slots are copied.
+    If all slots hold equally many tokens, the new tokens are padded on the right to equal length. Otherwise
+    each slot takes exactly one new token, and `mask` hides the columns in which a shorter slot has no token.
+    The model expects each new token in the last column. So `update` writes the token twice: to the slot's
+    next column, and to the last column. Later tokens of the slot overwrite the second copy. Adjacent slots
+    are read in place, other slots are copied.
 
     Attributes:
-        length: number of tokens in the longest slot.
+        length: number of tokens S in the longest slot, before the new tokens.
         mask: (n, S + 1), True where a row has a token. None if all slots hold equally many tokens.
         positions: (n, 1), position of each new token. None if all slots hold equally many tokens.
     """
@@ -234,7 +235,11 @@ class CacheView:
         return found[0], found[1]
 
     def advance(self, tokens: int) -> None:
-        """Add the numbers of new tokens to the slots' lengths. The model calls this after all layers."""
+        """Add counts[i] to the length of slots[i]. The model calls this after all layers.
+
+        Args:
+            tokens: number of new tokens with padding, which is the largest of `counts`.
+        """
         assert tokens == max(self._counts), "as many as were reserved"
         for slot, count in zip(self._slots, self._counts):
             self._cache.advance(slot, count)

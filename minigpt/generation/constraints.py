@@ -85,7 +85,7 @@ def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
 
 
 class _Choice:
-    """A state for a list of choices: the remaining bytes of each choice that is still possible."""
+    """The state of a list of choices. It holds the remaining bytes of each choice that is still possible."""
 
     def __init__(
         self,
@@ -108,7 +108,7 @@ class _Choice:
 
 
 class _Grammar:
-    """A state for a regular expression or a JSON Schema: wraps an LLMatcher of llguidance."""
+    """The state of a regular expression or a JSON Schema. It wraps an LLMatcher of llguidance."""
 
     def __init__(self, matcher: Any, name: str, words: "_Words") -> None:
         self._matcher, self._name, self._words = matcher, name, words
@@ -126,7 +126,8 @@ class _Grammar:
             ) from None
         words = _Words(tokenizer, tokens, eos[0])
         wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
-        # LLTokenizer has encoded a test word. Forget its unknown characters: they are not the grammar's.
+        # LLTokenizer has encoded a test word. Forget the unknown characters of this word, because the grammar
+        # does not need them.
         words.lacking = []
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)

@@ -8,9 +8,9 @@
 The model's input depends on its prompt format (`minigpt.generation.generation_config.prompt_format`):
 
 - chat: all turns, rendered by the tokenizer's chat template;
-- question: the question alone, then <sep>. With `history`, all questions and answers so far, each followed by
-  <sep>, as in minigpt.data.conversation. A system text is a line of its own before the first question in the
-  input, as in training;
+- question: the question alone, then <sep>. With history=True, all questions and answers so far, each followed
+  by <sep>, as in minigpt.data.conversation. A system text is a line of its own before the first question in
+  the input, as in training;
 - text: the whole text so far. The user's text begins on a new line, and the model continues it.
 
 If the context is full, the oldest turns are left out of the input. This module prints nothing.
@@ -193,7 +193,7 @@ class Conversation:
         return ids
 
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
-        """Return the messages of earlier turns. An answer also has the ids that the model generated.
+        """Return the messages of earlier turns. The message of an answer also holds the generated ids.
 
         Encoding the answer's text again could give other ids.
         """
@@ -257,7 +257,7 @@ def question_ids(
 
     Args:
         form: the model's prompt format.
-        before: earlier messages, for a chat model; a system message, for questions.
+        before: for a chat model, the earlier messages; for the format "question", a system message.
         thinking: True lets a chat model think, False does not; None: the template decides.
         tools: JSON descriptions of functions that a chat model may call.
         allow_special: True: a special token's name in the text, such as "<|im_end|>", becomes this token, as
@@ -313,7 +313,7 @@ class QuestionAnswering:
     assistant_model: LanguageModel | None = None  # a smaller model that guesses tokens
     # messages before the question; all models except those of plain text may have a system message
     before: Sequence[Mapping[str, Any]] = ()
-    thinking: bool | None = None  # True: a chat model may think; None: the template decides
+    thinking: bool | None = None  # True: a chat model may think; False: not; None: the template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
     allow_special: bool = False  # True: the name of a special token in the text becomes this token
     start: int | None = None  # the id with which the model begins if the text is empty
@@ -383,7 +383,7 @@ def _messages(system: str, turns: list[Turn]) -> list[dict[str, str]]:
 
 @torch.inference_mode()
 def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
-    """Compute the probabilities at each token of the answer, in one forward pass over prompt and answer."""
+    """Return a Choice for each token of the answer. This takes one forward pass over prompt and answer."""
     prompt, ids, options = turn.prompt, turn.ids, turn.options
     device = next(model.parameters()).device
     read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)

@@ -51,8 +51,9 @@ _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min
 def capacity(max_length: int, context: int) -> int:
     """Return how many columns a cache needs for rows of max_length tokens: a multiple of 16, or the context.
 
-    The last token of a row is never read, so it needs no column. Attention kernels are fast if the number of
-    columns is a multiple of 16. The number must not exceed the model's context.
+    A row needs max_length columns: one for each token but the last, which the model never reads, and the last
+    column, which each step overwrites (see `_Columns`). Attention kernels are fast if the number of columns
+    is a multiple of 16. The number must not exceed `context`, the model's number of positions.
     """
     return min(-(-max_length // 16) * 16, context)
 
@@ -75,8 +76,8 @@ def sizes(largest: int, least: int) -> list[int]:
 def can_choose(sequence: Sequence) -> bool:
     """Return True if a CUDA graph can decode this sequence.
 
-    A graph cannot decode a sequence with penalties, constraints, typical_p, a window, guesses, adapters of
-    its own or more than MAX_EOS eos ids, or a sequence without a cache.
+    A graph cannot decode a sequence with penalties, constraints, typical_p, a window, speculative decoding,
+    adapters of its own or more than MAX_EOS eos ids, or a sequence without a cache.
     """
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
@@ -116,14 +117,13 @@ class _GroupedQueries(TorchFunctionMode):
 
     Several query heads share one key head. With a mask, PyTorch's kernels do not support shared heads, and
     PyTorch would copy all keys and values for each query head. This class makes the query heads of a key head
-    the rows of one matrix instead. All of them belong to the same token, so the same mask is right for all
-    rows.
+    the rows of one matrix instead. These query heads belong to the same token, so they have the same mask.
     """
 
     def __torch_function__(
         self, func: Any, types: Any, args: Rows[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Change the arguments of scaled_dot_product_attention. Other functions are called as they are."""
+        """Call `func`, with other arguments if it is scaled_dot_product_attention."""
         more = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and more.pop("enable_gqa", False):
             q, k, v = args  # (B, H, 1, D); k and v are (B, K, S, D)
@@ -194,8 +194,8 @@ class DecodeBurst:
     def tokens(self) -> list[list[int]]:
         """Wait until the ids are on the host. Return a list for each step, with an id for each row.
 
-        NOTHING or DAMAGED may take the place of an id. Call this method before two more bursts are started,
-        because later bursts reuse the memory.
+        NOTHING takes the place of an id if the row has no new token, DAMAGED if its scores are not finite.
+        Call this method before two more bursts are started, because later bursts reuse the memory.
         """
         if self._event is not None:
             self._event.synchronize()
@@ -231,7 +231,8 @@ class GraphDecoder:
         self.cache, self.burst = cache, burst
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
-        if compiled:  # each size is compiled anew, so torch's limit on compilations may be too low
+        if compiled:
+            # torch.compile compiles again for each (rows, columns), so its limit may be too low
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -256,7 +257,7 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)  ids chosen by the steps of a burst
         self._tick = whole(1)  # (1,)  index of the row of _written that the next step fills
-        # There are three host buffers: one is filled while the host reads earlier ones.
+        # There are three buffers on the host: the device fills one while the host reads the other two.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
@@ -305,14 +306,16 @@ class GraphDecoder:
         self._uses.pop(slot, None)
 
     def run(self, rows: int, columns: int, steps: int) -> DecodeBurst:
-        """Start up to `burst` decoding steps for the first slots. Does not wait for the device.
+        """Start decoding steps for the first slots. Return a DecodeBurst, without waiting for the device.
+
+        `rows` and `columns` are rounded up to the numbers that `sizes` allows.
 
         Args:
-            rows: number of slots to compute: more than the index of the highest used slot. It is rounded up.
-            columns: number of columns; it is rounded up. It must be at least 2 more than the number of tokens
-                of any active row before the last step. It must also be more than the number of tokens of any
-                other used slot, because the last column is overwritten.
-            steps: number of steps.
+            rows: number of slots to compute; must be more than the index of the highest used slot.
+            columns: number of columns that attention reads, including the last one, which each step
+                overwrites. Must be at least 2 more than the number of tokens that any active row holds before
+                the last step, and more than the number of tokens in any other used slot.
+            steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
         rows = next(size for size in sizes(self.cache.slots, 1) if size >= rows)
@@ -355,7 +358,7 @@ class GraphDecoder:
         active &= sound & ~ended & (lengths < self._ends[:rows])
 
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
-        """Compute the logits (B, V) in float32 after ids (B,), the next tokens of the first B slots."""
+        """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
         # A row that is not active must keep its tokens, so its new token goes to the last column.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
@@ -371,7 +374,7 @@ class GraphDecoder:
         return logits
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
-        """Choose the next token of each row, (B,), with the same functions and random numbers as the host."""
+        """Choose the next token of each row, (B,), as on the host: same functions, same random numbers."""
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)

@@ -4,7 +4,7 @@
     handles = [engine.submit(prompt, options, eos_token_id=2) for prompt in prompts]
     for token in handles[0]:                     # yields each new token; the other requests progress, too
         ...
-    handles[1].cancel()                          # frees its slot at the next token
+    handles[1].cancel()                          # ends this request
     completions = [handle.result() for handle in handles]
 
 Prompts and results are ids. Iterating over a handle runs the engine's steps, unless a thread runs them:
@@ -12,15 +12,15 @@ Prompts and results are ids. Iterating over a handle runs the engine's steps, un
     with EngineThread(Engine(model)) as engine:
         handle = engine.submit(prompt, options)      # from any thread
 
-The result of a request equals the result of generate_ids, and does not depend on other requests. The reasons:
-a prompt is always read in the same chunks, and C computes each token in the same way
-(minigpt.generation.native). There is one difference: generate_ids reads a long prompt in one call, and the
-engine reads it in chunks, so the two round differently. A prefix that is reused changes nothing, because it
-ends at the end of a chunk.
+The result of a request does not depend on other requests: a prompt is always read in the same chunks, and C
+computes each token in the same way (minigpt.generation.native). A prefix that is reused changes nothing,
+because it ends at the end of a chunk. The result equals the result of generate_ids, with one difference:
+generate_ids reads a long prompt in one call, and the engine reads it in chunks, so the two round differently.
 
 On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
 then gives a request no token or several. CUDA graphs cannot decode requests with penalties, constraints, a
-window or guesses. While there is such a request, all requests are decoded without graphs, which is slow.
+window or speculative decoding. While there is such a request, all requests are decoded without graphs, which
+is slow.
 
 A model may have several adapters beside its weights (load_model(..., adapter={"zh": ..., "en": ...})). A
 request may name an adapter, and one batch holds requests with different adapters:
@@ -31,7 +31,8 @@ PyTorch runs such a model, not C. The product with the weights is computed once 
 adapter only for its rows. CUDA graphs do not decode such requests.
 
 Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
-for beginnings that prompts share. If there are more requests than rows, they wait in a bounded queue.
+MiB for beginnings that prompts share. At most max_rows requests are decoded together. At most max_waiting
+others wait in a queue.
 """
 
 import threading
@@ -71,7 +72,7 @@ class Statistics:
     tokens_read: int = 0  # number of prompt tokens that were computed
     tokens_reused: int = 0  # number of prompt tokens that were copied from the prefix cache
     tokens_written: int = 0  # number of new tokens that requests got
-    steps: int = 0  # number of steps that computed something
+    steps: int = 0  # number of steps with at least one running request
 
 
 class Engine:
@@ -82,12 +83,12 @@ class Engine:
     Args:
         max_rows: largest number of requests that are decoded together.
         max_length: largest number of tokens of a request, prompt included; None: the model's context.
-        max_waiting: largest number of requests that may wait for a row.
+        max_waiting: largest number of requests that may wait, while max_rows others are decoded.
         chunk: approximate number of prompt tokens that are read in one step.
-        prefix_mib: MiB for beginnings that prompts share; 0: no beginnings are kept.
-        max_cache_mib: largest number of MiB for the rows' keys and values; None: no limit.
-        cuda_graph: True decodes by a GraphDecoder; None: only on CUDA.
-        burst: number of GraphDecoder steps after which the host reads the new tokens.
+        prefix_mib: MiB for keys and values of beginnings that prompts share; 0: no beginnings are kept.
+        max_cache_mib: largest number of MiB for keys and values of the requests; None: no limit.
+        cuda_graph: True: decode by a GraphDecoder. False: without. None: by a GraphDecoder only on CUDA.
+        burst: number of GraphDecoder steps after which the host (CPU) reads the new tokens.
         compiled: see GraphDecoder.
 
     Raises:
@@ -168,7 +169,9 @@ class Engine:
         copy: int = 0,
         adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
-        """Add a request, which starts when a slot is free. The arguments are as for generate_ids.
+        """Add a request, which starts when fewer than max_rows others are decoded. Return its handle.
+
+        The other arguments are as for generate_ids.
 
         Args:
             copy: index of the answer, from 0. generate_ids gives num_return_sequences answers to a prompt. A
@@ -178,8 +181,9 @@ class Engine:
 
         Raises:
             QueueFullError: if max_waiting requests are waiting already.
-            InputError: as generate_ids; also if the options ask for more than one sequence of ids, or prompt
-                and max_new_tokens together exceed max_length without a window; for an unknown adapter.
+            InputError: as generate_ids; also if the options ask for more than one sequence of ids; if prompt
+                and max_new_tokens together exceed max_length and the option window is not set; for an unknown
+                adapter.
         """
         options = options or GenerationOptions()
         sequence = self._sequence(prompt, options, eos_token_id, tokenizer, copy)
@@ -244,7 +248,10 @@ class Engine:
         return sequence
 
     def cancel(self, handle: RequestHandle) -> None:
-        """Stop a request. The slot is free at the next token. No effect on a request that has ended."""
+        """Stop a request. No effect on a request that has ended.
+
+        A waiting request ends now, a running request at the beginning of the next step.
+        """
         with self.changed:
             if handle.done or handle._is_cancelled:
                 return
@@ -329,8 +336,8 @@ class Engine:
         self._show(handle, outcome)
 
     def _show(self, handle: RequestHandle, outcome: Completion | Exception | None = None) -> None:
-        # No lock is needed here. Only the thread that calls `step` adds tokens. Another thread can only
-        # cancel a waiting request, which has no tokens.
+        # No lock is needed here: only the thread that calls `step` adds tokens. Another thread calls this
+        # method only to cancel a waiting request, which has no tokens.
         if new := handle._update(outcome):
             self.statistics.tokens_written += new
 

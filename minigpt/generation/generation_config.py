@@ -27,7 +27,8 @@ __all__ = [
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-# minigpt's own keys in config.json, for folders made from a run's folder: quantised, merged and so on
+# Keys that minigpt adds to the config.json of a folder that is made from a run's folder, for example by
+# quantising or merging.
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options that need do_sample
 # The options that are read from generation_config.json. max_length is not one of them: published files set it
@@ -132,12 +133,12 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
     """Return the prompt format of a model: "chat", "question" or "text".
 
     "chat": the tokenizer's chat template renders the prompt. "question": the prompt is the question and
-    <sep>, as in minigpt's training on questions and answers. "text": the model continues the text. Models
-    trained on plain text have this format. So do subword tokenizers that have no chat template.
+    <sep>, as in minigpt's training on questions and answers. "text": the model continues the text. A model
+    has the format "text" if it was trained on plain text, or its subword tokenizer has no chat template.
 
     Args:
-        adapter: the adapter that the model was loaded with. Its format counts, because the adapter was
-            trained last.
+        adapter: the adapter that the model was loaded with. If the adapter's folder tells how it was trained,
+            this decides the format, because the adapter was trained last.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
@@ -170,7 +171,10 @@ def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
 
 
 def trained_length(folder: Path) -> int:
-    """Return the max_length with which a model was trained, or 0 for a folder of another program."""
+    """Return the max_length with which a model was trained on questions and answers.
+
+    Return 0 if the folder does not tell it: after training on plain text, or for another program's folder.
+    """
     config = _object(folder / _STATE).get("config")
     if isinstance(config, dict):
         length = config.get("max_length") if config.get("text") is None else None

@@ -58,9 +58,9 @@ class DecodingLoop:
 
     Args:
         max_length: largest number of tokens in the context of a sequence.
-        chunk: approximate number of prompt tokens that are read in a step. Each prompt is read by itself. So
-            a long prompt does not delay other sequences for long, and the rounding of a prompt does not
-            depend on other prompts. None: all waiting prompts are read in one step.
+        chunk: approximate number of prompt tokens that a step reads, so that a long prompt does not delay
+            other sequences for long. Each prompt is read alone, so its rounding does not depend on other
+            prompts. None: each step reads all new prompts completely, together.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
         bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
     """
@@ -78,7 +78,8 @@ class DecodingLoop:
         self.prefix_cache, self.bursts = prefix_cache, bursts
         self.model, self.runner = model, runner_for(model)
         self.running: list[Sequence] = []  # in the order in which the sequences joined
-        # number of prompt tokens that the model has read, and that were copied from the prefix cache
+        # tokens_read: number of prompt tokens that the model has read; tokens_reused: number of prompt tokens
+        # that were copied from the prefix cache instead
         self.tokens_read = self.tokens_reused = 0
         self._n_special = 0  # number of running sequences with guesses, beams or a window
 
@@ -97,7 +98,7 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
-        """Free the slot of a sequence, and its speculation object, which may hold a cache of its own."""
+        """Remove a sequence. Free its slot, and its speculation object, which may hold a cache of its own."""
         if sequence.error is not None:
             self.cache.clear(sequence.slot)
         self.cache.free(sequence.slot)
@@ -121,10 +122,9 @@ class DecodingLoop:
         return ended
 
     def _is_prefilled(self, sequence: Sequence) -> bool:
-        """Return True if the model has read all tokens of a sequence but the last one.
+        """Return True if only the last token of a sequence is left to read, and decoding reads it.
 
-        A prompt's last token is usually read with the prompt. With CUDA graphs, the first decoding step reads
-        this token.
+        With CUDA graphs, the first decoding step reads the last token of a prompt. Without, the prefill does.
         """
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
@@ -153,7 +153,7 @@ class DecodingLoop:
 
     @contextmanager
     def _adapters(self, group: list[Sequence]) -> Iterator[None]:
-        """Activate the adapters of these sequences, which are the rows of a batch."""
+        """Inside the context, the model applies to each sequence of the group its own adapters."""
         if all(one.adapters is None for one in group):
             yield
             return
@@ -163,7 +163,7 @@ class DecodingLoop:
             yield
 
     def _guessed(self, sequence: Sequence) -> list[int]:
-        """Return what the model reads next: the sequence's last token, and guesses at the following ones."""
+        """Return the ids that the model reads next: the sequence's last token, then guesses."""
         assert sequence.speculation is not None, "something guesses"
         # number of guesses for which the slot has columns; one more column is for the last token
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
@@ -184,8 +184,9 @@ class DecodingLoop:
     def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
         """Let CUDA graphs decode the sequences, and add the tokens that have arrived.
 
-        If a graph cannot decode one of the sequences, wait for all started steps, and return the sequences
-        that have not ended. The host must decode these.
+        Return the sequences that the caller must decode without a graph: none if graphs can decode all of
+        `ready`. Otherwise wait for the steps that were started earlier, and return all sequences of `ready`
+        that have not ended.
         """
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)
@@ -214,8 +215,9 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        # Groups of sequences that are read together. A sequence with input vectors or a watcher is alone in
-        # its group, or with the other beams of its search, which have the same vectors.
+        # The model reads the sequences of a group in one call. All sequences are one group, except those
+        # with input vectors or a watcher (it records hidden states): such a sequence is alone in its group,
+        # or with the other beams of its search, which have the same vectors.
         groups: dict[object, list[Sequence]] = {}
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None
@@ -229,14 +231,14 @@ class DecodingLoop:
             self._choose(group, logits)
 
     def _prefill_in_chunks(self, unread: list[Sequence], chunk: int) -> None:
-        """Read about `chunk` tokens of prompts. Sequences that joined first are read first."""
+        """Read about `chunk` tokens of prompts, beginning with the sequence that joined first."""
         left = chunk
         for sequence in unread:
             context, slot = sequence.context, sequence.slot
             end = len(context) - 1 if self.bursts else len(context)
             while left > 0 and (start := self.cache.length(slot)) < end:
-                # A chunk is never shortened to the rest of this step's tokens, because where a chunk ends
-                # decides how the results are rounded.
+                # The end of a chunk affects the rounding of the results, so a chunk is never shortened. If it
+                # is longer than the number of tokens that are left for this step, it waits for the next step.
                 piece = context[start : min(start + chunk, end)]
                 if len(piece) > left and left < chunk:
                     return
@@ -256,8 +258,8 @@ class DecodingLoop:
         """Choose the next token of each sequence from its logits.
 
         Args:
-            read: for each sequence its last token and its guesses; each of these tokens has a row of logits.
-                None: no guesses.
+            read: for each sequence the tokens that the model has just read: the sequence's last token, then
+                guesses. `logits` has a row for each of these tokens. None: a row for each sequence.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -271,9 +273,9 @@ class DecodingLoop:
     def _choose_by_kind(
         self, sequences: list[Sequence], logits: Tensor, read: Rows[Rows[int]] | None
     ) -> list[Sequence]:
-        """Choose tokens for groups of sequences with the same options.
+        """Choose the next tokens, in groups of sequences with the same options.
 
-        Return the sequences, and new ones that a beam search has added.
+        Return all these sequences, and the sequences that a beam search has added. Arguments as in `_choose`.
         """
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
@@ -281,7 +283,7 @@ class DecodingLoop:
             count = 1 if read is None else len(read[number])
             if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
-                if not sequence.has_ended:  # remove the keys and values of wrong guesses from the cache
+                if not sequence.has_ended:  # drop wrong guesses from the cache; an ended sequence leaves it
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
                 members, rows = groups.setdefault(_group(sequence), ([], []))
@@ -364,12 +366,13 @@ def choose(
     place: int | None = None,
     argmax: Callable[[Tensor], tuple[list[int], list[float]]] | None = None,
 ) -> None:
-    """Choose and add the next token of each sequence in a group with the same options.
+    """Choose the next token of each sequence, and add it to the sequence. All have the same options.
 
-    A sequence that cannot continue gets an error instead.
+    If no token can be chosen for a sequence, its `error` is set instead.
 
     Args:
-        logits: (n, V), or (1 + k, V) for one sequence with k guesses. `place` then selects the row.
+        logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V).
+        place: index of the row to use, for one sequence with guesses. None: use all rows.
         argmax: a faster argmax for these logits; see TorchRunner.argmax.
     """
     first, given = group[0], logits if place is None else logits[place : place + 1]
@@ -420,9 +423,9 @@ def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = No
 
     Args:
         logits, scores: (n, V), the model's logits and the result of `processed`.
-        highest: the highest score of each row, if the caller knows it.
+        highest: the highest score of each row. None: it is computed here.
     """
-    # amax gives NaN or infinity if a row has one, and -infinity if all tokens are forbidden
+    # amax returns NaN or infinity if the row has one, and -infinity if all tokens of the row are forbidden
     highest = scores.amax(dim=-1).tolist() if highest is None else highest
     loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
     return [

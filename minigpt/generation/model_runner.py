@@ -5,7 +5,7 @@
     logits = runner.decode([[token]], [slot], cache)      # (1, V), after the token
 
 PyTorch adds the numbers of a product in another order if there are several tokens instead of one. So the last
-bits of a token's logits depend on the other tokens in the call. In the C code they do not.
+bits of a token's logits depend on the other tokens in the call. This is not so in the C code.
 
 Letters in shapes: n rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -42,13 +42,14 @@ class TorchRunner:
         embeds: Tensor | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """Read the next tokens of each slot. Return the logits of the last token of each slot, (n, V).
+        """Read pieces[i], the next tokens of slots[i]. Return the logits after each piece, (n, V).
 
         All slots must hold the same number of tokens. The pieces are one batch, padded on the right.
 
         Args:
-            embeds: (tokens, C), vectors that replace the first tokens of every piece.
-            recorder: collects hidden states and attentions. A recorder needs `pieces` with one piece only.
+            embeds: (tokens, C), vectors that replace the first embeddings of every piece. They are used only
+                if the slots are empty.
+            recorder: collects hidden states and attentions. With a recorder, there must be one piece only.
         """
         counts = [len(piece) for piece in pieces]
         T = max(counts)
@@ -65,7 +66,7 @@ class TorchRunner:
         cache: KeyValueCache,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """Read the next tokens of each slot. Return the logits of all tokens, slot by slot, (tokens, V)."""
+        """Read rows[i], the next tokens of slots[i]. Return the logits after each token, (tokens, V)."""
         if max(map(len, rows)) == 1:
             return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
         found = []

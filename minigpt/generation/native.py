@@ -1,6 +1,6 @@
 """Runs a model on a CPU with one call of C code. Only the memory's bandwidth then limits decoding speed.
 
-    runner = runner_for(model)     # a TorchRunner if there is no C compiler, or no float32 model on a CPU
+    runner = runner_for(model)     # a TorchRunner if C cannot run this model, or cannot be compiled
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
 `native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
@@ -40,7 +40,7 @@ __all__ = [
     "without_warning",
 ]
 
-_FEW = 64  # largest number of tokens for C with float32 weights; with more tokens, PyTorch is faster
+_FEW = 64  # largest number of tokens per call of C with float32 weights; PyTorch is faster with more
 # Number of multiplications that makes one more thread useful. With fewer, the thread saves only microseconds
 # on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
 _FOR_A_THREAD = 2**19
@@ -157,7 +157,7 @@ class NativeRunner:
 
     The list holds the addresses of the weights. Training may change the values of the weights. But if a
     module is replaced or quantised, make a new runner. `prefill` and `decode` have the same arguments and
-    results as in TorchRunner. The next call overwrites the logits.
+    results as in TorchRunner, but the next call overwrites the returned logits.
     """
 
     in_any_slot = True  # used slots need not be adjacent: C finds each token's slot by its number
@@ -195,7 +195,7 @@ class NativeRunner:
         embeds: Tensor | None = None,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """Read the next tokens of each slot. Return the logits of the last token of each slot, (n, V)."""
+        """Read pieces[i], the next tokens of slots[i]. Return the logits after each piece, (n, V)."""
         if embeds is not None or recorder is not None or not self.takes(sum(map(len, pieces))):
             return self.torch.prefill(pieces, slots, cache, embeds, recorder)
         return self._run(pieces, slots, cache, every=False)
@@ -207,7 +207,7 @@ class NativeRunner:
         cache: KeyValueCache,
         recorder: Recorder | None = None,
     ) -> Tensor:
-        """Read the next tokens of each slot. Return the logits of all tokens, slot by slot, (tokens, V)."""
+        """Read rows[i], the next tokens of slots[i]. Return the logits after each token, (tokens, V)."""
         if recorder is not None:
             return self.torch.decode(rows, slots, cache, recorder)
         return self._run(rows, slots, cache, every=True)
@@ -228,7 +228,9 @@ class NativeRunner:
     def _run(
         self, rows: Sequence[Sequence[int]], slots: Sequence[int], cache: KeyValueCache, every: bool
     ) -> Tensor:
-        """Read the next tokens of each slot. Return the logits of every token, or of each slot's last token.
+        """Read rows[i], the next tokens of slots[i]. Return logits.
+
+        every=True: the logits after each token, (tokens, V); every=False: only after each row, (n, V).
 
         This method calls no torch operation. A step reads hundreds of megabytes, which push the code of
         Python and torch out of the processor's caches. Each small torch operation would then take 20 to 50
@@ -260,7 +262,7 @@ class NativeRunner:
         return self._logits
 
     def _step(self, n: int, longest: int, columns: int) -> None:
-        """Run the first n tokens through the model. No token attends to more than `longest` tokens."""
+        """Run the first n of `_tokens` through the model. No token attends to more than `longest`."""
         of_token = self._products + self._of_attention * longest
         threads = min(1 + of_token * n // _FOR_A_THREAD, torch.get_num_threads())
         if self._sizes != (n, columns, threads):

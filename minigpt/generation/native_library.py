@@ -110,8 +110,8 @@ def build(
 
 
 def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    # The key contains the processor. With -march=native, the code may crash on another processor, and
-    # machines with different processors may share a home folder.
+    # The key, a part of the library's file name, depends on the processor: with -march=native, the code may
+    # crash on another processor, and machines with different processors may share a home folder.
     texts = [read_text(file) for file in (SOURCE, PRODUCTS)]
     parts = [*texts, *flags, *compiler, platform.machine(), _processor()]
     return hashlib.sha256(chr(0).join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]

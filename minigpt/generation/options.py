@@ -328,7 +328,7 @@ def _is_list(value: object) -> bool:
 
 
 def id_list(ids: int | Sequence[int] | None) -> list[int]:
-    """Return one id, several ids, or None as a list."""
+    """Convert one id, several ids, or None (no id) to a list of ids."""
     if ids is None:
         return []
     return [ids] if isinstance(ids, int) else list(ids)

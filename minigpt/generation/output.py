@@ -40,22 +40,23 @@ class GenerateOutput:
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
     log-probabilities have names of minigpt. A tuple has an entry for each step. In hidden_states and
-    attentions, this entry is a tuple with an entry for each layer. Rows that end early are padded: sequences
-    with eos (or 0), other outputs with zeros. The completions have no padding. In speculative decoding, each
-    token counts as a step.
+    attentions, this entry is a tuple with an entry for each layer. Rows that end early are padded:
+    `sequences` with an eos (or 0), other outputs with zeros. `completions` have no padding. In speculative
+    decoding, each token counts as a step.
     """
 
     completions: list[Completion]
     sequences: Tensor  # (B, S)  prompts, padded on the left, and new ids, padded on the right
-    sequences_scores: Tensor | None = None  # (B,)  with beams: log-probability / length ** length_penalty
+    # (B,)  only with beams: log-probability / (number of new tokens) ** length_penalty
+    sequences_scores: Tensor | None = None
     # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
     hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, layer outputs
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  each query's weights sum to 1
-    logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens by the logits alone
-    top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, descending
-    top_ids: Tensor | None = None  # (B, steps, n)  ids of the most likely tokens
+    logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, from `logits`
+    top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, from `logits`
+    top_ids: Tensor | None = None  # (B, steps, n)  ids of the n most likely tokens, in descending order
 
 
 class Recorder:

@@ -59,7 +59,7 @@ class PrefixCache:
         return sum(kind.nbytes for kind in self._memory)
 
     def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> int:
-        """Copy a known beginning of a prompt into an empty slot. Return the number of tokens copied.
+        """Copy the longest kept beginning of a prompt into an empty slot. Return the number of tokens copied.
 
         The last token of the prompt is never copied, because the model must read it to get its logits.
 
@@ -78,16 +78,17 @@ class PrefixCache:
                 held.copy_(kind[place])
             self._cache.advance(slot, self.block)
             assert start == number * self.block, "the slot was empty"
-        # The first block becomes the most recently used one, because later blocks are useless without it. So
-        # later blocks are replaced first.
+        # Mark the blocks as recently used, the first block of the prompt last: later blocks are useless
+        # without it, so they must be replaced before it.
         for number in reversed(range(1, len(found) + 1)):
             self._places.move_to_end((adapters, tuple(prompt[: number * self.block])))
         return len(found) * self.block
 
     def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> None:
-        """Keep the last block of a prompt's keys and values, if the tokens in its slot fill whole blocks.
+        """Keep the last `self.block` tokens that a prompt's slot holds, as one block of keys and values.
 
-        A block has `self.block` tokens. A block that is already kept is not copied again.
+        Nothing is copied if the slot's number of tokens is not a multiple of `self.block`, if the slot holds
+        more than the prompt, or if this block is already kept.
         """
         end = self._cache.length(slot)
         key = (adapters, tuple(prompt[:end]))

@@ -32,7 +32,7 @@ class RequestHandle:
     def __init__(self, engine: Driver, sequence: Sequence) -> None:
         self._engine, self._sequence = engine, sequence
         self._changed = threading.Condition()
-        self._given = 0  # number of tokens that the reading threads may see so far
+        self._given = 0  # number of new tokens that `tokens` and the iterator may return so far
         self._completion: Completion | None = None
         self._error: Exception | None = None
         self._is_cancelled = False
@@ -80,7 +80,7 @@ class RequestHandle:
         return self._completion
 
     def cancel(self) -> None:
-        """Cancel the request. The slot is free at the next token. No effect on a request that has ended."""
+        """Cancel the request, see Engine.cancel. No effect on a request that has ended."""
         self._engine.cancel(self)
 
     def _await(self, tokens: int | None, timeout: float | None = None) -> None:
@@ -96,7 +96,7 @@ class RequestHandle:
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
     def _update(self, outcome: Completion | Exception | None = None) -> int:
-        """Show new tokens and the outcome to the waiting threads. Return the number of new tokens."""
+        """Show new tokens and the outcome, if any, to the waiting threads. Return the number of tokens."""
         with self._changed:
             new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):

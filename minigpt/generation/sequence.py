@@ -44,7 +44,10 @@ class TextTokenizer(Protocol):
     """The methods of a tokenizer that generation needs. `prompt_ids` and `eos_of` use more attributes."""
 
     def encode_text(self, text: str, /) -> list[int]:
-        """Return the ids of a text. Some tokenizers add ids: `before_text` and `after_text`."""
+        """Return the ids of a text.
+
+        Some tokenizers add special ids, which are in their attributes `before_text` and `after_text`.
+        """
 
     def decode(self, ids: list[int], /) -> str:
         """Return the text of some ids."""
@@ -62,7 +65,7 @@ def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one call, and objects made from them that all its sequences share."""
+    """The options of one call, and objects made from them. All sequences of the call share one Request."""
 
     options: GenerationOptions
     eos: list[int]  # ids that end an answer
@@ -80,11 +83,14 @@ def check_request(
     eos_token_id: int | Ids[int] | None,
     tokenizer: TextTokenizer | None,
 ) -> Request:
-    """Check prompts and options before anything is computed. Raises InputError.
+    """Check prompts and options before anything is computed, and return the Request of their sequences.
 
     With a tokenizer, ids without a token are never chosen. A published model may have more rows than tokens
-    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of these rows are untrained. transformers may
-    choose them.
+    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of the other rows are untrained. transformers
+    may choose such ids.
+
+    Raises:
+        InputError: if a prompt or an option is wrong.
     """
     vocab_size = model.config.vocab_size
     options.check_model(vocab_size, model.config.max_position_embeddings)
@@ -147,7 +153,7 @@ class Beams(Protocol):
     """The method of a BeamSearch (beam_search.py) that the loop uses."""
 
     def take(self, beams: "list[Sequence]", logits: Tensor, loop: Any) -> "list[Sequence]":
-        """Add one token to each beam of a search. Return the new beams."""
+        """Add one token to each beam. Return the beams of the next step, or [] if the search has ended."""
 
 
 class StopChecker:
@@ -232,8 +238,8 @@ class Sequence(StopChecker):
         options = request.options
         # True: the slot is sometimes emptied, and the model reads all tokens in the context again
         self.restarts = options.window is not None or not options.use_cache
-        # Sequences with an equal `kind` can choose their tokens together. None: the token is the argmax of
-        # the unchanged logits.
+        # is_plain: the token is the argmax of the unchanged logits; all such sequences have the kind None.
+        # Sequences with an equal `kind` can choose their tokens together.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 
@@ -297,7 +303,10 @@ class Sequence(StopChecker):
         return self._history[: start + len(self.ids)]
 
     def slide(self, max_length: int) -> bool:
-        """With the option window, shorten a context of max_length tokens. Return True if it was shortened."""
+        """If `window` is set and the context is full (max_length tokens), drop old tokens from the context.
+
+        Return True if tokens were dropped.
+        """
         options = self.request.options
         if options.window is None or len(self.context) < max_length:
             return False
@@ -322,9 +331,9 @@ class IncrementalDetokenizer:
     (['a', '', '\nb', '', ''], True)
 
     Args:
-        decode: function from ids to text. Texts that consist of whole characters are decoded separately and
-            joined. All ids are decoded together if the tokenizer's `joins` is False (WordPiece), because its
-            spaces depend on other tokens.
+        decode: function from ids to text. Ids whose text is complete are not decoded again. But if the
+            tokenizer's `joins` is False (WordPiece), all ids are decoded each time, because the spaces
+            around a token depend on other tokens.
     """
 
     def __init__(self, decode: Callable[[list[int]], str], stop_strings: Ids[str] = ()) -> None:
@@ -339,7 +348,8 @@ class IncrementalDetokenizer:
         """Add the next id. Return the text that can no longer change: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
-        # Only a U+FFFD at the end can still become a character. Other bytes already follow an earlier U+FFFD.
+        # Later ids can turn a U+FFFD at the end into a character. An earlier U+FFFD is final, because other
+        # text already follows it.
         whole = text.removesuffix(REPLACEMENT)
         if not self._joins:  # WordPiece may still join the last three words: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""

@@ -10,8 +10,8 @@ without guesses:
 
 - Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
   because each choice has the same logits and the same random number. C (minigpt.generation.native) computes
-  the same bits with and without guesses. PyTorch rounds several tokens in another order than one, so two
-  almost equal scores may give another id.
+  the same bits with and without guesses. PyTorch rounds differently if it computes several tokens instead
+  of one. So if two scores are almost equal, it may choose another id than without guesses.
 - Guesses that a model has drawn are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast Inference
   from Transformers via Speculative Decoding), section 2.3: see `accept`.
 
@@ -101,7 +101,7 @@ class Speculation:
         return self._draft.ids
 
     def take(self, sequence: Sequence, logits: Tensor) -> None:
-        """Add the guesses before the first wrong one to the sequence, then the model's choice.
+        """Add to the sequence the guesses before the first wrong one, then the model's own choice.
 
         Args:
             logits: (1 + k, V), after the last token and after each of the k guesses.
@@ -195,7 +195,7 @@ class ModelDrafter:
         return runner_for(self._model.eval())
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
-        """Return the tokens that the assistant model chooses, up to the end of its context."""
+        """Let the assistant model choose `count` tokens, or fewer if its context is full. Return them."""
         ids, options = sequence.context, sequence.request.options
         if self._cache is None:
             weight, most = next(self._model.parameters()), self._model.config.max_position_embeddings

@@ -106,7 +106,7 @@ def _join(parts: list[bytes], pair: Pair) -> list[bytes]:
 
 
 def encode(text: str, tokens: list[bytes], merges: list[Pair]) -> list[int]:
-    """Return the ids of a text. In a word, the pair that was learned first is joined first."""
+    """Return the ids of a text. Within each word, the pair that was learned first is joined first."""
     ids = {token: i for i, token in enumerate(tokens)}
     ranks = {pair: rank for rank, pair in enumerate(merges)}
     result: list[int] = []

@@ -24,7 +24,8 @@ def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | No
     one.
 
     Raises:
-        InputError: for an empty prompt, an id outside the vocabulary, or more than N tokens in total.
+        InputError: for an empty prompt, an id outside the vocabulary (V ids), or more than N tokens, prompt
+            and new tokens together.
     """
     if len(ids) == 0:
         raise InputError("the prompt is empty: the model needs at least one token to continue")

@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 MANIFEST = "manifest.json"
-_BLOCK = 2**24  # largest number of bytes that are hashed at once
+_BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
 _CARD = "README.md"  # a folder's description, which people and `minigpt eval --card` write later
 
 
@@ -202,7 +202,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # some network file systems cannot flush a folder
+        # EINVAL, ENOTSUP: the file system cannot flush folders, as some network file systems; no error then
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -247,7 +247,8 @@ def verify_manifest(folder: Path | str, weights: bool = True) -> None:
 
     Args:
         folder: the folder.
-        weights: False: of .safetensors files, only the size is compared, which reads none of them.
+        weights: True: compare size and hash of .safetensors files. False: compare only their size, so that
+            they need not be read.
 
     Raises:
         InputError: if a file is missing, additional, or differs in size or hash; the message names it.
@@ -278,7 +279,7 @@ class ManifestCheck:
 
         with ManifestCheck(folder):
             model = read(folder)
-        # here the folder is known to be undamaged, or an InputError was raised
+        # the folder is undamaged: otherwise the end of the block raises an InputError
 
     A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier by
     `start`.
@@ -314,7 +315,7 @@ class ManifestCheck:
         self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the thread, unless the user ended the block."""
+        """Wait for the thread, and raise its error. If Ctrl-C ended the block, do neither."""
         if kind is None or issubclass(kind, Exception):
             self._done.wait()
             if self._error is not None:

@@ -36,14 +36,14 @@ def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
 
 
 def ask_for_large_pages(memory: mmap.mmap) -> None:
-    """Ask Linux for large pages (madvise). If the memory is in use, the kernel may convert it later."""
+    """Ask Linux for large pages (madvise). Small pages that are already in use may be merged later."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # the kernel may not support large pages
             memory.madvise(mmap.MADV_HUGEPAGE)
 
 
 class LargePages:
-    """Copies tensors into large pages. Several tensors share one block of memory. Threads may share it."""
+    """Copies tensors into large pages, several tensors into one block. Threads may share a LargePages."""
 
     def __init__(self) -> None:
         self._free: list[memoryview] = []  # the unused end of each block

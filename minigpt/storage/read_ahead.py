@@ -108,7 +108,7 @@ class ReadAhead:
                     if begin < end and (begin - first) % _LINE == 0:
                         self._contents[block.path, name] = content[begin - first : end - first]
             block.done.set()
-        check.start()  # only now: the import of torch needs the other core
+        check.start()  # not earlier: reading and the import of torch already keep two cores busy
 
 
 class _Place(NamedTuple):

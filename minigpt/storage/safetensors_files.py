@@ -55,7 +55,7 @@ assert list(_DTYPES) == list(ITEM_SIZES), "safetensors_parts writes tensors in t
 
 
 class TensorFile(Mapping[str, Tensor]):
-    """The tensors of one safetensors file, by name. Each look-up reads from the disk; nothing is cached.
+    """The tensors of one safetensors file, by name. Each look-up reads the tensor again; nothing is cached.
 
     Args:
         path: the file.
@@ -68,7 +68,8 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        # names of the tensors returned so far whose memory only they use, so that the caller may overwrite it
+        # names of the returned tensors that share their memory with nothing, so that the caller may overwrite
+        # these tensors
         self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
@@ -76,9 +77,9 @@ class TensorFile(Mapping[str, Tensor]):
         }
 
     def __getitem__(self, name: str) -> Tensor:
-        # The file is opened again for each tensor. The returned tensor is a memory-mapped view, and the
-        # mapping ends when the tensor is deleted. With one mapping for all tensors, the whole file would stay
-        # in memory.
+        # If `ahead` does not have the bytes, the file is opened again for each tensor. The returned tensor is
+        # a memory-mapped view, and the mapping ends when the tensor is deleted. With one mapping for all
+        # tensors, the whole file would stay in memory.
         form, content = self.described[name], self._ahead.take(self.path, name) if self._ahead else None
         self.own.discard(name)
         if content is not None and content.nbytes == form.nbytes:
@@ -101,7 +102,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Yield a UTF-8 name of the file. Linux allows any bytes in a name, safetensors only UTF-8."""
+    """Yield a path of the file in UTF-8. Linux allows any bytes in a path, safetensors only UTF-8."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
@@ -142,7 +143,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """The names of the tensors returned so far whose memory no other tensor uses."""
+        """Names of the returned tensors that share memory with nothing, so the caller may overwrite them."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -156,9 +157,10 @@ class WeightFiles(Mapping[str, Tensor]):
 
 
 def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-    """Return a dict: name -> tensor on "meta", which has dtype and shape but no values.
+    """Return name -> tensor, for callers that need only dtype and shape.
 
-    For tensors in files, only the headers are read. Tensors in memory are returned as they are.
+    For tensors in files, only the headers are read, and the returned tensors are on "meta", without values.
+    Tensors in memory are returned as they are.
     """
     return tensors.described if isinstance(tensors, WeightFiles | TensorFile) else tensors
 
@@ -176,9 +178,9 @@ def safetensors_parts(
 ) -> Iterator[bytes | memoryview]:
     """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
-    The format: https://github.com/huggingface/safetensors. The library's `safetensors.torch.save` gives the
-    same bytes, but copies all tensors. Its `save_file` does not copy. But only the owner may read the files
-    that it makes, and its errors are not OSErrors.
+    The format: https://github.com/huggingface/safetensors. `safetensors.torch.save` gives the same
+    bytes, but copies all tensors. `safetensors.torch.save_file` does not copy. But only the owner may read
+    the files that save_file makes, and its errors are not OSErrors.
 
     Args:
         tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.

@@ -193,7 +193,7 @@ def encode_texts(
     where: str,
     weights: Mapping[str, float] | None = None,
 ) -> EncodedTexts:
-    """Encode texts as transformers' AutoTokenizer does for this folder.
+    """Encode texts with labels. The ids are those of transformers with the same tokenizer.
 
     A character tokenizer appends <sep> to each text.
     """

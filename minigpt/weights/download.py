@@ -154,7 +154,7 @@ class _Part:
         self.size += len(data)
 
     def finish(self) -> None:
-        """Flush the file to the disk and rename it."""
+        """Flush the file to the disk, and rename FILE.part to FILE."""
         with self._explained():
             self.file.flush()
             os.fsync(self.file.fileno())
@@ -267,7 +267,8 @@ def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
 
 
 def _unreachable(url: str, part: _Part, reason: object) -> None:
-    # An unknown host name or a wrong certificate will not change within seconds, so no further attempt.
+    # An unknown server name or a wrong certificate will not change within seconds, so there is no further
+    # attempt. If some bytes have arrived before, the address is right, and a further attempt follows.
     if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not part.size:
         raise InputError(f"{url} cannot be reached: {_words(reason)}") from None
     if not isinstance(reason, OSError):

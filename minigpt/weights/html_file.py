@@ -177,7 +177,7 @@ def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
     }
     page = _text_of("page.html")
     for mark, text in filled.items():
-        # the title is inserted last, because a model's name could contain another mark
+        # the title is inserted last, because a model's name could contain a mark such as {{size}}
         if mark != "{{title}}":
             page = page.replace(mark, text)
     before, after = page.split("{{model}}")

@@ -81,7 +81,7 @@ def load_model(
             `best`, or else `last`, is loaded.
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
-            bfloat16). "stored": float16 or bfloat16 if all weights are stored in it, otherwise float32.
+            bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
         adapter: folder of an adapter, or several adapters: a list of folders with their names, or a dict name
             -> folder. One adapter is merged into the weights. It is not merged if the weights are int8 or
             int4, or if it is a bottleneck adapter. Several adapters are never merged; the first one is
@@ -108,7 +108,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # an adapter's folder has a tokenizer if training changed it
+    # if training has changed the tokenizer, an adapter's folder has its own
     folder = path if is_adapter(path) else model_folder(path)
     if is_there(folder / MANIFEST):
         verify_manifest(folder, weights=False)
@@ -388,10 +388,10 @@ def _model_reader(
     config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
-    # A configuration with too many layers is damaged. `read` will raise the error, so do not build a billion
-    # modules here.
+    # A configuration with too many layers is damaged. The returned function will raise the error, so do not
+    # build a billion modules here.
     if config.num_hidden_layers <= MAX_LAYERS:
-        with contextlib.suppress(InputError):  # `read` raises the error again, with the file's name
+        with contextlib.suppress(InputError):  # the returned function raises it again, with the file's name
             made = family.on_meta(config)
             family.parameter_shapes(config)
 

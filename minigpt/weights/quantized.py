@@ -67,8 +67,8 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-INPUT_GROUP = 128  # number of inputs that share a scale; generation/products.h has the same number
-# number of weights in a row that share a scale and an offset in int4; torch's kernel supports 64
+INPUT_GROUP = 128  # neighbouring inputs that share a scale; generation/products.h has the same number
+# neighbours in a row of the weight matrix that share a scale and an offset in int4; torch's kernel allows 64
 WEIGHT_GROUP = 64
 
 
@@ -90,7 +90,8 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def rounded_groups(x: Tensor) -> Tensor:
     """Round the inputs of a layer, (..., K), as the integer products of a CPU do. The shape stays.
 
-    Each group of INPUT_GROUP neighbours has 255 steps between -max and max of the group.
+    Each group of INPUT_GROUP neighbours has its own scale: with m, the largest absolute value of the group,
+    the values become multiples of m / 127.
     """
     K = x.shape[-1]
     padded = F.pad(x, (0, -K % INPUT_GROUP))
@@ -247,7 +248,7 @@ class Int4Linear(nn.Module):
             self.uses_kernel = True
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Int4Linear":
-        # torch calls _apply to move a module, in `to` and `cuda`; on CUDA the weights are then packed
+        # torch calls _apply when `to` or `cuda` moves a module; _pack then packs weights that are on CUDA
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._pack()
         return self
@@ -329,7 +330,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # the model may have been made on a CPU, where inputs are rounded
+        for module in model.modules():  # on a GPU, int8 layers do not round their inputs; on a CPU they do
             if isinstance(module, QuantizedLinear):
                 module.rounds_inputs = False
         return cast_parameters(model, torch.bfloat16)
