@@ -33,7 +33,7 @@ class LogitLens(View):
     ranks: list[list[int]]  # (L, n) rank of the next token of the answer; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the first layer after which the answer's token at `place` stays the most likely one."""
+        """Return from which layer on the answer's token at `place` is the most likely; None: from none."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 
@@ -89,8 +89,8 @@ def logit_lens(
     rows = [model.lm_head(norm(states[:, places])).float().softmax(-1)[0].cpu() for states in seen.values()]
     values = torch.stack(rows)  # (L, n, V) probabilities
     top = values.max(dim=-1)  # (L, n) highest probabilities and their ids
-    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,) ids of the answer's tokens
-    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) probability of each id
+    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,); no answer: likeliest id
+    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) probability of `follows`
     texts = [[shown(token_text(tokenizer, index)) for index in row] for row in top.indices.tolist()]
     return LogitLens(
         layers=list(seen),
