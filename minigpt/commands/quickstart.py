@@ -44,7 +44,7 @@ _RECORD = "quickstart.json"  # file in the output folder that says which data th
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 # If at least this share of the answers occurs only once, no model can learn to answer new questions.
 _ONCE = 0.9
-_BY_HEART = 1000  # only with at most this many pairs, all may be memorised: then no part is for validation
+_BY_HEART = 1000  # with more pairs, a part is for validation; otherwise, all may be memorised
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # with at most this many pairs, the training part is evaluated at the end, too
 _MEASURED = 2000  # largest number of conversations in the validation part

@@ -44,7 +44,7 @@ class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
     `counts` depends on the problem. One label per text: (K, K), with true labels in rows and predicted labels
-    in columns. Several labels per text: (K, 3): each label's true positives, false positives, misses.
+    in columns. Several labels per text: (K, 3): true positives, false positives, false negatives.
     Regression: (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
     """
 

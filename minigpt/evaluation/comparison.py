@@ -24,7 +24,7 @@ class Comparison:
     first: float
     second: float
     difference: Difference
-    only_first: list[tuple[Answered, Answered]]  # both answers to questions that only the first gets right
+    only_first: list[tuple[Answered, Answered]]  # both models' answers where only the first is right
     only_second: list[tuple[Answered, Answered]]
     higher_is_better: bool
 

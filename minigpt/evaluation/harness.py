@@ -95,7 +95,7 @@ class HarnessModel:
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text as AutoTokenizer of transformers does: by default, with special tokens.
 
-        add_special_tokens: False: without; None: as the model argument add_bos_token says.
+        add_special_tokens: False: no special tokens; None: as the model argument add_bos_token says.
         """
         adds = self._adds if add_special_tokens is None else add_special_tokens
         tokenizer = self.tokenizer

@@ -68,8 +68,8 @@ def bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
-    The p-value: if both models are equally good, the probability that the two numbers differ at least as
-    much as only_a and only_b do.
+    The p-value: if both models are equally good, the probability of a difference at least as large as that
+    of only_a and only_b.
 
     Args:
         only_a: number of questions that only the first model gets right.

@@ -59,8 +59,8 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
-    If the shots come from the measured file, each subject has one example more, because a question is not
-    used as its own shot.
+    If the shots come from the measured file, one more example per subject is returned, because a question is
+    not used as its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -106,7 +106,7 @@ class Prompter:
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return pairs (context, continuation) of ids to score: one for each choice, or one for a cloze."""
+        """Return pairs (context, continuation) of ids to score: one pair per choice, or one for a cloze."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
@@ -178,7 +178,7 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return what a user would ask: the prompt, or only the question if choices exist and are not listed."""
+    """Return what a user would ask: the prompt; if it lists no choices although they exist, the question."""
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 

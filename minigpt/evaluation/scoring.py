@@ -46,7 +46,8 @@ __all__ = ["ContinuationScorer", "Scored"]
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
-_TOKENS_TO_PACK = 2048  # from this many tokens on, weights are packed: takes the time of 100, saves 10 %
+# From this many tokens on, weights are packed: takes as long as 100 tokens, saves a tenth of the time.
+_TOKENS_TO_PACK = 2048
 _LITTLE = 8  # at most this many tokens of a shared prefix may be computed again, if this makes rows shorter
 _LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
@@ -79,7 +80,7 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: largest number of tokens of one request; 0: the model's context.
+        max_length: largest number of tokens of one input of the model; 0: the model's context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.
@@ -203,7 +204,7 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # A batch of one request: the cache keeps only what it holds already, or what the next request needs.
+        # A batch of one request: only tokens that the cache or the next request also has count as shared.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
@@ -379,10 +380,10 @@ class _Shared:
 def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int) -> list[list[int]]:
     """Divide requests among rows, so that the estimated time of the forward pass is the least.
 
-    More rows are shorter, so each token attends to fewer columns. But they have more padding, and tokens
-    that requests of two rows share are read twice. The estimated time of a row is its number of tokens times
-    (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in matrix
-    products, and 2 C per token and column in attention. Those of attention run at two thirds of the speed.
+    If there are more rows, they are shorter, so each token attends to fewer columns. But there is more
+    padding, and tokens that requests of two rows share are read twice. The estimated time of a row is its
+    number of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per
+    token in matrix products, and 2 C per token and column in attention, which run at two thirds of the speed.
 
     Returns: for each row, the indices in `batch` of its requests.
     """

@@ -102,7 +102,7 @@ class Answered:
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
     logprobs: tuple[float, ...] = ()  # of each choice; cloze: of each token; perplexity: of the text
-    greedy: tuple[bool, ...] = ()  # for each choice, or for the cloze: True if each token is the likeliest
+    greedy: tuple[bool, ...] = ()  # for each choice, or for the cloze: True if greedy decoding gives it
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -240,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of the question `one`. If they come from its own file (`is_own`), leave out `one`."""
+    """Return the shots of the question `one`. With `is_own`, `shots` may contain `one`: it is left out."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -370,7 +370,7 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
 
     Args:
         start: the id of the token put before the text.
-        length: largest number of tokens of a window (the input of one pair).
+        length: largest number of tokens that the model reads for a pair: all but the last.
         stride: number of tokens that each window after the first window predicts; the other tokens are
             context. 0: as many as possible.
 

@@ -298,7 +298,7 @@ def _with_labels(
 
 
 def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example], int]:
-    """Return the examples of a file, and the number of bad records. Warn about these."""
+    """Read a file, and warn about bad records. Return the examples, and the number of bad records."""
     report = ReadReport(path)
     found: list[Example] = []
     for line, value in _records(path, report):

@@ -88,7 +88,7 @@ class IA3Layer(AdaptedLayer):
         return out if self.is_feedforward else (out * self.ia3_l.flatten()).to(out.dtype)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Merge this adapter into weight (N, K) and bias (N,): return both, for the same outputs."""
+        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
         if not self.is_feedforward and bias is not None:
             bias = bias * self.ia3_l.flatten()
         return torch.mul(weight, self.ia3_l), bias

@@ -110,7 +110,7 @@ class AdaptedLayer(nn.Module):
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Merge this adapter into weight (N, K) and bias (N,): return both, for the same outputs."""
+        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -222,8 +222,8 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate in how many ways a regular expression may be tried on a module's name."""
-    groups = [(0.0, 1.0)]  # each open "(": number of ways of its earlier alternatives, of the present one
-    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}"; last: number of ways of the part before
+    groups = [(0.0, 1.0)]  # for each open "(": (ways of earlier alternatives, ways of the present one)
+    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}"; last: ways of the part before
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
         if part[0] == "(":

@@ -146,7 +146,7 @@ class LoraLinear(AdaptedLayer):
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Merge this adapter into weight (N, K) and bias (N,): return both, for the same outputs."""
+        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
         total = weight + self.delta()
         if self.use_dora:
             total = total * (self.lora_magnitude_vector / total.norm(dim=1))[:, None]

@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's tokens are chosen: the share `probability`, but at least 1 (or 0 of 0)."""
+    """Return how many of a row's tokens are chosen: the share `probability`, at least 1 (of 0 tokens: 0)."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -107,7 +107,7 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Choose words at random. Return the positions of their tokens: at most `count`, or those of one word."""
+    """Choose words at random. Return the positions of their tokens: at most `count`, or one longer word's."""
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0

@@ -136,7 +136,8 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    # A name for each set of generation options, such as "T 0.5"; first "", the model's own distribution.
+    # A name for each set of generation options, such as "T 0.5". The first name, "", means the model's own
+    # distribution.
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (options, tokens)  0: the token cannot be drawn
@@ -186,7 +187,7 @@ def next_token(
     logits = read_logits(model, ids)[-1:]  # (1, V)
     rows = [logits.softmax(dim=-1)[0]]
     for one in options:
-        # Some penalties count only the tokens of the answer so far, which is `after`: not the question's.
+        # Some penalties count only tokens of the answer so far (`after`), not of the question.
         new = len(bare_ids(tokenizer, after)) if after else 0
         scores = logits
         eos = [index for index in (tokenizer.eos_token_id,) if index is not None]
