@@ -58,7 +58,7 @@ class Scored(NamedTuple):
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
     n_cut: int  # number of tokens left out at the beginning of the context, because it was too long
-    pieces: int = 1  # number of pieces of a continuation that is longer than the model's context
+    pieces: int = 1  # more than 1 if the continuation is longer than the context: number of its pieces
 
     @property
     def total(self) -> float:
@@ -211,7 +211,7 @@ class ContinuationScorer:
         return end, shared
 
     def _read_shared(self, ids: tuple[int, ...]) -> None:
-        """Change the cache so that it holds the keys and values of exactly these tokens."""
+        """Change the cache so that it holds the keys and values of the tokens `ids`, and no others."""
         assert self._cache is not None
         kept = _common(self._held, ids)
         self._cache.truncate(0, kept)

@@ -102,11 +102,11 @@ class AdaptedLayer(nn.Module):
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:
-        """Change the inputs of the linear layer, (..., K)."""
+        """Return the linear layer's inputs (..., K) as the adapter changes them; by default unchanged."""
         return x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Change the outputs (..., N) of the linear layer for the inputs x (..., K)."""
+        """Return the linear layer's outputs (..., N) as the adapter changes them, given the inputs x (..., K)."""
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
