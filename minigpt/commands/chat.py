@@ -166,7 +166,7 @@ def _show(talk: "Conversation", text: str) -> None:
         print(say("(not in the vocabulary, {read_as}: {shown})", read_as=read_as, shown=shown))
     before = talk.forgotten
     pieces = talk.say(text)
-    if before == 0 < talk.forgotten:  # True only once, when the first turns are left out
+    if before == 0 < talk.forgotten:  # turns are left out for the first time: tell the user only now
         print(translated("(the context is full: from now on the oldest turns are left out)"))
     # After Ctrl-C, `closing` makes the conversation keep the part of the answer that was generated.
     with contextlib.closing(pieces):

@@ -102,11 +102,11 @@ class AdaptedLayer(nn.Module):
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:
-        """Return the linear layer's inputs (..., K) as the adapter changes them; by default unchanged."""
+        """Return the layer's inputs (..., K) as the adapter changes them; by default unchanged."""
         return x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return the linear layer's outputs (..., N) as the adapter changes them, given the inputs x (..., K)."""
+        """Return the layer's outputs (..., N) as the adapter changes them, given the inputs x (..., K)."""
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
