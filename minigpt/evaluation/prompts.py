@@ -178,7 +178,7 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return what a user would ask: the prompt; if it lists no choices although they exist, the question."""
+    """Return a user's message: the prompt; for multiple choice without listed choices, only the question."""
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 
