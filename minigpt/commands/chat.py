@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHAT_TOKENS = 1024  # largest number of tokens of a chat model's answer, its reasoning included
 _EXPLAINED = 60  # largest number of tokens in the table that the command /why prints
-_DRAWING = ("temperature", "top_k", "top_p")  # turn sampling on; temperature 0 turns sampling off
+_DRAWING = ("temperature", "top_k", "top_p")  # each turns sampling on; only temperature 0 turns it off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +166,7 @@ def _show(talk: "Conversation", text: str) -> None:
         print(say("(not in the vocabulary, {read_as}: {shown})", read_as=read_as, shown=shown))
     before = talk.forgotten
     pieces = talk.say(text)
-    if before == 0 < talk.forgotten:  # true only when the first turns are left out, so the user is told once
+    if before == 0 < talk.forgotten:  # turns are left out for the first time: tell the user only now
         print(translated("(the context is full: from now on the oldest turns are left out)"))
     # After Ctrl-C, `closing` makes the conversation keep the part of the answer that was generated.
     with contextlib.closing(pieces):

@@ -198,8 +198,8 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
-    # Long conversations are cut to the max_length of the training. So the loss on the validation data is the
-    # loss that the training printed.
+    # By default, conversations are cut to the max_length of the training, which the folder `source` records.
+    # So the loss on the validation data equals the loss that the training printed.
     source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model)
     length = options.max_length or trained_length(source)
     reports = [

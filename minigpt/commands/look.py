@@ -146,7 +146,7 @@ _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 _TEXT = ("text", "file", "encoding")
 _MOST_BYTES = 2**20  # largest number of bytes that are read from a text file
-_MOST_CHARACTERS = 2000  # largest number of characters of a text whose tokens a table shows
+_MOST_CHARACTERS = 2000  # a table shows the tokens of at most this many characters
 USES: dict[str, tuple[str, ...]] = {  # view -> flags of the view, besides --json, --plot, --language
     "all": ("answer", "question", "output", *_TEXT, *_MODEL),
     "tokens": (*_TEXT, "model", "vocab_path"),

@@ -44,15 +44,15 @@ _RECORD = "quickstart.json"  # file in the output folder that says which data th
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 # If at least this share of the answers occurs only once, no model can learn to answer new questions.
 _ONCE = 0.9
-_BY_HEART = 1000  # up to this many pairs, the model may memorise all of them, without a validation part
+_BY_HEART = 1000  # with more pairs, a part is for validation; otherwise, all may be memorised
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # for at most this many answers, questions of the training part are asked at the end, too
+_RECALLED = 500  # with at most this many pairs, the training part is evaluated at the end, too
 _MEASURED = 2000  # largest number of conversations in the validation part
 _SHOWN = 4  # largest number of right answers, and of wrong answers, in the table
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
-# For plain text: number of characters of a prompt, and of tokens with which the model continues the prompt.
+# For plain text: a prompt has _PROMPT characters, and the model continues it with _CONTINUED tokens.
 _PROMPT, _CONTINUED = 12, 60
 Given = TypeVar("Given")
 
@@ -88,7 +88,7 @@ class _Quickstart:
         self.run_folder = self.folder / "run"
         self.best = self.run_folder / "best"
         self.commands: list[str] = []
-        self.minutes = options.minutes  # raised later if the training needs more time than this
+        self.minutes = options.minutes  # increased later if the training needs more time
 
     def run(self) -> dict[str, Any]:
         with self._explains_interruption():
@@ -118,7 +118,7 @@ class _Quickstart:
         print(f"{options.file}: {translated(report.counted)}")
         by_heart = _by_heart(conversations)
         train, val = (self.folder / f"{name}.jsonl" for name in ("train", "val"))
-        reading: Sequence[object] = ()  # no flags: the files of the split have usual field names, in UTF-8
+        reading: Sequence[object] = ()  # no flags: the split files have the default fields, in UTF-8
         if by_heart:
             _note(by_heart)
             train = val = options.file  # no split: the original file is used for training and for validation
@@ -225,8 +225,8 @@ class _Quickstart:
             _note(Message(text, count=counted.characters, good=_GOOD_CHARACTERS))
         build_vocab.build(self._vocabulary(), counted.kinds, str(options.file))
         names = {source.field for source in sources if source.kind != "text"}
-        # The name of the field was guessed, with a warning. `train` gets the name as a flag, so `train` need
-        # not guess.
+        # The field with the text was guessed, with a warning. Its name is given to `train` as a flag, so
+        # `train` does not guess and warn again.
         guessed = names if len(names) == 1 else set()
         return {
             "characters": counted.characters,

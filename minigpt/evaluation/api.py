@@ -52,7 +52,7 @@ class AnswersReport:
     max_length: int  # largest number of tokens of a conversation for the loss; the rest is cut off
     cut: int  # number of conversations with more than max_length tokens
     context: int  # largest number of tokens that the model can read
-    too_long: int  # number of questions that fill the whole context, counted as not answered
+    too_long: int  # number of questions that fill the whole context: their answer is ""
     unknown_characters: int  # number of questions with characters that are not in the vocabulary
     answers: dict[Asked, str]  # the model's answer to each distinct question
 
@@ -168,10 +168,10 @@ def _answers(
     options: GenerationOptions,
     batch_size: int,
 ) -> tuple[dict[Asked, str], int]:
-    """Answer the questions. Also return the number of questions that are too long for the model.
+    """Return the model's answer to each question, and the number of questions that are too long.
 
-    A question is too long if it fills the whole context, with no place for an answer. Its answer
-    is the empty text.
+    A question is too long if it fills the whole context, with no place for an answer. Then the answer
+    is "".
 
     If a conversation is too long, its oldest exchanges are left out until half of the context is free.
     """
@@ -190,7 +190,11 @@ def text_pieces(
     strict: bool = False,
     options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> list[str]:
-    """Read a text file as a list of pieces. Raises InputError for a folder or an unreadable file."""
+    """Read a text file. Return its text in order; a long text is cut into several pieces.
+
+    Raises:
+        InputError: if the path is a folder, or the file cannot be read.
+    """
     if not path.is_file():
         wrong = "it is a folder" if path.is_dir() else "it is none" if path.exists() else "not found"
         raise InputError(f"text {path} must be a file: {wrong}")
@@ -200,13 +204,13 @@ def text_pieces(
 def evaluate_pieces(
     model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
 ) -> TextReport:
-    """Measure the loss and the bits per byte of a text, given in pieces. Called by `evaluate`."""
+    """Measure the loss and the bits per byte of a text, as `text_pieces` returns it. Called by `evaluate`."""
     with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
         return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
 
 
 def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
-    """Warn about characters of a text that are not in the vocabulary. The warning shows at most twenty."""
+    """Warn about characters of a text that are not in the vocabulary. At most twenty of them are shown."""
     unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
     if unknown:
         warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(map(repr, unknown[:20]))}")

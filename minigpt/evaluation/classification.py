@@ -44,7 +44,7 @@ class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
     `counts` depends on the problem. One label per text: (K, K), with true labels in rows and predicted labels
-    in columns. Several labels per text: (K, 3) with the numbers of hits, false positives and false negatives.
+    in columns. Several labels per text: (K, 3): true positives, false positives, false negatives.
     Regression: (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
     """
 
@@ -78,7 +78,7 @@ class ClassificationReport:
 
     @property
     def macro_f1(self) -> float:
-        """Return the mean F1 over all labels that occur. F1 = 2 TP / (2 TP + FP + FN)."""
+        """Return the mean F1 of all labels that occur, true or predicted. F1 = 2 TP / (2 TP + FP + FN)."""
         right, wrong, missed = self._hits()
         occurs = right + wrong + missed > 0
         return float(np.mean((2 * right / np.maximum(2 * right + wrong + missed, 1))[occurs]))
@@ -101,7 +101,7 @@ class ClassificationReport:
 
         Args:
             logits: (B, K).
-            batch_labels: labels in the form of LabelledBatch.
+            batch_labels: the field `labels` of a LabelledBatch.
             counted: (B,) bool: False for texts that are left out (their weight is 0).
         """
         kind = self.labels.problem_type
@@ -112,7 +112,7 @@ class ClassificationReport:
         self.count(probabilities(logits, kind).cpu().numpy(), truth.cpu().numpy())
 
     def count(self, found: Matrix, truth: npt.NDArray[Any]) -> None:
-        """Count a batch of predictions (B, K) and true labels in `counts`."""
+        """Add a batch to `counts`: predictions `found` (B, K), and the true labels `truth`."""
         kind = self.labels.problem_type
         if kind == "single_label_classification":
             np.add.at(self.counts, (truth, found.argmax(1)), 1)
@@ -239,7 +239,7 @@ def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _
 def mistakes(
     labels: Labels, found: Matrix, texts: EncodedTexts, source: Sequence[LabelledText], most: int = 5
 ) -> list[dict[str, Any]]:
-    """Return the wrong predictions in which the predicted label has the highest probability."""
+    """Return at most `most` wrong predictions, the most confident first."""
     given, sure = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(given != texts.labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
@@ -264,7 +264,7 @@ def print_confusion(report: ClassificationReport) -> None:
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
         print("confusion: the right label in rows, the predicted one in columns")
-        # `table` translates names of columns. Wrapped in a Message, the user's labels stay as they are.
+        # `table` would translate the names of its columns. In a Message, the user's labels stay as they are.
         columns = (Message("{label}", label=name) for name in names)
         table("", ("", *columns), rows, range(1, len(names) + 1))
 

@@ -24,7 +24,7 @@ class Comparison:
     first: float
     second: float
     difference: Difference
-    only_first: list[tuple[Answered, Answered]]  # questions that only the first model gets right
+    only_first: list[tuple[Answered, Answered]]  # both models' answers where only the first is right
     only_second: list[tuple[Answered, Answered]]
     higher_is_better: bool
 
@@ -78,15 +78,16 @@ class Comparison:
 
 
 def _needed(d: Difference) -> int:
-    """Return how many questions a significant result would need, if the difference stays the same.
+    """Return about how many questions would make the difference significant, if its value stays the same.
 
-    Returns 0 if no number is useful: no difference, more than a million, or no more than were measured.
+    Returns 0 if there is no useful answer: the models do not differ, the number is above a million, or it is
+    not above the number of questions that were measured.
     """
     if not d.value or d.high <= d.low:
         return 0
     half = (d.high - d.low) / 2
-    # half / 1.96 is the standard error. For a level of 5 % and a power of 80 %, the difference must be 2.8
-    # standard errors.
+    # The 95 % interval is the difference +- `half`, so half / 1.96 is the standard error. A difference of 2.8
+    # standard errors is found significant (at 5 %) with a probability of 80 %.
     needed = int(d.count * (2.8 * (half / 1.96) / abs(d.value)) ** 2)
     rounded = round(needed, 1 - len(str(needed)))
     return rounded if d.count < rounded <= 10**6 else 0

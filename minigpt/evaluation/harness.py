@@ -60,7 +60,7 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # The harness's batch_size may be a number, None, or a text such as "auto". None and texts give 8.
+        # The harness's batch_size may be 16, "16", None or "auto". The last two give 8.
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -93,7 +93,10 @@ class HarnessModel:
         return self.tokenizer.fingerprint
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """Return the ids of a text, with special tokens, as AutoTokenizer of transformers encodes it."""
+        """Return the ids of a text as AutoTokenizer of transformers does: by default, with special tokens.
+
+        add_special_tokens: False: no special tokens; None: as the model argument add_bos_token says.
+        """
         adds = self._adds if add_special_tokens is None else add_special_tokens
         tokenizer = self.tokenizer
         if isinstance(tokenizer, SubwordTokenizer):

@@ -68,8 +68,8 @@ def bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
-    The p-value is the probability that only_a and only_b differ at least this much, if both models are
-    equally good.
+    The p-value: if both models are equally good, the probability of a difference at least as large as that
+    of only_a and only_b.
 
     Args:
         only_a: number of questions that only the first model gets right.
@@ -84,7 +84,10 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _of_logarithms(n: int, less: int) -> float:
-    """Compute the p-value of `mcnemar` with logarithms: for many questions, 2**n is too large for a float."""
+    """Compute the p-value of `mcnemar` with logarithms: for many questions, 2**n is too large for a float.
+
+    n: only_a + only_b; less: the smaller of the two.
+    """
     of = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(less + 1)])
     return float(min(1.0, 2 * np.exp(of - n * math.log(2)).sum()))
 
@@ -113,8 +116,8 @@ def paired(first: npt.ArrayLike, second: npt.ArrayLike, seed: int = 0) -> Differ
     Args:
         first, second: (N,), one score per question; higher is better.
 
-    If scores are not only 0 and 1, the p-value comes from 10,000 random choices of signs: if both models are
-    equally good, each difference could as well have the other sign.
+    For scores other than 0 and 1, the p-value comes from 10,000 trials, in which the signs of the differences
+    are chosen at random: if both models are equally good, each difference could as well have the other sign.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(a) != len(b) or not len(a):

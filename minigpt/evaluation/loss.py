@@ -59,7 +59,7 @@ class LossSum:
 
 
 class Report(Protocol):
-    """The result of an evaluation. A report consists of sums, so several processes can add up theirs."""
+    """The result of an evaluation. It consists of sums, so that results of several processes can be added."""
 
     @property
     def loss(self) -> float:
@@ -75,12 +75,12 @@ class Report(Protocol):
         """Return a dict for metrics.jsonl: name of a number -> number. `val_loss` is the property `loss`."""
 
     def shown(self) -> str:
-        """Return a second measure in words, such as the perplexity, for the line that prints the loss."""
+        """Return another measure as text, such as the perplexity, to be printed in the line of the loss."""
 
 
 @dataclass
 class LossReport:
-    """Two losses: `all` over all tokens but the first of each row, `answer` over answers and their <sep>."""
+    """Two losses. `all`: of all tokens except each row's first. `answer`: of answers and their <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
@@ -113,7 +113,7 @@ class LossReport:
         }
 
     def shown(self) -> str:
-        """Return the perplexity in words, for the line that prints the loss."""
+        """Return the perplexity as text, to be printed in the line of the loss."""
         return Message("perplexity {value:.2f}", value=self.counted.perplexity)
 
 
@@ -128,7 +128,7 @@ def evaluate_loss(
     """Measure the loss of a model on batches, without dropout. Afterwards the model has its previous mode.
 
     In a small model, lm_head takes most of the time. So lm_head is computed only at positions whose loss
-    counts, and for some positions at a time, so that the memory for logits has a fixed limit.
+    counts. These positions are divided into groups, so that the memory for logits has a fixed limit.
 
     Args:
         model: the model.
@@ -162,7 +162,7 @@ def _add(report: LossReport, model: LanguageModel, batch: Batch) -> None:
     rows = max(1, _CHUNK // model.config.vocab_size)
     pieces = []
     for some, goal in zip(torch.split(hidden, rows), torch.split(targets, rows)):
-        logits = model.lm_head(some)  # (rows, V)
+        logits = model.lm_head(some)  # (n, V) for n of the P positions
         if logits.dtype in (torch.float16, torch.bfloat16):
             logits = logits.float()
         pieces.append(F.cross_entropy(logits, goal, reduction="none").cpu())

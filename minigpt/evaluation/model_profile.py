@@ -46,7 +46,7 @@ class Calibration:
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # the best temperature, fitted on other questions than the measured ones
+    temperature: float  # the best temperature, fitted on questions that are not measured
     error_after: float  # error with this temperature
     bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str
@@ -62,7 +62,7 @@ class Positions:
     """How much the model's choice depends on the order in which the choices are listed."""
 
     chosen: dict[str, float]  # letter -> share of answers that choose this letter
-    right: dict[str, float]  # letter -> accuracy on questions with this right answer
+    right: dict[str, float]  # letter -> accuracy on questions whose right answer has this letter
     consistent: float  # share of questions with the same choice in every order
     spread: float  # highest minus lowest value of `right`
 
@@ -73,7 +73,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that is measured for one task. A field is None if it was not measured, e.g. without choices."""
+    """All that is measured for one task. None: not measured, for example because the task has no choices."""
 
     calibration: Calibration | None = None
     # Kind of change -> score with changed questions minus score with unchanged questions.
@@ -116,7 +116,7 @@ def profile(
 def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
     """Return the log-probabilities of the choices (N, K), and the index of the right choice (N,).
 
-    A question with fewer than K choices has -inf in the other columns.
+    A question with n < K choices has -inf in the last K - n columns.
     """
     most = max(len(one.probabilities) for one in answered)
     rows = np.full((len(answered), most), -np.inf)
@@ -197,7 +197,7 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
         right: (N,), True if this choice is right.
     """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # `calibration_error` takes the larger column as the prediction. So column 1 must not exceed column 0.
+    # The prediction is column 0, but `calibration_error` takes the larger column: so limit column 1.
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -239,9 +239,10 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 
 
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
-    """Measure the influence of the order of the choices. Return None if a prompt does not list its choices.
+    """Measure the influence of the order of the choices.
 
-    Without a list, each choice is scored as a text of its own, so there is no order.
+    Returns None if a prompt does not list its choices, or fixes their order. Without a list, each choice is
+    scored as a text of its own, so there is no order.
     """
     examples = result.task.examples
     if not all(one.letters and one.can_be_reordered for one in examples):

@@ -59,8 +59,8 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
-    If the shots come from the measured file, one more example is returned, because a question is not used
-    as its own shot.
+    If the shots come from the measured file, one more example per subject is returned, because a question is
+    not used as its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -90,7 +90,7 @@ class Prompter:
     """Turns examples into ids for one model.
 
     Args:
-        form: plain text, question <sep> answer, or the chat template.
+        form: the prompt format: plain text, question <sep> answer, or the chat template.
         start: the token put before a text without context.
 
     Raises:
@@ -106,7 +106,7 @@ class Prompter:
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return pairs (context, continuation) of ids to score: one for each choice, or one for a cloze."""
+        """Return pairs (context, continuation) of ids to score: one pair per choice, or one for a cloze."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
@@ -162,8 +162,8 @@ class Prompter:
         """Encode a context with each continuation.
 
         To save time, only the context's last line is encoded again with each continuation. This gives the
-        right ids only if no token contains the line end and the beginning of that line. So the code checks
-        that the last line, encoded alone, gives the last tokens of the context.
+        right ids only if no token contains both the newline before this line and the line's beginning. So
+        the code checks that the last line, encoded alone, gives the last tokens of the context.
         """
         line = context.rfind("\n") + 1
         tail, bare = context[line:], context.rstrip()
@@ -178,7 +178,7 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return what a user would ask: the prompt; for multiple choice without a list, only the question."""
+    """Return a user's message: the prompt; for multiple choice without listed choices, only the question."""
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 

@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return two lists of answers to show: wrong with a high probability, right with a low probability."""
+    """Return two lists of answers to show: wrong ones with a high probability, right ones with a low one."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:

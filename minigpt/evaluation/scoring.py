@@ -41,11 +41,13 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-# Largest number of tokens of a forward pass. With more, each layer returns memory and allocates it again.
+# Device -> largest number of tokens of a forward pass. With more tokens, each layer frees its memory and
+# allocates it again.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
-_TOKENS_TO_PACK = 2048  # from this many tokens on, pack the weights: costs 100 tokens' time, saves a tenth
+# From this many tokens on, weights are packed: takes as long as 100 tokens, saves a tenth of the time.
+_TOKENS_TO_PACK = 2048
 _LITTLE = 8  # at most this many tokens of a shared prefix may be computed again, if this makes rows shorter
 _LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
@@ -56,7 +58,7 @@ class Scored(NamedTuple):
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
     n_cut: int  # number of tokens left out at the beginning of the context, because it was too long
-    pieces: int = 1  # number of pieces of a continuation that is longer than the model's context
+    pieces: int = 1  # more than 1 if the continuation is longer than the context: number of its pieces
 
     @property
     def total(self) -> float:
@@ -66,7 +68,7 @@ class Scored(NamedTuple):
 
 class _Request(NamedTuple):
     read: tuple[int, ...]  # input of the model: context and continuation, without the last token
-    first: int  # index in `read` whose logits predict the first token of the continuation
+    first: int  # index in `read` of the token that predicts the first token of the continuation
     targets: tuple[int, ...]
     n_cut: int
 
@@ -78,11 +80,11 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: largest number of tokens that the model reads at once; 0: the model's context.
+        max_length: largest number of tokens of one input of the model; 0: the model's context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.
-        tokens_read: number of tokens that the model computed; less than tokens_asked, if requests share some.
+        tokens_read: number of tokens that the model computed; less than tokens_asked if requests share some.
     """
 
     def __init__(self, model: LanguageModel, max_length: int = 0) -> None:
@@ -102,7 +104,7 @@ class ContinuationScorer:
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> list[Scored]:
-        """Score each (context, continuation), in order.
+        """Return the score of each (context, continuation), in the order of the requests.
 
         If context and continuation together are too long, the beginning of the context is left out. If the
         continuation alone is too long, it is scored in pieces, so that each of its tokens counts.
@@ -157,7 +159,10 @@ class ContinuationScorer:
         return [one for one in found if one is not None]
 
     def _pieces(self, number: int, context: Sequence[int], continuation: Sequence[int]) -> list[_Request]:
-        """Split a request: into one piece, or into several if the continuation alone is too long."""
+        """Return a request in one piece, or in several if the continuation alone is too long.
+
+        number: the request's number in an error message.
+        """
         if not context or not continuation:
             empty = "context" if not context else "continuation"
             raise InputError(f"request {number} has an empty {empty}: there is nothing to score")
@@ -174,8 +179,8 @@ class ContinuationScorer:
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
         """Return True if the model cannot read trees of requests, but only one request after another.
 
-        The C code has no masks. Sliding-window attention measures distances in columns. In a tree, these
-        are not the distances between tokens of a request.
+        Two cases: the C code, which has no masks; and sliding-window attention, which takes the distance
+        between two columns for the distance between two tokens. In a tree, these differ.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
@@ -199,14 +204,14 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # A batch of one request: its shared prefix is only what the cache or the next request has, too.
+        # A batch of one request: only tokens that the cache or the next request also has count as shared.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
         return end, shared
 
     def _read_shared(self, ids: tuple[int, ...]) -> None:
-        """Change the cache so that it holds the keys and values of exactly these tokens."""
+        """Change the cache so that it holds the keys and values of the tokens `ids`, and no others."""
         assert self._cache is not None
         kept = _common(self._held, ids)
         self._cache.truncate(0, kept)
@@ -248,7 +253,7 @@ class ContinuationScorer:
     # -- branches -------------------------------------------------------------------------------------------
 
     def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
-        """Score requests that read the same tokens and differ only in the last one, which is predicted."""
+        """Score requests with the same input tokens. Only the last token, which is predicted, differs."""
         assert self._cache is not None
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
@@ -276,6 +281,7 @@ class ContinuationScorer:
 
         Args:
             nodes: for each request, the rows of `found` that predict the tokens of its continuation.
+            found: the hidden states if `is_hidden`, else the log-probabilities.
         """
         wanted = sorted({node for row in nodes for node in row})
         place = {node: i for i, node in enumerate(wanted)}
@@ -290,7 +296,7 @@ class ContinuationScorer:
         index = torch.tensor(wanted, device=found.device)
         for start in range(0, len(wanted), step):
             some = found[index[start : start + step]]
-            logprobs = self._model.lm_head(some).float().log_softmax(-1) if is_hidden else some  # (rows, V)
+            logprobs = self._model.lm_head(some).float().log_softmax(-1) if is_hidden else some  # (n, V)
             numbers = [n for row in range(start, min(start + step, len(wanted))) for n in by_row[row]]
             rows = torch.tensor([pairs[n][0] - start for n in numbers], device=found.device)
             targets = torch.tensor([pairs[n][1] for n in numbers], device=found.device)
@@ -325,7 +331,7 @@ class _Tree:
         self.depths: list[int] = []
         self.forks = False
         self._parents: list[int] = []
-        self._path: list[int] = []  # indices in `tokens` of the tokens of the last request
+        self._path: list[int] = []  # indices in `tokens` of the tokens of the request that was added last
         self._last: Sequence[int] | None = None
 
     def add(self, ids: Sequence[int]) -> list[int]:
@@ -343,7 +349,7 @@ class _Tree:
         return [*self._path]
 
     def above(self, length: int) -> npt.NDArray[np.bool_]:
-        """Return the mask (length, S + length): each token attends to the earlier ones of its request."""
+        """Return the mask (length, S + length): a token sees itself and earlier tokens of its request."""
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True
         # Every token attends to itself. So does padding, because a softmax over no key would give NaN.
@@ -374,10 +380,10 @@ class _Shared:
 def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int) -> list[list[int]]:
     """Divide requests among rows, so that the estimated time of the forward pass is the least.
 
-    More rows are shorter, so each token attends to fewer columns. But they have more padding, and tokens
-    that requests of two rows share are read twice. The estimated time of a row is its number of tokens times
-    (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in matrix
-    products, and 2 C per token and column in attention. Those of attention run at two thirds of the speed.
+    If there are more rows, they are shorter, so each token attends to fewer columns. But there is more
+    padding, and tokens that requests of two rows share are read twice. The estimated time of a row is its
+    number of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per
+    token in matrix products, and 2 C per token and column in attention, which run at two thirds of the speed.
 
     Returns: for each row, the indices in `batch` of its requests.
     """

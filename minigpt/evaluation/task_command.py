@@ -125,7 +125,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn about characters that are not in the vocabulary, and about choices that differ only in these."""
+    """Warn about characters that are not in the vocabulary, and about choices that differ only in them."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):
@@ -154,7 +154,10 @@ def profiles_of(
     training: Sequence[Path],
     say: Say = _ENGLISH,
 ) -> "dict[str, Profile]":
-    """Make and print the profile of each task. If `helm` is False, a profile has only the contamination."""
+    """Print the profile of each task. Return a dict: name of the task -> profile.
+
+    If `helm` is False, a profile has only the contamination; without training data there is then no profile.
+    """
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
     from minigpt.evaluation.report import profile_tables

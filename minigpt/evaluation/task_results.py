@@ -101,8 +101,8 @@ class Answered:
     example: Example
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
-    logprobs: tuple[float, ...] = ()  # log-probability of each choice, or of the continuation
-    greedy: tuple[bool, ...] = ()  # for each entry of logprobs: True if every token is the most likely one
+    logprobs: tuple[float, ...] = ()  # of each choice; cloze: of each token; perplexity: of the text
+    greedy: tuple[bool, ...] = ()  # for each choice, or for the cloze: True if greedy decoding gives it
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -125,13 +125,13 @@ class TaskResult:
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
     n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
-    n_in_pieces: int = 0  # number of choices that were scored in pieces: alone, they exceed the context
+    n_in_pieces: int = 0  # number of choices that are longer than the context and so were scored in pieces
     tokens: int = 0  # number of tokens of all prompts
-    tokens_read: int = 0  # number of computed tokens: less than `tokens` if prompts share tokens
+    tokens_read: int = 0  # tokens that the model computed: less than `tokens` if prompts share some
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
-    subjects: dict[str, tuple[float, int]] = field(default_factory=dict)  # subject -> (acc, questions)
+    subjects: dict[str, tuple[float, int]] = field(default_factory=dict)  # subject -> (acc, count)
 
     @property
     def main(self) -> str:
@@ -174,8 +174,8 @@ class LoadedModel:
     model: "LanguageModel | SequenceClassifier"
     tokenizer: AnyTokenizer
     folder: Path | None = None
-    batch_size: int = 8  # number of answers that are generated at once
-    max_new_tokens: int | None = None  # largest number of tokens of an answer; None: the task's number
+    batch_size: int = 8  # number of answers that are generated in one batch
+    max_new_tokens: int | None = None  # largest number of tokens of an answer; None: as the task says
     adapter: Path | None = None  # folder of the model's adapter, if it has one
 
     @property
@@ -240,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of the question `one`. If they come from its own file (`is_own`), leave out `one`."""
+    """Return the shots of the question `one`. With `is_own`, `shots` may contain `one`: it is left out."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -321,9 +321,9 @@ def _generate(
 def generate_texts(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: GenerationOptions, name: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Continue prompts, always with the most likely token. A prefix of all prompts is computed once.
+    """Continue prompts, always with the most likely token. A prefix that all prompts share is computed once.
 
-    Returns: the texts without stop strings, and counts of tokens.
+    Returns: the texts without stop strings; and a dict: name of a field of TaskResult -> number of tokens.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     assert not isinstance(model, SequenceClassifier), "run_task"
@@ -337,7 +337,7 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    # Put a long shared prefix into the cache first: prompts that start together would each compute it.
+    # Put a long shared prefix into the cache first. Else each prompt of the first batch would compute it.
     if shared > 64:
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
@@ -370,7 +370,7 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
 
     Args:
         start: the id of the token put before the text.
-        length: number of tokens that the model reads at once.
+        length: largest number of tokens that the model reads for a pair: all but the last.
         stride: number of tokens that each window after the first window predicts; the other tokens are
             context. 0: as many as possible.
 
@@ -427,7 +427,7 @@ def _measure_text(loaded: LoadedModel, task: Task, options: TaskOptions, began: 
 
 
 def bare_text(tokenizer: AnyTokenizer, text: str) -> list[int]:
-    """Return the ids of a text of any length."""
+    """Return the ids of a text, without tokens such as BOS that the tokenizer adds."""
     return [int(one) for one in tokenizer.encode_array(text)]
 
 

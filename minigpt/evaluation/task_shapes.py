@@ -50,7 +50,7 @@ class Style:
     choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
     score: str = ""  # score the "letter" or the "text" of a choice; "": letters if the prompt lists choices
-    delimiter: str | None = None  # text between prompt and answer; None: a space; "" before a gap
+    delimiter: str | None = None  # text between prompt and answer; None: a space; with a gap: ""
     separator: str = "\n\n"  # text between shots
     instruction: str = ""  # text before everything else
     metrics: tuple[str, ...] = ()  # names of the metrics for generated answers; (): the default metrics
@@ -266,7 +266,7 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # if two lines below set the same key, the later line wins
+        if isinstance(value, str | bool):  # a key that several of these lines set gets the last value
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
@@ -305,7 +305,7 @@ def _listed(
     choices: tuple[str, ...],
     labels: Sequence[str] = (),
 ) -> Example:
-    """Return an example whose prompt lists the choices, unless the style asks to score the choices' texts."""
+    """Return an example whose prompt lists the choices; if style.score is "text", it lists none."""
     answer = _index(_right(item), choices, labels[: len(choices)])
     if style.score == "text":
         return _choice(line, style, question, choices, answer, asks=True)
@@ -334,7 +334,7 @@ def _choice(
     line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
     *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Return an example with choices. The texts of the choices are scored, or letters if the style asks so.
+    """Return an example with choices. The choices' texts are scored; with style.score "letter", letters.
 
     Args:
         asks: True: the prompt is "Question: ... Answer:". False: the choices continue `question`.

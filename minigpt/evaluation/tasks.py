@@ -41,7 +41,7 @@ __all__ = ["Task", "read_tasks", "task_of_records"]
 _TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
 _DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
-_COLUMNS = {  # a first row with two of these names is the row of column names
+_COLUMNS = {  # a first row with at least two of these names is the row of column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
@@ -281,9 +281,9 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
 def _with_labels(
     name: str, examples: list[Example], shots: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Give each text the labels of all texts as choices. A file class.txt may name the labels 0, 1, ..."""
+    """Give each text the labels of all texts as choices. If a TOML file names the labels, change nothing."""
     every = [*examples, *(one for some in shots.values() for one in some)]
-    if all(one.style.choices for one in every):  # the TOML file names the labels
+    if all(one.style.choices for one in every):
         return examples, shots
     labels = sorted({one.choices[0] for one in every}, key=lambda text: (len(text), text))
     if len(labels) < 2:
@@ -298,7 +298,7 @@ def _with_labels(
 
 
 def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example], int]:
-    """Read the examples of a file. Warn about bad records, and also return their number."""
+    """Read a file, and warn about bad records. Return the examples, and the number of bad records."""
     report = ReadReport(path)
     found: list[Example] = []
     for line, value in _records(path, report):
@@ -347,7 +347,8 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
         yield from headless
         return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
-        # A table without column names has a column of texts and a column of labels.
+        # A table without column names has a column of texts and a column of labels. If there is a file
+        # class.txt, its line N, counted from 0, is the name of the label N.
         texts, _ = read_labelled(path, LabelledOptions())
         names = path.parent / "class.txt"
         names_of = read_utf8(names).split("\n") if names.exists() else []

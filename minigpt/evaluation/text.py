@@ -68,7 +68,7 @@ def evaluate_text(
         model: the model.
         tokenizer: its tokenizer.
         text: the text, or pieces of it that can be encoded separately (as from minigpt.data.corpus).
-        window: number of tokens that the model reads at once; 0: as many as the model can, but at most 1,024.
+        window: number of tokens of a window; 0: as many as the model can read, but at most 1,024.
         on_progress: called with the approximate number of characters measured so far.
 
     Raises:

@@ -203,7 +203,7 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         target = _targets(model, config, adapter)
         inputs: str | Sequence[str] = config.feedforward_modules or ()
         if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
-            # PEFT requires that target_modules includes feedforward_modules. Full names make this certain.
+            # PEFT requires each name of feedforward_modules in target_modules, too. Full names ensure this.
             names = module_names(model)
             own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
             target = sorted(own)
@@ -231,13 +231,14 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
     """Return the value of target_modules to be saved.
 
-    Short names such as "c_attn", if these match the adapted layers and no others; otherwise full names.
+    A regular expression, and for IA3 the user's names, stay as they are. Otherwise the value is short names
+    such as "c_attn" if these match exactly the adapted layers, or else full names.
     """
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # the user's names are kept, because feedforward_modules must be among them
+        return list(target)  # the user's names, because feedforward_modules must be among them
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
@@ -273,7 +274,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # with an adapter, the twin tells which names and shapes the file needs
+    twin: Any = _on_meta(model)  # gets the adapter, to find the names and shapes that the file needs
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:

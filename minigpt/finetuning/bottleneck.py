@@ -83,7 +83,7 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of these adapters for an error message: two of them cannot be active at once."""
+        """Return the name of this kind of adapter, which cannot be active together with another adapter."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:

@@ -82,8 +82,8 @@ class SequenceClassifier(nn.Module):
 
         attention_mask, position_ids: as for the language model. Rows padded on the right need neither; rows
         padded on the left need both.
-        last (B,): positions of the last real tokens. Default, as in transformers: the last id of each row
-        that is not pad_token_id.
+        last (B,): position of each row's last real token. Default, as in transformers: the position of the
+        row's last id that is not pad_token_id.
         """
         hidden = self.base_model(input_ids, attention_mask, position_ids)  # (B, T, C)
         if last is None:

@@ -52,7 +52,7 @@ class IA3Config(AdapterConfig):
         if isinstance(some, str):
             is_feedforward = pattern_of(some, "feedforward_modules").fullmatch(theirs) is not None
         else:
-            # As in PEFT, the end of a layer's name decides.
+            # As in PEFT, a name in `some` means all layers whose name ends with it.
             is_feedforward = any(theirs.endswith(name) for name in some)
         return IA3Layer(base, is_feedforward, adapter, draw)
 
@@ -88,7 +88,7 @@ class IA3Layer(AdaptedLayer):
         return out if self.is_feedforward else (out * self.ia3_l.flatten()).to(out.dtype)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) multiplied by the vector, for a layer without adapter."""
+        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
         if not self.is_feedforward and bias is not None:
             bias = bias * self.ia3_l.flatten()
         return torch.mul(weight, self.ia3_l), bias

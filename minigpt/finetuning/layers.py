@@ -44,7 +44,7 @@ class AdaptedLayer(nn.Module):
         adapter: name of the adapter.
     """
 
-    is_linear = True  # False: the adapter cannot be merged into the layer's weight
+    is_linear = True  # True: the adapter can be merged into the layer's weight
 
     def __init__(self, base: Any, adapter: str) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class AdaptedLayer(nn.Module):
     def float_weight(self) -> Tensor:
         """Return the layer's own weight in the dtype of the adapter, (N, K)."""
         linear = self.linear
-        # A quantised layer has the method `dequantized`. Its int4 weight is padded; the slice cuts that off.
+        # A quantised layer has the method `dequantized`. An int4 weight has padding, which the slice removes.
         is_rounded = hasattr(linear, "dequantized")
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
@@ -102,15 +102,15 @@ class AdaptedLayer(nn.Module):
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:
-        """Change the inputs of the linear layer, (..., K)."""
+        """Return the layer's inputs (..., K) as the adapter changes them; by default unchanged."""
         return x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Change the outputs (..., N) of the linear layer for the inputs x (..., K)."""
+        """Return the layer's outputs (..., N) as the adapter changes them, given the inputs x (..., K)."""
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) of a linear layer with the same outputs as this layer."""
+        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -222,8 +222,8 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate in how many ways a regular expression may be tried on a module's name."""
-    groups = [(0.0, 1.0)]  # for each open "(": ways of its earlier alternatives, ways of the present one
-    repeats, last = 0, 1.0  # last: in how many ways the part before a "*" or "+" may match
+    groups = [(0.0, 1.0)]  # for each open "(": (ways of earlier alternatives, ways of the present one)
+    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}"; last: ways of the part before
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
         if part[0] == "(":
@@ -240,7 +240,8 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # k repeats share the characters of a name; they can do so in about LONG**k / k! ways
+            # k repeats can divide a name's characters among them in about LONG**k / k! ways. If the repeated
+            # part itself matches in several ways, as in (a+)+, a match can take hours: inf.
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
         else:
@@ -257,8 +258,8 @@ def targeted(
     """Return the layers that target_modules means: our name -> Hugging Face's name.
 
     Args:
-        target: all-linear (all but lm_head), names, or a regular expression for Hugging Face's names.
-        layers_to_transform: numbers of blocks; empty: all blocks.
+        target: "all-linear" (all but lm_head), names, or a regular expression for Hugging Face's names.
+        layers_to_transform: the blocks (from 0) in which layers are chosen; empty: all blocks.
         modules_to_save: modules in which no layer is chosen.
 
     Raises:
@@ -352,7 +353,7 @@ def add_adapter(
 
 @dataclass
 class WholeModule:
-    """A module in `modules_to_save`: each adapter trains its own copy of it."""
+    """A module in `modules_to_save`: an adapter trains a copy of the module."""
 
     parent: nn.Module
     attribute: str  # name of the parent's attribute that holds the module
@@ -452,7 +453,7 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
     """Give each row of a batch its own adapters, in a with block. An empty list means the model alone.
 
-    The product with the frozen weights is computed once for all rows, each adapter only for its own rows.
+    The product with the frozen weights is computed once for all rows; an adapter only for its own rows.
 
     Args:
         names: for each row, a list of names of adapters.

@@ -6,7 +6,7 @@
         ...
     merge_and_unload(model)                               # a model whose weights include the adapter
 
-A linear layer W becomes W + scaling * B A. A (r, in) is drawn at random, and B (out, r) is zero, so at first
+The weight W of a linear layer becomes W + scaling * B A. A (r, K) is random, B (N, r) is zero, so at first
 the model's output does not change. `scaling` is alpha / r, or alpha / sqrt(r) with rsLoRA
 (https://arxiv.org/abs/2312.03732). DoRA (https://arxiv.org/abs/2402.09353) also learns the norm of each row
 of W + scaling * B A.
@@ -85,7 +85,7 @@ class LoraConfig(AdapterConfig):
 
     @property
     def scaling(self) -> float:
-        """Return the factor of the product of B and A."""
+        """Return the factor of the product B A."""
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
@@ -133,7 +133,7 @@ class LoraLinear(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter if several of them cannot be summed: DoRA; else ""."""
+        """Return the name of this kind of adapter if it cannot be summed with others (DoRA); else ""."""
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -146,7 +146,7 @@ class LoraLinear(AdaptedLayer):
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) of a linear layer with the same outputs as this layer."""
+        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
         total = weight + self.delta()
         if self.use_dora:
             total = total * (self.lora_magnitude_vector / total.norm(dim=1))[:, None]

@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's tokens are chosen: the share `probability`, at least 1 if there are any."""
+    """Return how many of a row's tokens are chosen: the share `probability`, at least 1 (of 0 tokens: 0)."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -80,7 +80,7 @@ def mask_tokens(
         ids: (B, T) int64, on the CPU. They are not changed.
         real: (B, T) bool: False for padding.
         keys: one key per row, which seeds the random choice.
-        mask_id: id of [MASK]. Random tokens have lower ids.
+        mask_id: id of [MASK]. Random tokens are drawn from the lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
         words: function of a row's ids (n,) that returns the number of each token's word (n,). If given, whole
             words are chosen: at most `hidden_count` tokens, but at least one word.
@@ -107,7 +107,7 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Choose words at random. Return their positions (n,): at most `count`, or those of one longer word."""
+    """Choose words at random. Return the positions of their tokens: at most `count`, or one longer word's."""
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0
@@ -127,7 +127,7 @@ class Filling(NamedTuple):
 
 @torch.inference_mode()
 def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: int) -> list[list[Filling]]:
-    """Return the `top_k` most probable tokens for each [MASK]. All are predicted before any is filled.
+    """Return the `top_k` most probable tokens for each [MASK], predicted while all other [MASK]s are hidden.
 
     Args:
         ids: ids of the text, including [MASK]; at most as many as the model's context.

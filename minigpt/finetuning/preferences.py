@@ -43,7 +43,8 @@ def preference_loss(
         rejected: log-probabilities of the worse answers, (B,).
         reference_chosen: the reference's log-probabilities of the better answers; zeros without a reference.
         reference_rejected: the reference's log-probabilities of the worse answers.
-        beta: strength of the reference (sigmoid, ipo); scale of h (simpo); weight of the odds ratio (orpo).
+        beta: sigmoid, ipo: how strongly the model is kept near the reference; simpo: factor of
+            log p(chosen) - log p(rejected); orpo: weight of the odds ratio.
         label_smoothing: for sigmoid and simpo: share of the pairs that may be in the wrong order.
         simpo_gamma: the margin of SimPO.
     """
@@ -51,7 +52,7 @@ def preference_loss(
     if loss_type == "ipo":
         return (h - 1 / (2 * beta)).square()
     if loss_type == "orpo":
-        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log(p / (1 - p))
+        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log(P / (1 - P)), P = exp(p)
         return -chosen - beta * F.logsigmoid(odds[0] - odds[1])
     logits = beta * h - (simpo_gamma if loss_type == "simpo" else 0.0)
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)

@@ -183,7 +183,7 @@ def data(
     """Measure the loss of each example's answers, and of each token of the answers.
 
     Args:
-        count: number of examples, and of tokens, with the highest loss to return.
+        count: how many examples, and how many tokens, with the highest loss are returned.
         on_progress: called with the number of examples that are measured.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)

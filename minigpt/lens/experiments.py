@@ -172,8 +172,8 @@ class Run:
     """One of the two runs of an experiment: its losses and answers."""
 
     name: str
-    train: tuple[list[int], list[float]]  # steps and losses on the answers of the batch
-    val: tuple[list[int], list[float]]  # steps and losses on the held-out answers
+    train: tuple[list[int], list[float]]  # steps, and at each the loss of the answers in the batch
+    val: tuple[list[int], list[float]]  # steps, and at each the loss of the held-out answers
     answers: list[str]
 
 

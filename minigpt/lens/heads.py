@@ -25,7 +25,7 @@ __all__ = ["Ablation", "Attention", "ablate", "attention"]
 
 @dataclass(frozen=True)
 class Attention(View):
-    """The attention of all heads on one text, and the choice of heads to show."""
+    """The attention of all heads on one text. `layer` and `head` choose what is shown; None: all."""
 
     pieces: list[str]  # (T) texts of the tokens
     probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
@@ -110,8 +110,8 @@ def attention(
 
     Args:
         answer: the answer; None: the model writes it.
-        layer: the layer to show, from 0; None: all layers.
-        head: the head to show, from 0; None: all heads.
+        layer: the layer (from 0) whose heads the view shows; None: all layers.
+        head: the head (from 0) of a layer that the view shows; None: all heads.
 
     Raises:
         InputError: if the layer or the head does not exist, or the text is too long for the model.

@@ -26,14 +26,14 @@ class LogitLens(View):
 
     layers: list[str]  # (L) "embeddings", "blocks.0", ...
     reads: list[str]  # (n) the token that is read at each position
-    writes: list[str]  # (n) the next token of the answer
+    writes: list[str]  # (n) the answer's token after each position
     tokens: list[list[str]]  # (L, n) the most likely token after each layer
     best: Floats  # (L, n) probability of the most likely token
-    probabilities: Floats  # (L, n) probability of the next token of the answer
-    ranks: list[list[int]]  # (L, n) rank of the next token of the answer; 1: the most likely one
+    probabilities: Floats  # (L, n) probability of the token in `writes`
+    ranks: list[list[int]]  # (L, n) rank of the token in `writes`; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the first layer after which the answer's token at `place` stays the most likely one."""
+        """Return the layer from which on the answer's token at `place` is the most likely one, or None."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 
@@ -89,8 +89,9 @@ def logit_lens(
     rows = [model.lm_head(norm(states[:, places])).float().softmax(-1)[0].cpu() for states in seen.values()]
     values = torch.stack(rows)  # (L, n, V) probabilities
     top = values.max(dim=-1)  # (L, n) highest probabilities and their ids
-    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])  # (n,) ids of the answer's tokens
-    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) probability of each id
+    # (n,) ids of the answer's tokens; without an answer, the one id that the model predicts
+    follows = torch.tensor(reading.answer or [int(top.indices[-1, 0])])
+    own = values.gather(-1, follows.expand(len(values), -1)[..., None])  # (L, n, 1) probability of `follows`
     texts = [[shown(token_text(tokenizer, index)) for index in row] for row in top.indices.tolist()]
     return LogitLens(
         layers=list(seen),

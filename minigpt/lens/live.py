@@ -52,10 +52,10 @@ def write_live_page(
     dtype: HtmlDtype = "float16",
     opened: Opened | None = None,
 ) -> list[str]:
-    """Write a model as a page that answers questions. `folder` gives prompt format, options and name.
+    """Write a model as a page that answers questions.
 
     Args:
-        folder: the model's folder.
+        folder: the model's folder, from which prompt format, generation options and name are read.
         dtype: type of the matrices in the page.
         opened: a question that the page shows at its start; None: the page waits for a question.
 

@@ -20,9 +20,9 @@ __all__ = ["Cache", "cache"]
 class Cache(View):
     """A view of the KV cache after a question and an answer."""
 
-    pieces: list[str]  # (S) all tokens; the last token is not in the cache yet
+    pieces: list[str]  # texts of all tokens; an answer's last token is not among the S tokens in the cache
     prompt: int  # number of tokens of the prompt, which the model reads in one forward pass
-    shape: tuple[int, int, int, int]  # numbers of layers, key and value heads, tokens, channels of a head
+    shape: tuple[int, int, int, int]  # layers, key/value heads, tokens (S), channels of a head
     query_heads: int
     bytes_per_token: int
     context: int  # largest number of tokens that the model can read

@@ -21,7 +21,7 @@ from minigpt.storage.files import atomic_write
 __all__ = ["check_picture", "write_picture"]
 
 _MOST = 144  # largest number of charts in a picture
-_LABELS = 48  # largest number of labels on an axis; more are left out
+_LABELS = 48  # largest number of labels on an axis; of more labels, only some are drawn
 _ROWS = 40  # largest number of rows of a table in a picture
 
 
@@ -81,7 +81,7 @@ def _chosen(parts: Sequence[Part]) -> list[Part]:
 
 
 def _same_labels(charts: Sequence[Part]) -> bool:
-    """Return True if the labels of the outer charts serve for all: heat maps over the same tokens."""
+    """Return True if all charts are heat maps with the same labels. Then only the outer ones need labels."""
     first = charts[0]
     return isinstance(first, Heat) and all(
         isinstance(one, Heat) and (one.rows, one.columns) == (first.rows, first.columns) for one in charts

@@ -32,7 +32,7 @@ __all__ = ["Answers", "Loss", "NextToken", "loss", "next_token", "sampled_answer
 
 
 class TokenLoss(NamedTuple):
-    """The loss of one token of an answer, and the tokens that were more likely."""
+    """The loss of one token of an answer, and the most likely other tokens."""
 
     text: str
     id: int
@@ -53,7 +53,7 @@ class Loss(View):
 
     @property
     def mean(self) -> float:
-        """The loss in nats per token, as `minigpt eval` counts it."""
+        """The mean loss of a token in nats, as in `minigpt eval`."""
         return sum(token.loss for token in self.tokens) / len(self.tokens)
 
     @property
@@ -136,12 +136,13 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    # Names of the options, such as "T 0.5". The first entry, "", is the model's own distribution.
+    # A name for each set of generation options, such as "T 0.5". The first name, "", means the model's own
+    # distribution.
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
-    probabilities: Floats  # (options, tokens)  0: the options forbid the token
-    kept: list[int]  # for each of the options: number of tokens with a probability above 0
-    entropy: list[float]  # for each of the options: entropy of the distribution in nats
+    probabilities: Floats  # (options, tokens)  0: the token cannot be drawn
+    kept: list[int]  # for each entry of `options`: number of tokens with a probability above 0
+    entropy: list[float]  # for each entry of `options`: entropy of the distribution in nats
     show: int = 10
 
     def parts(self, say: Say) -> list[Part]:
@@ -186,8 +187,7 @@ def next_token(
     logits = read_logits(model, ids)[-1:]  # (1, V)
     rows = [logits.softmax(dim=-1)[0]]
     for one in options:
-        # Some penalties look only at the answer so far. Here the answer so far is `after`, without the
-        # question.
+        # Some penalties count only tokens of the answer so far (`after`), not of the question.
         new = len(bare_ids(tokenizer, after)) if after else 0
         scores = logits
         eos = [index for index in (tokenizer.eos_token_id,) if index is not None]
@@ -195,7 +195,7 @@ def next_token(
         for process in processors:
             scores = process(scores, torch.tensor([ids]), new)
         rows.append(filtered(scores, one).softmax(dim=-1)[0])
-    probabilities = torch.stack(rows)  # (options, V)
+    probabilities = torch.stack(rows)  # (1 + number of options, V)
     order = probabilities[0].argsort(descending=True, stable=True)
     entropy = [abs(float((row[row > 0] * row[row > 0].log()).sum())) for row in rows]
     return NextToken(
@@ -223,7 +223,7 @@ class Answers(View):
 
     question: str
     options: list[str]
-    answers: list[list[str]]  # for each of the options: its answers
+    answers: list[list[str]]  # for each entry of `options`: the answers
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""

@@ -224,7 +224,7 @@ def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
 def _hook(
     name: str, change: Change | None, found: dict[str, Tensor], heads: int, is_input: bool
 ) -> Callable[..., Any]:
-    """Make a hook that records an activation, and returns it if `change` changed it.
+    """Make a hook that records an activation. If `change` is given, it returns the changed activation.
 
     A forward pre-hook (is_input=True) returns the module's inputs, a forward hook returns its output.
     """

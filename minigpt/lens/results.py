@@ -71,9 +71,9 @@ class Table(NamedTuple):
 
 
 class Heat(NamedTuple):
-    """A heat map with R rows and C columns. `cells` may hold a text for each of the R * C fields.
+    """A heat map with R rows and C columns: R * C squares.
 
-    A field shows its text only if there is enough space.
+    `cells`: a text for each square, shown only if there is enough space; (): no texts.
     """
 
     title: str
@@ -152,7 +152,7 @@ def percent(value: float) -> str:
 
 
 def shown(text: str) -> str:
-    r"""Make each character of a token's text visible: a space becomes ␣, a line end becomes ↵.
+    r"""Make each character of a token's text visible: a space becomes ␣, a newline becomes ↵.
 
     >>> shown(" a\n\u200b")
     '␣a↵\\u200b'
@@ -189,7 +189,7 @@ def _as_text(part: Part, say: Say, width: int) -> str:
 
 
 def _heat_text(heat: Heat, say: Say, width: int) -> str:
-    """Draw a heat map: each field is two characters wide. Labels of columns are cut to this width."""
+    """Draw a heat map with squares two characters wide. Labels of columns are cut to this width."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
         note = "({title}: too wide for {width} columns; --plot FILE draws it)"
@@ -247,7 +247,7 @@ def fragment(view: View, language: Language = "en") -> str:
 
 
 def longest_bar(parts: Sequence[Part]) -> float | None:
-    """Return the length of the longest bar if the bar charts have the same labels, or else None.
+    """Return the length of the longest bar of several bar charts with the same labels; otherwise None.
 
     Such charts are drawn with one scale, so that they can be compared.
     """
