@@ -261,7 +261,7 @@ def _open_closed_streams() -> bool:
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # print a lone surrogate as an escape, not an error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print a lone surrogate as an escape, not raise an error
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 
@@ -303,7 +303,7 @@ def _watched_signals() -> Iterator[None]:
     the main thread stays in the same call for five seconds, the second thread ends the process.
     """
     if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
-        yield  # not possible on Windows, nor outside the main thread: do nothing
+        yield  # on Windows or outside the main thread, only run the block
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -457,7 +457,7 @@ def _empty(stream: TextIO) -> None:
 
 
 def _json_line(result: dict[str, Any]) -> str:
-    # Chinese stays readable if stdout's encoding allows it
+    # True: stdout has no UTF encoding and cannot show Chinese, so it gets escapes
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
     return printable_json(json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False))
 

@@ -71,7 +71,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """Return the flags of a dataclass by their names: for all fields, or for the fields in `names`."""
+    """Return a dict, name -> flag, of all fields of a dataclass or of `names`. `holder`: see Flag.holder."""
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):

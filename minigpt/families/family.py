@@ -52,7 +52,7 @@ class Family:
     """The description of a model family."""
 
     model_type: str  # model_type in config.json
-    name: FamilyName  # name for the flag --family
+    name: FamilyName  # the value of --family that selects this family
     config_class: type[Any]  # class of the configuration
     model_class: type[Any]  # class of the model
     # (content of a config.json) -> configuration; raises InputError that names the wrong key
@@ -95,7 +95,7 @@ class Family:
     # runs. rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D), for the same C
     # code. rotary_table is None for a family without RoPE.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that these operations replace
+    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that `list_operations` replaces
     rotary_table: Callable[[Any, int], Tensor] | None = None
     # configuration -> (angles between neighbouring positions, (D / 2,); number that multiplies cos and sin).
     # None for a family without RoPE.
@@ -260,7 +260,7 @@ class Family:
 
         In each head and layer, a query is multiplied with T keys and T values of D channels: 4 T D forward,
         and twice that backward. The masked half of attention is counted, too, as is usual. If every token is
-        a target, this is the well-known 6 N + 12 L H D T per token.
+        a target, this is the well-known 6 N + 12 L H D T per token, with N matrix weights, L layers, H heads.
 
         Args:
             config: configuration of the model.

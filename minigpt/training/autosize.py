@@ -208,7 +208,7 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the largest size with enough tokens per parameter, its steps and its evaluations."""
+        """Return the largest size with enough tokens per parameter, its number of steps, and of evaluations."""
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures another size, which may change the choice
             if self.size.unit == "seconds":
@@ -253,7 +253,10 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """Return the FLOPs of a step and of an evaluation. lm_head is computed for tokens in the loss."""
+        """Return the FLOPs of a step and of an evaluation.
+
+        A step computes lm_head only for the tokens that the loss counts.
+        """
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 

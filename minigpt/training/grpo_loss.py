@@ -193,7 +193,7 @@ class GrpoLoss(Objective):
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(10, dtype=torch.float64)
-        # (number of the group of steps that share answers, these answers)
+        # (block, answers): block i is the i-th group of `num_iterations` steps, which use the same answers
         self._kept: tuple[int, list[Rollout]] | None = None
         # False: the advantages must still be divided by the deviation over all processes
         self._is_scaled = True
@@ -219,10 +219,11 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Rollout]:
-        """Return this step's answers. With scale_rewards="batch", divide their advantages by a deviation.
+        """Return this step's answers.
 
-        This is the standard deviation of the step's rewards in all processes. All processes call this method
-        at every step, even if the answers are those of an earlier step, because `all_reduce` waits for all.
+        With scale_rewards="batch", their advantages are divided by the standard deviation of the step's
+        rewards in all processes. Every process must call this method at every step, even if the answers are
+        those of an earlier step, because `all_reduce` waits for all processes.
         `all_reduce`: a function that sums each number of a list over the processes.
         """
         assert self._kept is not None
@@ -245,7 +246,10 @@ class GrpoLoss(Objective):
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers."""
+        """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers.
+
+        block: number of the block of steps that use these answers.
+        """
         return self._generate(
             [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
             self.sampling.options,

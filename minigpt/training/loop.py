@@ -189,7 +189,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # If weights are not finite, load earlier ones. The next iteration of the loop evaluates these.
+        # True: weights were not finite, so earlier weights were loaded. The next iteration evaluates these.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()

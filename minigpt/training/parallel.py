@@ -136,7 +136,7 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # the last tensor: positions that count; None: all count
+        if batch[-1] is not None:  # the positions that the loss counts; None: it counts all
             # Batches of pairs have various lengths. Their sizes are marked as dynamic, so that one compiled
             # graph is enough. Windows all have the same length; a graph for one size is faster.
             for tensor in batch:
@@ -176,7 +176,7 @@ class Parallel:
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
-        """Yield this process's rows of each batch, until all processes agree to stop after a signal."""
+        """Yield this process's rows of each batch. Raises StopNow in all processes after a signal in one."""
         for number, batch in enumerate(batches):
             if number % 8 == 0:
                 stop_request.agree(self._processes)

@@ -324,7 +324,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # Path(".") holds data out as val_data, but is an error as train_data
+        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
@@ -366,7 +366,7 @@ def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation])
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # Path(".") holds data out as val_data, but is an error as train_data
+        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]

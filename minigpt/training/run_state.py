@@ -49,7 +49,7 @@ _RECENT = 64  # a loss is compared with this number of recent losses
 _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
 _SIGMAS = 6.0  # height of a spike in standard deviations; normal noise exceeds it once in a billion losses
 _FLOOR = 0.02  # smallest standard deviation, as a share of the median loss: very small noise gives no spikes
-# smallest height of a spike in nats; late in training, a hard example is a little higher than the rest
+# smallest height of a spike in nats; late in training, hard examples have a slightly higher loss than others
 _VISIBLE = 0.1
 
 
@@ -84,7 +84,7 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the evaluation at best_step
-    evaluated: bool = True  # False: the evaluation after the last step is still to be done
+    evaluated: bool = True  # False: the run has not evaluated since its latest step
     loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
     # the objective's `step_sums`, added up since the last line of metrics

@@ -61,7 +61,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt. The block must not change state (gradients do not count).
+        """Run a block that a signal may interrupt. The block may change gradients, but no other state.
 
         With several processes the block runs to its end, because the other processes would wait for ever.
 

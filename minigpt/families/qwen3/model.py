@@ -292,7 +292,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of channels of queries or keys: (B, H, T, D) -> (B, H, T, D). The norms do not change.
+    """Rotate pairs of channels of queries or keys: (B, H, T, D) -> (B, H, T, D). Each vector keeps its norm.
 
     Channel i is paired with channel i + D/2, as Hugging Face's weights expect. (The paper pairs neighbours.
     The only difference is the order of the rows of q_proj and k_proj.)
@@ -330,7 +330,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to `attentions`, if given."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
@@ -344,7 +344,7 @@ class Attention(nn.Module):
             k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
             out, weights = eager_attention(q, k, v, visible)
             attentions.append(weights)
-        elif visible is None and T > 1:  # with enable_gqa, SDPA shares heads without copies
+        elif visible is None and T > 1:  # enable_gqa: query heads share k and v without copies
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)
