@@ -110,7 +110,7 @@ def _text_of(error: Warning | Exception | str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Inside the context, print minigpt's own Python warnings with `warn`. Other warnings do not change."""
+    """Inside the context, print minigpt's own Python warnings with `warn`, and other warnings as usual."""
     before = warnings.showwarning
 
     def show(
@@ -225,7 +225,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 
 class _NeverFails:
-    """Takes the place of sys.stderr. A failed write is ignored: a note must not end a training."""
+    """Takes the place of sys.stderr. A failed write is ignored, so that it does not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

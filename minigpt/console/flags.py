@@ -1,7 +1,7 @@
 """Makes flags from a dataclass: parses a command line into a dictionary, and builds the text of --help.
 
 Each field is a flag. The string below a field is its help. A comment right above a field is the title of a
-group of flags in the help, which begins with this field.
+group of flags in the help, and this field is the first of the group.
 
     n_layer: int = 6                            --n_layer 4, --n_layer=4, --n-layer 4
     bias: bool = False                          --bias, --no_bias

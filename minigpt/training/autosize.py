@@ -132,7 +132,7 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
     Raises:
         InputError: if the budget is too small, if no model fits into memory, or if the given options are not
             valid. Also for a time budget with several processes, because one process cannot measure the speed
-            of all.
+            of all processes.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -208,7 +208,7 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the largest size with enough tokens per parameter, its number of steps, and of evaluations."""
+        """Return (largest size with enough tokens per parameter, number of steps, number of evaluations)."""
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures another size, which may change the choice
             if self.size.unit == "seconds":

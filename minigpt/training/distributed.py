@@ -138,7 +138,7 @@ class Processes:
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
-        """Run a block in every process. If it raises InputError or OSError in one process, all raise an error.
+        """Run a block in every process. If one process raises InputError or OSError, all raise an error.
 
         Raises:
             InputError: if the block fails in any process. The message names the rank if it is not 0.

@@ -240,7 +240,7 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest possible (rows, tokens per row) of a batch with answers to these prompts."""
+        """Return the largest (rows, tokens per row) of a batch of answers to the prompts with numbers `rows`."""
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width

@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return [*batches]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
-        """Return the batches that `sample` returned, scaled with sums over all processes.
+        """Return the batches that `sample` returned. A subclass may scale them with sums over all processes.
 
         Args:
             all_reduce: a function that sums each number of a list over the processes.
@@ -81,7 +81,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes from rows."""
+        """Return the largest (rows, tokens per row) that `sample` can make from the examples `rows`."""
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:

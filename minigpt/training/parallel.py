@@ -47,7 +47,7 @@ __all__ = [
 
 
 def shard_batch(batch: Batch, processes: Processes) -> Batch:
-    """Return this process's rows of a batch: every N-th row.
+    """Return this process's rows of a batch: with N processes, every N-th row.
 
     The rows of a batch are sorted by length, so all processes have similar work. If there is no row left for
     a process, it gets a row in which no token counts: each process must take part in the exchange of

@@ -71,7 +71,7 @@ class StepMetrics(NamedTuple):
     loss_scale: float | None  # float16's loss scale; None for other precisions
     is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
     is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
-    bad_steps: int  # number of bad steps in a row, this step included
+    bad_steps: int  # number of steps in a row that were not finite, this step included
     spike_threshold: float  # a loss above this is reported as a spike
 
 
@@ -90,7 +90,7 @@ class Progress:
     # the objective's `step_sums`, added up since the last line of metrics
     sums: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
-    bad_steps: int = 0  # number of bad steps in a row, up to now
+    bad_steps: int = 0  # number of steps in a row, up to now, that were not finite
     rollbacks: int = 0
     # ranges of steps that had no effect on the weights, each as [first, last]
     skipped: list[list[int]] = field(default_factory=list)
