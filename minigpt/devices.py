@@ -31,7 +31,7 @@ def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
     """Copy a tensor to a device. The CPU does not wait for a copy to a CUDA device."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # wait: a copy in the background needs pinned memory
+    return tensor.to(device)  # waits for the end of the copy, because the memory is not pinned
 
 
 def seed_everything(seed: int) -> None:

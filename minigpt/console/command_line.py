@@ -261,7 +261,7 @@ def _open_closed_streams() -> bool:
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # print a lone surrogate as an escape, not raise an error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print lone surrogates as escapes; else they raise errors
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 

@@ -71,7 +71,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """Return a dict, name -> flag, of all fields of a dataclass or of `names`. `holder`: see Flag.holder."""
+    """Return name -> flag for all fields of a dataclass, or for `names` only. `holder`: see Flag.holder."""
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):

@@ -26,7 +26,7 @@ _MOST_WRAPPERS = 8  # largest number of such prefixes that are removed from a na
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Check that each key of `fixed` has its value in `fixed`, or is absent. Only this value is supported.
+    """Check that each key in both dicts has the value that `fixed` gives, the only supported value.
 
     Raises:
         InputError: for another value; the message names the key.

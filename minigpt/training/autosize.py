@@ -3,7 +3,7 @@
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-Autosize has a list of model sizes. It takes the largest model that can read enough tokens per parameter
+Autosize has a list of model sizes. It takes the largest model that can train on enough tokens per parameter
 within the budget, without repeating the data too often. For a time budget, it first measures the time of some
 steps of one size on this machine, and discards that model. The times of the other sizes are estimated from
 their FLOPs. Learning rates, schedule, optimiser and batches come from the recipe. Options that

@@ -109,7 +109,7 @@ class ClassificationData:
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
 
-    unit = "lines"  # what `positions` counts
+    unit = "lines"  # `positions` returns line numbers
 
     def positions(self, batch: LabelledBatch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""

@@ -91,10 +91,10 @@ class GrpoReport:
 
     prompts: float = 0.0
     reward: float = 0.0
-    exact: float = 0.0  # number of answers that equal the file's answers
+    exact: float = 0.0  # number of answers that equal the answers in the data file
     tokens: float = 0.0
     truncated: float = 0.0
-    answered: float = 0.0  # number of prompts that have an answer in the file
+    answered: float = 0.0  # number of prompts that have an answer in the data file
     failures: float = 0.0  # number of processes in which a reward function failed
 
     @property
@@ -179,7 +179,7 @@ class GrpoLoss(Objective):
         self._train, self._val = train, val
         self.longest_sample = sampling.options.max_new_tokens or 0
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # A sampled answer ends with the token that ends the answers of the file. With a chat template, this
+        # A sampled answer ends with the token that ends the data's answers. With a chat template, this
         # may be another token than the tokenizer's <sep> or eos.
         ends = train.last_tokens()
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
@@ -240,7 +240,7 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest (rows, tokens per row) of a batch of answers to the prompts with numbers `rows`."""
+        """Return the largest (rows, tokens per row) that a batch of answers to prompts `rows` may have."""
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width
@@ -274,7 +274,7 @@ class GrpoLoss(Objective):
         return found
 
     def _score(self, answers: Sequence[Answer], prompts: Sequence[Prompt]) -> tuple[list[float], int]:
-        """Return the rewards of some answers, and the number of answers that equal the file's answer."""
+        """Return the rewards of some answers, and the number of answers that equal those in the data file."""
         texts = [self._tokenizer.decode(one.ids) for one in answers]
         given = [one.answer for one in prompts]
         fields = [one.fields for one in prompts]

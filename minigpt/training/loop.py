@@ -175,7 +175,7 @@ class Trainer:
         return time.monotonic() > self._last_read + 1 or bool(self.step.pending_metrics[-1].found_inf)
 
     def log_metrics(self) -> None:
-        """Read and log the metrics of all steps since the last call. Roll back after too many non-finite ones."""
+        """Log the metrics of all steps since the last call. Roll back if too many were not finite."""
         self._last_read = time.monotonic()
         sizes = [each.sizes for each in self.step.pending_metrics]
         steps = self.step.read_metrics()

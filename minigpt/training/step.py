@@ -153,7 +153,7 @@ class TrainStep:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            # InputError: a reward failed in another process. The loop saves the run after a RewardError only.
+            # a reward failed, here or in another process; the loop saves the run after a RewardError only
             except InputError as error:
                 raise RewardError(str(error)) from None
             mine = self.loss.sampled_together(self.processes.all_reduce)

@@ -185,7 +185,7 @@ def window_mask(
     """
     if visible is None:
         visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
-    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): False only for padding
+    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): True = token, not padding
     if attention_mask is not None:  # the window counts tokens, not padding
         held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
     place = held.cumsum(-1)  # (1 or B, S): number of tokens up to this one, without padding
@@ -195,8 +195,9 @@ def window_mask(
 class RMSNorm(nn.Module):
     """weight * x / sqrt(mean(x^2) + eps): LayerNorm without the mean and the bias.
 
-    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better: bfloat16's precision is 8 bits.
-    The result is rounded to x's dtype before the product with the weight, as Qwen3 was trained.
+    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better, because bfloat16 keeps only
+    8 significant bits. The result is rounded to x's dtype before the product with the weight, as Qwen3 was
+    trained.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
