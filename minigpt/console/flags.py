@@ -91,7 +91,7 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 def _kind(hint: Any) -> tuple[Any, bool]:
     """Return the type of one value, and True if a list of values is allowed.
 
-    In a union such as `int | None`, the first type that a flag can have counts.
+    In a union such as `int | None`, the first type that a flag can have is used.
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)

@@ -42,7 +42,7 @@ from minigpt.training.sizing import Size, parse_size
 __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compare", "decide"]
 __all__ += ["read_record", "write_record"]
 
-RECORD = "size"  # key of the record in run.json
+RECORD = "size"  # key in run.json under which autosize stores its record
 # least number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
 _TOKENS_PER_PARAMETER = 2
 # tokens per parameter of the blocks for --size small, base and large; from https://arxiv.org/abs/2203.15556

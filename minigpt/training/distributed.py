@@ -71,7 +71,7 @@ class Processes:
         return "cpu" if self.size > 1 and name == "auto" else name
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Seed all processes but process 0, each in another way, so that dropout differs between processes.
+        """Give each process except process 0 a seed of its own, so that dropout differs between processes.
 
         step: number of steps that a resumed run has done.
         """

@@ -222,7 +222,7 @@ class Changes:
 
     settings: list[str]  # changed options that affect training, such as "seed 42 -> 7"
     rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
-    measure: bool  # True: validation losses cannot be compared, because the data or the loss is another one
+    measure: bool  # True: validation losses cannot be compared, because the data or the loss has changed
 
 
 def changes(
