@@ -195,9 +195,8 @@ def window_mask(
 class RMSNorm(nn.Module):
     """weight * x / sqrt(mean(x^2) + eps): LayerNorm without the mean and the bias.
 
-    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better, because bfloat16 keeps only
-    8 significant bits. The result is rounded to x's dtype before the product with the weight, as Qwen3 was
-    trained.
+    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better: bfloat16 is too coarse.
+    The result is rounded to x's dtype before the product with the weight, as Qwen3 was trained.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
