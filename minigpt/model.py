@@ -78,7 +78,7 @@ class KeyValueCache(Protocol):
         """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v of T tokens, (B, H, T, D) each. Return the layer's k and v, (B, H, length + T, D)."""
+        """Append k, v of T tokens, (B, heads, T, D). Return the layer's k and v (B, heads, length + T, D)."""
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to `length`. Called after all layers are updated."""

@@ -67,7 +67,7 @@ class Family:
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight; a classifier has another name than the default
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors in old files that are not weights; default: none
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors that old files have besides the weights
     # A function of the configuration. It returns the configuration of a model that has every weight of
     # Hugging Face's file. Our model may have fewer weights (a GPT without biases); its file then holds zeros
     # for the missing weights.

@@ -277,7 +277,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # The earlier process may have died after the save, before it moved the link. So move it now.
+                # The earlier process may have died after the save, before it moved `best`. So move it now.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

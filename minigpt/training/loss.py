@@ -37,7 +37,7 @@ __all__ = [
     "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
-_AT_ONCE = 2**23  # most logits in a piece whose loss and gradient are computed together: 32 MiB in float32
+_AT_ONCE = 2**23  # largest number of logits in a piece of _LinearCrossEntropy (32 MiB in float32)
 # a function that replaces the sums in a report by the sums over all processes
 Finish: TypeAlias = Callable[[Report], None]
 

@@ -108,7 +108,7 @@ class Parallel:
             self._compiled = torch.compile(self._loss)
 
     def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
-        """Do one backward pass and throw its gradient away, so that DDP fixes the order of its sums.
+        """Do one backward pass and throw its gradient away, so that DDP chooses the order of its sums.
 
         DDP reorders its messages after the first backward pass of a process, and so changes how sums are
         rounded. Without this pass, a resumed run would do its reordering at another step than an

@@ -51,7 +51,7 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """Return the signal that ends the run, or None. All processes get the same answer after a step."""
+        """Return the signal that ends the run, or None. After `agree`, it is the same in all processes."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:

@@ -108,7 +108,7 @@ class KeyValueCache(Protocol):
         """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v of T tokens, (B, H, T, D) each. Return the layer's k and v, (B, H, length + T, D)."""
+        """Append k, v of T tokens, (B, heads, T, D). Return the layer's k and v (B, heads, length + T, D)."""
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to `length`. Called after all layers are updated."""
@@ -126,8 +126,8 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row has more columns than positions, so the largest position is checked instead. A
-    # CPU that reads a position waits for the GPU: on a GPU it is read only if the width exceeds the limit.
+    # Left padding gives a row more columns than positions, so check the largest position, not the width. On
+    # a GPU, read positions only if the width exceeds the limit, because the CPU waits for this read.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -265,7 +265,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
 
     A model trained on short texts can read long texts if its slow pairs rotate even more slowly. The fast
     pairs, which distinguish neighbours, keep their frequency. YaRN (https://arxiv.org/abs/2309.00071) and
-    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows them only
+    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows all only
     beyond max_position_embeddings, so it has no effect here.
     """
     D, scaling = config.head_dim, config.rope_scaling
