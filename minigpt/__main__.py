@@ -11,7 +11,7 @@ import sys
 import threading
 
 # If Python's own handler of Ctrl-C is active, switch it off during the imports below. Ctrl-C then ends the
-# process without a traceback.
+# process without a traceback. (Only the main thread can change handlers.)
 _is_ours = threading.current_thread() is threading.main_thread()
 _is_ours = _is_ours and signal.getsignal(signal.SIGINT) is signal.default_int_handler
 if _is_ours:

@@ -28,10 +28,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device. A copy to a CUDA device runs while the GPU computes."""
+    """Copy a tensor to a device. The CPU does not wait for a copy to a CUDA device."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # waits for the copy: only pinned memory may be copied in the background
+    return tensor.to(device)  # waits for the end of the copy, because the memory is not pinned
 
 
 def seed_everything(seed: int) -> None:

@@ -169,7 +169,7 @@ def _check_number(name: str, value: object, low: float, high: float, advice: str
 
 
 def whole_number(text: str) -> int | None:
-    """Return the number that a text of 1 to 18 decimal digits writes; None for any other text.
+    """Return the value of a text of 1 to 18 decimal digits; None for any other text.
 
     `int` raises errors for "²", which `isdigit` accepts, and for more than 4300 digits.
 
@@ -191,7 +191,7 @@ def shown(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:80]}..."
 
 
-# Characters that are not printed as they are: control characters, line ends, surrogates, and marks that
+# Characters that are not printed as they are: control characters, line breaks, surrogates, and marks that
 # change the order in which a terminal shows text. With such marks, a file's name could look like another one.
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
@@ -201,7 +201,7 @@ _UNSAFE = re.compile(
 def printable(text: str) -> str:
     r"""Return text that is safe to print in one line.
 
-    Line ends, terminal codes, marks of direction, invisible tags and lone surrogates are escaped.
+    Line breaks, terminal codes, marks of direction, invisible tags and lone surrogates are escaped.
 
     >>> print(printable("四川\n\x1b[31m\udc80\u202eabc"))
     四川\n\x1b[31m\udc80\u202eabc
@@ -234,7 +234,7 @@ _LINE_END = re.compile(r"[\n\r\t\v\f]")
 
 
 def printable_lines(text: str) -> str:
-    r"""Return the same as `printable`, but keep line ends and tabs, for texts of several lines.
+    r"""Return the same as `printable`, but keep line breaks and tabs, for texts of several lines.
 
     >>> print(printable_lines("四川\n\x1b[31m"))
     四川

@@ -170,10 +170,10 @@ def _warn_of_ignored(options: Options, chosen: GenerationOptions) -> None:
 def _completed(
     chosen: GenerationOptions, options: Options, tokenizer: "AnyTokenizer", advised: dict[str, Any]
 ) -> GenerationOptions:
-    """Complete the user's options with those that depend on the model's folder.
+    """Return the user's options, completed from the model's folder.
 
-    Added are the values in the folder's generation_config.json, except do_sample, and the ids of the texts in
-    --bad_words. A flag of the user has priority.
+    Values from the folder's generation_config.json, except do_sample, fill in flags that the user did not
+    give. The texts in --bad_words become ids, which are added to those of the folder.
     """
     from minigpt.generation.sequence import bare_ids
 
@@ -214,7 +214,7 @@ def _load(options: Options, chosen: GenerationOptions) -> "QuestionAnswering":
 
 
 def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokenizer") -> dict[str, Any]:
-    """Return the options for chat models. Raise InputError if such a flag is given for another model."""
+    """Return the values of --system, --think and --tools. Raise InputError if they do not fit the model."""
     given = [
         name for name in ("system", "think", "tools") if getattr(options, name) != getattr(Options, name)
     ]
@@ -327,7 +327,7 @@ def _warn_of_unknown(asked: "QuestionAnswering", questions: list[str]) -> None:
 
 
 def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
-    """Print an answer piece by piece. Returns the reason why it ended."""
+    """Print `before`, then the answer piece by piece. Returns the reason why the answer ended."""
     pieces = asked.pieces(question)
     _warn_of_unknown(asked, [question])
     _warn_of_special(asked, [question])
@@ -347,7 +347,10 @@ def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "Stop
 
 
 def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
-    """Ask and answer until an empty line or the end of input. Returns the number of questions."""
+    """Answer what the user types, until an empty line or the end of input. Returns the number of questions.
+
+    in_pieces: print each answer while it is generated.
+    """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history
     print(translated("An empty line ends the conversation."))

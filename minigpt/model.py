@@ -78,7 +78,7 @@ class KeyValueCache(Protocol):
         """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v of T tokens, (B, H, T, D) each. Return the layer's k and v, (B, H, length + T, D)."""
+        """Append k, v of T tokens, (B, heads, T, D). Return the layer's k and v (B, heads, length + T, D)."""
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to `length`. Called after all layers are updated."""
@@ -159,7 +159,7 @@ class CausalSelfAttention(nn.Module):
     def forward(
         self, x: Tensor, visible: Tensor | None, cache: KeyValueCache | None, attentions: list[Tensor] | None
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to `attentions`, if given."""
         B, T, C = x.shape
         qkv = self.qkv_proj(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, 3, H, D)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (B, H, T, D) each
@@ -294,8 +294,8 @@ class GPTLMHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. lm_head is made
-        # on "meta", because its own tensor is replaced: on "meta" it costs neither memory nor random numbers.
+        # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. lm_head's own
+        # matrix is then made on "meta": there it takes no memory, and no random numbers are drawn for it.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:

@@ -110,7 +110,7 @@ def _text_of(error: Warning | Exception | str) -> str:
 
 @contextlib.contextmanager
 def _warnings_in_one_line() -> Iterator[None]:
-    """Inside the context, print minigpt's own Python warnings with `warn`. Other warnings do not change."""
+    """Inside the context, print minigpt's own Python warnings with `warn`, and other warnings as usual."""
     before = warnings.showwarning
 
     def show(
@@ -225,7 +225,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 
 class _NeverFails:
-    """Takes the place of sys.stderr. A failed write is ignored: a note must not end a training."""
+    """Takes the place of sys.stderr. A failed write is ignored, so that it does not end a training."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -261,7 +261,7 @@ def _open_closed_streams() -> bool:
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # print a lone surrogate as an escape, not an error
+    if isinstance(sys.stdout, io.TextIOWrapper):  # print lone surrogates as escapes; else they raise errors
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 
@@ -303,7 +303,7 @@ def _watched_signals() -> Iterator[None]:
     the main thread stays in the same call for five seconds, the second thread ends the process.
     """
     if not hasattr(signal, "SIGUSR1") or threading.current_thread() is not threading.main_thread():
-        yield  # not possible on Windows, nor outside the main thread: do nothing
+        yield  # on Windows or outside the main thread, only run the block
         return
     reading, writing = os.pipe()
     os.set_blocking(writing, False)
@@ -457,7 +457,7 @@ def _empty(stream: TextIO) -> None:
 
 
 def _json_line(result: dict[str, Any]) -> str:
-    # Chinese stays readable if stdout's encoding allows it
+    # True: stdout has no UTF encoding and cannot show Chinese, so it gets escapes
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
     return printable_json(json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False))
 

@@ -1,7 +1,7 @@
 """Makes flags from a dataclass: parses a command line into a dictionary, and builds the text of --help.
 
 Each field is a flag. The string below a field is its help. A comment right above a field is the title of a
-group of flags in the help, which begins with this field.
+group of flags in the help, and this field is the first of the group.
 
     n_layer: int = 6                            --n_layer 4, --n_layer=4, --n-layer 4
     bias: bool = False                          --bias, --no_bias
@@ -71,7 +71,7 @@ class Flag(NamedTuple):
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """Return the flags of a dataclass by their names: for all fields, or for the fields in `names`."""
+    """Return name -> flag for all fields of a dataclass, or for `names` only. `holder`: see Flag.holder."""
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -91,7 +91,7 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 def _kind(hint: Any) -> tuple[Any, bool]:
     """Return the type of one value, and True if a list of values is allowed.
 
-    In a union such as `int | None`, the first type that a flag can have counts.
+    In a union such as `int | None`, the first type that a flag can have is used.
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)

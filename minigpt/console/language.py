@@ -92,7 +92,7 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 4) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    Values with several words, and the text after "PLACE: ", are translated in the same way, to a depth of 4.
+    A value of several words, or the text after ": ", is translated in the same way, down to `depth` levels.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -127,13 +127,13 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates() -> list[tuple[list[str], str]]:
-    """Return the entries with numbered fields, longest first: (fixed parts, translation) of each."""
+    """Return (fixed parts, translation) of each catalogue entry with {0}, the longest entry first."""
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            if all(fixed[1:-1]):  # with two adjacent fields, a value's end is unknown
+            if all(fixed[1:-1]):  # not "{0}{1}": nothing shows where the first value ends
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: -sum(map(len, one[0])))
 

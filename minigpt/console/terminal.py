@@ -158,7 +158,7 @@ def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> 
 
 
 def _longest_word(cell: str) -> int:
-    """Return the columns of a cell's longest word. A word that is not ASCII counts as 12 at most.
+    """Return the width of a cell's longest word in columns. A word that is not ASCII counts as 12 at most.
 
     Such a word, for example Chinese text, may be broken, unless it contains digits.
     """

@@ -22,11 +22,11 @@ __all__ = [
 
 MAX_LAYERS = 1000  # largest number of layers of any model
 _WRAPPERS = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and torch.compile
-_MOST_WRAPPERS = 8  # largest number of these prefixes before one name
+_MOST_WRAPPERS = 8  # largest number of such prefixes that are removed from a name
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Check settings for which only one value is supported. An absent key counts as this value.
+    """Check that each key in both dicts has the value that `fixed` gives, the only supported value.
 
     Raises:
         InputError: for another value; the message names the key.
@@ -75,8 +75,9 @@ def unwrapped(names: Collection[str]) -> dict[str, str]:
 
 
 def full_names(names: Collection[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
-    """Complete the names of weights: `wte.weight` becomes `transformer.wte.weight`.
+    """Complete the names of weights with `prefix`: `wte.weight` becomes `transformer.wte.weight`.
 
+    Names that begin with `head`, such as `lm_head.weight`, have no prefix.
     The file of a model without lm_head has names without the prefix `transformer.`. If a wrapper such as
     torch.compile has put its own prefix before all names, that prefix is removed.
 

@@ -52,7 +52,7 @@ class Family:
     """The description of a model family."""
 
     model_type: str  # model_type in config.json
-    name: FamilyName  # name for the flag --family
+    name: FamilyName  # the value of --family that selects this family
     config_class: type[Any]  # class of the configuration
     model_class: type[Any]  # class of the model
     # (content of a config.json) -> configuration; raises InputError that names the wrong key
@@ -67,7 +67,7 @@ class Family:
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight; a classifier has another name than the default
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors of old files that are not weights; default: none
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors that old files have besides the weights
     # A function of the configuration. It returns the configuration of a model that has every weight of
     # Hugging Face's file. Our model may have fewer weights (a GPT without biases); its file then holds zeros
     # for the missing weights.
@@ -84,7 +84,7 @@ class Family:
     final_norm: str  # our name of the norm before lm_head
     # end of a weight's name -> number of matrices that the weight holds one below the other (QKV: 3)
     fused: Mapping[str, int] = field(default_factory=dict)
-    block_weights: Callable[[Any], int]  # configuration -> number of matrix weights in all blocks
+    block_weights: Callable[[Any], int]  # configuration -> number of weights in the matrices of all blocks
     # function of the configuration; returns {NAME: value}. The GGUF export calls GGUFWriter.add_NAME(value)
     # for each entry.
     gguf_values: Callable[[Any], dict[str, float]]
@@ -95,7 +95,7 @@ class Family:
     # runs. rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D), for the same C
     # code. rotary_table is None for a family without RoPE.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that these operations replace
+    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that `list_operations` replaces
     rotary_table: Callable[[Any, int], Tensor] | None = None
     # configuration -> (angles between neighbouring positions, (D / 2,); number that multiplies cos and sin).
     # None for a family without RoPE.
@@ -256,11 +256,11 @@ class Family:
                 yield parameter, next((n for end, n in self.fused.items() if name.endswith(end)), 1)
 
     def flops(self, config: Any, tokens: float, targets: float, length: float) -> float:
-        """Return the FLOPs of forward and backward: 6 per matrix weight and token, plus attention.
+        """Return the FLOPs of forward and backward: 6 per weight of a matrix and token, plus attention.
 
         In each head and layer, a query is multiplied with T keys and T values of D channels: 4 T D forward,
         and twice that backward. The masked half of attention is counted, too, as is usual. If every token is
-        a target, this is the well-known 6 N + 12 L H D T per token.
+        a target, this is the well-known 6 N + 12 L H D T per token: N weights in matrices, L layers, H heads.
 
         Args:
             config: configuration of the model.

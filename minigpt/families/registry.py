@@ -96,7 +96,10 @@ def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
 
 
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
-    """Return a list of (part of the model, number of parameters). A part of all blocks is one entry."""
+    """Return a list of (part of the model, number of parameters).
+
+    A part that each block has is one entry, for all blocks together. only_trained: leave out frozen weights.
+    """
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name
     sizes = {name: p.numel() for name, p in model.named_parameters() if p.requires_grad or not only_trained}

@@ -52,7 +52,7 @@ def cast(
         name: name of the tensor, for error messages.
         tensor: the tensor.
         dtype: dtype of the copy.
-        pages: allocates the copy in large pages of memory.
+        pages: allocates the copy in large pages of memory. None: ordinary memory.
         own: True: the caller does not need `tensor` any more, so its memory may be reused.
 
     Raises:

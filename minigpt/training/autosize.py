@@ -3,7 +3,7 @@
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-Autosize has a list of model sizes. It takes the largest model that can read enough tokens per parameter
+Autosize has a list of model sizes. It takes the largest model that can train on enough tokens per parameter
 within the budget, without repeating the data too often. For a time budget, it first measures the time of some
 steps of one size on this machine, and discards that model. The times of the other sizes are estimated from
 their FLOPs. Learning rates, schedule, optimiser and batches come from the recipe. Options that
@@ -42,7 +42,7 @@ from minigpt.training.sizing import Size, parse_size
 __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compare", "decide"]
 __all__ += ["read_record", "write_record"]
 
-RECORD = "size"  # key of the record in run.json
+RECORD = "size"  # key in run.json under which autosize stores its record
 # least number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
 _TOKENS_PER_PARAMETER = 2
 # tokens per parameter of the blocks for --size small, base and large; from https://arxiv.org/abs/2203.15556
@@ -132,7 +132,7 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
     Raises:
         InputError: if the budget is too small, if no model fits into memory, or if the given options are not
             valid. Also for a time budget with several processes, because one process cannot measure the speed
-            of all.
+            of all processes.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -208,7 +208,7 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the largest size with enough tokens per parameter, its steps and its evaluations."""
+        """Return (largest size with enough tokens per parameter, number of steps, number of evaluations)."""
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures another size, which may change the choice
             if self.size.unit == "seconds":
@@ -253,7 +253,10 @@ class _Choice:
         return found.step_seconds * step / near_step, found.evaluation_seconds * evaluation / near_evaluation
 
     def _flops(self, shape: Shape) -> tuple[float, float]:
-        """Return the FLOPs of a step and of an evaluation. lm_head is computed for tokens in the loss."""
+        """Return the FLOPs of a step and of an evaluation.
+
+        A step computes lm_head only for the tokens that the loss counts.
+        """
         V, config = self.data.tokenizer.get_vocab_size(), self.config
         share = self.data.train.answer_share if config.loss_on == "answer" else 1.0
 

@@ -95,7 +95,10 @@ class Checkpointer:
         rngs: list[Any],
         shards: ShardedSave | None,
     ) -> bool:
-        """Save in process 0. Returns False if this or the earlier save failed, and the run may continue."""
+        """Save in process 0.
+
+        Returns: False if this save or the one before failed and the run may continue; else True.
+        """
         config, step, before = self._config, self._step, self._join(final=False)
         try:
             self._logger.flush()
@@ -144,10 +147,13 @@ class Checkpointer:
         except InputError as error:
             if self._config.on_save_error == "stop":
                 raise
-            warn(str(error))  # the new checkpoint is saved, so the run can continue
+            warn(str(error))  # only the deletion of old checkpoints has failed, so the run continues
 
     def _join(self, final: bool) -> bool:
-        """Wait for a running save. Returns True if it succeeded. Raises the same errors as `save`."""
+        """Wait for a running save. Raises the same errors as `save`.
+
+        Returns: False if the last save failed and the run may continue; else True.
+        """
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -167,7 +173,7 @@ class Checkpointer:
         """Wait for a save in the background. `final` and the errors are those of `save`."""
         saved = True
         with self._processes.shared_errors():
-            saved = self._join(final)  # the other processes have no thread to wait for
+            saved = self._join(final)  # True in the other processes, which have no thread to wait for
         self._confirm(self._processes.broadcast(saved))
 
     def is_saved(self) -> bool:
@@ -271,7 +277,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # The earlier process may have died after the save, before it moved the link. So move it now.
+                # The earlier process may have died after the save, before it moved `best`. So move it now.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

@@ -109,7 +109,7 @@ class ClassificationData:
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, f"the tokenizer of {config.starts_from}"
 
-    unit = "lines"  # what `positions` counts
+    unit = "lines"  # `positions` returns line numbers
 
     def positions(self, batch: LabelledBatch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""
@@ -125,7 +125,7 @@ class ClassificationData:
         batch = self.val.batch(np.array([i])).to(next(model.parameters()).device)
         was_training = model.training
         with torch.inference_mode():
-            logits = model.eval()(batch.input_ids, last=batch.last)[0]  # (K,)
+            logits = model.eval()(batch.input_ids, last=batch.last)[0]  # (K,): one for each label
         model.train(was_training)
         text = " ".join(self.val_texts[i].text.split())
         if self.labels.problem_type == "regression":
@@ -225,7 +225,7 @@ class LossTexts(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     last: Tensor  # (B,) int64: position of each row's last token
-    labels: Tensor  # (B,) int64: label numbers; or (B, K) float32: several labels, or numbers
+    labels: Tensor  # (B,) int64: indices of labels; or (B, K) float32: 1 or 0 per label, or a number
     weights: Tensor  # (B,) float32: factor of each row's loss
 
 
@@ -273,7 +273,10 @@ class ClassificationLoss(Objective):
         return evaluate_classifier(model, batches, device, finish)
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """Measure the best checkpoint on the validation data: print confusion, calibration, mistakes."""
+        """Measure the best checkpoint on the validation data: print confusion, calibration, mistakes.
+
+        Returns: the measured values for --json.
+        """
         model, _ = load_classifier(best, next(self.model.parameters()).device)
         found = predict(model, data.val)
         report = report_of(model.labels, found, data.val)

@@ -124,7 +124,7 @@ def read_summary(value: object) -> DataSummary | None:
 
 
 def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
-    """Measure training and validation data. In a long text, only some million tokens are counted."""
+    """Measure training and validation data. In a long text, at most 4 million tokens are counted."""
     train, part_of = _targets(data.train, config)
     val, _ = _targets(data.val, config)
     vocab_size = data.tokenizer.get_vocab_size()
@@ -165,10 +165,10 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the targets, (P,), and the number of the part of the data that each is in, (P,).
+    """Return the ids of the targets, (P,), and for each target the part of the data that it is in, (P,).
 
-    Rows with the same answer are in the same part, because the same answer to a rephrased question is not new
-    data.
+    The parts are numbered from 0 to _PARTS - 1. Rows with the same answer are in the same part, because the
+    same answer to a rephrased question is not new data.
     """
     if isinstance(part, EncodedExamples):
         counts = part.is_answer.copy() if config.loss_on == "answer" else np.ones(len(part.ids), dtype=bool)

@@ -1,11 +1,11 @@
 """Distillation (https://arxiv.org/abs/1503.02531): the model learns a teacher's probabilities, too.
 
-The loss of each target that counts, with the temperature T:
+The loss of each target that counts, with the temperature t:
 
-    alpha T² KL(teacher at T || model at T) + (1 - alpha) cross-entropy of the target
+    alpha t² KL(teacher at t || model at t) + (1 - alpha) cross-entropy of the target
 
 A temperature above 1 makes both distributions flatter, so that unlikely tokens count more. This makes the
-gradient smaller by about T², so the factor T² restores its size. An evaluation measures the cross-entropy
+gradient smaller by about t², so the factor t² restores its size. An evaluation measures the cross-entropy
 alone, as without a teacher.
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
@@ -53,7 +53,8 @@ def load_teacher(folder: Path, tokenizer: AnyTokenizer, length: int) -> Language
         length: largest number of tokens of a row.
 
     Raises:
-        InputError: if the teacher cannot be read, has another tokenizer, or reads fewer than `length` tokens.
+        InputError: if the teacher cannot be read, has another tokenizer, or its context is shorter than
+            `length`.
     """
     if folder.is_file():
         raise InputError(f"--teacher {folder} is a file: give the folder of a model")

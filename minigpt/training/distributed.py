@@ -71,7 +71,10 @@ class Processes:
         return "cpu" if self.size > 1 and name == "auto" else name
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Seed torch differently in each process, so that dropout differs. Process 0 uses `seed` itself."""
+        """Give each process except process 0 a seed of its own, so that dropout differs between processes.
+
+        step: number of steps that a resumed run has done.
+        """
         if not self.is_main:
             seed_everything((seed + 0x9E3779B97F4A7C15 * self.rank + step) % 2**63)
 
@@ -135,7 +138,7 @@ class Processes:
 
     @contextmanager
     def shared_errors(self) -> Iterator[None]:
-        """Run a block in every process. If it fails in one process, all processes raise the error.
+        """Run a block in every process. If one process raises InputError or OSError, all raise an error.
 
         Raises:
             InputError: if the block fails in any process. The message names the rank if it is not 0.

@@ -110,8 +110,8 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
     """
     config = trainer.config
     needed = memory_needed(trainer)
-    # `needed` contains the factor HELD. The factor is left out here (`free` is multiplied, too), so that the
-    # error is raised only if the run surely does not fit.
+    # On a CPU, `needed` is the computed bytes times HELD, plus TORCH_ITSELF. Neither is used in this
+    # comparison, so that the error is raised only if the run surely does not fit.
     if needed - TORCH_ITSELF > HELD * free:
         raise InputError(
             f"a step needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: lower "

@@ -91,10 +91,10 @@ class GrpoReport:
 
     prompts: float = 0.0
     reward: float = 0.0
-    exact: float = 0.0  # number of answers that equal the file's answers
+    exact: float = 0.0  # number of answers that equal the answers in the data file
     tokens: float = 0.0
     truncated: float = 0.0
-    answered: float = 0.0  # number of prompts that have an answer in the file
+    answered: float = 0.0  # number of prompts that have an answer in the data file
     failures: float = 0.0  # number of processes in which a reward function failed
 
     @property
@@ -179,7 +179,7 @@ class GrpoLoss(Objective):
         self._train, self._val = train, val
         self.longest_sample = sampling.options.max_new_tokens or 0
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # A sampled answer ends with the token that ends the answers of the file. With a chat template, this
+        # A sampled answer ends with the token that ends the data's answers. With a chat template, this
         # may be another token than the tokenizer's <sep> or eos.
         ends = train.last_tokens()
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
@@ -193,7 +193,7 @@ class GrpoLoss(Objective):
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(10, dtype=torch.float64)
-        # (number of the group of steps that share answers, these answers)
+        # (block, answers): block i is the i-th group of `num_iterations` steps, which use the same answers
         self._kept: tuple[int, list[Rollout]] | None = None
         # False: the advantages must still be divided by the deviation over all processes
         self._is_scaled = True
@@ -219,10 +219,11 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Rollout]:
-        """Return this step's answers. With scale_rewards="batch", divide their advantages by a deviation.
+        """Return this step's answers.
 
-        This is the standard deviation of the step's rewards in all processes. All processes call this method
-        at every step, even if the answers are those of an earlier step, because `all_reduce` waits for all.
+        With scale_rewards="batch", their advantages are divided by the standard deviation of the step's
+        rewards in all processes. Every process must call this method at every step, even if the answers are
+        those of an earlier step, because `all_reduce` waits for all processes.
         `all_reduce`: a function that sums each number of a list over the processes.
         """
         assert self._kept is not None
@@ -239,13 +240,16 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest possible (rows, tokens per row) of a batch with answers to these prompts."""
+        """Return the largest (rows, tokens per row) that a batch of answers to prompts `rows` may have."""
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers."""
+        """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers.
+
+        block: number of the block of steps that use these answers.
+        """
         return self._generate(
             [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
             self.sampling.options,
@@ -270,7 +274,7 @@ class GrpoLoss(Objective):
         return found
 
     def _score(self, answers: Sequence[Answer], prompts: Sequence[Prompt]) -> tuple[list[float], int]:
-        """Return the rewards of some answers, and the number of answers that equal the file's answer."""
+        """Return the rewards of some answers, and the number of answers that equal those in the data file."""
         texts = [self._tokenizer.decode(one.ids) for one in answers]
         given = [one.answer for one in prompts]
         fields = [one.fields for one in prompts]

@@ -1,7 +1,7 @@
-"""A lock on a folder, so that only one process at a time trains or makes shards in it.
+"""A lock on a folder, so that only one process at a time trains in it, or writes shards of encoded text.
 
-The operating system holds the lock on FOLDER/.lock (package `filelock`), and ends it when the process ends.
-The file stays in the folder, but the file alone locks nothing.
+The operating system holds the lock on FOLDER/.lock (package `filelock`), and releases it when the process
+ends. The file stays in the folder, but the file alone locks nothing.
 """
 
 import errno

@@ -175,7 +175,7 @@ class Trainer:
         return time.monotonic() > self._last_read + 1 or bool(self.step.pending_metrics[-1].found_inf)
 
     def log_metrics(self) -> None:
-        """Read and log the metrics of all steps since the last call. Roll back after too many bad steps."""
+        """Log the metrics of all steps since the last call. Roll back if too many were not finite."""
         self._last_read = time.monotonic()
         sizes = [each.sizes for each in self.step.pending_metrics]
         steps = self.step.read_metrics()
@@ -189,7 +189,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # If weights are not finite, load earlier ones. The next iteration of the loop evaluates these.
+        # True: weights were not finite, so earlier weights were loaded. The next iteration evaluates these.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()

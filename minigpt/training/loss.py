@@ -37,7 +37,7 @@ __all__ = [
     "logits_limit", "summed_cross_entropy", "token_cross_entropy", "vocabulary_multiple",
 ]  # fmt: skip
 
-_AT_ONCE = 2**23  # most logits in a piece whose loss and gradient are computed together: 32 MiB in float32
+_AT_ONCE = 2**23  # largest number of logits in a piece of _LinearCrossEntropy (32 MiB in float32)
 # a function that replaces the sums in a report by the sums over all processes
 Finish: TypeAlias = Callable[[Report], None]
 
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return [*batches]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
-        """Return the batches that `sample` returned, scaled with sums over all processes.
+        """Return the batches that `sample` returned. A subclass may scale them with sums over all processes.
 
         Args:
             all_reduce: a function that sums each number of a list over the processes.
@@ -81,7 +81,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest possible (rows, tokens per row) of a batch that `sample` makes from rows."""
+        """Return the largest (rows, tokens per row) that `sample` can make from the examples `rows`."""
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
@@ -166,8 +166,8 @@ class NextTokenLoss(Objective):
     def select(self, batch: Batch) -> LossBatch:
         """Return the targets that count and their positions.
 
-        The positions are found on the CPU. On CUDA, the CPU would have to wait until the GPU knows the
-        number of positions.
+        The positions are found on the CPU. If the GPU found them, the CPU would have to wait for the number
+        of positions.
         """
         mask, targets = self._mask(batch), batch.targets.flatten()  # (B, T), (B * T,)
         positions = None if bool(mask.all()) else mask.flatten().nonzero().flatten()  # (P,)
@@ -208,8 +208,8 @@ def logits_limit(device: torch.device) -> int:
     """Return the largest number of logits that the loss may hold in memory.
 
     On a CPU the number is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a
-    logit with its gradient takes 14 bytes. A smaller number would cost time, because each piece is computed
-    twice.
+    logit with its gradient takes 14 bytes. With more logits than this, CUDA computes all of them twice (see
+    `summed_cross_entropy`), so a smaller number would cost time.
     """
     if device.type != "cuda":
         return 2**26
@@ -271,7 +271,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     """The summed cross-entropy of a linear layer's outputs, computed in pieces together with its gradient.
 
     The gradient of a piece's logits is softmax minus one-hot. The gradients of hidden states and weights
-    are products with this gradient. So the logits of one piece only are in memory, and none are computed
+    are products with this gradient. So memory holds the logits of one piece only, and no logit is computed
     twice.
     """
 
@@ -279,7 +279,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         """Return the sum of -log p(target). hidden (P, C), weight (V, C), targets (P,).
 
-        Each piece has `rows` positions.
+        Each piece has `rows` positions; the last piece may have fewer. In shapes, p is this number.
         """
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
@@ -310,7 +310,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outer: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        """Multiply the saved gradients by that of the sum, in place. A second backward pass is an error."""
+        """Multiply the saved gradients in place by `outer`, the gradient of the sum. Works only once."""
         found = [None if one is None else one.mul_(outer[0]) for one in ctx.saved_tensors]
         return found[0], found[1], None, None
 

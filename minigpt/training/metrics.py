@@ -64,7 +64,7 @@ class Logger:
         self._metrics.__exit__(*error)
 
     def log_steps(self, steps: Sequence[StepMetrics], sizes: Sequence[Sequence[BatchSize]]) -> None:
-        """Show steps on the progress line, report unusual steps, and write a line of metrics when it is time.
+        """Show steps on the progress line, report unusual steps, and write a line of metrics if one is due.
 
         Args:
             steps: metrics of consecutive steps.
@@ -148,7 +148,10 @@ class Logger:
         self._evaluating += time.monotonic() - began
 
     def log_rollback(self, reason: str, to_step: int, positions: Sequence[int]) -> None:
-        """Report that the run has gone back to the weights of an earlier step."""
+        """Report that the run has gone back to the weights of step `to_step`.
+
+        positions: where the rows of the last bad steps are in the training data.
+        """
         step = self._progress.steps_done
         self._metrics.write(
             step, event="rollback", reason=reason, to_step=to_step, **{self._step.data.unit: positions}
@@ -205,7 +208,7 @@ class Metrics:
         if not self._enabled:
             return self
         kept = ""
-        # Delete the lines after the checkpoint, because a resumed run writes them again.
+        # Delete the lines of steps after the checkpoint: the resumed run repeats these steps and their lines.
         if self._resumed and self._path.exists():
             lines = read_text(self._path, errors="replace").splitlines()
             kept = "".join(f"{line}\n" for line in lines if _step_of(line) <= self._steps_done)
@@ -263,5 +266,5 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         return float(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError):  # an incomplete line: its process died while writing
+    except (ValueError, KeyError, TypeError):  # an incomplete line: a process died while it wrote the line
         return math.inf

@@ -45,7 +45,7 @@ class NonFiniteGuard:
             self.roll_back(f"{bad} steps in a row without a finite loss and gradient")
 
     def rolled_back_weights(self) -> bool:
-        """Check weights and optimisers. If a number is not finite, roll back and return True."""
+        """Check weights and optimisers. Roll back if a number is not finite. Returns True if rolled back."""
         model = self._step.model
         state = state_tensors(model, self._step.optimizers)
         name = first_non_finite(local_tensors({**dict(model.named_parameters()), **state}))

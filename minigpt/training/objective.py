@@ -101,7 +101,10 @@ def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
 
 
 def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
-    """Prepare the model for the method of training, in place: freeze parameters, or add an adapter."""
+    """Prepare the model for the method of training, in place: freeze parameters, or add an adapter.
+
+    Returns: the object that reads and writes the model's files.
+    """
     if not isinstance(config, FinetuneConfig) or config.method == "full":
         return ModelFiles()
     if config.method == "freeze":

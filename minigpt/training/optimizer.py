@@ -59,7 +59,7 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
     # IA3's factors are vectors around 1. PEFT stores them as matrices with one row or column, so the
     # factors are found by their names. They get no weight decay.
     factors = {id(p) for name, p in model.named_parameters() if name.endswith(".ia3_l")}
-    # Number of matrices in a parameter -> such parameters. A fused projection of Q, K and V holds 3.
+    # Number of matrices in one parameter (3 in a fused projection of Q, K and V) -> the parameters with it.
     stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
         for p, parts in family_of(model.config).matrix_parameters(model):
@@ -216,7 +216,7 @@ def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensor
         tensor = remaining.pop(name, None)
         if tensor is None or (key != "step" and tensor.shape != parameter.shape):
             raise InputError(f"the optimiser's state does not fit the model: {name}")
-        # fused AdamW keeps its step count on the parameter's device
+        # The step count is one number, so it is not sharded. Fused AdamW keeps it on the parameter's device.
         like = tensor if key == "step" else parameter
         optimizer.state[parameter][key] = shard_like(like, tensor).to(parameter.device)
     if remaining:

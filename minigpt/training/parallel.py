@@ -47,7 +47,7 @@ __all__ = [
 
 
 def shard_batch(batch: Batch, processes: Processes) -> Batch:
-    """Return this process's rows of a batch: every N-th row.
+    """Return this process's rows of a batch: with N processes, every N-th row.
 
     The rows of a batch are sorted by length, so all processes have similar work. If there is no row left for
     a process, it gets a row in which no token counts: each process must take part in the exchange of
@@ -108,7 +108,7 @@ class Parallel:
             self._compiled = torch.compile(self._loss)
 
     def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
-        """Do one backward pass and throw its gradient away, so that DDP fixes the order of its sums.
+        """Do one backward pass and throw its gradient away, so that DDP chooses the order of its sums.
 
         DDP reorders its messages after the first backward pass of a process, and so changes how sums are
         rounded. Without this pass, a resumed run would do its reordering at another step than an
@@ -136,7 +136,7 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # the last tensor: positions that count; None: all count
+        if batch[-1] is not None:  # the positions that the loss counts; None: it counts all
             # Batches of pairs have various lengths. Their sizes are marked as dynamic, so that one compiled
             # graph is enough. Windows all have the same length; a graph for one size is faster.
             for tensor in batch:
@@ -176,7 +176,7 @@ class Parallel:
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
-        """Yield this process's rows of each batch, until all processes agree to stop after a signal."""
+        """Yield this process's rows of each batch. Raises StopNow in all processes after a signal in one."""
         for number, batch in enumerate(batches):
             if number % 8 == 0:
                 stop_request.agree(self._processes)

@@ -167,7 +167,7 @@ class PreferenceLoss(Objective):
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
-        # leave out the row that does not count, which a process without a pair has
+        # A process without pairs has one pair that does not count. Leave this pair out.
         logps, counts = sums[:, :, : len(batch.rows)]
         return logps, counts
 

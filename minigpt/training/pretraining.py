@@ -97,7 +97,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
 def _block_size(lengths: Sequence[int]) -> int:
     """Choose the context of the new model from the lengths of the texts, in tokens.
 
-    19 of 20 texts fit, up to 512 tokens. With little text the context is shorter.
+    The context holds 19 of 20 texts, but at most 512 tokens. With little text the context is shorter.
 
     >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
     (64, 320, 16)

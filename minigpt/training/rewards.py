@@ -1,6 +1,6 @@
 """Rewards of answers: built-in rewards, or a function in the user's file.
 
-    exact    1 if the answer is the file's answer, without white space at the ends; else 0
+    exact    1 if the answer equals the data's answer, apart from white space at the ends; else 0
     regex    1 if --reward_regex matches the whole answer; else 0
     length   1 for an answer of --reward_length characters; less, the more its length differs
     json     1 if the answer is JSON; else 0
@@ -55,8 +55,8 @@ class Rewards(NamedTuple):
         Args:
             completions: answers of the model.
             prompts: the questions, one for each completion.
-            answers: the answers of the file, one for each completion.
-            fields: the records of the file, one for each completion.
+            answers: the answers in the data, one for each completion.
+            fields: the records of the data, one for each completion.
 
         Raises:
             RewardError: if a function raises an error, or returns anything but a finite number for each

@@ -97,7 +97,7 @@ def _run(
         if processes.is_main:
             if any(
                 (output / name).exists() for name in (CONFIG, MANIFEST)
-            ):  # a run's files beside the model's own would make the folder unreadable
+            ):  # if a run wrote its files into this folder, the model could not be loaded any more
                 text = "{output} is the folder of a model: choose another folder with --output"
                 raise InputError(Message(text, output=output))
             # lock the folder before reading data, which may take minutes
@@ -243,7 +243,7 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # the shards stay, because they depend only on the data
+    if (previous / "shards").exists():  # move the shards back, because they depend only on the data
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(say("the earlier run is in {output}.previous now", output=output))

@@ -93,7 +93,7 @@ class AnyData(Protocol):
 
     @property
     def unit(self) -> str:
-        """Return what `positions` counts, as a word: "lines" or "windows"."""
+        """Return "lines" or "windows": the things whose places `positions` returns."""
 
     def plan(self, config: TrainConfig) -> Any:
         """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): number of batches."""
@@ -168,7 +168,7 @@ class RunData:
         val = f"a part of {config.train_data}" if config.val_data == HELD_OUT else str(config.val_data)
         return str(config.train_data), val, _tokenizer_name(config)
 
-    unit = "lines"  # what `positions` counts
+    unit = "lines"  # `positions` returns line numbers
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the line numbers, in the training file, of a batch's rows."""
@@ -227,7 +227,7 @@ class TextData:
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # what `positions` counts
+    unit = "windows"  # `positions` returns where windows begin
 
     def positions(self, batch: Batch) -> list[int]:
         """Return for each window of a batch where it begins in the training text, in tokens."""
@@ -324,7 +324,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # Path(".") holds data out as val_data, but is an error as train_data
+        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
@@ -332,7 +332,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
             return split.train, split.val
         options = config.strict, config.encoding, config.field_names
         rewards = config.reward if isinstance(config, FinetuneConfig) and config.task == "grpo" else None
-        # only the reward `exact` needs answers in the file
+        # only the reward `exact` needs answers in the data file
         if rewards is not None and "exact" not in rewards:
             part, report = read_prompts(path, *options)
         else:
@@ -366,7 +366,7 @@ def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation])
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # Path(".") holds data out as val_data, but is an error as train_data
+        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]

@@ -49,7 +49,7 @@ _RECENT = 64  # a loss is compared with this number of recent losses
 _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
 _SIGMAS = 6.0  # height of a spike in standard deviations; normal noise exceeds it once in a billion losses
 _FLOOR = 0.02  # smallest standard deviation, as a share of the median loss: very small noise gives no spikes
-# smallest height of a spike in nats; late in training, a hard example is a little higher than the rest
+# smallest height of a spike in nats; late in training, hard examples have a slightly higher loss than others
 _VISIBLE = 0.1
 
 
@@ -71,7 +71,7 @@ class StepMetrics(NamedTuple):
     loss_scale: float | None  # float16's loss scale; None for other precisions
     is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
     is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
-    bad_steps: int  # number of bad steps in a row, this step included
+    bad_steps: int  # number of steps in a row that were not finite, this step included
     spike_threshold: float  # a loss above this is reported as a spike
 
 
@@ -84,13 +84,13 @@ class Progress:
     best_val_loss: float = math.inf
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the evaluation at best_step
-    evaluated: bool = True  # False: the evaluation after the last step is still to be done
+    evaluated: bool = True  # False: the run has not evaluated since its latest step
     loss_sum: float = 0.0  # sum of the losses since the last line of metrics
     loss_steps: int = 0
     # the objective's `step_sums`, added up since the last line of metrics
     sums: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
-    bad_steps: int = 0  # number of bad steps in a row, up to now
+    bad_steps: int = 0  # number of steps in a row, up to now, that were not finite
     rollbacks: int = 0
     # ranges of steps that had no effect on the weights, each as [first, last]
     skipped: list[list[int]] = field(default_factory=list)
@@ -222,7 +222,7 @@ class Changes:
 
     settings: list[str]  # changed options that affect training, such as "seed 42 -> 7"
     rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
-    measure: bool  # True: validation losses cannot be compared, because the data or the loss is another one
+    measure: bool  # True: validation losses cannot be compared, because the data or the loss has changed
 
 
 def changes(

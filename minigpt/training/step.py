@@ -93,7 +93,7 @@ class TrainStep:
         self.stop_request = StopRequest(processes)
         self.progress = Progress()
         self.pending_metrics: list[PendingMetrics] = []
-        self.asynchronous = device.type == "cuda"  # on CUDA, reading a tensor makes the CPU wait for the GPU
+        self.asynchronous = device.type == "cuda"  # True: reading a tensor makes the CPU wait for the GPU
         self._next: StepBatches | None = None
 
     def __call__(self) -> None:
@@ -153,7 +153,7 @@ class TrainStep:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            # a reward failed; after a RewardError, the loop saves the finished steps
+            # a reward failed, here or in another process; the loop saves the run after a RewardError only
             except InputError as error:
                 raise RewardError(str(error)) from None
             mine = self.loss.sampled_together(self.processes.all_reduce)

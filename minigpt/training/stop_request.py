@@ -51,7 +51,7 @@ class StopRequest:
 
     @property
     def agreed(self) -> int | None:
-        """Return the signal that ends the run, or None. All processes get the same answer after a step."""
+        """Return the signal that ends the run, or None. After `agree`, it is the same in all processes."""
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
@@ -61,7 +61,7 @@ class StopRequest:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt. The block must not change state (gradients do not count).
+        """Run a block that a signal may interrupt. The block may change gradients, but no other state.
 
         With several processes the block runs to its end, because the other processes would wait for ever.
 

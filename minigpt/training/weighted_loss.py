@@ -29,7 +29,7 @@ from minigpt.training.loss import NextTokenLoss, token_cross_entropy
 
 __all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss", "keyword_lines"]
 
-_SEARCHED = 1 << 22  # largest number of tokens of a text in which keywords are counted
+_SEARCHED = 1 << 22  # `keyword_lines` searches only this number of tokens at the beginning of a text
 
 
 class _Encoder(Protocol):
@@ -104,7 +104,7 @@ def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.N
 def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) -> tuple[str, str]:
     """Count the keywords in the training data. Return a line with the counts, and a warning or "".
 
-    In a long text, only some million tokens are searched.
+    In a long text, only the first 4 million tokens are searched.
     """
     if isinstance(part, EncodedExamples):
         spans = itertools.pairwise(part.starts.tolist())

@@ -63,7 +63,7 @@ def read_checkpoint(folder: str | Path) -> tuple[Sizes, dict[str, NDArray[np.flo
     sizes = _read_sizes(hparams)
     prefix = folder / _checkpoint_name(folder / "checkpoint")
     tensors = read_bundle(prefix)
-    if sizes.n_layer > len(tensors):  # check first, because a damaged n_layer could be a billion
+    if sizes.n_layer > len(tensors):  # check before the loop: a damaged n_layer could be a billion
         raise InputError(
             f"{hparams}: n_layer={sizes.n_layer}, but {prefix}.index names {len(tensors)} tensors"
         )

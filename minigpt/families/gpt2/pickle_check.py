@@ -4,7 +4,7 @@
 
 A pickle is a program that builds values. The pickle that torch.save writes for weights needs two dozen
 opcodes and a few names. This module goes through the opcodes but builds nothing. For each value it keeps two
-numbers: how deeply the value is nested, and how many values it contains. A pickle can use one value many
+numbers: how deep its nesting is, and how many values it contains. A pickle can use one value many
 times, so a short pickle can describe a list of 2**1000 values. Python would need for ever to print or hash
 such a list.
 """

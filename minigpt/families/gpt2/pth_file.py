@@ -238,7 +238,11 @@ def _without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return True for a causal mask: a single number, or a square with one value above the diagonal."""
+    """Return True for a causal mask.
+
+    This is a single number, or a square matrix in which all entries above the diagonal are equal, and all
+    other entries are equal.
+    """
     if tensor.numel() == 1:
         return True
     if tensor.ndim < 2 or tensor.shape[-1] != tensor.shape[-2] or tensor.numel() != tensor.shape[-1] ** 2:

@@ -134,10 +134,10 @@ def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
 
 
 def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of the index.
+    """Yield the key and the value of each row of the index.
 
-    The end of the file points to a first block. The values in this block are handles: offset and size of
-    further blocks, which hold the rows.
+    The end of the file says where the block of handles is. A handle is the offset and the size of another
+    block. The blocks that these handles point to hold the rows.
     """
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
         raise _DamageError("it does not end as a checkpoint's index does (cut off, or another kind of file)")
@@ -173,7 +173,7 @@ def _block(file: bytes, handle: tuple[int, int]) -> bytes:
 
 
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the keys and values of a block.
+    """Yield the key and the value of each row of a block.
 
     In the file, each key omits the beginning that it shares with the key before it. After the rows, the block
     has a list of offsets for binary search. This function does not need that list.
@@ -215,7 +215,10 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield the fields of a message: field number, wire type, value as a number, value as bytes."""
+    """Yield (field number, wire type, number, bytes) for each field of a protocol buffer.
+
+    A VARINT has no bytes (b""). BYTES have no number (0). The other types have both.
+    """
     at = 0
     while at < len(message):
         tag, at = _varint(message, at)
@@ -286,7 +289,7 @@ def _entry(message: bytes, shards: int) -> _Entry:
 
 
 def _shape(message: bytes) -> tuple[int, ...]:
-    """Read a TensorShapeProto. A dimension without a size has size 0, as protocol buffers say."""
+    """Read a TensorShapeProto. If the size of a dimension is absent, it is 0: protocol buffers omit zeros."""
     sides = []
     for number, kind, _, content in _fields(message):
         if (number, kind) != (2, BYTES):

@@ -108,7 +108,7 @@ class KeyValueCache(Protocol):
         """Number of cached tokens; it is the same for each row."""
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Append k, v of T tokens, (B, H, T, D) each. Return the layer's k and v, (B, H, length + T, D)."""
+        """Append k, v of T tokens, (B, heads, T, D). Return the layer's k and v (B, heads, length + T, D)."""
 
     def advance(self, tokens: int) -> None:
         """Add `tokens` to `length`. Called after all layers are updated."""
@@ -126,8 +126,8 @@ def check_inputs(
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # With left padding a row has more columns than positions, so the largest position is checked instead. A
-    # CPU that reads a position waits for the GPU: on a GPU it is read only if the width exceeds the limit.
+    # Left padding gives a row more columns than positions, so check the largest position, not the width. On
+    # a GPU, read positions only if the width exceeds the limit, because the CPU waits for this read.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -185,7 +185,7 @@ def window_mask(
     """
     if visible is None:
         visible = torch.ones(T, past + T, dtype=torch.bool, device=device).tril(past)  # (T, S)
-    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): False only for padding
+    held = torch.ones(1, past + T, dtype=torch.bool, device=device)  # (1, S): True = token, not padding
     if attention_mask is not None:  # the window counts tokens, not padding
         held = torch.cat((attention_mask[:, :past].bool(), held[:, past:].expand(len(attention_mask), T)), 1)
     place = held.cumsum(-1)  # (1 or B, S): number of tokens up to this one, without padding
@@ -195,8 +195,8 @@ def window_mask(
 class RMSNorm(nn.Module):
     """weight * x / sqrt(mean(x^2) + eps): LayerNorm without the mean and the bias.
 
-    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better, because bfloat16 has only 8
-    bits. The result is rounded to x's dtype before the product with the weight, as Qwen3 was trained.
+    https://arxiv.org/abs/1910.07467. The squares are summed in float32 or better: bfloat16 is too coarse.
+    The result is rounded to x's dtype before the product with the weight, as Qwen3 was trained.
     """
 
     def __init__(self, channels: int, eps: float) -> None:
@@ -265,7 +265,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
 
     A model trained on short texts can read long texts if its slow pairs rotate even more slowly. The fast
     pairs, which distinguish neighbours, keep their frequency. YaRN (https://arxiv.org/abs/2309.00071) and
-    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows them only
+    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows all only
     beyond max_position_embeddings, so it has no effect here.
     """
     D, scaling = config.head_dim, config.rope_scaling
@@ -292,7 +292,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate pairs of channels of queries or keys: (B, H, T, D) -> (B, H, T, D). The norms do not change.
+    """Rotate pairs of channels of queries or keys: (B, H, T, D) -> (B, H, T, D). Each vector keeps its norm.
 
     Channel i is paired with channel i + D/2, as Hugging Face's weights expect. (The paper pairs neighbours.
     The only difference is the order of the rows of q_proj and k_proj.)
@@ -330,7 +330,7 @@ class Attention(nn.Module):
         cache: KeyValueCache | None,
         attentions: list[Tensor] | None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to a list `attentions`."""
+        """Hidden states (B, T, C) -> (B, T, C). Appends the attention weights to `attentions`, if given."""
         B, T, _ = x.shape
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
@@ -344,7 +344,7 @@ class Attention(nn.Module):
             k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
             out, weights = eager_attention(q, k, v, visible)
             attentions.append(weights)
-        elif visible is None and T > 1:  # with enable_gqa, SDPA shares heads without copies
+        elif visible is None and T > 1:  # enable_gqa: query heads share k and v without copies
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)

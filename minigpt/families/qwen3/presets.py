@@ -31,7 +31,7 @@ class Preset:
 
     @property
     def repository(self) -> str:
-        """The name of its repository at Hugging Face."""
+        """The name of the model's repository at Hugging Face."""
         return f"Qwen/Qwen3-{self.name}"
 
     def config(self) -> "Qwen3Config":
