@@ -95,7 +95,7 @@ def _scalar(text: str) -> str:
 
 
 def _dialogue(line: int, said: list[str]) -> Iterable[Record]:
-    """Return a dialogue as a record of turns."""
+    """Return a list with the dialogue as a record of turns; an empty list for a dialogue without texts."""
     if not said:
         return []
     turns = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]
