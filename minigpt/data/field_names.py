@@ -57,7 +57,7 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
-_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # what may follow a name: a note such as （必填）, a colon
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # what may follow a name: （必填）, a colon
 # Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
 # the record has no field with a usual name (see `FIELDS`).
 ALIKE = {

@@ -140,7 +140,7 @@ def read_record(folder: Path) -> RunRecord:
         step = _whole(line.get("step"))
         if not step and not (
             line.get("step") == 0 and "val_loss" in line
-        ):  # an evaluation has step 0 if it measured the given weights before training
+        ):  # step 0 is valid only for an evaluation, which measured the initial weights
             broken += 1
             continue
         if "event" in line:
