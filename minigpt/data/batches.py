@@ -170,7 +170,7 @@ def encode_prompt(
 ) -> list[int]:
     """Encode a question and the pairs before it as question <sep> answer <sep> ... question <sep>.
 
-    If this has more than max_length ids, the oldest pairs of question and answer are left out. The last
+    If these are more than max_length ids, the oldest pairs of question and answer are left out. The last
     question is never cut, so a long question alone may have more than max_length ids.
     """
     sep = _separator(tokenizer)

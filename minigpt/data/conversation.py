@@ -82,7 +82,7 @@ class Conversation:
         return self.exchanges[-1].answer
 
     def texts(self) -> Iterable[str]:
-        """Yield every question and every answer. A question of several turns is one text, with newlines."""
+        """Yield every question and every answer. The turns of a question are joined by newlines."""
         return (text for exchange in self.exchanges for text in exchange)
 
     def messages(self) -> list[dict[str, str]]:

@@ -152,7 +152,10 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where a text may be cut; 0: none. `text` ends no document."""
+    """Return the last position after `start` where a text may be cut; 0: there is none.
+
+    More of the document follows. So the end of the text is such a position only with `any_place`.
+    """
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
@@ -303,7 +306,7 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """Return the number of first bytes that end neither inside a UTF-8 character nor with a CR."""
+    """Return the length of the longest beginning that ends neither inside a UTF-8 character nor with a CR."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes

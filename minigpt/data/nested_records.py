@@ -12,8 +12,9 @@
     intents of a chatbot                {"tag": ..., "patterns": [...], "responses": [...]}
 
 Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
-other branches repeat the same questions. For an export, it is the path that the user saw last, or the last
-replies. For other data, it is the path of the replies with the best rank, or the first replies.
+other branches repeat the same questions. From an export, this is the path that the user saw last (if it is
+not known: the last replies). From other data, it is the path of the replies with the best rank (without
+ranks: the first replies).
 """
 
 import math

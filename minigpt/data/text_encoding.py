@@ -57,7 +57,7 @@ _UNASSIGNED = {
 # If a text has few invalid bytes, the text is damaged. If it has more, the encoding is wrong. Up to three
 # invalid bytes are always few, because one additional byte can make three bytes invalid.
 _FEW = 3
-# Invalid bytes are few, too, up to this share of a text's bytes beyond ASCII.
+# In a long text, invalid bytes are few up to this share of the bytes beyond ASCII.
 _DAMAGED = 0.005
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
@@ -175,7 +175,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # before `readings`: an encoding that allows all bytes fits a damaged text, too
+    if damaged:  # tried before `readings`: an encoding that allows all bytes fits a damaged text, too
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec

@@ -58,9 +58,9 @@ MOJIBAKE_SHARE = 0.01
 # A few questions, such as greetings, have several answers. If one in ten questions has, the data
 # contradicts itself.
 CONTRADICTION_SHARE = 0.1
-# Answers fit their questions if they are more similar to them than to other questions. FIT_PAIRS pairs or
-# more are compared, if there are so many. The mean difference in similarity must be more than FIT_ERRORS
-# standard errors of this mean: by chance, this happens in one of thirty thousand files.
+# Answers fit their questions if an answer is on average more similar to its own question than to another
+# question. FIT_PAIRS pairs or more are compared, if there are so many. The mean difference must be more than
+# FIT_ERRORS standard errors of this mean: by chance, this happens in one of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # A few per cent of repeated pairs are usual. If one in ten is repeated, parts of the file were copied.
 DUPLICATE_SHARE = 0.1
@@ -86,8 +86,8 @@ MARKS = (
 # If answers are less than a quarter of the counted tokens, most of the training is spent on questions.
 QUESTIONS_SHARE = 0.75
 # The loss of a unigram model of the training data is measured on validation data and on held-out training
-# data. It is reported if the loss on validation data is higher by more than half a nat (a factor of 1.65 in
-# probability), and by more than 10 / sqrt(n) nats with n validation tokens. Chance can cause the latter: a
+# data. A difference is reported if the loss on validation data is higher by more than half a nat (a factor of
+# 1.65 in probability) and by more than 10 / sqrt(n) nats, with n validation tokens. Chance can cause less: a
 # token's loss has a standard deviation of about 1.7 nats, the tokens of a row are not independent, and four
 # standard deviations of the mean are about 10 / sqrt(n).
 UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
@@ -246,7 +246,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD, which stands for a lost character. Report the file with more of them."""
+    """Check for records with U+FFFD, a lost character. Report the file with the larger share of them."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -411,10 +411,7 @@ def duplicates(data: DataRecord) -> Finding | None:
 
 
 def template_differs(data: DataRecord) -> Finding | None:
-    """Check whether a phrase begins or ends nearly all questions of one part (train or val) of the data.
-
-    In the other part, the phrase is in few questions.
-    """
+    """Check whether a phrase begins or ends nearly all questions of train but few of val, or vice versa."""
     parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
     for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
         for turned in (False, True):

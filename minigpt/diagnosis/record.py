@@ -83,7 +83,7 @@ class RunRecord:
 
     @property
     def lines_every(self) -> int:
-        """The number of steps between two lines about training; 0: there is at most one line."""
+        """The number of steps between two lines with a training loss; 0: there is at most one such line."""
         return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
 
     @property

@@ -42,7 +42,7 @@ LOW, HIGH = 0.1, 10.0
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
 # With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
-# small. A run is long if weight_decay times the sum of its steps' learning rates is at least 1.
+# small. Only a long run comes near it: weight_decay times the sum of its steps' learning rates is at least 1.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
@@ -69,10 +69,10 @@ def best_loss(record: RunRecord) -> float:
 
 
 def end_loss(record: RunRecord) -> float:
-    """Return the training loss at the end; nan without lines about training.
+    """Return the training loss at the end; nan if no training loss was recorded.
 
-    The result is the mean over the lines of the last epoch, because an epoch has batches of all lengths. But
-    it is the mean over at most a fifth of all lines, and over at least three.
+    The result is the mean over the lines of the last epoch, because an epoch has batches of all lengths. If
+    these are more than a fifth of all lines, only the last fifth is used; if they are few, the last three.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -83,7 +83,7 @@ def end_loss(record: RunRecord) -> float:
 def learned_less_than(record: RunRecord, share: float) -> bool:
     """Return True if both losses stayed high, compared with the unigram loss of their data.
 
-    The validation loss must be at least `share` times, the training loss `share` - 0.1 times this loss.
+    The limit is `share` times the unigram loss for validation, and `share` - 0.1 times for training.
     """
     if record.summary is None or not finite(record.val):
         return False

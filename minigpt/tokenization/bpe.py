@@ -12,7 +12,7 @@ longer tokens (https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's pap
 does the merging; minigpt/reference/bpe.py does the same in plain Python, for reading.
 
 If a text contains the characters of a special token, such as <sep>, they do not become that token, because
-`tokenizers` does not get the special tokens. Damaged files are refused when they are read (bpe_files.py).
+`tokenizers` is not given the special tokens. Damaged files are refused when they are read (bpe_files.py).
 """
 
 import itertools

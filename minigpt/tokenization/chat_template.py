@@ -184,7 +184,7 @@ def _encoded(
             mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # for each character of `piece` without `begin` and `end`: 1 or 0
+        said_at: list[int] = []  # mask of the characters of `piece`, without `begin` and `end`
         for char in piece:
             if char in (begin, end):
                 is_said = int(char == begin)

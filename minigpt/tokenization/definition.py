@@ -1,4 +1,4 @@
-"""Defines `Definition`: everything that decides a tokenizer's ids. Reads files common to BPE and WordPiece.
+"""Defines `Definition`: everything that decides a tokenizer's ids. Reads files that BPE and WordPiece share.
 
 tokenizer_config.json, and the files of older releases beside it, say which tokens have a role, which tokens
 are added, and which tokens are put around each text. The result equals that of `transformers`: AutoTokenizer

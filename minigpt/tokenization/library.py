@@ -109,7 +109,7 @@ def _model(definition: Definition, vocab: dict[str, int]) -> Any:
 
 
 def prepared(frame: dict[str, Any]) -> Library:
-    """Build a `tokenizers.Tokenizer` without vocabulary, which only normalises and splits texts into words."""
+    """Build a `tokenizers.Tokenizer` without vocabulary: it can only normalise texts and split them."""
     with panics_without_trace():
         return _prepared(frame)
 
