@@ -80,7 +80,7 @@ class EncodedExamples:
     # For each id: True if it belongs to an answer, or is the <sep> after an answer.
     is_answer: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
-    lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the file
+    lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the data file
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
     weights: npt.NDArray[np.float64] | None = None  # (N,): factor of each row in the loss; None: 1 for all

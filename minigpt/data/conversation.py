@@ -51,7 +51,7 @@ class Conversation:
     """One training example."""
 
     turns: tuple[Turn, ...]
-    line: int = 0  # number of the line in the file, from 1
+    line: int = 0  # number of the line in the data file, from 1
     raw: str = ""  # the record as one line of JSON; "": not kept
     tools: str = ""  # JSON: the tools that a chat template may describe
     weight: float = 1.0  # how much the example counts in the loss of training

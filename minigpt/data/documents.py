@@ -85,7 +85,7 @@ def plan_pieces(
         check: a function that gets the text before and after a cut, and returns True if the cut is allowed.
 
     Raises:
-        InputError: if a long part of a file has no position where it may be cut.
+        InputError: if a long part of a file has no position where it may be cut, or `check` forbids a cut.
     """
     pieces = []
     for number, source in enumerate(sources):

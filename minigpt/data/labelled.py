@@ -355,7 +355,7 @@ class EncodedTexts:
     # For regression: (N, 1) float32, the number to predict.
     labels: npt.NDArray[Any]
     weights: npt.NDArray[np.float32]  # (N,): factor for the loss of each text
-    lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the file, from 1
+    lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the data file, from 1
     pad_token_id: int
     n_cut: int  # number of texts that max_length shortened
 

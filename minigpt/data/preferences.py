@@ -61,7 +61,7 @@ class Preference(NamedTuple):
 
     @property
     def line(self) -> int:
-        """Return the number of the line in the file, from 1."""
+        """Return the number of the pair's line in the data file, from 1."""
         return self.chosen.line
 
 
@@ -286,7 +286,7 @@ class EncodedPreferences:
 
     @cached_property
     def lines(self) -> npt.NDArray[np.int64]:
-        """Return the line of the file for each pair, (N,)."""
+        """Return the number of each pair's line in the data file, (N,)."""
         return self.examples.lines[::2]
 
     @cached_property

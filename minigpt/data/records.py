@@ -7,7 +7,7 @@
     [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts of user and assistant
     {"title": ..., "desc": ..., "answer": ...}             a question of a forum
     {"context": ..., "question": ..., "answers": {"text": [...]}}      SQuAD's, a row for each question
-    {"text": ...}                                          a text to read, for --text
+    {"text": ...}                                          a text, for `train --text`
 
 A conversation may also stand as JSON in a text, or with marks in a question or a text (marked_turns.py). See
 nested_records.py for more shapes.
@@ -58,7 +58,7 @@ ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_cla
 
 
 class Text(str):
-    """A text to read, as opposed to a conversation."""
+    """A text to train on as it is, as opposed to a conversation."""
 
     __slots__ = ()
 

@@ -51,7 +51,7 @@ def normalise(question: str) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts, each in the order of the file, with counts."""
+    """The two parts, each in the order of the data file, with counts."""
 
     train: list[Conversation]
     val: list[Conversation]

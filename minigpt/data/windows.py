@@ -33,7 +33,7 @@ _MEASURED = 1 << 13  # largest number of tokens of a batch in an evaluation; lar
 
 @dataclass(frozen=True)
 class TextPart:
-    """Tokens `first` to `last` of a corpus, as batches of windows. The loss counts every target.
+    """Tokens `first` to `last` - 1 of a corpus, as batches of windows. The loss counts every target.
 
     Raises:
         InputError: if there is no token to predict.

@@ -51,7 +51,7 @@ class ValPoint:
     loss: float  # in nats per token; counts the same kind of tokens as the training loss
     # The next fields have values only in a run that learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
-    exact_match: float = math.nan  # share of the answers that equal the file's answers
+    exact_match: float = math.nan  # share of the answers that equal the answers of the data
     completion_length: float = math.nan  # mean number of tokens of an answer
     clipped_ratio: float = math.nan  # share of the answers that were cut off at the largest length
 

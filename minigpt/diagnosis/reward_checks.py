@@ -32,7 +32,7 @@ def learns_from_rewards(record: RunRecord) -> bool:
 
 
 def _ends(record: RunRecord) -> tuple[ValPoint, ValPoint] | None:
-    """Return the first and the last evaluation, if the reward has risen between them."""
+    """Return the first and the last evaluation if the reward has risen between them, else None."""
     points = [point for point in record.val if math.isfinite(point.reward)]
     if len(points) < 2:
         return None

@@ -145,9 +145,9 @@ def _encoded(
     """Return the ids of a conversation, and a mask: 1 for the assistant's tokens, else 0.
 
     Args:
-        before: None: the template itself marks the assistant's text. A text such as "</think>": the contents
-            of the assistant's messages are marked; if `before` is in a content, only what stands behind its
-            last occurrence.
+        before: None: the template itself marks the assistant's text. "": the whole contents of the
+            assistant's messages are marked. Another text, such as "</think>": only what stands behind its
+            last occurrence in a content is marked (the whole content, if this text is not in it).
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -209,9 +209,10 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put the characters `begin` and `end` around the assistant's texts, and count these texts.
+    """Put the characters `begin` and `end` around the assistant's texts. Return the variables, and a count.
 
-    Leading and trailing white space is outside the marks, because many templates strip it.
+    The count is the number of these texts. If a text contains `before`, only what stands behind its last
+    occurrence is marked. White space at the ends is not marked, because many templates strip it.
     """
     messages = []
     count = 0
