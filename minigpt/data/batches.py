@@ -47,7 +47,7 @@ class Batch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64: for each input id, the id that follows
     token_mask: torch.Tensor  # (B, T) bool: True if the target is a real token, not padding
-    answer_mask: torch.Tensor  # (B, T) bool: True if the target belongs to an answer or to its <sep>
+    answer_mask: torch.Tensor  # (B, T) bool: True if the target is in an answer, or is the <sep> after it
     rows: npt.NDArray[np.int64]  # (B,): index of the example in each row
 
     def to(self, device: torch.device) -> "Batch":

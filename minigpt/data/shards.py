@@ -110,7 +110,7 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        # A corpus may have many files. A job has only those that it needs, because it is sent to a process.
+        # A corpus may have many files. A job has only those it needs, because it is sent to another process.
         used = sorted({piece.source for piece in group})
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]

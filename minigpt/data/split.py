@@ -138,8 +138,8 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 def _name(conversation: Conversation) -> str:
     """Return the name of the group to which a conversation belongs.
 
-    If there is only one question, the name is this question, so that all its answers are in one group. Else
-    the name is all texts of the conversation.
+    If the conversation has only one question, the name is this question, so that all its answers are in one
+    group. Else the name is all texts of the conversation.
     """
     identity = _identity(conversation)
     if len(identity) == 1:

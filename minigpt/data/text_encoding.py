@@ -198,7 +198,7 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
 
 
 class _Reading(NamedTuple):
-    """A text in one of the candidate encodings."""
+    """The text that a file's bytes give in one of the candidate encodings."""
 
     confidence: float
     codec: str

@@ -38,8 +38,8 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# More empty answers than this share are reported. An empty answer is never right: the data has none that is
-# empty.
+# More empty answers than this share are reported. An empty answer is never right: the data has no empty
+# answers.
 EMPTY_SHARE = 0.1
 # The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
 # by at least two standard errors. Else the answers do not depend on the questions.

@@ -124,7 +124,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if the rate cannot be the cause of an overflow: it is low, and the loss has few spikes."""
+    """Return True if the learning rate cannot have caused an overflow: it is low, and spikes are few."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -282,7 +282,7 @@ def finite(points: Sequence[Point]) -> list[Point]:
 
 
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
-    """Return True if the last validation loss is above the lowest one by more than noise."""
+    """Return True if the last validation loss is above the lowest by `share` of it and by OVERFIT_NATS."""
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 

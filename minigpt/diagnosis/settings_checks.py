@@ -42,7 +42,7 @@ LOW, HIGH = 0.1, 10.0
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
 # With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
-# small. Only a long run comes near it: weight_decay times the sum of its steps' learning rates is at least 1.
+# small. Only a long run comes near the limit: weight_decay times the sum of its learning rates is at least 1.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
@@ -143,7 +143,7 @@ def clip_tiny(record: RunRecord) -> Finding | None:
 
 
 def rate_too_low(record: RunRecord) -> Finding | None:
-    """Check whether the rate is so low that the weights hardly moved, or the loss was still falling fast."""
+    """Check whether a low learning rate hardly moved the weights, or left the loss still falling fast."""
     config, rate = record.config, relative_rate(record.config)
     if not record.is_finished or not finite(record.val) or rate >= LOW:
         return None
@@ -156,7 +156,7 @@ def rate_too_low(record: RunRecord) -> Finding | None:
 
 
 def rate_too_high(record: RunRecord) -> Finding | None:
-    """Check whether the rate is so high that it raised the loss, or that the run learned little."""
+    """Check whether the learning rate is so high that it raised the loss, or that the run learned little."""
     is_poor, is_warm = learned_less_than(record, LITTLE), record.config.warmup_steps >= WARM
     times, has_leapt = relative_rate(record.config), leapt(record)
     worse = rose(record) and (is_poor or is_warm)
@@ -195,7 +195,7 @@ def rose(record: RunRecord) -> bool:
 
 
 def leapt(record: RunRecord) -> bool:
-    """Return True if the rate is high and one of the first losses is far above an earlier loss."""
+    """Return True if the learning rate is high and one of the first losses is far above an earlier loss."""
     peak, _, low = early_peak(record)
     return relative_rate(record.config) >= HIGH and peak > low + RISE
 
