@@ -47,11 +47,11 @@ class Batch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     targets: torch.Tensor  # (B, T) int64: for each input id, the id that follows
     token_mask: torch.Tensor  # (B, T) bool: True if the target is a real token, not padding
-    answer_mask: torch.Tensor  # (B, T) bool: True if the target belongs to an answer or to its <sep>
+    answer_mask: torch.Tensor  # (B, T) bool: True if the target is in an answer, or is the <sep> after it
     rows: npt.NDArray[np.int64]  # (B,): index of the example in each row
 
     def to(self, device: torch.device) -> "Batch":
-        """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
+        """Copy the batch to another device. A copy to a CUDA device is asynchronous."""
         ids, targets, tokens, answers, rows = self
         return Batch(
             move(ids, device), move(targets, device), move(tokens, device), move(answers, device), rows
@@ -80,7 +80,7 @@ class EncodedExamples:
     # For each id: True if it belongs to an answer, or is the <sep> after an answer.
     is_answer: npt.NDArray[np.bool_]
     starts: npt.NDArray[np.int64]  # (N + 1,): row i is ids[starts[i]:starts[i + 1]]
-    lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the file
+    lines: npt.NDArray[np.int64]  # (N,): for each row, the number of its line in the data file
     n_cut: int  # number of rows that max_length shortened
     n_without_answer: int  # number of conversations left out, because max_length cut all answers away
     weights: npt.NDArray[np.float64] | None = None  # (N,): factor of each row in the loss; None: 1 for all
@@ -168,10 +168,10 @@ def _separator(tokenizer: ChatTokenizer) -> npt.NDArray[np.int32]:
 def encode_prompt(
     before: Sequence[Exchange], question: str, tokenizer: ChatTokenizer, max_length: int
 ) -> list[int]:
-    """Encode a question and the exchanges before it as question <sep> answer <sep> ..., for generation.
+    """Encode a question and the pairs before it as question <sep> answer <sep> ... question <sep>.
 
-    If all exchanges have more than max_length ids together, the oldest are left out. The question itself is
-    never cut, so a long question alone may have more than max_length ids.
+    If these are more than max_length ids, the oldest pairs of question and answer are left out. The last
+    question is never cut, so a long question alone may have more than max_length ids.
     """
     sep = _separator(tokenizer)
     ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()
@@ -188,7 +188,8 @@ def encode_conversation(
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]:
     """Encode one conversation as question <sep> answer <sep> ..., as at most max_length tokens.
 
-    If a conversation is too long, its oldest exchanges are left out. A single exchange loses its end.
+    If a conversation is too long, its oldest questions with their answers are left out. If the last question
+    with its answer is too long, its end is cut off.
 
     Returns: ids (T,); a mask of the ids that belong to answers (T,); True if something was cut.
     """
@@ -279,13 +280,13 @@ class BatchPlan:
 
     With `by_length`, rows are sorted by length, so that a batch needs little padding. Rows of equal length
     get a new random order in each epoch. A batch is full when it has `batch_size` rows or `tokens_per_batch`
-    padded tokens. Then the order of the batches is shuffled. Every epoch has the same sorted lengths, so
-    every epoch has the same number of batches.
+    tokens, padding included. Then the order of the batches is shuffled. Every epoch has the same sorted
+    lengths, so every epoch has the same number of batches.
 
     Args:
         data: the encoded data.
         batch_size: largest number of rows of a batch.
-        tokens_per_batch: largest number of padded tokens of a batch; 0: no limit.
+        tokens_per_batch: largest number of tokens of a batch, padding included; 0: no limit.
         pad_to: fixed row length, as given to `EncodedExamples.batch`; 0: length of the longest row.
         by_length: True: sort by length, as described above. False: only shuffle the rows.
         seed: decides the order, together with the data's fingerprint and the epoch.
@@ -335,6 +336,6 @@ class BatchPlan:
         return self._order[self._cuts[first] : self._cuts[first + 1]]
 
     def shapes(self, data: HasLengths, pad_to: int = 0) -> list[tuple[int, int]]:
-        """Return the number of rows and the length of the longest row, for each batch of an epoch."""
+        """Return (number of rows, number of tokens of the longest row) for each batch of an epoch."""
         every = map(self.rows, range(len(self)))
         return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

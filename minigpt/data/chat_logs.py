@@ -1,4 +1,4 @@
-"""Reads chat logs, as messengers export them, as conversations.
+"""Reads chat logs that messengers have exported, and makes conversations of them.
 
     2024-01-02 10:00:00 小明      小明(10001) 2024-01-02 10:00      [10:00] 小明: 你好      小明：你好
     你好                          你好                              [10:01] 小红: 你好！    小红：你好！
@@ -51,7 +51,8 @@ _DAY = rf"{_DATE}[,，T]?\s*(?:(?:星期|周)[一二三四五六日天]\s*)?"
 _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
 # Regular expressions for the forms of a message. `_INLINE`: time, name and text on one line. `_TIME_FIRST`,
-# `_NAME_FIRST`: time and name on one line, the text below it. `_PLAIN`, `_NICK`, `_ABOVE`: no time.
+# `_NAME_FIRST`: time and name on one line, the text below it. The other forms have no time. `_PLAIN`: "name:
+# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it.
 _INLINE = re.compile(
     rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*(?:[-–—|]\s*)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*[:：])"
     r"\s*(?P<text>.*)"
@@ -112,7 +113,7 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
 
     Args:
         speaker: name of the speaker who answers; "": the function chooses one.
-        encoding: the encoding named by the user, to repeat it in the commands that notes and errors advise.
+        encoding: the encoding named by the user. The commands in notes and errors repeat it.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.
@@ -162,7 +163,10 @@ class MessageColumns(NamedTuple):
 
 
 def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
-    """Return the columns if most rows have a speaker and a text, and speakers occur again; else None."""
+    """Return the columns of a table of chat messages; None for another table.
+
+    Most rows must have a speaker and a text, and a speaker must have two rows or more on average.
+    """
     counts = Counter(key for item in items for key in item if item[key] not in (None, ""))
     least = max(_FEWEST, _MOST_ROWS * len(items))
     found = [
@@ -183,7 +187,7 @@ def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
 
 
 def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns | None:
-    """Return the columns of messages if the first records of a file are messages of a chat log; else None."""
+    """Return the columns of a table if its first records are messages of a chat log; else None."""
     items = [lower_keys(value) for value in values if isinstance(value, Mapping)]
     return None if names.question else _columns(items)
 
@@ -229,9 +233,9 @@ def read_messages(
 
 
 def _moment(time: str) -> tuple[str, int]:
-    """Return the day ("": unknown) and the minute (-1: unknown) of a time.
+    """Return the day of a time ("": unknown), and the minute of this day (-1: unknown).
 
-    The time is a date with a time of day, or a number of seconds or milliseconds since 1970.
+    A time that is a number of seconds or milliseconds since 1970 gives "" and the minutes since 1970.
 
     >>> _moment("2024-01-02T10:05:00"), _moment("1700000000")
     (('2024-01-02', 605), ('', 28333333))
@@ -362,7 +366,7 @@ def _minute(clock: str) -> int:
 
 
 def _divided(messages: Sequence[Message], is_timed: bool, is_faq: bool) -> tuple[list[list[Message]], str]:
-    """Divide messages into conversations. Return the conversations, and the rule in words for a note."""
+    """Divide messages into conversations. Return the conversations, and a sentence with the rule used."""
     if is_faq:
         return [list(messages)], "each question with its answer is an example of its own"
     if is_timed:
@@ -421,7 +425,7 @@ def _parts(
     A conversation begins with a question and ends with an answer. Answers before the first question, and
     questions after the last answer, are left out.
 
-    Yields: the messages of the first turn; all turns of the conversation.
+    Yields: for each conversation, the messages of its first turn, and all of its turns.
     """
     turns: list[tuple[str, list[Message]]] = []
     for message in messages:

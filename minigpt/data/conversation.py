@@ -5,7 +5,7 @@ conversation in the plain form:
 
     question <sep> answer <sep> question <sep> answer <sep> ...
 
-A system text and a line end may stand before the first question. An `Exchange` is one answer with all turns
+A system text and a newline may stand before the first question. An `Exchange` is one answer with all turns
 since the previous answer. The loss counts the tokens of each answer, and the <sep> after it.
 """
 
@@ -42,7 +42,7 @@ class Turn(NamedTuple):
 class Exchange(NamedTuple):
     """One answer, with all turns since the previous answer."""
 
-    question: str  # several turns are joined by line ends
+    question: str  # the turns before the answer, joined by newlines
     answer: str
 
 
@@ -51,8 +51,8 @@ class Conversation:
     """One training example."""
 
     turns: tuple[Turn, ...]
-    line: int = 0  # number of the line in the file, from 1
-    raw: str = ""  # the record's own text in the file, or the record as one line of JSON
+    line: int = 0  # number of the line in the data file, from 1
+    raw: str = ""  # the record as one line of JSON; "": not kept
     tools: str = ""  # JSON: the tools that a chat template may describe
     weight: float = 1.0  # how much the example counts in the loss of training
 
@@ -64,7 +64,7 @@ class Conversation:
         for turn in self.turns:
             if turn.role != "assistant":
                 said.append(turn.content)
-            elif found and not said:  # two answers in a row become one answer
+            elif found and not said:  # the turn before is an answer, too: join both
                 found[-1] = Exchange(found[-1].question, f"{found[-1].answer}\n{turn.content}")
             else:
                 found.append(Exchange("\n".join(said), turn.content))
@@ -82,7 +82,7 @@ class Conversation:
         return self.exchanges[-1].answer
 
     def texts(self) -> Iterable[str]:
-        """Yield all questions and answers. Line ends between turns are part of a question."""
+        """Yield every question and every answer. The turns of a question are joined by newlines."""
         return (text for exchange in self.exchanges for text in exchange)
 
     def messages(self) -> list[dict[str, str]]:

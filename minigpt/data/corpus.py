@@ -49,8 +49,8 @@ SUFFIXES = (".txt", ".md", ".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".xlsx"
 _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
-_GUESSED = 200  # number of records that are read to guess the field of the text
-_LONGEST = 1 << 26  # to recognise JSON Lines: largest number of bytes of a line, and of all lines examined
+_GUESSED = 200  # number of records that are read to find out which field holds the text
+_LONGEST = 1 << 26  # when JSON Lines are recognised: most bytes to read of a line, and of all lines together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ def _recognised(
 
 
 def _is_utf8(head: bytes) -> bool:
-    """Return True for bytes that are neither compressed nor in another encoding.
+    """Return True if the first bytes of a file are UTF-8 text: not compressed, in no other encoding.
 
     A few bad bytes are allowed here: the code that reads the whole file reports them.
     """
@@ -307,7 +307,9 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
 def decode_sources(
     sources: list[Source], folder: Path, options: TextOptions, opened: DataFile | None = None
 ) -> list[Source]:
-    """Write a UTF-8 copy below `folder` for each source that cannot be read in pieces. Return all sources.
+    """Write a UTF-8 copy below `folder` of each source that cannot be read in pieces.
+
+    Returns: all sources, with the copies in place of their originals.
 
     Args:
         opened: the open file, if there is only one file and `recognise` has opened it already.
@@ -362,9 +364,9 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
 
 
 def _require_good_bytes(path: Path, text: str, encoding: str) -> None:
-    """Raise InputError if a text in another encoding than UTF-8 had a byte that stands for no character.
+    """Raise InputError if the bytes of a text included a byte that is no character of its encoding.
 
-    For a UTF-8 text, `read_document` makes this check later.
+    A text in UTF-8 is not checked here: `read_document` makes this check later.
     """
     found = None if encoding == "utf-8" else BAD_BYTES.search(text)
     if found:
@@ -389,7 +391,7 @@ def read_texts(
 ) -> Iterator[str]:
     """Yield all texts of a corpus. A bad line gives a warning.
 
-    Long texts are cut into chunks, at positions where byte-pair encoding does not change.
+    Long texts are cut into chunks, at positions where a cut changes no id of a byte-pair encoding.
 
     Raises:
         InputError: if there is no text, or a file is not UTF-8 text; with `strict`, also for a bad line.

@@ -4,8 +4,8 @@ r"""Reads dialogues of chatbot projects: `.conv` files, and YAML in ChatterBot's
     M 你好                - - 你好
     M 你好！              - - 你好！     (the first "-" begins a dialogue)
 
-The left form is .conv, the right one YAML. In both forms, user and assistant take turns. Some .conv files
-have a "/" between the words of a text; these are removed.
+The left form is .conv: a line E begins a dialogue, and each line M is a text. The right form is YAML. In both
+forms, user and assistant take turns. If the texts of a .conv file have a "/" between words, it is removed.
 """
 
 import re
@@ -95,7 +95,7 @@ def _scalar(text: str) -> str:
 
 
 def _dialogue(line: int, said: list[str]) -> Iterable[Record]:
-    """Return a dialogue as a record of turns."""
+    """Return a list with the dialogue as a record of turns; an empty list for a dialogue without texts."""
     if not said:
         return []
     turns = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(said)]

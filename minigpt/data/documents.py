@@ -11,13 +11,13 @@ A text may only be cut where the ids stay the same. Byte-pair encoding first spl
 cut between two words changes no id. With the rules of GPT-2 and Qwen, these positions are always between two
 words:
 
-- after a line end that has characters other than white space on both sides (and no "/" on the right, because
-  newer rules join it to the left side);
+- after a newline that has characters other than white space on both sides (and no "/" on the right, because
+  newer rules join "/" to the word before the newline);
 - before a space that has characters other than white space on both sides;
 - if there is no such position: before Chinese punctuation that follows a Chinese character.
 
 A cut next to white space could change ids: GPT-2's rules read "\\n\\n" as one word at the end of a text, but
-as two words before a letter. A character tokenizer allows a cut at any place (`any_place`) outside CRLF.
+as two words before a letter. A character tokenizer allows a cut anywhere (`any_place`), but not inside CRLF.
 """
 
 import dataclasses
@@ -38,7 +38,7 @@ __all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "who
 
 Kind = Literal["text", "jsonl", "parquet", "other"]  # other: `decode_sources` must convert the file first
 _BLOCK = 1 << 20  # number of bytes per read
-_LINE = 1 << 12  # number of bytes before a cut that are read, to see whether the cut is in a separator line
+_LINE = 1 << 12  # bytes read before a possible cut: they show whether it is inside a separator line
 _LONGEST = 1 << 26  # largest number of bytes without a position where the file may be cut
 _CUTS = re.compile(r"(?<=\S)\r?\n(?=[^\s/])|(?<=\S)(?= \S)")
 _SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
@@ -81,11 +81,11 @@ def plan_pieces(
     The pieces depend only on the files, not on the number of processes.
 
     Args:
-        any_place: True: a text may be cut at any place outside CRLF.
+        any_place: True: a text may be cut anywhere, but not inside CRLF.
         check: a function that gets the text before and after a cut, and returns True if the cut is allowed.
 
     Raises:
-        InputError: if a long part of a file has no position where it may be cut.
+        InputError: if a long part of a file has no position where it may be cut, or `check` forbids a cut.
     """
     pieces = []
     for number, source in enumerate(sources):
@@ -152,7 +152,10 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where a text may be cut, or 0. More text follows."""
+    """Return the last position after `start` where a text may be cut; 0: there is none.
+
+    More of the document follows. So the end of the text is such a position only with `any_place`.
+    """
     if any_place:
         return len(text)
     for pattern in (_CUTS, _SPARE_CUTS):
@@ -190,7 +193,7 @@ def read_document(
     any_place: bool,
     check: Check = lambda left, right: True,
 ) -> Iterator[tuple[str, bool]]:
-    """Read a piece of a text file, in chunks of at least `chunk` characters (except a document's last chunk).
+    """Read a piece of a text file in chunks. Only the last chunk of a document may be less than `chunk` long.
 
     All chunks together are the piece's text without separators. Encoding the chunks one by one gives the
     same ids as encoding the whole text. For `any_place` and `check`, see `plan_pieces`.
@@ -219,7 +222,7 @@ def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str |
         yield from parts
         return
     border = re.compile(rf"(?m)^{re.escape(separator)}[ \t]*\n")
-    in_line = not _begins_a_line(source, piece)  # True: the text in `held` begins inside a line
+    in_line = not _begins_a_line(source, piece)  # True: `held`, the text not yet yielded, begins in a line
     held = ""
     for part in parts:
         held += part
@@ -303,7 +306,7 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """Return how many bytes to keep, so that they end neither inside a UTF-8 character nor with a CR."""
+    """Return the length of the longest beginning that ends neither inside a UTF-8 character nor with a CR."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes
@@ -331,7 +334,7 @@ def _place(path: Path, offset: int) -> tuple[int, int]:
 
 
 def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLine]]:
-    """Yield (number, text or BadLine) for each record: the number of its line or row in the piece, from 1."""
+    """Yield (number, text or BadLine) for each record. The first line or row of the piece has number 1."""
     if source.kind == "parquet":
         field = source.field.strip().lower()
         for number, value, _ in parquet_records(

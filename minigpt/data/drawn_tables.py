@@ -6,7 +6,7 @@ r"""Reads tables that are drawn with characters: Markdown's, org-mode's, those o
                                                            | 1 + 1?   | 2      |
 
 The line of dashes below the first row shows that this row has the column names. In a cell, `\|` is a bar and
-`<br>` a line end. A text may have several tables; the lines around them are left out.
+`<br>` a newline. A text may have several tables; the lines around them are left out.
 """
 
 import re

@@ -57,9 +57,9 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # what may follow a name: （必填）, a colon
 # Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
 # the record has no field with a usual name (see `FIELDS`).
-_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # a note after the name, such as （必填）, and a colon
 ALIKE = {
     "question": re.compile(
         rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"

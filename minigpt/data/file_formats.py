@@ -83,7 +83,7 @@ def read_bytes(path: Path) -> bytes:
             raise _too_large(f"{path} has {status.st_size >> 30} GiB")
         with open_regular(path, or_pipe=True) as file:
             return _all_of(file, f"{path} has")
-    except InputError:  # InputError is a ValueError, so it must be re-raised before the last clause
+    except InputError:  # an InputError is a ValueError: `except (OSError, ValueError)` would catch it, too
         raise
     except FileNotFoundError:
         raise InputError(
@@ -94,7 +94,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def _all_of(file: BinaryIO, what: str, packed: int | None = None) -> bytes:
-    """Read the rest of a file.
+    """Read a file to its end.
 
     Args:
         what: beginning of the error message for a file that is too large.

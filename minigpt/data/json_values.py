@@ -38,8 +38,8 @@ _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or fo
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
     """The error of a record that is skipped.
 
-    Skipped records are counted by `reason`, so many records have the same `reason`. `detail` describes only
-    this record.
+    Skipped records are counted by `reason`. So `reason` is a general text that different records share.
+    `detail` describes only this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -52,7 +52,7 @@ class Record(NamedTuple):
 
     line: int  # line on which the record begins, from 1; in Parquet and Excel the row, from 1
     value: Any  # a JSON value: dictionary, list, text, ...; or a BadLine
-    raw: str  # the record as one line of JSON
+    raw: str  # the record as one line of JSON; "": not kept
 
 
 class _Repeated:
@@ -261,7 +261,8 @@ def json_records(
     """Read the records of a JSON text, which has one value per line or one value for all records.
 
     Args:
-        is_head: a function: gets an object's keys in lower case, returns True if they are a record's keys.
+        is_head: a function that gets the keys of an object in lower case, and returns True if the object is
+            a record.
     """
     inner = json_in_json(text)
     if inner is not None:
@@ -333,7 +334,7 @@ def _inside(value: dict[str, Any], is_head: Callable[[Collection[str]], bool]) -
             return rows
         if is_head([*others, own]) and not is_head([own, ""]) and not is_head([*others, ""]):
             return None  # the object is one record with a list: {"question": ..., "answer": [...]}
-        if len(others) > 1 and is_head(others):  # the object is one record; its list has tags or the like
+        if len(others) > 1 and is_head(others):  # the object is one record; one of its values is a list
             return None
         if all(is_head([str(key).strip().lower() for key in row]) for row in rows):
             return rows

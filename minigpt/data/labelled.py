@@ -150,15 +150,16 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # one column of a Parquet file: True means that the column is read
+    if len(cells) == 1:  # the name of a Parquet column: True means that it is read
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
 
 def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fields:
-    """Return the columns of text and label of a table without column names.
+    """Return the columns of text and label of a table of two columns without names.
 
-    The label is the column with fewer different values. In a tie, the text is the longer column.
+    The label is the column with fewer different values. If both have equally many, the text is the column
+    with more characters.
 
     Raises:
         InputError: if the first line looks like column names.
@@ -181,7 +182,8 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
 def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> Fields:
     """Choose the keys of text and label for the whole file.
 
-    A usual name is chosen if at least half of the records have it, else the most frequent name.
+    For each of the two, the name given by the user is taken. Without it, the first usual name that at least
+    half of the records have is taken; if there is none, the usual name that most records have.
 
     Raises:
         InputError: if no record has a key for a needed part; the message lists the keys of the first record.
@@ -353,7 +355,7 @@ class EncodedTexts:
     # For regression: (N, 1) float32, the number to predict.
     labels: npt.NDArray[Any]
     weights: npt.NDArray[np.float32]  # (N,): factor for the loss of each text
-    lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the file, from 1
+    lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the data file, from 1
     pad_token_id: int
     n_cut: int  # number of texts that max_length shortened
 
@@ -402,7 +404,7 @@ class EncodedTexts:
 
     @property
     def answer_share(self) -> float:
-        """Return the number of texts per token: the classifier runs on only one token of each text."""
+        """Return the share of the tokens on which the classifier runs: only one token of each text."""
         return len(self) / len(self.ids)
 
     @property
@@ -466,9 +468,10 @@ def encode_labelled(
 
 
 def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
-    """Return the index of a text's label; or a list: 1 or 0 for each label, or only the value to predict.
+    """Return a text's label as numbers. A text without label gets 0 or zeros.
 
-    A text without label gets 0 or zeros.
+    One label per text: the index of the label. Several labels: a list with 1 or 0 for each label that the
+    model knows. Regression: a list with only the value to predict.
     """
     if kind == "single_label_classification":
         return number[labels[0]] if labels else 0

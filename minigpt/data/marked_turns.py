@@ -25,7 +25,7 @@ __all__ = ["answer_turns", "marked_turns", "name_of_marks"]
 
 class _Marks(NamedTuple):
     name: str  # for notes and error messages
-    pattern: re.Pattern[str]  # matches a mark; the only group is the speaker
+    pattern: re.Pattern[str]  # matches a mark; its one capture group is the speaker
     is_alone: bool = False  # True: no special tokens, such as </s>, stand around the turns
 
 
@@ -107,9 +107,9 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer whose question has marks. The answer may hold more turns with marks.
+    """Return the turns of an answer: one turn, or more if marks like those of the question are in the answer.
 
-    Returns: [] if the question has no marks.
+    Returns: [] if the question has no marks, or the answer is empty.
     """
     asked = next((mark for mark, turn in reversed(question) if turn.role == "user"), "")
     marks = next((one for one in _ALL if asked and one.pattern.match(asked + "\n")), None)

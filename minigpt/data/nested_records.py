@@ -12,8 +12,9 @@
     intents of a chatbot                {"tag": ..., "patterns": [...], "responses": [...]}
 
 Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
-other branches repeat the same questions: the path that the user saw last, else the replies with the best
-rank, else the first replies.
+other branches repeat the same questions. From an export, this is the path that the user saw last (if it is
+not known: the last replies). From other data, it is the path of the replies with the best rank (without
+ranks: the first replies).
 """
 
 import math
@@ -102,9 +103,9 @@ def _system(text: object) -> list[dict[str, Any]]:
 
 
 def _path(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
-    """Return the messages from the root to the node `last`, which the user saw last.
+    """Return the turns on the path from the root to the node `last`, which the user saw last.
 
-    If `last` is missing, the path goes from each node to its last child.
+    If there is no node `last`, the path begins at the root and goes from each node to its last child.
     """
     if not isinstance(last, str) or last not in nodes:
         last = next(
@@ -242,9 +243,9 @@ def is_message_tree(values: Iterable[Any]) -> bool:
 
 
 def message_trees(records: Iterable[Record]) -> Iterator[Record]:
-    """Join messages into conversations. Each message that is not a reply begins a new one.
+    """Join messages into conversations. Each message that is not a reply begins a conversation.
 
-    A record that is not a message is yielded first, with a BadLine as its value.
+    Records that are not messages are yielded before the conversations, each with a BadLine as its value.
     """
     roots: list[tuple[int, Any]] = []
     replies: dict[Any, list[Any]] = {}

@@ -61,7 +61,7 @@ class Preference(NamedTuple):
 
     @property
     def line(self) -> int:
-        """Return the number of the line in the file, from 1."""
+        """Return the number of the pair's line in the data file, from 1."""
         return self.chosen.line
 
 
@@ -108,7 +108,7 @@ def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
-        if len(cells) == 1:  # one column of a Parquet file: True means that the column is read
+        if len(cells) == 1:  # the name of a Parquet column: True means that it is read
             return bool(known & set(cells))
         is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
         return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))
@@ -165,9 +165,9 @@ def preference_of(
 
 
 def _named(item: Mapping[str, Any], prompt: str, chosen: str) -> dict[str, Any]:
-    """Return a record with the usual field names from a record in which the user named the fields.
+    """Return a record in which the fields that the user named have the names "prompt" and "chosen".
 
-    `prompt` and `chosen` are the user's names for prompt and better answer. Other fields are ignored.
+    `prompt` and `chosen` are the user's names. The worse answer is kept. All other fields are left out.
     """
     for key in (prompt, chosen):
         if key not in item:
@@ -251,7 +251,7 @@ class PairBatch(Batch):
     __slots__ = ()
 
     def to(self, device: Any) -> "PairBatch":
-        """Copy the batch to another device. A copy to a CUDA device runs while the GPU computes."""
+        """Copy the batch to another device. A copy to a CUDA device is asynchronous."""
         return PairBatch(*super().to(device))
 
     def some(self, which: slice) -> "PairBatch":
@@ -286,7 +286,7 @@ class EncodedPreferences:
 
     @cached_property
     def lines(self) -> npt.NDArray[np.int64]:
-        """Return the line of the file for each pair, (N,)."""
+        """Return the number of each pair's line in the data file, (N,)."""
         return self.examples.lines[::2]
 
     @cached_property

@@ -32,13 +32,13 @@ class Prompt(NamedTuple):
 
     ids: list[int]  # ids that the model reads
     question: str  # the last question as text
-    answer: str  # the file's answer, or ""
+    answer: str  # the answer of the record; "": it has none
     fields: Mapping[str, Any] = {}  # all fields of the record
 
 
 @dataclass(frozen=True)
 class EncodedPrompts(EncodedExamples):
-    """All prompts, encoded. Each row is a prompt with the file's answer; `is_answer` marks that answer."""
+    """All prompts, encoded. Each row is a prompt with the record's answer, which `is_answer` marks."""
 
     prompts: list[Prompt] = field(default_factory=list)  # one for each row
 

@@ -17,7 +17,7 @@ def parse_questions(content: bytes, source: str) -> list[str]:
         source: name of the file, for error messages.
 
     Raises:
-        InputError: if a line is not UTF-8 or has no question, or if the file has no question.
+        InputError: if a line is not UTF-8, if a line of JSONL has no question, or if the file is blank.
     """
     content = content.removeprefix(b"\xef\xbb\xbf")
     if not content.strip():

@@ -44,7 +44,7 @@ class ReadReport:
     conversations: int = 0
     answers: int = 0  # number of answers in all conversations
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
-    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of its first record
+    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of the first record with it
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
@@ -254,7 +254,10 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
 
 
 def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
-    """Return the data with a conversation per record: join messages, divide records of several questions."""
+    """Return the data with one conversation in each record.
+
+    Records that are single messages are joined; a record that holds several conversations is divided.
+    """
     if names.question:
         return data
     records = iter(data.records)

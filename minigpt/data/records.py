@@ -7,7 +7,7 @@
     [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts of user and assistant
     {"title": ..., "desc": ..., "answer": ...}             a question of a forum
     {"context": ..., "question": ..., "answers": {"text": [...]}}      SQuAD's, a row for each question
-    {"text": ...}                                          a text to read, for --text
+    {"text": ...}                                          a text, for `train --text`
 
 A conversation may also stand as JSON in a text, or with marks in a question or a text (marked_turns.py). See
 nested_records.py for more shapes.
@@ -58,7 +58,7 @@ ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_cla
 
 
 class Text(str):
-    """A text to read, as opposed to a conversation."""
+    """A text to train on as it is, as opposed to a conversation."""
 
     __slots__ = ()
 
@@ -82,13 +82,14 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        return _conversation(_pair_of(item, *pair), line, "", item)  # raw "": `split` writes usual names
+        # `raw` is left out: the command `split` then writes the usual field names, not the user's.
+        return _conversation(_pair_of(item, *pair), line, "", item)
     found = _found(item)
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        # If the user named a speaker, `raw` is "": the command `split` then writes roles, not names.
+        # If the user named a speaker, `raw` is left out: the command `split` then writes roles, not names.
         return _conversation(turns, line, "" if names.speaker else raw, item)
     if found["input"] and found["answer"] and not found["question"]:  # as in {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
@@ -118,7 +119,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 
 
 def _in_json(value: Any) -> Any:
-    """Return the conversation that is a field's value, also if it is a JSON text; else None."""
+    """Return the conversation in a field's value, which may be a JSON text; None: it is no conversation."""
     if isinstance(value, str):
         value = structure_in(value)
     if isinstance(value, list):
@@ -192,7 +193,7 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 
 def _found(item: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return the name of each part's field in a record; None for a part that the record lacks."""
+    """Return a dict: part, such as "question" -> name of its field in the record; None: there is none."""
     return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
 
 
@@ -459,7 +460,7 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 
 
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
-    """Return the text under a key. A list of texts, such as paragraphs, is joined by line ends.
+    """Return the text under a key. A list of texts, such as paragraphs, is joined by newlines.
 
     Raises:
         BadLine: if the value is missing, empty, or neither text nor a list of texts.

@@ -1,4 +1,4 @@
-"""Reads --keyword_weight: keywords that let a sample count more in the loss."""
+"""Reads --keyword_weight: keywords, and how much a sample with such a keyword counts in the loss."""
 
 import math
 

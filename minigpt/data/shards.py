@@ -89,7 +89,7 @@ class _Counts:
 
 @dataclass(frozen=True)
 class _Job:
-    """The work for one shard, or for one search for characters."""
+    """A part of a corpus for one process: to write it as a shard, or to collect its characters."""
 
     number: int
     sources: list[Source]
@@ -110,7 +110,7 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        # A job has only its own files, because it is sent to another process; a corpus may have many files.
+        # A corpus may have many files. A job has only those it needs, because it is sent to another process.
         used = sorted({piece.source for piece in group})
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
@@ -193,7 +193,7 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
-    """Return all characters of a job's texts."""
+    """Return a dict with all characters of a job's texts as one string, under the key "characters"."""
     met = np.zeros(0x110000, dtype=np.bool_)  # met[c]: character c occurs; six times faster than a set
     for text, _ in _documents(job, _Counts(), None):
         met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
@@ -320,7 +320,7 @@ def _as_prepared(
 
 
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
-    """Return True if the reading options are the same. An older manifest has only the separator option."""
+    """Return True if the shards were made with these options. (An older manifest only has separators.)"""
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))
     usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])
@@ -351,7 +351,7 @@ def _names(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
-    """Remove temporary files and outdated shards. Files with other names are kept."""
+    """Remove minigpt's temporary files. Unless `temporary_only`, also remove its shards not in `keep`."""
     for path in folder.iterdir():
         is_ours = _OURS.fullmatch(path.name) and path.name not in keep and path.is_file()
         if is_ours and (path.name.startswith(".") or not temporary_only):

@@ -1,8 +1,8 @@
 """Splits conversations into a training part and a validation part that share no question.
 
 Questions that differ only in width, case or spaces are equal, and all pairs of a question go to one part. If
-question and answer are both repeated, only the first pair is kept. Apart from that, the split depends on the
-seed, the ratio and the texts. It does not depend on the order of the lines or on Python's hashes.
+question and answer are both repeated, only the first pair of the file is kept. Except for this, the order of
+the lines does not matter: the split depends on the seed, the ratio and the texts.
 
 Conversations of several questions go to the same part if they share an exchange: a question with its answer.
 A very frequent exchange, such as a greeting, would join all conversations. So the conversations that share a
@@ -36,7 +36,7 @@ NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # number of groups at the parts' border that are divided anew, to come closer to the ratio
+_WINDOW = 400  # number of groups, at the border of train and val, from which train's last groups are chosen
 
 
 def normalise(question: str) -> str:
@@ -51,7 +51,7 @@ def normalise(question: str) -> str:
 
 @dataclass(frozen=True)
 class Split:
-    """The two parts, each in the order of the file, with counts."""
+    """The two parts, each in the order of the data file, with counts."""
 
     train: list[Conversation]
     val: list[Conversation]
@@ -83,8 +83,9 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
 
     Args:
         conversations: all conversations, in the order of the file.
-        train_ratio: share of the conversations (without duplicates) for train. The share of the result is as
-            close to `train_ratio` as possible for up to 400 groups, and usually exact for more groups.
+        train_ratio: share of the conversations (without duplicates) for train. Conversations that must stay
+            in one part are a group. With up to 400 groups, the share of train is as close to `train_ratio`
+            as possible; with more groups, it is usually exact.
         seed: decides the random order of the groups.
 
     Raises:
@@ -137,8 +138,8 @@ def _identity(conversation: Conversation) -> tuple[Exchange, ...]:
 def _name(conversation: Conversation) -> str:
     """Return the name of the group to which a conversation belongs.
 
-    If there is only one question, the name is this question, so that all its answers are in one group. Else
-    the name is all texts of the conversation.
+    If the conversation has only one question, the name is this question, so that all its answers are in one
+    group. Else the name is all texts of the conversation.
     """
     identity = _identity(conversation)
     if len(identity) == 1:
@@ -198,10 +199,11 @@ def _rank(question: str, seed: int) -> bytes:
 def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     """Choose the groups for train, given their sizes in random order. True: the group is for train.
 
-    The target is `ratio` times the sum of all sizes. The first groups are chosen until their sum is near the
-    target. Groups cannot be divided, so this sum rarely equals the target. Therefore the last of these groups
-    and the groups after them are chosen anew, so that the sum comes as close as possible. This is a
-    subset-sum problem: bit s of reachable[i] is set if some of the groups from i on have the sum s.
+    The target is `ratio` times the sum of all sizes. If the first groups were taken until their sum reaches
+    the target, the sum would rarely equal the target. So the choice has two steps. First, groups are taken
+    from the beginning, as long as their sum is well below the target. Second, the next groups (at most
+    `_WINDOW`) form a pool. From this pool, those groups are taken with which the sum comes closest to the
+    target: a subset-sum problem. The groups after the pool are not taken.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)
@@ -209,6 +211,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     window = sizes[start : start + _WINDOW]
     before = sum(sizes[:start])
 
+    # Bit s of reachable[i] is 1 if some groups of window[i:] have the sum s. (The empty set has the sum 0.)
     reachable = [1]
     for size in reversed(window):
         reachable.append(reachable[-1] | reachable[-1] << size)
@@ -218,7 +221,8 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        # Take the group if some of the later groups can fill exactly the rest.
+        # `left` is the sum that is still to be taken. Take this group if some of the groups after it have
+        # exactly the sum that is then left.
         takes = size <= left and bool(later >> (left - size) & 1)
         chosen.append(takes)
         left -= size * takes
@@ -226,7 +230,10 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """Return the index of the 1 bit nearest to `target`. In a tie, prefer one that is not in `empty`."""
+    """Return the sum nearest to `target`: the index of a 1 bit of `sums`.
+
+    If two sums are equally near, prefer one that is not in `empty`: these sums leave train or val empty.
+    """
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))
     below, above = bits.rfind("1", 0, middle + 1), bits.find("1", middle + 1)
@@ -245,7 +252,7 @@ def write_split(
     Returns: the content of split.json.
 
     Raises:
-        InputError: if a file cannot be written, or is the input. In this case no file has changed.
+        InputError: if a file cannot be written, or is the input file. In this case no file has changed.
     """
     paths = {name: directory / name for name in ("train.jsonl", "val.jsonl", "split.json")}
     for path in paths.values():

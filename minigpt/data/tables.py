@@ -30,7 +30,7 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
-_TITLES = 5  # number of first rows in which the column names are searched
+_TITLES = 5  # number of rows at the beginning of a table in which the column names are searched
 _BESIDE = (  # columns of a Parquet file that are read in addition to those with usual names
     *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
     "mapping",
@@ -351,7 +351,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             require_unpacked(name, size, sum(file.metadata.row_group(i).total_byte_size for i in groups))
             if file.metadata.num_rows > 100 * size:
                 raise InputError(f"{name} has {size:,} bytes and claims {file.metadata.num_rows:,} rows")
-        # Columns of text are read as dictionaries: a text that many rows share is then in memory only once.
+        # Columns of text are read dictionary-encoded: a text that many rows share is then in memory once.
         types = pyarrow.types
         texts = [each for each, kind in kinds.items() if types.is_string(kind) or types.is_binary(kind)]
         if not isinstance(source, Path):
@@ -400,7 +400,7 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
     """Yield the rows of a batch in groups, so that only a limited number of bytes become Python objects.
 
-    In Python, each row has its own copy of a text that all rows share in the file.
+    In the file, all rows may share one copy of a text. As Python objects, each row has its own copy.
     """
     import pyarrow
     import pyarrow.compute

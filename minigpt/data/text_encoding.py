@@ -54,10 +54,10 @@ _NAMED_OF_SEVERAL_BYTES = (  # the same encodings, their relatives and other nam
 _UNASSIGNED = {
     "cp932": {ord(bytes([byte]).decode("cp932")): 0xDC00 + byte for byte in (0x80, 0xA0, 0xFD, 0xFE, 0xFF)}
 }
-# A short text counts as damaged up to this number of invalid bytes. One extra byte can make three invalid.
+# If a text has few invalid bytes, the text is damaged. If it has more, the encoding is wrong. Up to three
+# invalid bytes are always few, because one additional byte can make three bytes invalid.
 _FEW = 3
-# A text counts as damaged up to this share of invalid bytes among its bytes beyond ASCII. With more, the
-# encoding is wrong.
+# In a long text, invalid bytes are few up to this share of the bytes beyond ASCII.
 _DAMAGED = 0.005
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
@@ -175,7 +175,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # checked first, because an encoding that allows all bytes would fit a damaged text, too
+    if damaged:  # tried before `readings`: an encoding that allows all bytes fits a damaged text, too
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec
@@ -198,7 +198,7 @@ def _detected(data: bytes, name: str) -> tuple[str, str]:
 
 
 class _Reading(NamedTuple):
-    """A text in one of the candidate encodings."""
+    """The text that a file's bytes give in one of the candidate encodings."""
 
     confidence: float
     codec: str

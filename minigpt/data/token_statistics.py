@@ -79,7 +79,7 @@ class Statistics:
         return self.questions + self.answers + 2 * self.exchanges
 
     def lengths(self) -> dict[str, dict[str, float]]:
-        """Return mean, percentiles (each a length that occurs) and maximum, for each kind of length."""
+        """Return mean, percentiles and maximum of the numbers of tokens of questions, answers and pairs."""
         result = {}
         for name in ("questions", "answers", "pairs"):
             values = getattr(self, name)

@@ -33,7 +33,7 @@ _MEASURED = 1 << 13  # largest number of tokens of a batch in an evaluation; lar
 
 @dataclass(frozen=True)
 class TextPart:
-    """Tokens `first` to `last` of a corpus, as batches of windows. The loss counts every target.
+    """Tokens `first` to `last` - 1 of a corpus, as batches of windows. The loss counts every target.
 
     Raises:
         InputError: if there is no token to predict.
@@ -142,9 +142,10 @@ class WindowPlan:
 def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """Permute the numbers 0 to count - 1 at random; the keys choose the permutation.
 
-    A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1. A number that is `count` or more
-    goes through the network again until it is below `count` ("cycle walking"). As 4^h is less than 4 * count,
-    a number goes through the network at most 4 times on average.
+    A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1. The smallest h is taken with which
+    4^h is at least `count`. A number that is `count` or more goes through the network again until it is below
+    `count` ("cycle walking"). As 4^h is at most 4 * count, a number goes through the network at most 4 times
+    on average.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

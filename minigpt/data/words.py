@@ -6,8 +6,9 @@
 A window of a text may begin inside a character, so the words are found in the bytes of the tokens. A token
 that contains the border of two words belongs to the first word. A special token is a word of its own.
 
-    tokenizer   the words into which the tokenizer cuts a text first: " hello", ","; the parts of WordPiece.
-                Here, the Chinese text between two punctuation marks is one word
+    tokenizer   BPE: the words into which the tokenizer cuts a text before it merges: " hello", ",". All
+                Chinese characters between two punctuation marks are one word. WordPiece: a token with the
+                ## tokens after it; each Chinese character is a word
     jieba       Chinese words by the package rjieba (https://pypi.org/project/rjieba), an optional dependency
                 that is jieba in Rust; white space belongs to the word behind it
 """
@@ -26,7 +27,7 @@ from minigpt.tokenizer import Tokenizer
 
 __all__ = ["WordFinder"]
 
-_SPECIAL = b"\n"  # stands for a special token, because no word contains a line end
+_SPECIAL = b"\n"  # stands for a special token, because no word contains a newline
 
 
 class WordFinder:

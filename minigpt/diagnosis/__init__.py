@@ -14,5 +14,5 @@ In reading order:
     curves              compares a run with the losses of another, finished run
     advice              builds the command to try next
     examination         runs all checks
-    installation        reports versions, processor, native step, GPU, memory
+    installation        reports versions, processor, compiled decoding step (native.c), GPU, memory
 """

@@ -29,7 +29,7 @@ from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer
 __all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge", "load_best", "measure"]
 
 QUESTIONS = 32  # number of questions to ask: enough to see what most answers are like, in seconds on a CPU
-PAIRS = 64  # number of pairs whose loss is measured: more than QUESTIONS, because this is faster
+PAIRS = 64  # number of pairs whose loss is measured; measuring a loss is faster than generating an answer
 MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; the default of `minigpt eval` and `generate`
 # A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
 END_SHARE = 0.9
@@ -38,8 +38,8 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# More empty answers than this share are reported. An empty answer is never right: the data has none that is
-# empty.
+# More empty answers than this share are reported. An empty answer is never right: the data has no empty
+# answers.
 EMPTY_SHARE = 0.1
 # The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
 # by at least two standard errors. Else the answers do not depend on the questions.
@@ -81,13 +81,13 @@ def measure(
 ) -> AnswerLoss | None:
     """Measure the loss of each conversation's first answer, after its own question and after another one.
 
-    Returns: None if all answers are the same, or a pair is too long for the model.
+    Returns: the mean losses; None if all answers are the same, or a pair is too long for the model.
     """
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair that has another answer. The search begins half
-    # the list further, because neighbouring pairs may be alike.
+    # For each answer, choose the question of a pair with another answer. The search begins at the pair that
+    # is half a list away, because neighbouring pairs may be alike.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
@@ -129,7 +129,7 @@ def measure(
 
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Compute for each row the nats of the answer, the nats of its last token, and its length; (B,) each."""
+    """Return for each row the answer's nats, its last token's nats, and its number of tokens; (B,) each."""
     hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))

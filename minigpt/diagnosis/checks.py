@@ -32,14 +32,15 @@ NOTHING = 1e-3
 # The smoothed loss varies by 10 or 20 %, because the rows of batches differ in length. If the loss is small,
 # it varies by more. A rise by 30 % and by half a nat is not noise.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
-# A loss is a spike if it is half a nat above the highest loss of the sixteen lines before it. Smaller rises
-# are usual, because batches differ.
+# A loss is a spike if it is half a nat above the highest of the sixteen losses recorded before it (other
+# spikes left out). Smaller rises are usual, because batches differ.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
-# Up to two spikes may come from unusual batches. After a spike the loss needs about ten steps to recover. So
-# with one spike in fifty steps (2 %), a fifth of the run is wasted.
+# Spikes are reported if there are at least three, and at least one in fifty steps (2 %). One or two spikes
+# may come from unusual batches. After a spike the loss needs about ten steps to recover, so with one spike in
+# fifty steps, a fifth of the run is wasted.
 SPIKES, SPIKE_SHARE = 3, 0.02
-# If the learning rate is below three times the usual rate and there are no spikes, the rate is not the reason
-# for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
+# If the learning rate is below three times the usual rate and there are fewer than three spikes, the rate is
+# not the reason for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
 # A gradient norm that grows to five times its value after the start is reported. A little growth is normal
 # while the loss falls.
@@ -47,9 +48,9 @@ GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between two
 # evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
-# A validation loss must rise by 2 % and by 0.02 nats to count. All evaluations use the same data, so their
-# noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the mean's standard error
-# is larger than 2 % and is the limit instead.
+# A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. All evaluations use
+# the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the
+# standard error of the mean loss may be more than 2 %. This half is then the limit.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
 # A plateau is reported if there are at least six evaluations, and the last third of the run lowered the loss
 # by less than half a per cent.
@@ -87,7 +88,7 @@ def no_checkpoint(record: RunRecord) -> Finding | None:
 
 
 def non_finite(record: RunRecord) -> Finding | None:
-    """Check whether the losses end with NaN or infinity (null in JSON): no finite loss follows."""
+    """Check whether the loss became NaN or infinite (null in JSON), and stayed so to the end of the run."""
     skipped = [event.step for event in record.events if event.kind == "skipped"]
     bad = sorted({*record.non_finite, *skipped})
     good = [*(point.step for point in finite(record.train)), *(point.step for point in finite(record.val))]
@@ -123,7 +124,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if the learning rate is low and the loss has few spikes: this rate causes no overflow."""
+    """Return True if the learning rate cannot have caused an overflow: it is low, and spikes are few."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -281,13 +282,13 @@ def finite(points: Sequence[Point]) -> list[Point]:
 
 
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
-    """Return True if the last validation loss is above the lowest one by more than noise."""
+    """Return True if the last validation loss is above the lowest by `share` of it and by OVERFIT_NATS."""
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return moving medians of the losses: over 2 points on each side; in a long curve, 1/40 of it."""
+    """Return a moving median of the losses, over 1/40 of the points on each side (at least 2 points)."""
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 

@@ -26,11 +26,11 @@ from minigpt.training.config import PER_CALL, RECIPES
 
 __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"]
 
-# Another seed or machine gives slightly different losses. A difference of more than 15 % and 0.02 nats has
-# another cause.
+# Another seed or machine gives slightly different losses. A difference that is more than 15 % and more than
+# 0.02 nats has another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# An unfinished run is not compared if its planned length differs from the reference by a factor of 1.25 or
-# more. The learning rates of the two runs then fall at different times.
+# An unfinished run is not compared if its planned number of tokens and that of the reference differ by a
+# factor of more than 1.25. The learning rates of the two runs then fall at different times.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1

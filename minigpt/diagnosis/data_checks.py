@@ -44,7 +44,7 @@ SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
 LEAK_SHARE = 0.005
 # More than 1 % of unknown characters is reported. That is about one character in every third sentence.
 UNKNOWN_SHARE = 0.01
-# A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end.
+# A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end answers.
 CUT_SHARE = 0.05
 # A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
 NO_ANSWER_SHARE = 0.01
@@ -58,9 +58,9 @@ MOJIBAKE_SHARE = 0.01
 # A few questions, such as greetings, have several answers. If one in ten questions has, the data
 # contradicts itself.
 CONTRADICTION_SHARE = 0.1
-# To see whether answers fit their questions: the number of pairs that are compared, and the mean difference
-# that counts, in standard errors of this mean. A difference of four standard errors happens by chance in one
-# of thirty thousand files.
+# Answers fit their questions if an answer is on average more similar to its own question than to another
+# question. FIT_PAIRS pairs or more are compared, if there are so many. The mean difference must be more than
+# FIT_ERRORS standard errors of this mean: by chance, this happens in one of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # A few per cent of repeated pairs are usual. If one in ten is repeated, parts of the file were copied.
 DUPLICATE_SHARE = 0.1
@@ -86,9 +86,10 @@ MARKS = (
 # If answers are less than a quarter of the counted tokens, most of the training is spent on questions.
 QUESTIONS_SHARE = 0.75
 # The loss of a unigram model of the training data is measured on validation data and on held-out training
-# data. The first may be higher by half a nat (a factor of 1.65 in probability), or by 10 / sqrt(n) with n
-# tokens, which chance can cause: a token's loss has a deviation of about 1.7 nats, the tokens of a row are
-# not independent, and four deviations of the mean are about 10 / sqrt(n).
+# data. A difference is reported if the loss on validation data is higher by more than half a nat (a factor of
+# 1.65 in probability) and by more than 10 / sqrt(n) nats, with n validation tokens. Chance can cause less: a
+# token's loss has a standard deviation of about 1.7 nats, the tokens of a row are not independent, and four
+# standard deviations of the mean are about 10 / sqrt(n).
 UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 
@@ -245,7 +246,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD, which stands for a lost character. Report the worse file."""
+    """Check for records with U+FFFD, a lost character. Report the file with the larger share of them."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -410,7 +411,7 @@ def duplicates(data: DataRecord) -> Finding | None:
 
 
 def template_differs(data: DataRecord) -> Finding | None:
-    """Check whether nearly all questions of one part, and few of the other, begin or end with a phrase."""
+    """Check whether a phrase begins or ends nearly all questions of train but few of val, or vice versa."""
     parts = [[each.exchanges[0].question for each in part] for part in (data.train, data.val)]
     for has, lacks, names in ((0, 1, ("training", "validation")), (1, 0, ("validation", "training"))):
         for turned in (False, True):
@@ -491,7 +492,7 @@ def pairs_cut(data: DataRecord) -> Finding | None:
 
 
 def _room(data: DataRecord) -> dict[str, int]:
-    """Return settings that cut at most 1 % of the pairs: a max_length, and a block_size of at least this."""
+    """Return settings that cut at most 1 % of the pairs: max_length, and block_size >= max_length."""
     length = int(np.percentile(data.statistics.pairs, 99, method="inverted_cdf"))
     return {"max_length": length, "block_size": max(data.config.block_size, length)}
 

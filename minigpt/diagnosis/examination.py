@@ -49,7 +49,10 @@ def examine(record: RunRecord, curve: Curve | None = None, deep: bool = False) -
 
 
 def _findings(record: RunRecord, found: Sequence[Finding | None], done: int) -> list[Finding]:
-    """Return the findings, each with its commands. If none is a problem, add a finding that says so."""
+    """Return the findings, each with its commands. If none is a problem, add a finding that says so.
+
+    `done` is the number of checks that were run.
+    """
     findings = without_consequences(one for one in found if one is not None)
     if all(one.level in ("ok", "note") for one in findings):
         healthy = finding("healthy", checks=done, steps=record.steps_done)

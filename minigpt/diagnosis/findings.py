@@ -2,8 +2,8 @@
 
     finding("overfitting", step=400, minimum=1.52, last=1.71, gap=0.19, train=0.4).text("zh")
 
-The text of a finding is a template in two languages, such as "rose from {minimum} to {last}". The numbers are
-put into it. The checks are in other modules.
+The text of a finding is a template in two languages, such as "rose from {minimum} to {last}". The numbers
+fill the template. The checks are in other modules.
 """
 
 import dataclasses

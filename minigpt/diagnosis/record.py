@@ -51,7 +51,7 @@ class ValPoint:
     loss: float  # in nats per token; counts the same kind of tokens as the training loss
     # The next fields have values only in a run that learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
-    exact_match: float = math.nan  # share of the answers that equal the file's answers
+    exact_match: float = math.nan  # share of the answers that equal the answers of the data
     completion_length: float = math.nan  # mean number of tokens of an answer
     clipped_ratio: float = math.nan  # share of the answers that were cut off at the largest length
 
@@ -83,7 +83,7 @@ class RunRecord:
 
     @property
     def lines_every(self) -> int:
-        """The number of steps between two lines about training; 0: there is at most one line."""
+        """The number of steps between two lines with a training loss; 0: there is at most one such line."""
         return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
 
     @property
@@ -140,7 +140,7 @@ def read_record(folder: Path) -> RunRecord:
         step = _whole(line.get("step"))
         if not step and not (
             line.get("step") == 0 and "val_loss" in line
-        ):  # an evaluation has step 0 if it measured the given weights before training
+        ):  # step 0 is valid only for an evaluation, which measured the initial weights
             broken += 1
             continue
         if "event" in line:

@@ -17,8 +17,8 @@ __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 # The share of right answers must fall by a fifth of its first value, and by at least 0.05, to count as a
 # fall. With 200 prompts, the standard error of a share is at most 0.035.
 FALL_SHARE, FALL = 0.2, 0.05
-# The reward has risen if it rose by more than this share of its range in the run, or of its first value if
-# that is larger. Less is noise.
+# A smaller rise of the reward is noise. The limit is this share of the reward's range in the run, or of its
+# first value, whichever is larger.
 RISE = 0.02
 # If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
@@ -32,7 +32,7 @@ def learns_from_rewards(record: RunRecord) -> bool:
 
 
 def _ends(record: RunRecord) -> tuple[ValPoint, ValPoint] | None:
-    """Return the first and the last evaluation, if the reward has risen between them."""
+    """Return the first and the last evaluation if the reward has risen between them, else None."""
     points = [point for point in record.val if math.isfinite(point.reward)]
     if len(points) < 2:
         return None

@@ -24,24 +24,25 @@ __all__ = ["SETTINGS_CHECKS"]
 # A model that knows only how frequent each token is has the unigram loss. A model with a loss below 0.9 times
 # the unigram loss has learned to use the context; else it has learned little.
 LITTLE = 0.9
-# A loss above 0.97 times the unigram loss means that the model has learned nothing but frequencies. The limit
-# is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
+# If the loss stays above 0.97 times the unigram loss, the model has learned nothing but frequencies. The
+# limit is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
 NOTHING_BELOW = 0.97
 # If the loss is below a quarter of the unigram loss, the model has learned most of the data, and no setting
 # is reported. (On real texts, models end at a third or more.)
 NOT_FAR = 0.25
-# Weights have hardly changed if they can have moved by less than 0.1 in the run: five times their initial
-# standard deviation.
+# If no weight can have moved by 0.1 in the whole run, the weights have hardly changed. (0.1 is five times
+# their initial standard deviation.)
 MOVED = 0.1
 # A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
 # small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
 # The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
-# loss by 0.15, or if, at a high rate, one of the first ten losses is half a nat above an earlier loss.
+# loss to 0.15 above that of the untrained model, or if, at a high rate, one of the first losses (ten, or a
+# tenth of the run) is half a nat above an earlier one.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
 # With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
-# small. A run is long if weight_decay times the sum of its steps' learning rates is at least 1.
+# small. Only a long run comes near the limit: weight_decay times the sum of its learning rates is at least 1.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
@@ -68,10 +69,10 @@ def best_loss(record: RunRecord) -> float:
 
 
 def end_loss(record: RunRecord) -> float:
-    """Return the training loss at the end; nan without lines about training.
+    """Return the training loss at the end; nan if no training loss was recorded.
 
-    The result is the mean of the lines of the last epoch, because an epoch has batches of all lengths. At
-    least three lines, and at most a fifth of all lines, are used.
+    The result is the mean over the lines of the last epoch, because an epoch has batches of all lengths. If
+    these are more than a fifth of all lines, only the last fifth is used; if they are few, the last three.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -80,7 +81,10 @@ def end_loss(record: RunRecord) -> float:
 
 
 def learned_less_than(record: RunRecord, share: float) -> bool:
-    """Return True if training and validation loss stayed above `share` times the unigram loss."""
+    """Return True if both losses stayed high, compared with the unigram loss of their data.
+
+    The limit is `share` times the unigram loss for validation, and `share` - 0.1 times for training.
+    """
     if record.summary is None or not finite(record.val):
         return False
     far = best_loss(record) < share * record.summary.val_unigram_loss
@@ -139,7 +143,7 @@ def clip_tiny(record: RunRecord) -> Finding | None:
 
 
 def rate_too_low(record: RunRecord) -> Finding | None:
-    """Check whether the rate is so low that the weights hardly moved, or the loss was still falling fast."""
+    """Check whether a low learning rate hardly moved the weights, or left the loss still falling fast."""
     config, rate = record.config, relative_rate(record.config)
     if not record.is_finished or not finite(record.val) or rate >= LOW:
         return None
@@ -152,7 +156,7 @@ def rate_too_low(record: RunRecord) -> Finding | None:
 
 
 def rate_too_high(record: RunRecord) -> Finding | None:
-    """Check whether the rate is so high that it raised the loss, or that the run learned little."""
+    """Check whether the learning rate is so high that it raised the loss, or that the run learned little."""
     is_poor, is_warm = learned_less_than(record, LITTLE), record.config.warmup_steps >= WARM
     times, has_leapt = relative_rate(record.config), leapt(record)
     worse = rose(record) and (is_poor or is_warm)
@@ -180,9 +184,10 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 
 
 def rose(record: RunRecord) -> bool:
-    """Return True if the first steps raised the loss of a new model, for at least two steps in a row.
+    """Return True if the first steps raised the loss of a new model.
 
-    One step alone does not count, because a batch with rare tokens may raise the loss, too.
+    Two steps in a row are needed, because one batch with rare tokens may raise the loss, too. If the run
+    recorded only means over several steps, one of them is enough.
     """
     train = first_lines(record)
     above = [point.loss > untrained(record) + ABOVE for point in train]
@@ -190,7 +195,7 @@ def rose(record: RunRecord) -> bool:
 
 
 def leapt(record: RunRecord) -> bool:
-    """Return True if the rate is high and one of the first losses is far above an earlier loss."""
+    """Return True if the learning rate is high and one of the first losses is far above an earlier loss."""
     peak, _, low = early_peak(record)
     return relative_rate(record.config) >= HIGH and peak > low + RISE
 
@@ -252,7 +257,7 @@ def batch_too_small(record: RunRecord) -> Finding | None:
     found = finding("batch_too_small", targets=targets, loss=best_loss(record))
     wanted = min(ENOUGH_TARGETS * summary.train_examples / summary.train_targets, summary.train_examples)
     size = 2 ** math.ceil(math.log2(wanted))
-    # The larger batch gets only a quarter of the steps, because its gradients have less noise.
+    # A quarter of the steps is enough for the larger batch, because its gradients have less noise.
     times = 0.25 if config.max_steps else max(1.0, size / batch / 4)
     return found.trying(batch_size=size, **longer(config, times))
 

@@ -2,8 +2,8 @@
 
 This folder may import errors, console and storage. In reading order:
 
-    definition.py        everything that decides a tokenizer's ids: roles, added tokens, tokens around a text
-    subword.py           text <-> ids: common part of all these tokenizers
+    definition.py        everything that decides ids: roles, added tokens, tokens put around each text
+    subword.py           text <-> ids: the part that BPE and WordPiece share
     bpe.py               byte-level BPE
     bpe_files.py         the files of a byte-level BPE tokenizer
     bpe_training.py      learns a vocabulary

@@ -11,8 +11,8 @@ A text is a sequence of UTF-8 bytes, so no character is unknown. Frequent pairs 
 longer tokens (https://aclanthology.org/P16-1162, and section 2.2 of GPT-2's paper). The `tokenizers` library
 does the merging; minigpt/reference/bpe.py does the same in plain Python, for reading.
 
-If a text contains the characters of a special token, such as <sep>, they do not become that token: the
-library is not told the special tokens. Damaged files are refused when they are read (bpe_files.py).
+If a text contains the characters of a special token, such as <sep>, they do not become that token, because
+`tokenizers` is not given the special tokens. Damaged files are refused when they are read (bpe_files.py).
 """
 
 import itertools
@@ -77,7 +77,8 @@ class BpeTokenizer(SubwordTokenizer):
     ) -> "BpeTokenizer":
         """Learn a vocabulary from texts. The same texts, in any order, give the same tokenizer.
 
-        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`. Then come `special_tokens`, 256 bytes, and merges.
+        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`. Then come `special_tokens`, a token for each of the
+        256 bytes, and the results of the merges.
 
         Args:
             texts: the texts to learn from.
@@ -100,7 +101,7 @@ class BpeTokenizer(SubwordTokenizer):
         return _Bytes(self._definition, self._text_of)
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if the library has left out bytes, because they have no token."""
+        """Raise InputError if the text has bytes without a token, which `tokenizers` leaves out."""
         if self._drops and (unknown := self.unknown_characters(text)):
             raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
 
@@ -122,7 +123,7 @@ class BpeTokenizer(SubwordTokenizer):
     def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
         """Return each word of a text with its history: its single bytes, then its parts after each merge.
 
-        The library does the same merges in the same order, but does not show the steps.
+        The `tokenizers` library does the same merges in the same order, but does not show the steps.
         """
         ranks = {pair: rank for rank, pair in enumerate(self._definition.merges)}
         text = self._normalized(text)

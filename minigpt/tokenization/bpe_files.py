@@ -31,8 +31,8 @@ LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "g
 
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Qwen's rule for splitting a text into words, from tokenizer.json of https://huggingface.co/Qwen/Qwen3-0.6B.
-# Differences from GPT-2's rule: each digit is a word; contractions may be in capitals; line ends are separate
-# words; one symbol before a word belongs to the word.
+# Differences from GPT-2's rule: each digit is a word; contractions may be in capitals; a word ends after
+# newlines; any single symbol before letters belongs to their word.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,7 +50,7 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # the library's ByteLevel has GPT-2's rule
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # `tokenizers`' ByteLevel has GPT-2's rule
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
@@ -104,10 +104,10 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
 
 
 def frame_of(kind: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Return a tokenizer.json without vocabulary, for one of KINDS.
+    """Return the content of a tokenizer.json without vocabulary and merges.
 
     Args:
-        kind: one of KINDS.
+        kind: a key of KINDS: "gpt2" or "qwen2".
         config: tokenizer_config.json. Its add_prefix_space is copied.
     """
     empty: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}

@@ -72,10 +72,10 @@ def learn(
 def _train(
     library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
 ) -> None:
-    """Train the library's object in a thread, so that Ctrl-C works: the library itself ignores signals.
+    """Train a `tokenizers.Tokenizer` in a thread. So Ctrl-C works, although `tokenizers` ignores signals.
 
-    The main thread waits and handles Ctrl-C. The library cannot be stopped while it merges, so the thread
-    then runs until the process ends. The thread's result is not used.
+    The main thread waits and handles Ctrl-C. `tokenizers` cannot be stopped while it merges. So after Ctrl-C,
+    the thread runs until the process ends, and its result is not used.
     """
     characters, is_read, is_stopped = 0, False, False
     failures: list[BaseException] = []

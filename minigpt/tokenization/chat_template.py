@@ -11,8 +11,8 @@ template may build a special token from shorter texts (`'<|' + message.role + '|
 third time, with a private character in place of each character of its own texts.
 
 If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise its text is
-encoded again. In this text, `<think>` is read as the special token, because the model wrote it, not a user.
-Exceptions are the special tokens that have a role (such as eos_token) or that the template contains.
+encoded again. A special token in this text, such as `<think>`, becomes the token, because the model wrote it,
+not a user. But it stays text if it has a role (such as eos_token) or if the template contains it.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
@@ -145,9 +145,9 @@ def _encoded(
     """Return the ids of a conversation, and a mask: 1 for the assistant's tokens, else 0.
 
     Args:
-        before: None: the template marks the assistant's text. Otherwise the contents of the assistant's
-            messages are marked. If a content contains the text `before`, marking begins after its last
-            occurrence.
+        before: None: the template itself marks the assistant's text. "": the whole contents of the
+            assistant's messages are marked. Another text, such as "</think>": only what stands behind its
+            last occurrence in a content is marked (the whole content, if this text is not in it).
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -184,7 +184,7 @@ def _encoded(
             mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # for each character of the piece: 1 in the assistant's text, else 0
+        said_at: list[int] = []  # mask of the characters of `piece`, without `begin` and `end`
         for char in piece:
             if char in (begin, end):
                 is_said = int(char == begin)
@@ -209,9 +209,10 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put the characters `begin` and `end` around the assistant's texts, and count these texts.
+    """Put the characters `begin` and `end` around the assistant's texts. Return the variables, and a count.
 
-    Leading and trailing white space is outside the marks, because many templates strip it.
+    The count is the number of these texts. If a text contains `before`, only what stands behind its last
+    occurrence is marked. White space at the ends is not marked, because many templates strip it.
     """
     messages = []
     count = 0
@@ -276,11 +277,11 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Render with a private character for each special token that one text of the template contains."""
+        """Render with a private character in place of each special token in a text of the template."""
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Render with a private character for each special token that the template joins from pieces."""
+        """Render with a private character in place of each special token, even if several texts form it."""
         text = self._rendered(own, self.twins)
         origin = {twin: char for char, twin in self.twins.items()}
         plain = "".join(origin.get(char, char) for char in text)
@@ -298,14 +299,23 @@ class _Reading:
         return found + plain[done:]
 
     def _rendered(self, own: Mapping[int, str], changes: Mapping[str, str]) -> str:
-        """Render with `changes` made in the template's own texts, and messages replaced as `own` says."""
+        """Render the template.
+
+        Args:
+            own: index of a message -> private character in place of its whole text.
+            changes: text -> private character in its place, in the template's own texts.
+        """
         named = {role: _replaced(changes, token) for role, token in self.tokenizer.named_tokens.items()}
         compiled = _compiled(self.template, tuple(changes.items()), self.marks)
         messages = [self._message(one, own.get(place)) for place, one in enumerate(self.given["messages"])]
         return compiled.render({**named, **self.given, "messages": messages})
 
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
-        """Return a message. Special tokens in the assistant's text become Unicode private-use characters."""
+        """Return a message for the template. Only the assistant's messages are changed.
+
+        `own` is a private character in place of the whole text. If it is None, only special tokens in the
+        text become private characters (except those that stay text: see the module's docstring).
+        """
         content = message.get("content")
         if message["role"] != "assistant" or not content:
             return message

@@ -1,4 +1,4 @@
-"""Defines `Definition`, which is everything that decides a tokenizer's ids, and reads the shared files.
+"""Defines `Definition`: everything that decides a tokenizer's ids. Reads files that BPE and WordPiece share.
 
 tokenizer_config.json, and the files of older releases beside it, say which tokens have a role, which tokens
 are added, and which tokens are put around each text. The result equals that of `transformers`: AutoTokenizer
@@ -342,7 +342,7 @@ def _is_word(token: dict[str, Any], roles: set[str], made: set[str]) -> bool:
 
 
 def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] | None:
-    """Return the post_processor that puts one token before a text and one after it."""
+    """Return the post_processor that puts a token before and after each text; None if both are missing."""
     first, last = (definition.named.get(role) for role in roles)
     single, second = (
         [
@@ -394,7 +394,7 @@ def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
 def checked(definition: Definition, source: str) -> Definition:
     """Check a definition, and order its vocabulary by id.
 
-    The `tokenizers` library checks only the merges. With other errors the library would silently drop text.
+    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
 
     Raises:
         InputError: if an id is not a number or occurs twice, or if a special token is text.

@@ -1,4 +1,4 @@
-"""Builds the `tokenizers` library's object from a Definition, and converts its errors to InputError."""
+"""Builds a `tokenizers.Tokenizer` (Hugging Face) from a Definition, and converts its errors to InputError."""
 
 import contextlib
 import json
@@ -18,23 +18,23 @@ from minigpt.tokenization.definition import Definition
 
 __all__ = ["in_one_line", "library_of", "panics_without_trace", "prepared", "require_whole_characters"]
 
-# The library panics (a crash in Rust) with some damaged tokenizers, whatever the text. This text is encoded
-# when a tokenizer is loaded, to notice such damage early.
+# `tokenizers` panics (crashes in Rust) with some damaged files, whatever text it encodes. This text is
+# encoded when a tokenizer is loaded, to notice such damage early.
 _PROBE = "A word, 2 words. 你好"
 _ONE_AT_A_TIME = threading.Lock()
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized")
 
 
 def library_of(definition: Definition, with_special: bool = False) -> Library:
-    """Build the library's object that encodes text.
+    """Build the `tokenizers.Tokenizer` (Hugging Face) that encodes text.
 
     Args:
         definition: the tokenizer's definition.
-        with_special: convert the text of special tokens to these tokens. By default the object does not know
+        with_special: True: the text of a special token becomes this token. False: the result does not know
             the special tokens, so it cannot produce them.
 
     Raises:
-        InputError: if the library does not accept the definition.
+        InputError: if `tokenizers` does not accept the definition.
     """
     with panics_without_trace():
         return _library_of(definition, with_special)
@@ -43,7 +43,7 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
 def _library_of(definition: Definition, with_special: bool) -> Library:
     library = _prepared(definition.frame)
     added = definition.words | (definition.special if with_special else {})
-    # Added words are put into the vocabulary, because the library would give them new ids otherwise.
+    # Added words are put into the vocabulary: otherwise `tokenizers` would give them new ids.
     vocab = {
         text: index for text, index in definition.vocab.items() if text not in definition.special
     } | added
@@ -64,9 +64,10 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 
 @contextlib.contextmanager
 def panics_without_trace() -> Iterator[None]:
-    """Hide the stack trace that the library writes to standard error when it panics (crashes in Rust).
+    """Hide the stack trace that `tokenizers` writes to standard error when it panics (crashes in Rust).
 
-    Output of other threads to standard error appears only at the end of the `with` block; a panic loses it.
+    What other threads write to standard error appears only at the end of the `with` block. It is lost if the
+    block raises an error.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
@@ -108,7 +109,7 @@ def _model(definition: Definition, vocab: dict[str, int]) -> Any:
 
 
 def prepared(frame: dict[str, Any]) -> Library:
-    """Build the library's object without a vocabulary, only to normalise texts and split them into words."""
+    """Build a `tokenizers.Tokenizer` without vocabulary: it can only normalise texts and split them."""
     with panics_without_trace():
         return _prepared(frame)
 
@@ -144,17 +145,17 @@ def _prepared(frame: dict[str, Any]) -> Library:
 
 
 def in_one_line(error: BaseException, problem: str) -> BaseException:
-    """Convert an error of the library to an InputError.
+    """Return an error of `tokenizers` as an InputError. Return other errors, such as Ctrl-C, unchanged.
 
     A panic (a crash in Rust) arrives as PanicException, which is a BaseException but no Exception.
     """
     if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
-        return error  # for example KeyboardInterrupt, which is no error of the library
+        return error  # for example KeyboardInterrupt, which is no error of `tokenizers`
     return InputError(f"{problem}: {' '.join(str(error).split())}")
 
 
 def require_whole_characters(text: str, where: str = "") -> None:
-    """Raise an InputError for a lone surrogate (half a character); the library's TypeError is unclear."""
+    """Raise a clear InputError for a lone surrogate (half a character); `tokenizers` raises a TypeError."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -1,10 +1,10 @@
-"""The common part of the BPE and WordPiece tokenizers: text -> ids, roles, added tokens, saving.
+"""The part that the BPE and WordPiece tokenizers share: text -> ids, roles, added tokens, saving.
 
 Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
 If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token:
-the library's object does not know the special tokens (library.py). With `allow_special`, an object that knows
-them is used, and the ids are the same as in `transformers`.
+the `tokenizers.Tokenizer` that is used does not know the special tokens (library.py). With `allow_special`,
+one that knows them is used, and the ids are the same as in `transformers`.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class SubwordTokenizer:
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
         self.bos_token_id = self._named("bos_token")
-        # Special token -> (True if it removes white space before itself, True if it removes it after itself)
+        # Special token -> (lstrip, rstrip): True if the token removes the white space before it, or after it.
         self.stripping = {
             token["content"]: (token["lstrip"], token["rstrip"])
             for token in definition.frame["added_tokens"]
@@ -89,7 +89,7 @@ class SubwordTokenizer:
         return [start for _, (start, _) in self._words(text)]
 
     def _normalized(self, text: str) -> str:
-        """Return the text after the library's normaliser, which runs before the split into words."""
+        """Return the text as the normalizer changes it. The normalizer runs before the split into words."""
         normalizer = self._library.normalizer
         try:
             return text if normalizer is None else str(normalizer.normalize_str(text))
@@ -128,7 +128,7 @@ class SubwordTokenizer:
         """
         old = self._definition
         new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
-        # The first new id: the library, too, would give this id to the next added token.
+        # The first new id: `tokenizers`, too, would give this id to the next added token.
         first = max(len(old.vocab), *(1 + token["id"] for token in old.frame["added_tokens"]), 0)
         if new and first < self._size:
             raise InputError(
@@ -213,7 +213,7 @@ class SubwordTokenizer:
         return rows
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if the tokenizer left out characters of the text. Subclasses may override it."""
+        """Do nothing. A subclass may raise InputError here if `ids` leave out characters of the text."""
 
     def unknown_characters(self, text: str) -> list[str]:
         """Return the distinct characters of a text that cannot be encoded, in order of appearance."""

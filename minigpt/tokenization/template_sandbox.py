@@ -174,7 +174,8 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 class _Charged(NodeTransformer):
     """Rewrites a template, so that all of its operations are charged to the budget.
 
-    Jinja compiles some operations, such as making a list, to plain Python. These become calls of filters.
+    Jinja compiles some operations, such as making a list, to plain Python. The rewritten template passes
+    their results to filters, which charge them.
     """
 
     def __init__(self, environment: jinja2.Environment) -> None:

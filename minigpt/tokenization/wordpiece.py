@@ -26,7 +26,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # used for single tokens, not for a whole text, as in transformers
+    (" do not", " don't"),  # used for each token, but not for the whole text, as in transformers
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
