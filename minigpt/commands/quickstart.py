@@ -210,7 +210,7 @@ class _Quickstart:
             sources = decode_sources(sources, Path(folder), reading, opened)
             counted = _Counted(read_sources(sources, options.strict, options=reading))
         for line in counted.lines(options.file):
-            print(line)
+            command_line.show(line)
         if suffix_of(options.file) in _OF_RECORDS and not options.text_field:
             text = (
                 "{file} is read as text; if it holds questions and answers, name their columns: "

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from minigpt.console.command_line import warn
 from minigpt.console.language import say, translated
-from minigpt.errors import printable
+from minigpt.errors import Message, printable
 
 __all__ = [
     "ProgressLine", "histogram", "note", "seconds", "shortened", "table", "table_text", "warn", "wrapped",
@@ -82,9 +82,12 @@ def table(
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right.
 
+    Title, names of columns, and cells that are Messages are translated.
+
     On a narrow terminal, or if a word or a number would be broken otherwise, `table_text` lays it out.
     """
     console = _Console(highlight=False)
+    rows = _translated(rows)
     cells = _printable(columns, rows)
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     room = console.width - 3 * len(least) - 1
@@ -107,6 +110,7 @@ def table_text(
     still too wide, it becomes a list: a paragraph for each row, with a line "name: value" for each column.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
+    rows = _translated(rows)
     cells = _printable(columns, rows)
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
@@ -136,6 +140,11 @@ def wrapped(text: str, width: int) -> str:
     with console.capture() as captured:
         console.print(_text(text))
     return captured.get().rstrip("\n")
+
+
+def _translated(rows: Sequence[Sequence[object]]) -> list[list[object]]:
+    """Translate the cells that are Messages. Other cells may be names or texts of the user."""
+    return [[translated(cell) if isinstance(cell, Message) else cell for cell in row] for row in rows]
 
 
 def _printable(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[list[str]]:
