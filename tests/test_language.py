@@ -44,8 +44,23 @@ NAMES = {
     "{name} {value} ({how})",
 }  # the same in both languages
 EVALUATIONS = ("evaluate.py", "compare.py")  # of commands/
-# their constants and f-strings are translated, if the catalogue has them
-MAY_BE_TRANSLATED = {"InputError", "BadLine", "BadValue", "_DamageError", "Stopped", "warn", "note"}
+# The first argument of these may be an f-string: it is recognised by its fixed parts where it is shown.
+SHOWN = {"show", "InputError", "BadLine", "BadValue", "_DamageError", "Stopped", "warn", "note"}
+# What these get is for programmers, or is no text. `split` makes a list of names.
+ENGLISH = {
+    "ValueError", "TypeError", "KeyError", "IndexError", "RuntimeError", "AssertionError", "AttributeError",
+    "NotImplementedError", "RequestError", "compile", "split", "filterwarnings",
+}  # fmt: skip
+# Their words are in tables of both languages, belong to a page or a report, or are read by a model.
+OWN_WORDS = (
+    "lens/", "reference/", "commands/doctor.py", "commands/evaluate.py", "commands/compare.py",
+    "evaluation/words.py", "evaluation/report.py", "evaluation/comparison.py", "evaluation/model_card.py",
+    "evaluation/perturbations.py", "evaluation/prompts.py",
+)  # fmt: skip
+_FOUR_WORDS = re.compile(r"(?<![\w\\-])[a-z']+(?: [a-z']+){3}")
+_COMMON_WORD = re.compile(
+    r"\b(a|and|are|as|at|be|by|for|from|has|in|is|it|its|no|not|of|on|or|that|the|to|with)\b"
+)
 
 
 # -- what the code says ------------------------------------------------------------------------------------
@@ -143,13 +158,63 @@ def texts_of(functions: frozenset[str]) -> frozenset[str]:
     return frozenset(found)
 
 
+def literals(node: ast.AST, skipped: set[str]) -> Iterator[str]:
+    """The strings and f-strings of a piece of code, but docstrings, annotations and what `skipped` get."""
+    match node:
+        case ast.Assert() | ast.Expr(value=ast.Constant()):
+            return
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in skipped:
+            return
+        case ast.AnnAssign(value=value):
+            parts = [] if value is None else [value]
+        case ast.FunctionDef(body=body):
+            parts = list[ast.AST](body)
+        case ast.Constant(value=str()):
+            yield from constants(node, {})
+            return
+        case ast.JoinedStr(values=values):
+            yield from constants(node, {})
+            parts = [each for each in values if not isinstance(each, ast.Constant)]
+        case ast.BinOp(op=ast.Add()):
+            yield from constants(node, {})
+            parts = [node.left, node.right]
+        case _:
+            parts = list(ast.iter_child_nodes(node))
+    for part in parts:
+        yield from literals(part, skipped)
+
+
+def is_sentence(text: str) -> bool:
+    return bool(_FOUR_WORDS.search(text) and _COMMON_WORD.search(text)) and not text.startswith("{%")
+
+
+@functools.cache
+def all_literals(only_sentences: bool) -> frozenset[str]:
+    """The texts of the package; or the sentences, but those of OWN_WORDS and for programmers."""
+    found: set[str] = set()
+    for path in (ROOT / "minigpt").rglob("*.py"):
+        name, tree = (
+            path.relative_to(ROOT / "minigpt").as_posix(),
+            ast.parse(path.read_text(encoding="utf-8")),
+        )
+        if not only_sentences:
+            found |= {*literals(tree, set())}
+        elif not name.startswith(OWN_WORDS):
+            skipped = ENGLISH | ({"say"} if path.parent.name == "evaluation" else set())
+            found |= {*filter(is_sentence, literals(tree, skipped))}
+    return frozenset(found)
+
+
 @functools.cache
 def strings(optional: bool = False) -> frozenset[str]:
-    """The texts that must have a translation; with `optional`, also those that may have one."""
+    """The texts that must have a translation; with `optional`, also those that may have one.
+
+    A text that is shown must have one, and a text of four words in a row anywhere in the package, because it
+    becomes a part of a message.
+    """
     found = help_strings() | {os.strerror(number) for number in language.SYSTEM_ERRORS}
-    found |= {text for text in texts_of(frozenset(MARKED)) if "{0}" not in text}
-    if optional:
-        found |= texts_of(frozenset(MAY_BE_TRANSLATED))
+    found |= texts_of(frozenset(MARKED | SHOWN))
+    found |= all_literals(only_sentences=not optional)
     from minigpt.generation.slash_commands import COMMANDS as SLASH
 
     found |= {command.help for command in SLASH.values()}
@@ -220,7 +285,7 @@ def write_anew(given: dict[str, str] | None = None) -> list[str]:
     from babel.messages.pofile import write_po
 
     known = (
-        {message.id: message.string for message in read() if message.id}
+        {message.id: message.string for message in read() if message.id and message.string}
         if (FOLDER / "zh.po").exists()
         else {}
     )

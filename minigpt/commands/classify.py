@@ -97,7 +97,7 @@ def main(options: Options) -> dict[str, Any]:
     if has_labels:
         report = report_of(labels, found, encoded)
         print_confusion(report)
-        command_line.show(f"loss {report.loss:.4f}  {report.shown()}")
+        print(say("loss {loss:.4f}  {report}", loss=report.loss, report=report.shown()))
         measured = {key.replace("val_", ""): value for key, value in report.metrics().items()}
         measured |= _calibration(labels, found, encoded)
     if encoded.n_cut:

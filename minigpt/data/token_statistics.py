@@ -173,11 +173,11 @@ def _note_unknown(
         lines.setdefault(character, conversation.line)
 
 
-# The name of a row is not the unit of "12 pairs", which has another word in Chinese.
+# `whole` makes this another text than the unit of "12 pairs", because the two are different words in Chinese.
 _ROWS = {
     "questions": Message("questions"),
     "answers": Message("answers"),
-    "pairs": Message("whole pairs"),
+    "pairs": Message("pairs{whole}", whole=""),
 }
 
 
