@@ -337,7 +337,11 @@ class _Quickstart:
                 "{error}: the time is raised from --minutes {before:g} to {after:g} for this data on this "
                 "machine, as busy as it is"
             )
-            values = {"error": translated(error.args[0]), "before": self.options.minutes, "after": self.minutes}
+            values = {
+                "error": translated(error.args[0]),
+                "before": self.options.minutes,
+                "after": self.minutes,
+            }
             _note(Message(text, **values))
             return self._train(*words)
 
