@@ -24,6 +24,7 @@ from rich.text import Text
 
 from minigpt.console.command_line import warn
 from minigpt.console.language import say, translated
+from minigpt.console.language import wrapped as lines_of
 from minigpt.errors import Message, printable
 
 __all__ = [
@@ -200,12 +201,20 @@ def _table(
         width = widths[index] if widths else None
         view.add_column(_text(translated(column)), justify=side, overflow="fold", width=width)
     for row in rows:
-        view.add_row(*map(_text, row))
+        view.add_row(*(_text(cell, widths[index] if widths else None) for index, cell in enumerate(row)))
     return view
 
 
-def _text(cell: object) -> Text:
-    return Text(printable(str(cell)))  # a Text, because rich would read `[red]` in a str as markup
+def _text(cell: object, width: int | None = None) -> Text:
+    """Return a Text, because rich would read `[red]` in a str as markup.
+
+    If it is wider than `width`, Chinese in it is wrapped: rich ends a line at a space, although there is room
+    for more characters.
+    """
+    text = printable(str(cell))
+    if width and not text.isascii() and cell_len(text) > width:
+        text = "\n".join(lines_of(text, width))
+    return Text(text)
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: int = 40) -> None:
