@@ -504,12 +504,12 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "doctor-healthy": ("doctor", {"small": False}, doctor_healthy),
     "scoring": ("evaluation", {}, scoring),
     "peft-speed": ("peft_speed", {"shape": "gpt2"}, peft_speed),
+    "look": ("look", {}, look),
     "masked-training": ("masked_lm", {}, masked_training),
     "masked-one": ("masked_lm", {}, masked_one),
     "masked-two": ("masked_lm", {}, masked_two),
     "masked-span": ("masked_lm", {}, masked_span),
     "fuzz": ("fuzz", {}, fuzz),
-    "look": ("look", {}, look),
 }
 
 

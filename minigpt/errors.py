@@ -162,7 +162,7 @@ def _check_number(name: str, value: object, low: float, high: float, advice: str
     kind = Message("" if is_number else "a whole number " if is_whole else "a number ")
     first, last = (f"{end}" if is_whole else f"{end:g}" for end in (low, high))
     text = "{name} must be {kind}from {first} to {last}{hint}: got {name}={value}"
-    hint = f" ({advice})" if advice else ""
+    hint = Message(" ({advice})", advice=Message(advice)) if advice else ""
     raise InputError(
         Message(text, name=name, kind=kind, first=first, last=last, hint=hint, value=shown(value))
     )

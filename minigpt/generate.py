@@ -319,8 +319,9 @@ def _warn_of_unknown(asked: "QuestionAnswering", questions: list[str]) -> None:
     characters = list(dict.fromkeys(character for some in unknown for character in some))
     if characters:
         shown = " ".join(map(repr, characters[:20])) + (" ..." if len(characters) > 20 else "")
-        where = f"; in {sum(map(bool, unknown))} of {len(unknown)} questions" if len(unknown) > 1 else ""
-        warn(f"not in the vocabulary, {asked.tokenizer.unknown_read_as}: {shown}{where}")
+        if len(unknown) > 1:
+            shown = f"{shown}; in {sum(map(bool, unknown))} of {len(unknown)} questions"
+        warn(f"not in the vocabulary, {asked.tokenizer.unknown_read_as}: {shown}")
 
 
 # -- one answer, shown while it is generated ----------------------------------------------------------------

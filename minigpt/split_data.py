@@ -83,10 +83,10 @@ def divide(options: Options, conversations: "list[Conversation]", report: "ReadR
     if split.on_both_sides:
         (exchange, times), count = split.on_both_sides[0], len(split.on_both_sides)
         shown = shortened(exchange.question)
-        several = "questions" if count > 1 else "question"
-        print(
-            f"still on both sides, since very many conversations share them: {count:,} {several} with the "
-            f"same answers, the most frequent in {times:,} conversations of val.jsonl: {shown}"
+        command_line.show(
+            "still on both sides, since very many conversations share them: "
+            f"{count:,} {'questions' if count > 1 else 'question'} with the same answers, the most frequent "
+            f"in {times:,} conversations of val.jsonl: {shown}"
         )
     return {**manifest, "output_dir": str(folder)}
 

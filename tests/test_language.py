@@ -42,13 +42,39 @@ NAMES = {
     "max_length",
     "{error}; {remedy}",
     "{name} {value} ({how})",
+    " ({advice})",
 }  # the same in both languages
-EVALUATIONS = ("evaluate.py", "compare.py")  # of commands/
-# their constants and f-strings are translated, if the catalogue has them
-MAY_BE_TRANSLATED = {"InputError", "BadLine", "BadValue", "_DamageError", "Stopped", "warn", "note"}
+EVALUATIONS = ("commands/evaluate.py", "commands/compare.py")
+# The first argument of these may be an f-string: it is recognised by its fixed parts where it is shown.
+SHOWN = {"show", "InputError", "BadLine", "BadValue", "_DamageError", "Stopped", "warn", "note"}
+# What these get is for programmers, or is no text. `split` makes a list of names.
+ENGLISH = {
+    "ValueError", "TypeError", "KeyError", "IndexError", "RuntimeError", "AssertionError", "AttributeError",
+    "NotImplementedError", "RequestError", "compile", "split", "filterwarnings",
+}  # fmt: skip
+# Their words are in tables of both languages, belong to a page or a report, or are read by a model.
+OWN_WORDS = (
+    "lens/", "reference/", "commands/doctor.py", "commands/evaluate.py", "commands/compare.py",
+    "evaluation/words.py", "evaluation/report.py", "evaluation/comparison.py", "evaluation/model_card.py",
+    "evaluation/perturbations.py", "evaluation/prompts.py",
+)  # fmt: skip
+_FOUR_WORDS = re.compile(r"(?<![\w\\-])[a-z']+(?: [a-z']+){3}")
+_COMMON_WORD = re.compile(
+    r"\b(a|and|are|as|at|be|by|for|from|has|in|is|it|its|no|not|of|on|or|that|the|to|with)\b"
+)
 
 
 # -- what the code says ------------------------------------------------------------------------------------
+
+
+@functools.cache
+def package() -> dict[str, ast.Module]:
+    """The package's files, relative to its folder, and what they consist of."""
+    folder = ROOT / "minigpt"
+    return {
+        path.relative_to(folder).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted(folder.rglob("*.py"))
+    }
 
 
 @functools.cache
@@ -109,8 +135,8 @@ def f_strings(node: ast.expr, names: dict[str, list[str]]) -> list[str]:
             return ["\0"]
 
 
-def marked(tree: ast.AST, functions: set[str]) -> Iterator[str]:
-    """The texts that a file gives to these functions; of tables, the columns' names, too."""
+def given(tree: ast.AST, functions: set[str]) -> Iterator[tuple[str, str]]:
+    """The functions that a file calls, each with a text that it gets; of tables, the columns' names, too."""
     scopes: list[ast.AST] = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
     for scope in [*scopes, tree]:
         inside = list(ast.walk(scope))
@@ -125,31 +151,81 @@ def marked(tree: ast.AST, functions: set[str]) -> Iterator[str]:
                 node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             )
             if function in functions:
-                yield from constants(node.args[0], names)
-                if function in ("table", "show_table") and len(node.args) > 1:
-                    yield from constants(node.args[1], names)
+                is_table = function in ("table", "show_table")
+                for argument in node.args[: 2 if is_table else 1]:
+                    yield from ((function, text) for text in constants(argument, names))
 
 
 @functools.cache
-def texts_of(functions: frozenset[str]) -> frozenset[str]:
-    """The texts that the package gives to these functions."""
-    found: set[str] = set()
-    for path in (ROOT / "minigpt").rglob("*.py"):
+def texts_of(*functions: str) -> frozenset[str]:
+    """The texts that the package gives to these functions; without a name: to all of MARKED and SHOWN."""
+    return frozenset(text for function, text in _given() if function in functions or not functions)
+
+
+@functools.cache
+def _given() -> frozenset[tuple[str, str]]:
+    found: set[tuple[str, str]] = set()
+    for name, tree in package().items():
         # the words of the lens and of evaluations are in their own words.py
-        own = {"say"} if path.parent.name in ("lens", "evaluation") or path.name in EVALUATIONS else set()
-        source = path.read_text(encoding="utf-8")
-        if re.search(rf"\b({'|'.join(functions - own)})\(", source):
-            found |= {*marked(ast.parse(source), {*functions - own})}
+        own = {"say"} if name.startswith(("lens/", "evaluation/", *EVALUATIONS)) else set()
+        found |= {*given(tree, (MARKED | SHOWN) - own)}
+    return frozenset(found)
+
+
+def literals(node: ast.AST, skipped: set[str]) -> Iterator[str]:
+    """The strings and f-strings of a piece of code, but docstrings, annotations and what `skipped` get."""
+    parts: list[ast.AST]
+    match node:
+        case ast.Assert() | ast.Expr(value=ast.Constant()):
+            return
+        case ast.Call(func=ast.Name(id=name) | ast.Attribute(attr=name)) if name in skipped:
+            return
+        case ast.AnnAssign(value=value):
+            parts = [] if value is None else [value]
+        case ast.FunctionDef(body=body):
+            parts = [*body]
+        case ast.Constant(value=str()):
+            yield from constants(node, {})
+            return
+        case ast.JoinedStr(values=values):
+            yield from constants(node, {})
+            parts = [each for each in values if not isinstance(each, ast.Constant)]
+        case ast.BinOp(op=ast.Add()):
+            yield from constants(node, {})
+            parts = [node.left, node.right]
+        case _:
+            parts = list(ast.iter_child_nodes(node))
+    for part in parts:
+        yield from literals(part, skipped)
+
+
+def is_sentence(text: str) -> bool:
+    return bool(_FOUR_WORDS.search(text) and _COMMON_WORD.search(text)) and not text.startswith("{%")
+
+
+@functools.cache
+def all_literals(only_sentences: bool) -> frozenset[str]:
+    """The texts of the package; or the sentences, but those of OWN_WORDS and for programmers."""
+    found: set[str] = set()
+    for name, tree in package().items():
+        if not only_sentences:
+            found |= {*literals(tree, set())}
+        elif not name.startswith(OWN_WORDS):
+            skipped = ENGLISH | ({"say"} if name.startswith("evaluation/") else set())
+            found |= {*filter(is_sentence, literals(tree, skipped))}
     return frozenset(found)
 
 
 @functools.cache
 def strings(optional: bool = False) -> frozenset[str]:
-    """The texts that must have a translation; with `optional`, also those that may have one."""
+    """The texts that must have a translation; with `optional`, also those that may have one.
+
+    A text that is shown must have one, and a text of four words in a row anywhere in the package, because it
+    becomes a part of a message.
+    """
     found = help_strings() | {os.strerror(number) for number in language.SYSTEM_ERRORS}
-    found |= {text for text in texts_of(frozenset(MARKED)) if "{0}" not in text}
-    if optional:
-        found |= texts_of(frozenset(MAY_BE_TRANSLATED))
+    found |= texts_of()
+    found |= all_literals(only_sentences=not optional)
     from minigpt.generation.slash_commands import COMMANDS as SLASH
 
     found |= {command.help for command in SLASH.values()}
@@ -182,13 +258,25 @@ def test_no_translation_is_stale() -> None:
     assert sorted(catalogue().keys() - strings(optional=True)) == []
 
 
+def test_nothing_is_printed_past_the_catalogue() -> None:
+    """What `print` gets is translated by `say` or `translated` before; `show` does both."""
+    for name, tree in package().items():
+        if name.startswith("reference/"):  # programs to read and to run alone
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "print" and node.args:
+                for text in constants(node.args[0], {}):
+                    assert not re.search("[a-z]{2,} [a-z]{2,}", text), f"{name}:{node.lineno}: {text}"
+
+
 def test_translations_are_chinese_with_the_same_fields() -> None:
-    messages = texts_of(frozenset(("Message", "say")))
+    messages = texts_of("Message", "say")
     for text, chinese in catalogue().items():
+        assert "{0}" not in text or "}{" not in text, f"where does the first value of {text!r} end?"
         assert re.search("[\u4e00-\u9fff]", chinese) or text in NAMES, text
         if text in messages:
             assert fields(text) >= fields(chinese), text
-            assert fields(text) - fields(chinese) <= {"several"}, text
+            assert fields(text) - fields(chinese) <= {"several", "whole"}, text
         assert (text[:1] == "\n", text[-1:] == "\n") == (chinese[:1] == "\n", chinese[-1:] == "\n")
         flags = re.findall(r"--\w+|`[^`]+`", text)
         assert all(flag in chinese for flag in flags), f"{flags} in {chinese}"
@@ -213,18 +301,18 @@ def read() -> Any:
         return read_po(file, locale="zh_CN")
 
 
-def write_anew(given: dict[str, str] | None = None) -> list[str]:
+def write_anew(more: dict[str, str] | None = None) -> list[str]:
     """Bring the catalogue up to date. Return the texts that have no translation."""
     from babel.messages import Catalog
     from babel.messages.mofile import write_mo
     from babel.messages.pofile import write_po
 
     known = (
-        {message.id: message.string for message in read() if message.id}
+        {message.id: message.string for message in read() if message.id and message.string}
         if (FOLDER / "zh.po").exists()
         else {}
     )
-    known |= given or {}
+    known |= more or {}
     date = datetime(2026, 1, 1, tzinfo=UTC)  # a date of today would change the file for nothing
     header = "# The terminal's messages in Chinese: python tests/test_language.py keeps this file up to date."
     entries = Catalog(
@@ -301,6 +389,24 @@ def test_a_text_with_its_values_is_recognised(chinese: None) -> None:
     assert "量化" in shown
     for endless in ("a: " * 5000, "x holds " * 5000 + "y", "x is y: " * 5000):
         assert len(language.translated(endless)) > 5000
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a.txt is empty; training failed", "a.txt 是空的；训练失败"),  # two messages that were joined
+        ("nobody says it; nor this", "nobody says it; nor this"),
+    ],
+)
+def test_joined_messages_are_recognised(chinese: None, text: str, shown: str) -> None:
+    assert language.translated(text) == shown
+
+
+def test_the_doctors_numbers_have_chinese_names() -> None:
+    names = runpy.run_path(str(path_of("doctor")), run_name="options")["_LABELS"]["zh"]["numbers"]
+    texts = (ROOT / "minigpt/diagnosis/findings.toml").read_text(encoding="utf-8")
+    numbers = {*re.findall(r"{(\w+):", texts)} - {"dropout"}
+    assert sorted(numbers - names.keys()) == []
 
 
 def test_what_has_no_translation_stays_as_it_is(chinese: None) -> None:
@@ -389,6 +495,71 @@ def test_tables_and_progress_are_translated(
     with ProgressLine("training", 10) as line:
         line.update(3, Message("{count:,} tokens of {what}", count=1, what="x"), force=True)
     assert "训练" in capsys.readouterr().err
+
+
+NUMBERS = r"[-+<>~*]?[\d.,:×x%/]+"
+# What stays: paths, options and their values, fields of a configuration, parts of a model, quoted names.
+STAYS = re.compile(
+    rf"\S*[/_.=]\S*|[a-z]+(?:-[a-z]+)+|--\w+|`[^`]*`|'[^']*'|<\w+>|{NUMBERS}\w*|^\$? ?minigpt .*|minigpt \w+",
+    re.MULTILINE,
+)
+UNITS = {"GFLOP", "GiB", "MiB", "KiB", "min", "nat", "ms", "ns"}
+PRODUCTS = {
+    "AVX", "AMX", "VNNI", "BF", "CPython", "CUDA", "GPU", "HTML", "JSON", "LayerNorm", "OpenMP", "minigpt",
+    "python", "torch",
+}  # fmt: skip
+OPTIONS = {"cpu", "precision", "auto", "float", "bfloat", "int", "qa", "norm", "NAME"}
+
+
+def english_words(text: str) -> set[str]:
+    """The English words of an output, but names of files, options, units and products."""
+    return {*re.findall("[A-Za-z]{2,}", STAYS.sub(" ", text))} - UNITS - PRODUCTS - OPTIONS
+
+
+def test_english_words_are_found() -> None:
+    assert english_words("完成：3 步，用时 0.1 s：out/best, done in 3 min") == {"done", "in"}
+
+
+def test_commands_print_no_english(
+    run_command: RunCommand, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """What a class sees: from the data to a trained model, and what is made of it."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LANG", "zh_CN.UTF-8")
+    for name in ("LC_ALL", "LC_MESSAGES"):
+        monkeypatch.delenv(name, raising=False)
+    pairs = [{"question": f"{a}加{b}得几？", "answer": f"得{a + b}。"} for a in range(6) for b in range(6)]
+    pairs += [pairs[0], {"question": "一加一得几？", "answer": "得二。"}, {"question": "谁？"}]
+    lines = "\n".join(json.dumps(pair, ensure_ascii=False) for pair in pairs)
+    Path("data.jsonl").write_text(lines, encoding="utf-8")
+    model = "--n_layer 1 --n_head 1 --n_embd 8 --max_steps 2 --output 甲"
+    used = {"stats": 40, "doctor": 40}  # command -> columns of its terminal
+    for command in (
+        "vocab --data data.jsonl --output vocab.json",
+        "split --input data.jsonl --train_ratio 0.8",
+        "stats --train_data train.jsonl --vocab_path vocab.json --max_length 16",
+        f"train --train_data train.jsonl --val_data val.jsonl --vocab_path vocab.json {model}",
+        f"train --train_data train.jsonl --val_data val.jsonl --vocab_path vocab.json {model} --resume",
+        "quantize --model 甲/best --output 甲/small",
+        "convert --model 甲/best --output page.html",
+        "plot 甲",
+        "doctor 甲 --no_deep",
+        "experiment",
+        "env",
+    ):
+        verb, *flags = command.split()
+        columns = used.get(verb, 80)
+        monkeypatch.setenv("COLUMNS", str(columns))
+        result = run_command(verb, *flags)
+        assert result.code == (2 if "--resume" in flags else 0), result.err
+        text = result.out + result.err
+        if verb == "env":  # elsewhere are names of packages and of this machine's parts
+            text = "\n".join(line for line in text.splitlines() if line.startswith(("核数", "内存")))
+        assert english_words(text) == set(), text
+        assert re.search("[\u4e00-\u9fff]", text), command
+        rows = [line for line in text.splitlines() if line[:1] in "┏┃┡│└"]
+        assert len({language.columns(line) for line in rows} - {0}) <= text.count("┏"), "a table is crooked"
+        assert all(language.columns(line) <= columns for line in rows)
 
 
 if __name__ == "__main__":

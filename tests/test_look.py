@@ -86,7 +86,7 @@ def test_every_view_in_the_terminal_as_json_and_as_a_page(
     assert result.code == 0, result.err
     *shown, last = result.out.splitlines()
     assert json.loads(last)["view"] == view
-    assert shown[-1].startswith("图: ")
+    assert shown[-1].startswith("图：")
     assert max(map(cell_len, shown[:-1])) <= 60
     assert "<table>" in (tmp_path / "page.html").read_text(encoding="utf-8")
 

@@ -497,3 +497,14 @@ def test_an_error_is_one_line_whatever_it_quotes() -> None:
     assert str(InputError("a.txt:\n  Couldn't read\r\nit\n")) == "a.txt: Couldn't read it"
     assert len(str(InputError("a" * 10**6))) <= 3000
     assert str(InputError("two  blanks stay")) == "two  blanks stay"
+
+
+def test_chinese_in_a_cell_fills_its_lines() -> None:
+    """A space within Chinese is as good a place to end a line as any other."""
+    text = table_text(
+        "", ("", ""), [("n_layer", "12 种形状里，每个参数读得到 2 个词元的最大的一种")], width=40
+    )
+    assert [line[9:] for line in text.splitlines()[1:]] == [
+        "12 种形状里，每个参数读得到 2",  # 29 of 40 - 9 columns; a space and one more character would be 32
+        "个词元的最大的一种",
+    ]

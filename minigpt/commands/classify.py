@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from minigpt.console import command_line
+from minigpt.console.language import say
 from minigpt.errors import InputError
 from minigpt.storage.json_files import json_text
 
@@ -96,7 +97,7 @@ def main(options: Options) -> dict[str, Any]:
     if has_labels:
         report = report_of(labels, found, encoded)
         print_confusion(report)
-        print(f"loss {report.loss:.4f}  {report.shown()}")
+        print(say("loss {loss:.4f}  {report}", loss=report.loss, report=report.shown()))
         measured = {key.replace("val_", ""): value for key, value in report.metrics().items()}
         measured |= _calibration(labels, found, encoded)
     if encoded.n_cut:
@@ -104,7 +105,7 @@ def main(options: Options) -> dict[str, Any]:
     if options.output is not None:
         lines = "".join(json_text(each) + "\n" for each in results)
         atomic_write(options.output, lines)
-        print(f"{len(results):,} labelled texts are in {options.output}")
+        command_line.show(f"{len(results):,} labelled texts are in {options.output}")
     kept = {} if options.output is not None else {"results": results}
     return {"texts": len(texts), "skipped": skipped, "cut": encoded.n_cut, **measured, **kept}
 
@@ -153,7 +154,7 @@ def _show(results: list[dict[str, Any]], labels: "Labels") -> None:
             rows.append([short, f"{each['value']:.4g}"])
         elif kind == "multi_label_classification":
             chosen = [f"{name} {each['probabilities'][name]:.2f}" for name in each["labels"]]
-            rows.append([short, ", ".join(chosen) or "none"])
+            rows.append([short, ", ".join(chosen) or say("none")])
         else:
             rows.append([short, each["label"], f"{each['score']:.4f}"])
     columns = ("text", "label", "probability") if kind.startswith("single") else ("text", "result")
@@ -166,7 +167,7 @@ def _calibration(labels: "Labels", found: "Matrix", encoded: "EncodedTexts") -> 
     if labels.problem_type != "single_label_classification":
         return {}
     error = calibration_error(found, encoded.labels)
-    print(f"expected calibration error {error:.4f}")
+    command_line.show(f"expected calibration error {error:.4f}")
     return {"calibration_error": error}
 
 

@@ -80,9 +80,11 @@ def main(options: Options) -> dict[str, Any]:
     else:
         files = _write_onnx_folder(output, model_folder(folder), model, tokenizer, ours)
     size = sum(one.stat().st_size for one in files)
-    print(f"{output} written: {model.config.parameter_count():,} parameters as {dtype}, {size:,} bytes")
+    command_line.show(
+        f"{output} written: {model.config.parameter_count():,} parameters as {dtype}, {size:,} bytes"
+    )
     if kind == "html":
-        print("open it in a browser: double-click it, or send it to a phone")
+        command_line.show("open it in a browser: double-click it, or send it to a phone")
     for note in notes:
         warn(note)
     return {"output": str(output), "format": kind, "dtype": dtype, "bytes": size, "notes": notes}

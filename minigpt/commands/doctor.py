@@ -43,6 +43,7 @@ _LABELS: dict[str, dict[str, Any]] = {
         "try": "Try: ",
         "unknown": "unknown",
         "saved": "{file}: {points} points of a reference curve",
+        "numbers": {},
     },
     "zh": {
         "title": "{run}：第 {steps} 步，共 {total} 步",
@@ -51,6 +52,61 @@ _LABELS: dict[str, dict[str, Any]] = {
         "try": "建议：",
         "unknown": "未知",
         "saved": "{file}：参考曲线，{points} 个点",
+        "numbers": {
+            "after": "之后",
+            "answers": "回答",
+            "before": "之前",
+            "checks": "检查",
+            "clipped_ratio_first": "起初未结束",
+            "clipped_ratio_last": "最后未结束",
+            "completion_length_first": "起初长度",
+            "completion_length_last": "最后长度",
+            "count": "个数",
+            "decay": "权重衰减",
+            "end": "结束符",
+            "enough": "足够",
+            "error": "误差",
+            "exact_match_first": "起初答对",
+            "exact_match_last": "最后答对",
+            "examples": "样本",
+            "expected": "预期",
+            "gap": "差距",
+            "largest": "最大",
+            "last": "最后",
+            "limit": "上限",
+            "lines": "行数",
+            "loss": "损失",
+            "low": "低点",
+            "minimum": "最低",
+            "moved": "移动",
+            "norm": "范数",
+            "other": "别的",
+            "own": "自己的",
+            "pairs": "对数",
+            "parameters": "参数",
+            "peak": "最高",
+            "questions": "问题",
+            "rate": "学习率",
+            "reference": "参考",
+            "reward": "奖励",
+            "reward_first": "起初奖励",
+            "reward_last": "最后奖励",
+            "share": "占比",
+            "start": "起点",
+            "step": "第几步",
+            "steps": "步数",
+            "targets": "目标词元",
+            "times": "倍数",
+            "tokens": "词元",
+            "total": "总步数",
+            "train": "训练",
+            "uniform": "乱猜",
+            "unigram": "词频",
+            "usual": "平常",
+            "val": "验证",
+            "vocab": "词表",
+            "warmup": "预热",
+        },
     },
 }
 
@@ -89,7 +145,10 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
     from minigpt.errors import printable
 
     labels = _LABELS[language]
-    rows = [(labels["levels"][found.level], found.code, _numbers(found.numbers)) for found in findings]
+    rows = [
+        (labels["levels"][found.level], found.code, _numbers(found.numbers, labels["numbers"]))
+        for found in findings
+    ]
     print(printable(title))  # printed separately, because a title of a table is wrapped to the table's width
     table("", labels["columns"], rows)
     for found in findings:
@@ -100,9 +159,9 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
             print(printable(f"    {command}"))
 
 
-def _numbers(numbers: dict[str, Any]) -> str:
+def _numbers(numbers: dict[str, Any], names: dict[str, str]) -> str:
     """Return the numbers of a finding, for a cell of the table. Values that are texts are left out."""
-    shown = {name: value for name, value in numbers.items() if not isinstance(value, str)}
+    shown = {names.get(key, key): value for key, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
         for name, value in shown.items()

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from minigpt.console import command_line
+from minigpt.console.language import columns, translated
 from minigpt.errors import printable
 
 
@@ -24,10 +25,10 @@ def main(options: Options) -> dict[str, Any]:
     from minigpt.diagnosis.installation import facts
 
     found = facts()
-    lines = [line for fact in found for line in fact.lines.items()]
-    width = max(len(label) for label, _ in lines)
+    lines = [(translated(label), translated(text)) for fact in found for label, text in fact.lines.items()]
+    width = max(columns(label) for label, _ in lines)
     for label, text in lines:
-        print(printable(f"{label:<{width}}  {text}"))
+        print(printable(f"{label}{' ' * (width - columns(label))}  {text}"))
     return {fact.name: fact.data for fact in found}
 
 

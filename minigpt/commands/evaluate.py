@@ -249,7 +249,7 @@ def show_rows(title: str, rows: "Sequence[Row]", say: "Say | None" = None) -> No
     from minigpt.console.terminal import shortened, table
     from minigpt.evaluation.words import speaker
 
-    say = say or speaker()
+    say = say or speaker(languages.language())
     cells = [[mark, *(shortened(text, 60) for text in texts)] for mark, *texts in rows]
     table(title, [*map(say, ("", "question", "expected", "given"))], cells)
 

@@ -14,7 +14,7 @@ from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
 from minigpt.console.language import chosen_language
 from minigpt.data.field_names import DataOptions
-from minigpt.errors import InputError, unknown_name
+from minigpt.errors import InputError, Message, unknown_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def main(options: Options) -> dict[str, Any]:
     print(printable_lines(in_terminal(result, language, width)))
     if options.plot is not None:
         write_picture([result], options.plot, language)
-        print({"en": "picture", "zh": "图"}[language] + f": {options.plot}")
+        command_line.show(Message("picture: {path}", path=options.plot))
     return result.as_dict()
 
 

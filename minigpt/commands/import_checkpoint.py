@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
+from minigpt.console.language import translated
 from minigpt.errors import InputError
 
 
@@ -61,10 +62,12 @@ def main(options: Options) -> dict[str, Any]:
         name: getattr(config, name) for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size")
     }
     seen = f" of {found.step}" if found.step else ""
-    print(f"{options.checkpoint}, as {found.origin} writes it: {config.parameter_count():,} parameters{seen}")
+    command_line.show(
+        f"{options.checkpoint}, as {found.origin} writes it: {config.parameter_count():,} parameters{seen}"
+    )
     print("  " + "  ".join(f"{name}={value}" for name, value in sizes.items()) + f"  bias={config.bias}")
-    print(f"  gelu={config.gelu}{' (--gelu says another)' if options.gelu == 'auto' else ''}")
-    print(f"{output} written; ask it with: minigpt generate --model {output}")
+    print(f"  gelu={config.gelu}" + translated(" (--gelu says another)" if options.gelu == "auto" else ""))
+    command_line.show(f"{output} written; ask it with: minigpt generate --model {output}")
     number = found.step.rpartition(" ")[2]
     return {
         "output": str(output),

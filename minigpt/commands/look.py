@@ -33,12 +33,11 @@ from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
 from minigpt.console.language import chosen_language
 from minigpt.data.field_names import DataOptions
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.generation.loading import load_to_answer, require_model
 from minigpt.generation.options import GenerationOptions
 
 if TYPE_CHECKING:
-    from minigpt.console.language import Language
     from minigpt.data.conversation import Conversation
     from minigpt.families.registry import LanguageModel
     from minigpt.generation.generation_config import PromptFormat
@@ -211,7 +210,7 @@ def main(options: Options) -> dict[str, Any]:
         options = replace(options, text=_beginning(options.file, options.encoding), file=None)
     language = chosen_language(options.language)
     if options.output is not None:
-        return _write_page(options, options.output, language)
+        return _write_page(options, options.output)
     if options.plot is not None:
         from minigpt.lens.pictures import check_picture
 
@@ -226,7 +225,7 @@ def main(options: Options) -> dict[str, Any]:
         from minigpt.lens.pictures import write_picture
 
         write_picture(list(views.values()), options.plot, language)
-        print({"en": "picture", "zh": "图"}[language] + f": {options.plot}")
+        command_line.show(Message("picture: {path}", path=options.plot))
     if options.view == "all":
         return {"view": "all", **{name: view.as_dict() for name, view in views.items()}}
     return {"view": options.view, **views[options.view].as_dict()}
@@ -260,7 +259,7 @@ def _warn_of_unknown(options: Options, tokenizer: "AnyTokenizer") -> None:
         command_line.warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(unknown)}")
 
 
-def _write_page(options: Options, path: Path, language: "Language") -> dict[str, Any]:
+def _write_page(options: Options, path: Path) -> dict[str, Any]:
     """Write an HTML page that contains the whole model and shows the model's answer to the question."""
     from minigpt.lens.live import LiveView, Opened, write_live_page
     from minigpt.lens.pictures import check_picture
@@ -281,12 +280,7 @@ def _write_page(options: Options, path: Path, language: "Language") -> dict[str,
     for note in notes:
         command_line.warn(note)
     size = path.stat().st_size
-    print(
-        {
-            "en": f"page: {path}, {size:,} bytes; open it in a browser",
-            "zh": f"网页：{path}，{size:,} 字节；用浏览器打开",
-        }[language]
-    )
+    command_line.show(f"page: {path}, {size:,} bytes; open it in a browser")
     return {"view": options.view, "output": str(path), "bytes": size, "notes": notes}
 
 

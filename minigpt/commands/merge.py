@@ -56,8 +56,8 @@ def main(options: Options) -> dict[str, Any]:
         config["tie_word_embeddings"] = is_tied
     config = with_training_facts(config, folder, adapter)
     write_derived(folder, options.output, config, lambda goal: save_pretrained(model, goal))
-    shown = "" if rank is None else f"rank {rank}, "
-    print(f"{options.output}: {adapter} ({shown}{layers} layers) merged into {folder}, in {dtype}")
+    counted = f"{layers} layers" if rank is None else f"rank {rank}, {layers} layers"
+    command_line.show(f"{options.output}: {adapter} ({counted}) merged into {folder}, in {dtype}")
     return {"output": options.output, "rank": rank, "layers": layers, "dtype": dtype}
 
 

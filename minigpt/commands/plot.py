@@ -14,7 +14,7 @@ from typing import Any
 from minigpt.console import command_line
 from minigpt.console.flags import POSITIONAL
 from minigpt.console.language import chosen_language
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def main(options: Options) -> dict[str, Any]:
     print(printable_lines(in_terminal(runs, language, shutil.get_terminal_size().columns)))
     if options.output is not None:
         write_picture([runs], options.output, language)
-        print({"en": "picture", "zh": "图"}[language] + f": {options.output}")
+        command_line.show(Message("picture: {path}", path=options.output))
     return runs.as_dict()
 
 

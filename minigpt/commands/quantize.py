@@ -72,7 +72,7 @@ def main(options: Options) -> dict[str, Any]:
     config = with_training_facts(config, folder)
     write_derived(folder, options.output, config, write)
     before, after = _size(folder), _size(options.output)
-    print(
+    command_line.show(
         f"{options.output}: {after:,} bytes of weights in {options.precision}, {after / before:.0%} of "
         f"{folder}'s {before:,}"
     )

@@ -175,7 +175,7 @@ class _Quickstart:
             if is_needed:
                 raise
             self.commands.pop()
-            print(say("not divided: {error}", error=error.args[0]))
+            print(say("not divided: {error}", error=translated(error.args[0])))
             return None
 
     def _text(self, opened: "DataFile | None") -> tuple[Any, ...]:
@@ -210,7 +210,7 @@ class _Quickstart:
             sources = decode_sources(sources, Path(folder), reading, opened)
             counted = _Counted(read_sources(sources, options.strict, options=reading))
         for line in counted.lines(options.file):
-            print(line)
+            command_line.show(line)
         if suffix_of(options.file) in _OF_RECORDS and not options.text_field:
             text = (
                 "{file} is read as text; if it holds questions and answers, name their columns: "
@@ -338,7 +338,11 @@ class _Quickstart:
                 "{error}: the time is raised from --minutes {before:g} to {after:g} for this data on this "
                 "machine, as busy as it is"
             )
-            values = {"error": error.args[0], "before": self.options.minutes, "after": self.minutes}
+            values = {
+                "error": translated(error.args[0]),
+                "before": self.options.minutes,
+                "after": self.minutes,
+            }
             _note(Message(text, **values))
             return self._train(*words)
 

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Literal, NoReturn, TextIO, TypeVar
 
 from minigpt.console.flags import help_text, parse
 from minigpt.console.language import language_of, say, set_language, translated
-from minigpt.errors import InputError, Message, check_ranges, one_line, printable_json
+from minigpt.errors import InputError, Message, check_ranges, one_line, printable, printable_json
 
 __all__ = [
     "CarefulImport",
@@ -46,6 +46,7 @@ __all__ = [
     "patient_signals",
     "remembered_signals",
     "run",
+    "show",
     "stop_signals",
     "warn",
 ]
@@ -97,6 +98,11 @@ Options = TypeVar("Options", bound=CommandOptions)
 Given = TypeVar("Given")
 
 
+def show(text: str) -> None:
+    """Print a line of a result on stdout, in the language of this process. `text` may be an f-string."""
+    print(printable(translated(text)), flush=True)
+
+
 def warn(text: str) -> None:
     """Print a warning as one line on stderr, because stdout is for results."""
     print(one_line(say("warning: {text}", text=translated(text))), file=sys.stderr)
@@ -113,7 +119,7 @@ def _warnings_in_one_line() -> Iterator[None]:
     """Inside the context, print minigpt's own Python warnings with `warn`, and other warnings as usual."""
     before = warnings.showwarning
 
-    def show(
+    def show_warning(
         message: Warning | str,
         category: type[Warning],
         filename: str,
@@ -126,7 +132,7 @@ def _warnings_in_one_line() -> Iterator[None]:
         else:
             before(message, category, filename, lineno, file, line)
 
-    warnings.showwarning = show
+    warnings.showwarning = show_warning
     try:
         yield
     finally:

@@ -92,7 +92,8 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 4) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    A value of several words, or the text after ": ", is translated in the same way, down to `depth` levels.
+    A value of several words, the text after ": ", and both sides of "; " are translated in the same way, down to
+    `depth` levels.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -103,6 +104,10 @@ def _recognised(text: str, depth: int = 4) -> str:
             return chinese.format(
                 *(_recognised(value, depth - 1) if " " in value else value for value in values)
             )
+    first, semicolon, second = text.partition("; ")
+    if semicolon:
+        parts = _recognised(first, depth - 1), _recognised(second, depth - 1)
+        return "；".join(parts) if parts != (first, second) else text
     where, colon, what = text.partition(": ")
     return where + colon + _recognised(what, depth - 1) if what else text
 

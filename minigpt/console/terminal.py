@@ -24,7 +24,8 @@ from rich.text import Text
 
 from minigpt.console.command_line import warn
 from minigpt.console.language import say, translated
-from minigpt.errors import printable
+from minigpt.console.language import wrapped as lines_of
+from minigpt.errors import Message, printable
 
 __all__ = [
     "ProgressLine", "histogram", "note", "seconds", "shortened", "table", "table_text", "warn", "wrapped",
@@ -82,9 +83,12 @@ def table(
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right.
 
+    Title, names of columns, and cells that are Messages are translated.
+
     On a narrow terminal, or if a word or a number would otherwise be broken, `table_text` makes the table.
     """
     console = _Console(highlight=False)
+    rows = _translated(rows)
     cells = _printable(columns, rows)
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     room = console.width - 3 * len(least) - 1
@@ -107,6 +111,7 @@ def table_text(
     still too wide, it becomes a list: a paragraph for each row, with a line "name: value" for each column.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
+    rows = _translated(rows)
     cells = _printable(columns, rows)
     least = [max(map(_longest_word, column)) for column in zip(*cells)]
     with console.capture() as captured:
@@ -136,6 +141,11 @@ def wrapped(text: str, width: int) -> str:
     with console.capture() as captured:
         console.print(_text(text))
     return captured.get().rstrip("\n")
+
+
+def _translated(rows: Sequence[Sequence[object]]) -> list[list[object]]:
+    """Translate the cells that are Messages. Other cells may be names or texts of the user."""
+    return [[translated(cell) if isinstance(cell, Message) else cell for cell in row] for row in rows]
 
 
 def _printable(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> list[list[str]]:
@@ -194,12 +204,20 @@ def _table(
         width = widths[index] if widths else None
         view.add_column(_text(translated(column)), justify=side, overflow="fold", width=width)
     for row in rows:
-        view.add_row(*map(_text, row))
+        view.add_row(*(_text(cell, widths[index] if widths else None) for index, cell in enumerate(row)))
     return view
 
 
-def _text(cell: object) -> Text:
-    return Text(printable(str(cell)))  # a Text, because rich would read `[red]` in a str as markup
+def _text(cell: object, width: int | None = None) -> Text:
+    """Return a Text, because rich would read `[red]` in a str as markup.
+
+    If it is wider than `width`, Chinese in it is wrapped: rich ends a line at a space, although there is room
+    for more characters.
+    """
+    text = printable(str(cell))
+    if width and not text.isascii() and cell_len(text) > width:
+        text = "\n".join(lines_of(text, width))
+    return Text(text)
 
 
 def histogram(title: str, labels: Sequence[str], counts: Sequence[int], width: int = 40) -> None:

@@ -127,7 +127,7 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
     names = {each.name for each in messages}
     is_faq = layout in _UNTIMED and all(_plain_name(name) in (*_ASK, *_REPLY) for name in names)
     divided, rule = _divided(messages, layout in _TIMED, is_faq)
-    as_text = f"; as plain text: {advised('train --text', path, encoding)}"
+    as_text = f"as plain text: {advised('train --text', path, encoding)}"
     return _chat_log(divided, rule, is_faq, path, speaker, as_text)
 
 
@@ -142,10 +142,12 @@ def _chat_log(
         for part, turns in _parts(whole, answering, is_faq)
     ]
     others = [name for name, _ in counts.most_common() if name not in answering]
-    swap = f"; another one: --speaker {others[0]!r}" if others and not is_faq else ""
+    if others and not is_faq:
+        why = f"{why}; another one: --speaker {others[0]!r}"
+    rule = "; ".join(filter(None, (rule, as_text)))
     note = (
         f"{path}: a chat log, {counts.total():,} messages of {len(counts):,} speakers: the answers are those "
-        f"of {', '.join(map(repr, sorted(answering)))} ({why}{swap}); {rule}{as_text}"
+        f"of {', '.join(map(repr, sorted(answering)))} ({why}); {rule}"
     )
     return ChatLog(records, note)
 
@@ -227,7 +229,7 @@ def read_messages(
             divided.append(some)
         else:
             divided, rule = _divided(some, bool(columns.time), is_faq=False)
-    as_text = f"; as texts: {advised('train --text', path)}" if path.is_file() else ""
+    as_text = f"as texts: {advised('train --text', path)}" if path.is_file() else ""
     log = _chat_log(divided, rule, False, path, speaker, as_text)
     return replace(log, records=sorted([*log.records, *bad], key=lambda record: record.line))
 
@@ -405,11 +407,12 @@ def _answering(
     found = {name for name in counts if _is_role(name, "assistant")}
     if found and len(found) < len(counts):
         return found, "by name"
+    more = f"; {as_text}" if as_text else ""
     major = [name for name, count in counts.items() if count >= _MINOR * counts.total()]
     if len(major) != 2:
         raise InputError(
             f"{path} is a chat log of {len(counts):,} speakers, {listed}: name the one whose messages are "
-            f"the answers with --speaker NAME{as_text}"
+            f"the answers with --speaker NAME{more}"
         )
     begun = Counter(part[0].name for part in divided if part)
     first, second = major

@@ -57,8 +57,7 @@ def drawn_tables(text: str, path: Path, is_head: IsHead, needs_head: bool = Fals
     others = sum(bool(line.strip()) and not _RULE.fullmatch(line) for line in lines) - rows
     if not records or rows * _SHARE < others * (1 - _SHARE) or (needs_head and not is_known):
         return None
-    several = "" if others == 1 else "s"
-    left = f"{path}: {others:,} line{several} outside of the tables left out"
+    left = f"{path}: {others:,} line{'' if others == 1 else 's'} outside of the tables left out"
     return DrawnTables(records, (left,) if others else ())
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
+from minigpt.console.language import say, translated
 from minigpt.console.terminal import ProgressLine, note, warn
 from minigpt.data.chat_logs import message_columns, read_chat, read_messages
 from minigpt.data.conversation import Conversation
@@ -80,11 +81,11 @@ class ReadReport:
         if not self.skipped:
             return
         for reason, lines in self.by_reason().items():
-            first = "" if len(lines) == 1 else f"; line {lines[0]}"
-            detail = f"{first}: {self.details[reason]}" if self.details.get(reason) else ""
+            first = "" if len(lines) == 1 else say("; line {line}", line=lines[0])
+            detail = f"{first}: {translated(self.details[reason])}" if self.details.get(reason) else ""
             text = "{path}: skipped {count:,}: {reason} (line {lines}{detail})"
-            values = {"path": self.path, "count": len(lines), "reason": reason, "lines": _listed(lines)}
-            warn(Message(text, **values, detail=detail))
+            values = {"path": self.path, "count": len(lines), "lines": _listed(lines)}
+            warn(Message(text, **values, reason=translated(reason), detail=detail))
         text = "{path}: skipped {count:,} of {total:,} records in all; --strict stops there"
         warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 

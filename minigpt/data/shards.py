@@ -29,6 +29,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from minigpt.console.command_line import show
 from minigpt.console.terminal import ProgressLine
 from minigpt.data.corpus import END_OF_TEXT, TextOptions, decode_sources, find_sources
 from minigpt.data.documents import Piece, Source, plan_pieces, read_document, read_lines
@@ -268,7 +269,7 @@ def prepare(
     (folder / MANIFEST).unlink(missing_ok=True)  # the old manifest does not describe the new shards
     records = {job.number: record for job in jobs if (record := _finished(folder, job))}
     if records:
-        print(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")
+        show(f"{folder}: {len(records)} of {len(jobs)} shards were finished before, and are kept")
     _clear(folder, {name for r in records.values() for name in _names(r)})
     left = [job for job in jobs if job.number not in records]
     try:
@@ -296,7 +297,7 @@ def prepare(
         (folder / f"shard-{job.number:05d}.json").unlink()
     shutil.rmtree(folder / DECODED, ignore_errors=True)
     tokens = Tokens(folder, manifest)
-    print(f"{path}: {tokens.sentence}; prepared in {folder}")
+    show(f"{path}: {tokens.sentence}; prepared in {folder}")
     report(manifest, path)
     return tokens
 
@@ -314,7 +315,7 @@ def _as_prepared(
         return None
     tokens = Tokens(folder, old)
     tokens.verify()
-    print(f"{path}: {tokens.sentence}, as prepared in {folder}")
+    show(f"{path}: {tokens.sentence}, as prepared in {folder}")
     report(old, path)
     return tokens
 

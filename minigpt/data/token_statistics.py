@@ -22,7 +22,7 @@ from minigpt.console.language import say, translated
 from minigpt.console.terminal import ProgressLine, histogram, table
 from minigpt.data.conversation import Conversation
 from minigpt.data.split import normalise
-from minigpt.errors import InputError, printable
+from minigpt.errors import InputError, Message, printable
 from minigpt.storage.files import atomic_write
 from minigpt.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -173,15 +173,24 @@ def _note_unknown(
         lines.setdefault(character, conversation.line)
 
 
+# `whole` makes this another text than the unit of "12 pairs", because the two are different words in Chinese.
+_ROWS = {
+    "questions": Message("questions"),
+    "answers": Message("answers"),
+    "pairs": Message("pairs{whole}", whole=""),
+}
+
+
 def print_statistics(statistics: Statistics) -> None:
     """Print tables and a histogram on stdout."""
     total = len(statistics.questions)
     lengths = statistics.lengths()
+    yours = translated(" <- yours")
     table(
         "tokens (one a character)",
         ["", "mean", "50 %", "95 %", "99 %", "max"],
         [
-            [name, f"{row['mean']:,.1f}", *(f"{row[key]:,}" for key in ("p50", "p95", "p99", "max"))]
+            [_ROWS[name], f"{row['mean']:,.1f}", *(f"{row[key]:,}" for key in ("p50", "p95", "p99", "max"))]
             for name, row in lengths.items()
         ],
         numeric=range(1, 6),
@@ -191,7 +200,7 @@ def print_statistics(statistics: Statistics) -> None:
         ["max_length", "pairs cut", "share", "whole answers lost"],
         [
             [
-                f"{cut.max_length:,}{' <- yours' if cut.max_length == statistics.max_length else ''}",
+                f"{cut.max_length:,}{yours if cut.max_length == statistics.max_length else ''}",
                 f"{cut.pairs:,}",
                 f"{cut.pairs / total:.2%}",
                 f"{cut.without_answer:,}",
@@ -259,7 +268,9 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     width = next(width for width in widths if width * 12 >= most)
     last = min(12, most // width)
     counts = np.bincount(np.minimum(lengths // width, last), minlength=last + 1).tolist()
-    labels = [f"{i * width}-{(i + 1) * width - 1}" for i in range(last)] + [f"{last * width} and up"]
+    labels = [f"{i * width}-{(i + 1) * width - 1}" for i in range(last)] + [
+        say("{count} and up", count=last * width)
+    ]
     first = next(i for i, count in enumerate(counts) if count)
     return labels[first:], counts[first:]
 

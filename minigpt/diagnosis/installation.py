@@ -207,7 +207,7 @@ def _instructions() -> tuple[str, Any]:
     found = instructions()
     missing = [name for name, is_there in found.items() if not is_there]
     text = ", ".join(name for name, is_there in found.items() if is_there) or "none of those that matter"
-    return text + (f"; not {', '.join(missing)}" if missing else ""), found
+    return f"{text}; not {', '.join(missing)}" if missing else text, found
 
 
 def _cores() -> tuple[str, Any]:
@@ -215,15 +215,15 @@ def _cores() -> tuple[str, Any]:
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else count
     data = {"cores": count, "usable": usable, "threads": None}
     text = str(count) if usable == count else f"{count}, of which this process may use {usable}"
+    asked = os.environ.get("OMP_NUM_THREADS")
+    why = f" (OMP_NUM_THREADS={asked})" if asked else ""
     try:
         import torch
 
         data["threads"] = torch.get_num_threads()
-        text += f"; torch computes with {data['threads']} threads"
+        return f"{text}; torch computes with {data['threads']} threads{why}", data
     except Exception as error:  # any error: a broken torch must be reported, too
-        text += f"; torch's threads unknown: {_one_line(error)}"
-    asked = os.environ.get("OMP_NUM_THREADS")
-    return text + (f" (OMP_NUM_THREADS={asked})" if asked else ""), data
+        return f"{text}; torch's threads unknown: {_one_line(error) + why}", data
 
 
 def _memory() -> tuple[str, Any]:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from minigpt.console.command_line import show
 from minigpt.console.terminal import table
 from minigpt.data.labelled import EncodedTexts, LabelledBatch, LabelledText
 from minigpt.errors import InputError, Message, printable
@@ -33,6 +34,11 @@ __all__ = [
     "predict", "print_confusion", "report_of",
 ]  # fmt: skip
 
+_SHOWN = {  # kind of labels -> the numbers of a report other than its loss, in words
+    "single_label_classification": "accuracy {accuracy:.4f}  macro f1 {macro_f1:.4f}",
+    "multi_label_classification": "micro f1 {micro_f1:.4f}  macro f1 {macro_f1:.4f}",
+    "regression": "mse {mse:.4f}  pearson {pearson:.4f}",
+}
 _SHOWN_LABELS = 20  # largest number of labels of a confusion matrix in the terminal
 _BINS = 15  # number of bins of the calibration error, as in https://arxiv.org/abs/1706.04599
 
@@ -146,8 +152,7 @@ class ClassificationReport:
 
     def shown(self) -> str:
         """Return all metrics except the loss as text, to be printed in the same line as the loss."""
-        values = {name: value for name, value in self.metrics().items() if name != "val_loss"}
-        return "  ".join(f"{name.replace('_', ' ')} {value:.4f}" for name, value in values.items())
+        return Message(_SHOWN[self.labels.problem_type], **self.metrics())
 
 
 @torch.inference_mode()
@@ -263,7 +268,7 @@ def print_confusion(report: ClassificationReport) -> None:
         table("labels", ("label", "right", "wrongly given", "missed"), rows[:_SHOWN_LABELS], (1, 2, 3))
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
-        print("confusion: the right label in rows, the predicted one in columns")
+        show("confusion: the right label in rows, the predicted one in columns")
         # `table` would translate the names of its columns. In a Message, the user's labels stay as they are.
         columns = (Message("{label}", label=name) for name in names)
         table("", ("", *columns), rows, range(1, len(names) + 1))

@@ -319,11 +319,9 @@ def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example],
     for sentence in report.notes:
         note(sentence)
     for reason, lines in report.by_reason().items():
-        detail = f": {report.details[reason]}" if report.details[reason] else ""
-        more = ", ..." if len(lines) > 5 else ""
-        warn(
-            f"{path}: skipped {len(lines):,}: {reason}{detail} (line {', '.join(map(str, lines[:5]))}{more})"
-        )
+        why = f"{reason}: {report.details[reason]}" if report.details[reason] else reason
+        places = ", ".join(map(str, lines[:5])) + (", ..." if len(lines) > 5 else "")
+        warn(f"{path}: skipped {len(lines):,}: {why} (line {places})")
     twice = sum(len(set(one.choices)) < len(one.choices) for one in found if one.form == "multiple_choice")
     if twice:
         warn(f"{path}: {twice:,} questions have the same wrong choice twice")

@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch
 
+from minigpt.console.command_line import show
 from minigpt.console.terminal import warn
 from minigpt.devices import random_state, set_random_state
 from minigpt.errors import InputError
@@ -265,7 +266,7 @@ class Checkpointer:
         for sentence in found.rounding:
             warn(sentence)
         for sentence in found.settings:
-            print(f"changed on resume: {sentence}")
+            show(f"changed on resume: {sentence}")
         self._logger.changed = found.settings
         progress = step.progress
         progress.load(snapshot.state)

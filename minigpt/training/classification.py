@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from minigpt.console.command_line import show
 from minigpt.console.fonts import chinese_font
+from minigpt.console.language import translated
 from minigpt.console.terminal import note, shortened, table, warn
 from minigpt.data.batches import BatchPlan
 from minigpt.data.labelled import (
@@ -26,6 +28,7 @@ from minigpt.data.labelled import (
     label_names,
     read_labelled,
 )
+from minigpt.errors import Message
 from minigpt.evaluation.classification import (
     ClassificationReport,
     calibration_error,
@@ -83,8 +86,11 @@ class ClassificationData:
     @property
     def sentence(self) -> str:
         """Return a sentence with the sizes of the training and the validation data."""
-        kinds = "numbers" if self.labels.problem_type == "regression" else f"{len(self.labels)} labels"
-        return f"{len(self.train):,} texts with {kinds} to learn from, {len(self.val):,} to measure on"
+        kinds = Message("numbers")
+        if self.labels.problem_type != "regression":
+            kinds = Message("{count} labels", count=len(self.labels))
+        text = "{train:,} texts with {kinds} to learn from, {val:,} to measure on"
+        return Message(text, train=len(self.train), kinds=kinds, val=len(self.val))
 
     def plan(self, config: Any) -> BatchPlan:
         """Plan which texts are in which batch."""
@@ -117,7 +123,7 @@ class ClassificationData:
 
     def where(self, positions: Sequence[int], config: Any) -> str:
         """Describe some lines of the training data in words, for a message."""
-        return f"{shown_lines(positions)} of {config.train_data}"
+        return Message("{lines} of {path}", lines=shown_lines(positions), path=config.train_data)
 
     def sample(self, model: Any, number: int) -> str:
         """Classify a validation text, and return text and predicted label."""
@@ -131,11 +137,16 @@ class ClassificationData:
         if self.labels.problem_type == "regression":
             found = f"{float(logits[0]):.3g}"
         elif self.labels.problem_type == "multi_label_classification":
-            found = ", ".join(n for n, value in zip(self.labels.names, logits) if value > 0) or "none"
+            found = ", ".join(n for n, value in zip(self.labels.names, logits) if value > 0) or translated(
+                "none"
+            )
         else:
             found = self.labels.names[int(logits.argmax())]
         right = ", ".join(self.val_texts[i].labels or ())
-        return f"  {shortened(text, 30)!r}: {found} ({'right' if found == right else f'it is {right}'})"
+        verdict = Message("right") if found == right else Message("it is {label}", label=right)
+        return Message(
+            "  {text!r}: {found} ({verdict})", text=shortened(text, 30), found=found, verdict=verdict
+        )
 
 
 def labelled_options(config: FinetuneConfig) -> LabelledOptions:
@@ -158,7 +169,7 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
         label_names(texts, str(config.train_data))  # raises an error if there are fewer than two labels
     if config.val_data == HELD_OUT:
         train, val = hold_out(texts, config.val_fraction, config.seed)
-        print(
+        show(
             f"no --val_data: {len(val):,} of {len(texts):,} texts of {config.train_data} are measured on and "
             "not learned from"
         )
@@ -284,7 +295,7 @@ class ClassificationLoss(Objective):
         if model.labels.problem_type != "single_label_classification":
             return {"confusion": report.counts.tolist()} if len(model.labels) > 1 else {}
         error = calibration_error(found, data.val.labels)
-        print(f"expected calibration error {error:.4f}")
+        show(f"expected calibration error {error:.4f}")
         wrong = mistakes(model.labels, found, data.val, data.val_texts)
         if wrong:
             rows = [
@@ -299,7 +310,7 @@ class ClassificationLoss(Objective):
         picture = best.parent / _CONFUSION
         font = None if "".join(model.labels.names).isascii() else chinese_font()
         if draw_confusion(report, picture, font):
-            print(f"the same as a picture: {picture}")
+            show(f"the same as a picture: {picture}")
         return {
             "labels": list(model.labels.names),
             "confusion": report.counts.astype(int).tolist(),

@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 
+from minigpt.console.language import say, translated
 from minigpt.devices import seed_everything
 from minigpt.errors import InputError, printable
 
@@ -251,16 +252,16 @@ def join_processes() -> Iterator[Processes]:
         raise
     except InputError:
         sys.stderr = stderr
-        print(f"process {rank}:", end=" ", file=stderr)
+        print(say("process {rank}:", rank=rank), end=" ", file=stderr)
         raise
     except Exception as error:
         sys.stderr = stderr
         first = (str(error).splitlines() or [type(error).__name__])[0]
         if isinstance(error, RuntimeError) and any(word in str(error) for word in _LOST):
             text = f"process {rank}: another process has died or cannot be reached; stopping ({first[:200]})"
-            print(printable(text), file=stderr, flush=True)
+            print(printable(translated(text)), file=stderr, flush=True)
         else:
-            print(f"process {rank}: {printable(first)}", file=stderr, flush=True)
+            print(say("process {rank}:", rank=rank), printable(first), file=stderr, flush=True)
             traceback.print_exc(file=stderr)
         # os._exit instead of sys.exit, because torch would wait for processes that have died
         os._exit(1)

@@ -18,7 +18,7 @@ from torch import Tensor
 from minigpt.console.language import say
 from minigpt.console.terminal import seconds, table
 from minigpt.devices import random_state, set_random_state
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.registry import LanguageModel, parameter_table
 from minigpt.training.flops import model_flops
 from minigpt.training.loop import Trainer
@@ -52,7 +52,9 @@ def print_parameters(trainer: Trainer) -> None:
     parts = parameter_table(model)
     total = sum(count for _, count in parts)
     rows = [(part, f"{count:,}", f"{count / total:.1%}") for part, count in parts]
-    table("model", ("part", "parameters", "share"), [*rows, ("sum", f"{total:,}", "")], numeric=(1, 2))
+    table(
+        "model", ("part", "parameters", "share"), [*rows, (Message("sum"), f"{total:,}", "")], numeric=(1, 2)
+    )
     expected = model.config.parameter_count()
     if total != expected:
         raise AssertionError(f"the parts hold {total} parameters, the formula says {expected}")
@@ -67,7 +69,7 @@ def _print_trained(model: LanguageModel) -> None:
         (part, f"{counts.get(part, 0):,}", f"{count - counts.get(part, 0):,}")
         for part, count in total.items()
     ]
-    sums = ("sum", f"{sum(counts.values()):,}", f"{sum(total.values()) - sum(counts.values()):,}")
+    sums = (Message("sum"), f"{sum(counts.values()):,}", f"{sum(total.values()) - sum(counts.values()):,}")
     table("model", ("part", "trained", "frozen"), [*rows, sums], numeric=(1, 2))
 
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from minigpt.data.batches import Batch
 from minigpt.data.prompts import EncodedPrompts, Prompt
+from minigpt.errors import Message
 from minigpt.evaluation.answers import exact_match
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.grpo import LEAST_STD, GrpoOptions, group_advantages, token_losses, token_weights
@@ -125,8 +126,10 @@ class GrpoReport:
     def shown(self) -> str:
         """Return the numbers as text for the line of an evaluation."""
         found = self.metrics()
-        exact = f"  exact match {found['val_exact_match']:.1%}" if self.answered else ""
-        return f"reward {found['val_reward']:.3f}{exact}"
+        exact = Message("")
+        if self.answered:
+            exact = Message("  exact match {share:.1%}", share=found["val_exact_match"])
+        return Message("reward {reward:.3f}{exact}", reward=found["val_reward"], exact=exact)
 
 
 class GrpoLoss(Objective):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from minigpt.console.command_line import show
 from minigpt.console.terminal import warn
 from minigpt.errors import InputError
 from minigpt.storage.files import make_folder
@@ -38,7 +39,7 @@ def lock_folder(folder: Path, wait: bool = False) -> FileLock:
         held = f"{folder} is in use by another run"
         if not wait:
             raise InputError(f"{held}: wait for it, stop it, or choose another --output") from None
-        print(f"{held}: waiting until it is done", flush=True)
+        show(f"{held}: waiting until it is done")
         lock.acquire()
     except OSError as error:
         if error.errno not in _WITHOUT_LOCKS:

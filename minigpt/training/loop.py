@@ -219,7 +219,7 @@ class Trainer:
         try:
             return self.data.sample(self.model, self.progress.steps_done // self.eval_steps)
         except Exception as error:
-            return f"  no sample: {' '.join(str(error).split())}"
+            return Message("  no sample: {why}", why=" ".join(str(error).split()))
 
     # -- start, resume, stop ---------------------------------------------------------------------------------
 

@@ -36,7 +36,7 @@ class Logger:
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
         # a sentence for each option that has changed since the run that is resumed
         self.changed: Sequence[str] = ()
-        self._loss_shown = ""
+        self._loss_shown = Message("")
         self._evaluating = 0.0  # total seconds of all evaluations
 
     def open(self) -> "Logger":
@@ -80,7 +80,9 @@ class Logger:
         mfu = self._utilisation([size for s, some in zip(steps, sizes) if s.is_finite for size in some])
         use = "" if math.isnan(mfu) else f"MFU {mfu:.0%}  "
         own = self._step.loss.step_metrics(progress.sums) if progress.sums else {}
-        more = f"reward {own['reward']:.3f}  {self._loss_shown}" if "reward" in own else self._loss_shown
+        more = self._loss_shown
+        if "reward" in own:
+            more = Message("reward {reward:.3f}  {more}", reward=own["reward"], more=more)
         text = "loss {loss:.3f}  {more}{speed:,.0f} tokens/s  {use}{left} left"
         values = {"loss": last.loss, "more": more, "speed": speed, "use": use, "left": seconds(left)}
         self._line.update(progress.steps_done, Message(text, **values))
@@ -119,13 +121,13 @@ class Logger:
         is_spike = step.is_finite and step.loss > step.spike_threshold
         if step.is_overflow or (step.is_finite and not is_spike):
             return
-        event = "spike" if is_spike else "skipped"
+        event = Message("spike" if is_spike else "skipped")
         positions = self._step.positions([step.step - 1])
-        usual = f", above {step.spike_threshold:.4g}" if is_spike else ""
-        self._line.write(
-            f"step {step.step:>6}  {event}: loss {step.loss:.4g}{usual}, gradient norm "
-            f"{step.grad_norm:.4g}; {self._step.data.where(positions, self._config)}"
-        )
+        usual = Message(", above {limit:.4g}", limit=step.spike_threshold) if is_spike else Message("")
+        text = "step {step:>6}  {event}: loss {loss:.4g}{usual}, gradient norm {norm:.4g}; {where}"
+        values = {"step": step.step, "event": event, "loss": step.loss, "norm": step.grad_norm}
+        where = self._step.data.where(positions, self._config)
+        self._line.write(Message(text, **values, usual=usual, where=where))
         self._metrics.write(
             step.step,
             event=event,
@@ -144,7 +146,7 @@ class Logger:
         text = "step {step:>6}  validation loss {loss:.4f}{star} {report}{sample}"
         values = {"step": self._progress.steps_done, "loss": report.loss, "star": star}
         self._line.write(Message(text, **values, report=report.shown(), sample=sample))
-        self._loss_shown = f"val {report.loss:.3f}  "
+        self._loss_shown = Message("val {loss:.3f}  ", loss=report.loss)
         self._evaluating += time.monotonic() - began
 
     def log_rollback(self, reason: str, to_step: int, positions: Sequence[int]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from minigpt.console.command_line import show
 from minigpt.console.terminal import warn
 from minigpt.data.batches import EncodedExamples
 from minigpt.data.preferences import EncodedPreferences
@@ -82,7 +83,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
             keywords = KeywordWeights(config.keyword_weight, data.tokenizer)
             assert isinstance(data.train, EncodedExamples | TextPart)
             line, warning = keyword_lines(keywords, data.train)
-            print(line)
+            show(line)
             if warning:
                 warn(warning)
         return WeightedTokenLoss(model.to(device), config.loss_on, device, weights, keywords), files

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from minigpt.console.terminal import ProgressLine
 from minigpt.data.preferences import EncodedPreferences, PairBatch
+from minigpt.errors import Message
 from minigpt.families.registry import LanguageModel
 from minigpt.finetuning.preferences import PER_TOKEN, WITHOUT_REFERENCE, LossType, preference_loss
 from minigpt.training.loss import (
@@ -103,7 +104,8 @@ class PreferenceReport:
     def shown(self) -> str:
         """Return the numbers as text for the line of an evaluation."""
         found = self.metrics()
-        return f"accuracy {found['rewards/accuracies']:.1%}  margin {found['rewards/margins']:.3f}"
+        values = {"accuracy": found["rewards/accuracies"], "margin": found["rewards/margins"]}
+        return Message("accuracy {accuracy:.1%}  margin {margin:.3f}", **values)
 
 
 class PreferenceLoss(Objective):

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from minigpt.console.command_line import show
 from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_write, make_folder
 from minigpt.storage.json_files import json_text, read_json
@@ -66,7 +67,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
     folder = Path(f"{output}.pretrained")
     run, texts, val_texts = folder / "run", folder / "texts.jsonl", folder / "val_texts.jsonl"
     if not (config.resume and _is_finished(run)):
-        print(f"no --model: first a language model learns to predict the texts ({_RECIPE}), in {run}")
+        show(f"no --model: first a language model learns to predict the texts ({_RECIPE}), in {run}")
         train, val = labelled_parts(config)
         make_folder(folder)
         for path, part in ((texts, train), (val_texts, val)):

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from minigpt.console.command_line import show
 from minigpt.console.language import say
 from minigpt.errors import InputError, check_ranges
 from minigpt.training.config import FOREIGN_OPTIONS, TrainConfig, checked_config, read_recipe, read_run
@@ -167,6 +168,6 @@ def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
     nothing = FOREIGN_OPTIONS[family]
     dropped = [f"{name}={value}" for name in nothing if (value := getattr(recipe, name)) != nothing[name]]
     if dropped:
-        print(f"family {family} has no such options, the recipe's values do not count: {', '.join(dropped)}")
+        show(f"family {family} has no such options, the recipe's values do not count: {', '.join(dropped)}")
     values: dict[str, Any] = {**nothing, "family": family}
     return dataclasses.replace(recipe, **values)

@@ -12,7 +12,7 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from minigpt.console.command_line import obey_swallowed, remembered_signals
+from minigpt.console.command_line import obey_swallowed, remembered_signals, show
 from minigpt.console.language import say
 from minigpt.console.terminal import seconds, warn
 from minigpt.data.batches import EncodedExamples
@@ -160,7 +160,7 @@ def _run(
             return {**counted, **dataclasses.asdict(expected), **trainer.notes}
     else:
         steps = trainer.step.total_steps - trainer.progress.steps_done
-        print(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
+        show(f"{processes.size} processes, {config.parallel}: {steps:,} steps")
     with processes.shared_errors():
         if processes.is_main:
             # move the old run only now: an error before this line leaves the old run in its place
@@ -178,7 +178,7 @@ def _run(
     print(say(text, **values, time=seconds(result["seconds"])))
     if record:
         record, sentence = autosize.compare(record, result)
-        print(sentence)
+        show(sentence)
         if processes.is_main:
             autosize.write_record(output, record)
         result = {**result, autosize.RECORD: record}
@@ -199,7 +199,7 @@ def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> Tra
     else:
         most = int(size.amount / expected.flops_per_step)
     steps = processes.broadcast(max(1, min(trainer.step.total_steps, most)))
-    print(f"size {config.size}: {steps:,} of the {trainer.step.total_steps:,} steps that the epochs have")
+    show(f"size {config.size}: {steps:,} of the {trainer.step.total_steps:,} steps that the epochs have")
     return dataclasses.replace(config, size="", max_steps=steps)
 
 

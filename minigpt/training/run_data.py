@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypedDict
 
+from minigpt.console.command_line import show
 from minigpt.console.language import say
 from minigpt.console.terminal import note, warn
 from minigpt.data.batches import (
@@ -176,7 +177,7 @@ class RunData:
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
         """Describe some lines of the training data in words, for a message."""
-        return f"{shown_lines(positions)} of {config.train_data}"
+        return Message("{lines} of {path}", lines=shown_lines(positions), path=config.train_data)
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
@@ -239,7 +240,8 @@ class TextData:
             self.train.tokens.read(positions[0], min(_PROMPT, len(self.train) - positions[0])).tolist()
         )
         starts = ", ".join(f"{start:,}" for start in positions[:_NAMED])
-        return f"the windows from tokens {starts}, ... of {config.text}, the first of which begins {text!r}"
+        template = "the windows from tokens {starts}, ... of {path}, the first of which begins {text!r}"
+        return Message(template, starts=starts, path=config.text, text=text)
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
@@ -252,7 +254,7 @@ class TextData:
         options = GenerationOptions(max_new_tokens=min(_SAMPLE, free))
         written = generate_ids(model, [prompt], options, end_of_text(self.tokenizer))[0].ids
         before, after = self.tokenizer.decode(prompt), self.tokenizer.decode(written)
-        return f"  {before!r} goes on {after!r}"
+        return Message("  {before!r} goes on {after!r}", before=before, after=after)
 
 
 @dataclass(frozen=True)
@@ -282,7 +284,7 @@ def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
     'lines 3, 1, 4'
     """
     more = ", ..." if len(lines) > limit else ""
-    return f"lines {', '.join(map(str, lines[:limit]))}{more}"
+    return Message("lines {numbers}", numbers=", ".join(map(str, lines[:limit])) + more)
 
 
 def read_data(config: TrainConfig) -> RunData | TextData:
@@ -314,7 +316,7 @@ def _read_pairs(config: TrainConfig, encode_all: EncodeAll = encode_conversation
             raise InputError(
                 f"{config.train_data}: the `weight` of every record is 0: there is nothing to learn"
             )
-        print(
+        show(
             f"weights of {config.train_data}: {weights.min():g} to {weights.max():g}, mean {weights.mean():g}"
         )
     return RunData(tokenizer, encoded[0], encoded[1], val)
@@ -447,7 +449,7 @@ def with_more_tokens(tokenizer: AnyTokenizer, config: TrainConfig, texts: Iterab
             raise InputError(f"--add_tokens {path} must be from-data, or a text in UTF-8: {error}") from None
     larger = tokenizer.with_tokens(new)
     count = larger.get_vocab_size() - tokenizer.get_vocab_size()
-    print(f"add_tokens: {count:,} new tokens, {larger.get_vocab_size():,} in all")
+    show(f"add_tokens: {count:,} new tokens, {larger.get_vocab_size():,} in all")
     return larger
 
 

@@ -274,8 +274,10 @@ def changes(
     before = {**state["config"], "total_steps": state["total_steps"]}
     for key in [key for key in now if key in before and key not in _WITHOUT_EFFECT]:
         if before[key] != now[key]:
-            note = " (the learning rate's schedule is another one)" if key == "total_steps" else ""
-            named.append(f"{key} {before[key]} -> {now[key]}{note}")
+            changed_value = f"{key} {before[key]} -> {now[key]}"
+            if key == "total_steps":
+                changed_value += " (the learning rate's schedule is another one)"
+            named.append(changed_value)
     measured = (*_MEASURED, "beta") if now.get("task") == "dpo" else _MEASURED
     return Changes(
         settings=named,
