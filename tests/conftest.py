@@ -26,6 +26,12 @@ LONGEST = ("survival", "distributed", "machine", "training_benchmarks", "benchma
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # JAX compiles for longer than it computes here
 
 
+# `nohup` and a shell's `&` let a program ignore these signals. The tests send them.
+for name, default in (("SIGINT", signal.default_int_handler), ("SIGHUP", signal.SIG_DFL)):
+    if hasattr(signal, name) and signal.getsignal(getattr(signal, name)) is signal.SIG_IGN:
+        signal.signal(getattr(signal, name), default)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move the longest files to the front. The order of the others does not change."""
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}

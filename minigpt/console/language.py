@@ -92,8 +92,8 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 4) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    A value of several words, the text after ": ", and both sides of "; " are translated in the same way, down to
-    `depth` levels.
+    A value of several words, the text after ": ", and both sides of "; " are translated in the same way, down
+    to `depth` levels.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
