@@ -11,6 +11,7 @@ all other formats to one of these. The files of a folder are sorted by path.
 
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,6 +35,7 @@ from minigpt.data.json_values import BadLine, Record, as_json, looks_like_json, 
 from minigpt.data.marked_turns import name_of_marks
 from minigpt.data.nested_records import is_message_tree, unfolded
 from minigpt.data.records import Text, meaning_of
+from minigpt.data.study_files import cards_in, spoken_text
 from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
 from minigpt.errors import InputError, Message
@@ -50,6 +52,7 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to guess the field of the text
+_NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # a number, a date or a time, which is no text to learn from
 _LONGEST = 1 << 26  # largest number of bytes of a line, when JSON Lines are recognised
 
 
@@ -158,7 +161,7 @@ def _recognised(
         text = head.decode("utf-8-sig", "ignore")
         if looks_like_json(text):
             return replace(source, kind="jsonl") if _are_lines(file) else source
-    if drawn_tables(text, path, is_head, needs_head):
+    if drawn_tables(text, path, is_head, needs_head) or cards_in(text) or spoken_text(text) is not None:
         return source
     if table_in(text, path, is_head, needs_head, is_whole=size == len(head)):
         return source
@@ -291,7 +294,7 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
             pass
         for key, part in value.items():
             texts = part if isinstance(part, list) else [part]
-            if all(isinstance(text, str) for text in texts):
+            if all(isinstance(text, str) for text in texts) and not all(map(_NUMBER.fullmatch, texts)):
                 lengths[key] = lengths.get(key, 0) + sum(map(len, texts))
     known = next((key for name in FIELDS["text"] for key in lengths if key.strip().lower() == name), None)
     if known is not None or not lengths:

@@ -25,7 +25,7 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
-from minigpt.data.field_names import ALIKE, FIELDS, TITLES, FieldNames
+from minigpt.data.field_names import ALIKE, FIELDS, LAST, PARTNERS, TITLES, FieldNames
 from minigpt.data.json_values import (
     NOT_TEXT,
     REPEATED,
@@ -111,7 +111,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         return Text(whole_text_of(item, found["text"]))
     for part, other in (("question", "answer"), ("answer", "question")):
         if found[part]:
-            if null := next((name for name in FIELDS[other] if name in item), None):
+            if null := next((name for name in FIELDS[other] if item.get(name, "") is None), None):
                 raise BadLine(f"`{null}` is null, not text")
             raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
     raise BadLine(NO_KNOWN_FIELD, shown_keys(item))
@@ -204,10 +204,15 @@ def _first(item: Mapping[str, Any], part: str) -> str | None:
 def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for part, names in FIELDS.items():
-        found[part] = next((name for name in names if name in given), None)
+        last = LAST.get(part, ())
+        found[part] = next((name for name in names if name in given and name not in last), None)
         if found[part] is None and part in ALIKE:
             alike = [name for name in given if ALIKE[part].fullmatch(name)]
             found[part] = alike[0] if len(alike) == 1 else None
+        found[part] = found[part] or next((name for name in last if name in given), None)
+    partners = PARTNERS.get(found["question"] or "")
+    if partners and found["answer"] not in partners and len(given) > 2:
+        found["question"] = None  # the name of a user beside a text and a reply, or where a record comes from
     return found
 
 
@@ -234,7 +239,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
         more = found["input"]
         if more and more != question_key and not _is_nothing(item[more]):
             question = f"{question}\n{text_of(item, more)}"
-        options = _options(item)
+        options = _options(item, answer_key)
         question = "\n".join([question, *options])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
@@ -259,13 +264,13 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     return turns
 
 
-def _options(item: Mapping[str, Any]) -> list[str]:
+def _options(item: Mapping[str, Any], answer: str) -> list[str]:
     """Return the options of a multiple-choice question as lines "A. ...", "B. ...".
 
     The lines become part of the question: without them, the answer "B" would mean nothing. In the record, the
     options are the fields "a", "b", "c", ..., or a list.
     """
-    if "a" in item and "b" in item and ("answer" in item or "答案" in item):
+    if "a" in item and "b" in item and answer != "a":
         found = [item[letter] for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
     else:
         found = next((item[name] for name in _OPTIONS if name in item), [])
@@ -461,12 +466,15 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
     """Return the text under a key. A list of texts, such as paragraphs, is joined by line ends.
 
+    If the texts have line ends themselves, as the lines of a Jupyter notebook's cell, none are added.
+
     Raises:
         BadLine: if the value is missing, empty, or neither text nor a list of texts.
     """
     value = item.get(key)
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        return _checked("\n".join(value), f"`{key}`")
+        has_ends = len(value) > 1 and all(part.endswith("\n") for part in value[:-1])
+        return _checked(("" if has_ends else "\n").join(value), f"`{key}`")
     return text_of(item, key)
 
 

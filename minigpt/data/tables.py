@@ -35,6 +35,7 @@ _BESIDE = (  # columns of a Parquet file that are read beside those with usual n
     *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
     "mapping",
 )
+_MISSING = ("NaN", "nan", "<NA>", "#N/A")  # what pandas and Excel write for an empty cell
 _AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
 
 
@@ -233,7 +234,7 @@ def row_record(line: int, head: list[str], cells: list[str]) -> Record:
         if found := BAD_BYTES.search(cell):
             byte, before = ord(found[0]) - 0xDC00, shown_before(cell, found.start())
             return Record(line, BadLine(NOT_TEXT, f"byte 0x{byte:02x} in {name!r}, behind {before}"), "")
-    value = json_object(zip(head, cells))
+    value = json_object((name, "" if cell in _MISSING else cell) for name, cell in zip(head, cells))
     return Record(line, value, as_json(value))
 
 
