@@ -12,8 +12,8 @@ from minigpt.data.json_values import NESTED
 from minigpt.errors import InputError
 
 __all__ = [
-    "ALIKE", "FIELDS", "LAST", "MESSAGE_COLUMNS", "PARTNERS", "TITLES", "DataOptions", "FieldNames",
-    "has_answers", "head_test", "is_head",
+    "ALIKE", "DESCRIPTIONS", "FIELDS", "LAST", "MESSAGE_COLUMNS", "OPTION", "OPTIONS", "PARTNERS", "TITLES",
+    "DataOptions", "FieldNames", "has_answers", "head_test", "is_head",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the most usual names first
@@ -49,6 +49,9 @@ PARTNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("user", "用户", "用戶"), ("assistant", "bot", "gpt", "助手", "机器人")),
     "source": ("target",),
 }
+# A field with one option of a multiple choice: A, 选项A, A选项, option_a. The group is the letter.
+OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
+OPTIONS = ("choices", "options", "选项", "選項")  # a field with all of them
 LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
 # For a table with one chat message in each row: part of a message -> usual names of its column.
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
@@ -80,8 +83,9 @@ ALIKE = {
         r"|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)" + _NOTE
     ),
 }
-# Fields with the title of a forum's question. Another field has the details.
+# Fields with the title of a forum's question, and with its details
 TITLES = ("title", "标题", "题目", "標題", "題目")
+DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 
 

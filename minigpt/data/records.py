@@ -25,7 +25,17 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
-from minigpt.data.field_names import ALIKE, FIELDS, LAST, PARTNERS, TITLES, FieldNames
+from minigpt.data.field_names import (
+    ALIKE,
+    DESCRIPTIONS,
+    FIELDS,
+    LAST,
+    OPTION,
+    OPTIONS,
+    PARTNERS,
+    TITLES,
+    FieldNames,
+)
 from minigpt.data.json_values import (
     NOT_TEXT,
     REPEATED,
@@ -42,13 +52,20 @@ from minigpt.errors import whole_number
 
 __all__ = [
     "KNOWN_SHAPES", "NO_ANSWER", "NO_KNOWN_FIELD", "ProblemType", "Text",
-    "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of",
+    "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of", "words_of",
 ]  # fmt: skip
 
 NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 NO_ANSWER = "the question has no answer"
-_OPTIONS = ("choices", "options", "选项")
-_DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
+_NOTHING = (
+    "none",
+    "null",
+    "n/a",
+    "无",
+    "無",
+    "<noinput>",
+    "noinput",
+)  # in place of an input or a system text
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
     "exports of ChatGPT, Claude and DeepSeek, SQuAD's paragraphs/qas"
@@ -84,6 +101,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
         return _conversation(_pair_of(item, *pair), line, "", item)  # no raw: `split` writes usual names
     found = _found(item)
+    if found["turns"] == "turns" and {"question_id", "category"} <= item.keys():
+        raise BadLine("`turns` holds questions alone, as in MT-bench: there is no answer")
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
@@ -140,7 +159,7 @@ def _is_forum(item: Mapping[str, Any]) -> bool:
 def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | None]:
     """Return the names of a forum record's fields: for the question, its details and the answer."""
     title = next((name for name in TITLES if not _is_nothing(item.get(name))), None)
-    description = next((name for name in _DESCRIPTIONS if item.get(name) is not None), None)
+    description = next((name for name in DESCRIPTIONS if item.get(name) is not None), None)
     if title is None:
         return {}
     if description and item[description] == item[title]:
@@ -231,16 +250,16 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     assert answer_key is not None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
-    options: list[str] = []
+    options: dict[str, str] = {}
     if isinstance(item[question_key], list) or isinstance(inner, list):
         turns = _turns(item[question_key], f"`{question_key}`")  # the question is a list of turns
     else:
         question = text_of(item, question_key)
         more = found["input"]
-        if more and more != question_key and not _is_nothing(item[more]):
+        if more and more != question_key and not _is_no_input(item[more]):
             question = f"{question}\n{text_of(item, more)}"
         options = _options(item, answer_key)
-        question = "\n".join([question, *options])
+        question = "\n".join([question, *options.values()])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
     answer = item[answer_key]
@@ -249,7 +268,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     answer = _one_of(answer)
     number = whole_number(str(answer)) if options and not isinstance(answer, bool) else None
     if number is not None and number < len(options):
-        answer = options[number][0]  # the number of an option, from 0 on
+        answer = [*options][number] or answer  # the number of an option, from 0 on
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):
@@ -264,21 +283,28 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     return turns
 
 
-def _options(item: Mapping[str, Any], answer: str) -> list[str]:
-    """Return the options of a multiple-choice question as lines "A. ...", "B. ...".
+def _options(item: Mapping[str, Any], answer: str) -> dict[str, str]:
+    """Return the options of a multiple-choice question: letter -> line, such as "A. ...".
 
-    The lines become part of the question: without them, the answer "B" would mean nothing. In the record, the
-    options are the fields "a", "b", "c", ..., or a list.
+    The lines become part of the question: without them, the answer "B" would mean nothing. In the record,
+    each option has a field of its own, or one field has all of them: a list, an object, or a text, whose
+    letter here is "".
     """
-    if "a" in item and "b" in item and answer != "a":
-        found = [item[letter] for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
+    apart = {name: found[1] for name in item if name != answer and (found := OPTION.fullmatch(name))}
+    if {"a", "b"} <= {*apart.values()}:
+        given: Any = {letter: item[name] for name, letter in sorted(apart.items(), key=lambda each: each[1])}
     else:
-        found = next((item[name] for name in _OPTIONS if name in item), [])
-        found = structure_in(found) if isinstance(found, str) else found
-        found = found if isinstance(found, list) else []
-    if not all(isinstance(text, str | int | float) for text in found):
-        return []
-    return [f"{letter}. {text}" for letter, text in zip("ABCDEFGH", found)]
+        given = next((item[name] for name in OPTIONS if name in item), [])
+        inner = structure_in(given) if isinstance(given, str) else given
+        if isinstance(inner, str):
+            return {} if _is_nothing(inner) else {"": inner.strip()}
+        given = dict(zip("ABCDEFGH", inner)) if isinstance(inner, list) else inner
+    if not isinstance(given, Mapping):
+        return {}
+    given = {str(letter).upper(): text for letter, text in given.items() if not _is_nothing(text)}
+    if not all(isinstance(text, str | int | float) and len(letter) == 1 for letter, text in given.items()):
+        return {}
+    return {letter: f"{letter}. {text}" for letter, text in given.items()}
 
 
 def _one_of(answer: Any) -> Any:
@@ -289,6 +315,8 @@ def _one_of(answer: Any) -> Any:
         return answer
     if not answer:
         raise BadLine(NO_ANSWER)
+    if len(answer) == 1 and isinstance(answer[0], list):  # [[text]]
+        return _one_of(answer[0])
     if isinstance(answer[0], Mapping) and {"text"} <= answer[0].keys() <= {"text", "answer_start", "id"}:
         return answer[0]["text"]
     return answer[0] if all(isinstance(each, str) for each in answer) else answer
@@ -297,7 +325,7 @@ def _one_of(answer: Any) -> Any:
 def _history(value: Any) -> list[Turn]:
     if isinstance(value, str) and value.strip().startswith("["):  # in a table's cell, the list is a JSON text
         value = parse_list(value)
-    if _is_nothing(value):
+    if _is_no_input(value):
         return []
     if not isinstance(value, list | tuple):
         raise _not_a(value, "a list of [question, answer]", "`history`")
@@ -311,7 +339,7 @@ def _history(value: Any) -> list[Turn]:
 
 
 def _system(item: Mapping[str, Any], key: str) -> list[Turn]:
-    return [] if _is_nothing(item[key]) else [Turn("system", _checked(item[key], f"`{key}`"))]
+    return [] if _is_no_input(item[key]) else [Turn("system", _checked(item[key], f"`{key}`"))]
 
 
 def _is_nothing(value: Any) -> bool:
@@ -319,6 +347,11 @@ def _is_nothing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() in ("", "nan")
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_no_input(value: Any) -> bool:
+    """Return True if a field beside the question is empty, or holds what programs write for that."""
+    return _is_nothing(value) or (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 
 def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
@@ -352,9 +385,11 @@ def _unnamed(turn: Any) -> Any:
 def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
     """Return the turns of one element of a list: one turn, or two for {"human": ..., "assistant": ...}."""
     if not any(key in item for key in SPEAKER_KEYS):
-        question, answer = _first(item, "question"), _first(item, "answer")
+        found = _found(item)
+        question, answer = found["question"] or found["input"], found["answer"]
         if question and answer:
-            return _pair_of(item, question, answer)
+            system = _system(item, found["system"]) if found["system"] else []
+            return [*system, *_pair_of({**item, answer: _one_of(item[answer])}, question, answer)]
         if len(item) == 1 and (role := ROLES.get(next(iter(item)))):
             return [Turn(role, text_of(item, next(iter(item))))]
     return [_turn(item, number, answering)]
@@ -376,14 +411,15 @@ def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
             f"turn {number}: {str(item[speaker])[:40]!r}",
         )
     words = next((key for key in TEXT_KEYS if item.get(key) not in (None, "", [])), None)
-    said = [_words(item[words], f"`{words}`")] if words else []
+    said = [words_of(item[words], f"`{words}`")] if words else []
     said += [_described(item[key], f"`{key}`") for key in ("tool_calls", "function_call") if item.get(key)]
     if not said:
         raise BadLine("a turn is empty", f"turn {number}")
     return Turn(role, "\n".join(said))
 
 
-def _words(value: Any, where: str) -> str:
+def words_of(value: Any, where: str) -> str:
+    """Return the text of a turn. It may be a list of parts, which are texts or objects with a `text`."""
     if not isinstance(value, list):
         return _checked(value, where)
     texts = []

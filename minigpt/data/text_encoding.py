@@ -137,7 +137,8 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
 
 def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
     if codec == "utf-8-sig":
-        return data[3:].decode("utf-8", "surrogateescape"), "utf-8"
+        # some programs write the mark twice
+        return data[3:].decode("utf-8", "surrogateescape").removeprefix("\ufeff"), "utf-8"
     try:
         return data.decode(codec).removeprefix("\ufeff"), codec
     except UnicodeDecodeError as error:

@@ -101,6 +101,59 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
     "options": (lines(dict(zip(["问题", "A", "B", "C", "D", "答案"], CHOICE))), WITH_OPTIONS),
     "options in a table": (table(["题目", "A", "B", "C", "D", "答案"], [CHOICE] * 2), WITH_OPTIONS * 2),
     "options, a longer name": (table(["问题", "a", "b", "c", "d", "正确答案"], [CHOICE]), WITH_OPTIONS),
+    "options as exams have them": (
+        table(["题号", "题目", "选项A", "选项B", "选项C", "选项D", "答案", "解析"], [[1, *CHOICE, "因为"]]),
+        WITH_OPTIONS,
+    ),
+    "options in English": (
+        lines(dict(zip(["question", "option_a", "option_b", "option_c", "option_d", "answer"], CHOICE))),
+        WITH_OPTIONS,
+    ),
+    "options in an object": (
+        lines({"问题": CHOICE[0], "选项": dict(zip("ABCD", CHOICE[1:])), "答案": "B"}),
+        WITH_OPTIONS,
+    ),
+    "options in a text": (
+        lines({"题目": CHOICE[0], "选项": WITH_OPTIONS[0][0].partition("\n")[2], "答案": "B"}),
+        WITH_OPTIONS,
+    ),
+    "an option is left out": (
+        lines(dict(zip(["问题", "A", "B", "C", "D", "答案"], [*CHOICE[:3], "", *CHOICE[4:]]))),
+        [("哪个是家具？\nA. 苹果\nB. 桌子\nD. 火车", "B")],
+    ),
+    # what programs write in place of nothing
+    "no input": (
+        lines(
+            *(
+                {"instruction": q, "input": nothing, "output": a, "system": nothing}
+                for (q, a), nothing in zip(PAIRS, ["<noinput>", "None", "无", "N/A"])
+            )
+        ),
+        PAIRS,
+    ),
+    "an answer like that": (lines({"question": "有吗？", "answer": "无"}), [("有吗？", "无")]),
+    "a comma at the end of each row": (
+        "question,answer\n" + "".join(f"{q},{a},,\n" for q, a in PAIRS),
+        PAIRS,
+    ),
+    "two files joined, with their names": (table(["问题", "答案"], PAIRS) * 2, PAIRS * 2),
+    "a mark twice": ("\ufeff\ufeff" + table(["question", "answer"], PAIRS), PAIRS),
+    # other lists
+    "a list in YAML": (
+        "faq:\n  # 店\n"
+        + "".join(f'  - question: "{q}"\n    answer: |\n      {a}\n      再见。\n\n' for q, a in PAIRS),
+        [(q, f"{a}\n再见。") for q, a in PAIRS],
+    ),
+    "YAML, folded": (
+        "".join(f"- q: {q}\n  a: >-\n    {a}\n    It's so.\n\n    End.\n" for q, a in PAIRS),
+        [(q, f"{a} It's so.\nEnd.") for q, a in PAIRS],
+    ),
+    "who speaks, and a tab": ("".join(f"Q\t{q}\nA\t{a}\n" for q, a in PAIRS), PAIRS),
+    "answers in lists": (lines(*([{"prompt": q, "response": [[a]]}] for q, a in PAIRS)), PAIRS),
+    "input and output as a turn": (
+        lines(*({"conversation": [{"system": "", "input": q, "output": a}]} for q, a in PAIRS)),
+        PAIRS,
+    ),
     # several phrasings
     "QnA Maker": (
         json.dumps(
@@ -156,6 +209,34 @@ def test_cells_that_pandas_left_empty_are_no_answers(tmp_path: Path) -> None:
     assert report.by_reason() == {"`answer` is empty": [2, 3, 6, 7]}
 
 
+@pytest.mark.parametrize("codec", ["cp1252", "latin-1"])
+def test_texts_that_another_program_has_garbled(
+    tmp_path: Path, codec: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """UTF-8 was read as another encoding, and written as UTF-8 again."""
+    good = "Ça va à Noël – c’est bien." if codec == "cp1252" else PAIRS[0][1]
+    bad = good.encode().decode(codec)
+    rows = [{"question": "a", "answer": good}, {"question": "b", "answer": bad}]
+    _, report = read_conversations(written(tmp_path, lines(*rows, {"question": "SÃO", "answer": "Â."})))
+    assert report.garbled == [2]
+    report.print_summary()
+    assert "1 records look garbled" in capsys.readouterr().err
+
+
+def test_options_in_parquet(tmp_path: Path) -> None:
+    """Of a Parquet file, the columns that are needed are read."""
+    pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which reads Parquet, is not installed")
+    import pyarrow as arrow
+
+    columns = {"question": [CHOICE[0]], "choices": [CHOICE[1:5]], "answer": [1], "id": [7]}
+    pyarrow.write_table(arrow.table(columns), tmp_path / "list.parquet")
+    apart = {name: [cell] for name, cell in zip(["题目", "选项A", "选项B", "选项C", "选项D", "答案"], CHOICE)}
+    pyarrow.write_table(arrow.table(apart), tmp_path / "apart.parquet")
+    for name in ("list.parquet", "apart.parquet"):
+        (one,) = read_conversations(tmp_path / name)[0]
+        assert [(one.question, one.answer)] == WITH_OPTIONS
+
+
 def packed(name: str) -> bytes:
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w") as archive:
@@ -168,6 +249,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "a shop's reviews": (
         table(["用户", "评价", "商家回复"], [["张三", "不错", "谢谢！"]] * 3),
         "`question` is missing: it has '用户', '评价', '商家回复'",
+    ),
+    "questions of MT-bench": (
+        lines({"question_id": 81, "category": "writing", "turns": ["Write.", "Rewrite."]}),
+        "`turns` holds questions alone",
     ),
     "another number of answers": (
         lines({"questions": ["a", "b", "c"], "answers": ["x", "y"]}),
