@@ -52,7 +52,7 @@ from minigpt.errors import whole_number
 
 __all__ = [
     "KNOWN_SHAPES", "NO_ANSWER", "NO_KNOWN_FIELD", "ProblemType", "Text",
-    "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of", "words_of",
+    "lower_keys", "meaning_of", "parts_of", "prompt_of", "shown_keys", "text_of", "whole_text_of", "words_of",
 ]  # fmt: skip
 
 NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
@@ -100,7 +100,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
         return _conversation(_pair_of(item, *pair), line, "", item)  # no raw: `split` writes usual names
-    found = _found(item)
+    found = parts_of(item)
     if found["turns"] == "turns" and {"question_id", "category"} <= item.keys():
         raise BadLine("`turns` holds questions alone, as in MT-bench: there is no answer")
     if found["turns"] and _are_turns(item[found["turns"]], found):
@@ -178,7 +178,7 @@ def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Co
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
     item = lower_keys(value)
-    found = _found(item)
+    found = parts_of(item)
     key = found["turns"]
     if not names.question and key and _are_turns(item[key], found):
         turns = _turns(item[key], f"`{key}`", names.speaker)
@@ -210,13 +210,13 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
     return isinstance(value, list) or value is REPEATED
 
 
-def _found(item: Mapping[str, Any]) -> dict[str, str | None]:
+def parts_of(item: Mapping[str, Any]) -> dict[str, str | None]:
     """Return the name of each part's field in a record; None for a part that it lacks."""
     return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
 
 
 def _first(item: Mapping[str, Any], part: str) -> str | None:
-    return _found(item)[part]
+    return parts_of(item)[part]
 
 
 @functools.lru_cache(maxsize=256)  # the records of a file have few different sets of fields
@@ -385,7 +385,7 @@ def _unnamed(turn: Any) -> Any:
 def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
     """Return the turns of one element of a list: one turn, or two for {"human": ..., "assistant": ...}."""
     if not any(key in item for key in SPEAKER_KEYS):
-        found = _found(item)
+        found = parts_of(item)
         question, answer = found["question"] or found["input"], found["answer"]
         if question and answer:
             system = _system(item, found["system"]) if found["system"] else []

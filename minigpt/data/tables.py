@@ -211,9 +211,9 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
                 mark = f"a quotation mark that opens in line {line} has no partner up to line {last}"
             for number in range(line, last + 1):
                 yield Record(number, BadLine("broken CSV", mark), "")
-        elif head is not None:
-            if not has_head or _head(cells) != head:  # the names stand there again where files were joined
-                yield row_record(line, head, cells)
+        # where files were joined, the names stand there again
+        elif head is not None and not (has_head and _head(cells) == head):
+            yield row_record(line, head, cells)
 
 
 def _swallows(cells: list[str], columns: int, delimiter: str) -> bool:

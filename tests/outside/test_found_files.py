@@ -13,6 +13,7 @@ import pytest
 from minigpt.data.corpus import read_texts
 from minigpt.data.reader import read_conversations
 from minigpt.errors import InputError
+from minigpt.evaluation.tasks import read_tasks
 
 PAIRS = [
     ("你们几点营业？", "每天早上九点到晚上十点。"),
@@ -235,6 +236,21 @@ def test_options_in_parquet(tmp_path: Path) -> None:
     for name in ("list.parquet", "apart.parquet"):
         (one,) = read_conversations(tmp_path / name)[0]
         assert [(one.question, one.answer)] == WITH_OPTIONS
+
+
+@pytest.mark.parametrize("kind", [kind for kind in READ if kind.startswith("options") and "text" not in kind])
+def test_options_as_a_task(tmp_path: Path, kind: str) -> None:
+    """`minigpt eval --task` reads the same options."""
+    content, expected = READ[kind]
+    (task,) = read_tasks([written(tmp_path, content, "t.csv" if "," in str(content)[:9] else "t.jsonl")])
+    found = [(one.form, one.question, one.choices, one.answer) for one in task.examples]
+    assert found == [("multiple_choice", CHOICE[0], tuple(CHOICE[1:5]), 1)] * len(expected)
+
+
+def test_names_of_people_and_places_are_no_questions_of_a_task(tmp_path: Path) -> None:
+    for kind in ("who asked", "who answered", "where it comes from", "what it is about"):
+        (task,) = read_tasks([written(tmp_path, READ[kind][0], "t.jsonl")])
+        assert [(one.question, *one.references) for one in task.examples] == PAIRS
 
 
 def packed(name: str) -> bytes:
