@@ -41,6 +41,7 @@ from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
 from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_open
 from minigpt.storage.json_files import reading
+from minigpt.storage.regular_files import open_regular
 
 __all__ = [
     "QuietTextOptions", "Recognised", "TextOptions",
@@ -52,6 +53,8 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to guess the field of the text
+_LOST, _LINES = "\ufffd".encode(), 5  # U+FFFD; number of lines with it that a warning names
+_BLOCK = 1 << 20  # number of bytes per read
 _NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # a number, a date or a time, which is no text to learn from
 _LONGEST = 1 << 26  # largest number of bytes of a line, when JSON Lines are recognised
 
@@ -318,10 +321,33 @@ def decode_sources(
     Raises:
         InputError: if a file cannot be decoded or holds no text.
     """
-    return [
+    sources = [
         _decoded_copy(source, folder / f"{number:05d}", options, opened) if source.kind == "other" else source
         for number, source in enumerate(sources)
     ]
+    for source in () if options.is_quiet else sources:
+        _warn_of_lost_characters(source)
+    return sources
+
+
+def _warn_of_lost_characters(source: Source) -> None:
+    """Warn the user about U+FFFD in a text, or in JSON Lines of texts: another program wrote it."""
+    count, lines = 0, list[int]()
+    line = 1
+    with open_regular(source.path) as file:
+        while source.kind != "parquet" and (block := file.read(_BLOCK) + file.readline(_LONGEST)):
+            if found := block.count(_LOST):
+                count += found
+                rows = enumerate(block.split(b"\n"), line)
+                lines += [number for number, row in rows if _LOST in row][: 1 + _LINES - len(lines)]
+            line += block.count(b"\n")
+    if count:
+        shown = ", ".join(map(str, lines[:_LINES])) + (", ..." if len(lines) > _LINES else "")
+        text = (
+            "{path}: {count:,} times U+FFFD (�): another program lost characters there (line {lines}); go "
+            "back to the file before that"
+        )
+        warn(Message(text, path=source.origin, count=count, lines=shown))
 
 
 def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: DataFile | None) -> Source:

@@ -239,7 +239,8 @@ def row_record(line: int, head: list[str], cells: list[str]) -> Record:
         if found := BAD_BYTES.search(cell):
             byte, before = ord(found[0]) - 0xDC00, shown_before(cell, found.start())
             return Record(line, BadLine(NOT_TEXT, f"byte 0x{byte:02x} in {name!r}, behind {before}"), "")
-    value = json_object((name, "" if cell in _MISSING else cell) for name, cell in zip(head, cells))
+    cells = ["" if cell in _MISSING else cell.replace("\r\n", "\n") for cell in cells]
+    value = json_object(zip(head, cells))
     return Record(line, value, as_json(value))
 
 

@@ -137,6 +137,10 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
         "question,answer\n" + "".join(f"{q},{a},,\n" for q, a in PAIRS),
         PAIRS,
     ),
+    "line ends of Windows in a cell": (
+        'question,answer\r\n"a?","b\r\nc"\r\n"d?",e\r\n',
+        [("a?", "b\nc"), ("d?", "e")],
+    ),
     "two files joined, with their names": (table(["问题", "答案"], PAIRS) * 2, PAIRS * 2),
     "a mark twice": ("\ufeff\ufeff" + table(["question", "answer"], PAIRS), PAIRS),
     # other lists
