@@ -77,8 +77,8 @@ _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "criti
 # "Names" of speakers in a list of questions and answers. There, each question is a conversation of its own.
 _ASK = ("q", "question", "问", "问题", "提问", "問", "問題", "提問", "ask")
 _REPLY = ("a", "answer", "答", "答案", "回答", "答复", "答覆", "reply")
-_ANSWERING = ("客服", "助手", "助理", "机器人", "機器人", "assistant", "bot")
-_ASKING = ("客户", "用户", "顾客", "访客", "客戶", "用戶", "顧客", "訪客")
+_ANSWERING = ("客服", "卖家", "商家", "店家", "助手", "助理", "机器人", "機器人", "assistant", "bot")
+_ASKING = ("客户", "买家", "用户", "顾客", "访客", "客戶", "用戶", "顧客", "訪客")
 _MOST_ROWS = 0.9  # a table is a chat log if at least this share of its rows has a speaker and a text
 
 

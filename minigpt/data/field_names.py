@@ -57,7 +57,7 @@ LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助�
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
     "speaker": (
         *SPEAKER_KEYS,
-        *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+        *("talker", "nickname", "from_name", "发送人", "发送者", "发送方", "发言人", "说话人", "昵称"),
         *("發送人", "發送者", "發言人", "說話人", "暱稱"),
     ),
     "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息", "訊息內容", "訊息"),

@@ -114,6 +114,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if not found["question"] and (found["answer"] or _is_forum(item)):
         found |= _of_forum(item, found["answer"])
     if found["question"] and found["answer"]:
+        if item.get("label") is False:  # of KTO's records {"prompt", "completion", "label"}
+            raise BadLine("`label` is false: the answer is a bad one")
         return _conversation(_question_and_answer(item, found), line, raw, item)
     if list(item) in (["0", "1"], ["0"]):  # a table without column names: its columns are called "0" and "1"
         return _conversation(_pair_of(item, "0", "1"), line, "")
@@ -449,6 +451,12 @@ def _conversation(
     turns: list[Turn], line: int, raw: str, item: Mapping[str, Any] | None = None
 ) -> Conversation:
     if not any(turn.role == "assistant" for turn in turns):
+        # in data sets of task-oriented dialogues, such as MultiWOZ, the answers are those of SYSTEM
+        turns = [
+            turn._replace(role="assistant") if number and turn.role == "system" else turn
+            for number, turn in enumerate(turns)
+        ]
+    if not any(turn.role == "assistant" for turn in turns):
         raise BadLine("no turn is an assistant's: there is no answer")
     found = item or {}
     return Conversation(tuple(turns), line, raw, _tools(found.get("tools")), _weight(found))
@@ -522,6 +530,8 @@ def _checked(value: Any, where: str) -> str:
         raise _not_a(value, "text", where)
     if not value.strip():
         raise BadLine(f"{where} is empty")
+    if value.strip() in ("[deleted]", "[removed]"):  # what Reddit writes in place of a text
+        raise BadLine(f"{where} was deleted")
     if "\0" in value:
         raise BadLine(f"{where} holds NUL", f"at character {value.index(chr(0)) + 1}")
     if found := HALF_CHARACTER.search(value):

@@ -27,6 +27,7 @@ _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space"
 _LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
+_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s+([^<>]+)>")  # who speaks
 _STYLE = re.compile(r"</?(?:[biuc]|font|v|lang|ruby|rt)\b[^<>]*>|\{\\[^{}]*\}")
 
 
@@ -70,7 +71,10 @@ def _without_marks(cell: str) -> str:
 
 
 def spoken_text(text: str) -> str | None:
-    """Return what is said in subtitles: a line for each caption, and no times; None for another text."""
+    """Return what is said in subtitles: a line for each caption, and no times; None for another text.
+
+    Where a tag names the speaker, the line begins with the name.
+    """
     if "-->" not in text[:_BEGINNING]:
         return None
     blocks = [
@@ -85,5 +89,6 @@ def spoken_text(text: str) -> str | None:
     said = []
     for block in timed:
         below = 1 + next(number for number, line in enumerate(block) if _TIMES.fullmatch(line))
-        said.append(" ".join(_STYLE.sub("", line).strip() for line in block[below:]))
+        spoken = (_VOICE.sub(r"\1: ", line) for line in block[below:])
+        said.append(" ".join(_STYLE.sub("", line).strip() for line in spoken))
     return "".join(f"{line}\n" for line in said if line)

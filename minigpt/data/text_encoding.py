@@ -153,7 +153,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
         return None
     for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
         text = head[: len(head) // width * width].decode(codec, "replace")
-        has_ascii = any(" " <= character <= "~" for character in text)
+        has_ascii = any(" " <= character <= "~" or character == "\n" for character in text)
         if has_ascii and len(_SENSIBLE.findall(text)) > _MOSTLY * len(text):
             return codec
     return None

@@ -154,6 +154,40 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
         [(q, f"{a} It's so.\nEnd.") for q, a in PAIRS],
     ),
     "who speaks, and a tab": ("".join(f"Q\t{q}\nA\t{a}\n" for q, a in PAIRS), PAIRS),
+    "a shop's chats": (
+        table(
+            ["会话ID", "发送时间", "发送方", "消息内容"],
+            [
+                [n, f"2024-03-01 10:0{n}", who, text]
+                for n, pair in enumerate(PAIRS)
+                for who, text in zip(("买家", "卖家"), pair)
+            ],
+        ),
+        PAIRS,
+    ),
+    "a transcript": (
+        "WEBVTT\n\n"
+        + "".join(
+            f"00:0{n}.000 --> 00:0{n}.900\n<v {who}>{text}</v>\n\n"
+            for n, pair in enumerate(PAIRS)
+            for who, text in zip(("访客", "客服"), pair)
+        ),
+        PAIRS,
+    ),
+    "the system answers": (
+        lines(
+            *(
+                {"turns": [{"speaker": "USER", "utterance": q}, {"speaker": "SYSTEM", "utterance": a}]}
+                for q, a in PAIRS
+            )
+        ),
+        PAIRS,
+    ),
+    "marked as good": (lines(*({"prompt": q, "completion": a, "label": True} for q, a in PAIRS)), PAIRS),
+    "UTF-16 without a mark, a space or a letter": (
+        "".join(f"问：{q}\n答：{a}\n" for q, a in PAIRS).encode("utf-16-le"),
+        PAIRS,
+    ),
     "answers in lists": (lines(*([{"prompt": q, "response": [[a]]}] for q, a in PAIRS)), PAIRS),
     "input and output as a turn": (
         lines(*({"conversation": [{"system": "", "input": q, "output": a}]} for q, a in PAIRS)),
@@ -204,7 +238,8 @@ def written(folder: Path, content: str | bytes, name: str = "data") -> Path:
 def test_what_is_read(tmp_path: Path, kind: str) -> None:
     content, expected = READ[kind]
     conversations, _ = read_conversations(written(tmp_path, content))
-    assert [(each.question, each.answer) for each in conversations] == expected
+    found = [exchange for each in conversations for exchange in each.exchanges]
+    assert [(each.question, each.answer) for each in found] == expected
 
 
 def test_cells_that_pandas_left_empty_are_no_answers(tmp_path: Path) -> None:
@@ -274,6 +309,11 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         lines({"question_id": 81, "category": "writing", "turns": ["Write.", "Rewrite."]}),
         "`turns` holds questions alone",
     ),
+    "marked as bad": (
+        lines(*({"prompt": q, "completion": a, "label": False} for q, a in PAIRS)),
+        "`label` is false: the answer is a bad one",
+    ),
+    "deleted": (lines({"question": "a?", "answer": "[deleted]"}), "`answer` was deleted"),
     "another number of answers": (
         lines({"questions": ["a", "b", "c"], "answers": ["x", "y"]}),
         "`question` is missing: it has 'questions', 'answers'",
@@ -312,7 +352,7 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
             f"00:0{n}.000 --> 00:0{n}.900 align:start\n<v Anna>{text}\nnoch\n"
             for n, text in enumerate(CAPTIONS)
         ),
-        ["".join(f"{text} noch\n" for text in CAPTIONS)],
+        ["".join(f"Anna: {text} noch\n" for text in CAPTIONS)],
     ),
     "a text about subtitles": ("A time is written as\n\n00:00:01,000 --> 00:00:02,000\n\nin them.\n", []),
     "a notebook": (
