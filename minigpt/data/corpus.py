@@ -282,8 +282,6 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
         return options.text_field
     lengths: dict[str, int] = {}
     for _, value, _ in unfolded(Record(0, value, "") for value in samples):
-        if not isinstance(value, Mapping):
-            continue
         try:
             if not isinstance(meaning_of(value, FieldNames()), Text):
                 raise InputError(
@@ -295,7 +293,7 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
                 )
         except BadLine:
             pass
-        for key, part in value.items():
+        for key, part in value.items() if isinstance(value, Mapping) else ():
             texts = part if isinstance(part, list) else [part]
             if all(isinstance(text, str) for text in texts) and not all(map(_NUMBER.fullmatch, texts)):
                 lengths[key] = lengths.get(key, 0) + sum(map(len, texts))
@@ -369,6 +367,8 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
             source, path=target, kind="text", size=target.stat().st_size, separator=options.separator
         )
     records = list(data.records)
+    if not records:
+        raise InputError(f"{path} holds no record")
     field = _field(path, [record.value for record in records[:_GUESSED]], options)
     lines, is_text = 0, False
     with atomic_open(target) as file:

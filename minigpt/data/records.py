@@ -130,6 +130,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
             return meaning_of(inside[0], names, line)
     if found["text"]:
         return Text(whole_text_of(item, found["text"]))
+    if {"chosen", "rejected"} <= item.keys():
+        raise BadLine("a better and a worse answer, which `minigpt finetune --task dpo` learns from")
     for part, other in (("question", "answer"), ("answer", "question")):
         if found[part]:
             if null := next((name for name in FIELDS[other] if item.get(name, "") is None), None):
@@ -292,9 +294,9 @@ def _options(item: Mapping[str, Any], answer: str) -> dict[str, str]:
     each option has a field of its own, or one field has all of them: a list, an object, or a text, whose
     letter here is "".
     """
-    apart = {name: found[1] for name in item if name != answer and (found := OPTION.fullmatch(name))}
-    if {"a", "b"} <= {*apart.values()}:
-        given: Any = {letter: item[name] for name, letter in sorted(apart.items(), key=lambda each: each[1])}
+    apart = _apart(tuple(item), answer)
+    if apart:
+        given: Any = {letter: item[name] for letter, name in apart}
     else:
         given = next((item[name] for name in OPTIONS if name in item), [])
         inner = structure_in(given) if isinstance(given, str) else given
@@ -307,6 +309,13 @@ def _options(item: Mapping[str, Any], answer: str) -> dict[str, str]:
     if not all(isinstance(text, str | int | float) and len(letter) == 1 for letter, text in given.items()):
         return {}
     return {letter: f"{letter}. {text}" for letter, text in given.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _apart(given: tuple[str, ...], answer: str) -> list[tuple[str, str]]:
+    """Return the letters of the options that have a field of their own, each with the field's name."""
+    found = sorted((match[1], name) for name in given if name != answer and (match := OPTION.fullmatch(name)))
+    return found if {"a", "b"} <= {letter for letter, _ in found} else []
 
 
 def _one_of(answer: Any) -> Any:

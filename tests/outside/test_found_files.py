@@ -313,6 +313,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         lines(*({"prompt": q, "completion": a, "label": False} for q, a in PAIRS)),
         "`label` is false: the answer is a bad one",
     ),
+    "preferences": (
+        lines(*({"prompt": q, "chosen": a, "rejected": "不知道。"} for q, a in PAIRS)),
+        "a better and a worse answer, which `minigpt finetune --task dpo` learns from",
+    ),
     "deleted": (lines({"question": "a?", "answer": "[deleted]"}), "`answer` was deleted"),
     "another number of answers": (
         lines({"questions": ["a", "b", "c"], "answers": ["x", "y"]}),
@@ -335,6 +339,16 @@ def test_what_is_refused(tmp_path: Path, kind: str) -> None:
     with pytest.raises(InputError, match=said) as caught:
         read_conversations(written(tmp_path, content))
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_no_text(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    for content, said in (
+        (json.dumps(turns), "holds questions and answers, no texts"),
+        ("text,label\r\n", "holds no record"),
+    ):
+        with pytest.raises(InputError, match=said):
+            list(read_texts(written(tmp_path, content, "d.csv")))
 
 
 CAPTIONS = ["第一句。", "第二句，", "第三句。"]
