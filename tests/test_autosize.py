@@ -180,10 +180,15 @@ def test_long_pairs_are_not_cut(tmp_path: Path, run_command: RunCommand) -> None
     row = next(line for line in result.out.splitlines() if "max_length" in line)
     assert "416" in row  # 400 + 7 + two separators, in whole 32s
     assert "256 would cut 27% of the pairs" in row
+    assert "were cut" not in result.err  # lengths that were only tried are not reported
+    assert result.out.count("train.jsonl: ") == 0, result.out
     kept = run_command("train.py", *flags(tmp_path, "9GFLOP", *more, "--max_length", 64))
     row = next(line for line in kept.out.splitlines() if "max_length" in line)
     assert "64" in row
     assert "given" in row
+    assert (
+        kept.err.count("train.jsonl: 3 of 11 conversations are longer than max_length=64 and were cut") == 1
+    )
 
 
 # -- resuming -----------------------------------------------------------------------------------------------

@@ -260,7 +260,7 @@ def test_a_json_file_that_is_none_is_named(name: str, content: bytes, saved: Pat
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"model_type": "llama"}, "model_type 'llama' is another architecture: read are gpt2 and qwen3"),
+        ({"model_type": "llama"}, "model_type 'llama' is another architecture; minigpt reads gpt2 and qwen3"),
         ({"model_type": None}, "model_type must be one of gpt2, qwen3: got None"),
         ({"n_inner": 100}, "n_inner must be null or 4 * n_embd = 64: got 100"),
         (

@@ -232,7 +232,7 @@ def test_a_directory_comes_back(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "text"),
     [
-        ({"model_type": "qwen4"}, "model_type 'qwen4' is another architecture: read are gpt2 and qwen3"),
+        ({"model_type": "qwen4"}, "model_type 'qwen4' is another architecture; minigpt reads gpt2 and qwen3"),
         ({"hidden_size": 16}, r"model\.embed_tokens\.weight is float \(6, 8\), not float \(6, 16\)"),
         ({"num_key_value_heads": 1}, r"k_proj\.weight is float \(8, 8\), not float \(4, 8\)"),
         ({"head_dim": 8}, r"q_proj\.weight is float \(16, 8\), not float \(32, 8\).* and \d more"),

@@ -1044,7 +1044,7 @@ def test_in_chinese_the_tables_hold_no_english_word(command: Command, knowing: P
             ["compare", "a", "a", "--task", "qa.jsonl", "--metric", "acc"],
             "--metric acc does not fit qa: it has exact",
         ),
-        (["compare", "a", "b", "--task", "qa.jsonl"], "b does not exist: train a model first"),
+        (["compare", "a", "b", "--task", "qa.jsonl"], "b does not exist: give the folder of a model"),
         (["compare", "a", "--task", "qa.jsonl"], "SECOND"),
     ],
 )

@@ -47,6 +47,8 @@ class Options(TaskOptions, command_line.MachineOptions):
     """what is compared; left out: the first metric of the task"""
     batch_size: int = 64
     """answers that are generated at once"""
+    encoding: str = ""
+    """encoding of the tasks' files, such as gb18030; left out: found out"""
     strict: bool = False
     """stop at the first bad record instead of skipping it"""
     show: int = 3
@@ -56,7 +58,7 @@ class Options(TaskOptions, command_line.MachineOptions):
 def main(options: Options) -> dict[str, Any]:
     """Measure both models on the tasks, and print the differences."""
     for path in (options.first, options.second):
-        require_model(path)
+        require_model(path, has_flag=False)
     if not options.task:
         raise InputError("nothing to compare on: give --task FILE, a file of questions or a folder")
     import torch
@@ -69,7 +71,7 @@ def main(options: Options) -> dict[str, Any]:
     say = speaker(languages.language())
     if options.threads:
         torch.set_num_threads(options.threads)
-    tasks = tasks_of(options.task, options, options.strict)
+    tasks = tasks_of(options.task, options, options.strict, options.encoding)
     for task in tasks:
         if options.metric and options.metric not in metric_names(task):
             known = ", ".join(metric_names(task))

@@ -82,7 +82,7 @@ _ONLY_TASKS = (
 )
 _NOT_TASKS = (
     *("data", "text_field", "max_length", "show", "show_wrong"),
-    *("encoding", "question_field", "answer_field", "speaker"),
+    *("question_field", "answer_field", "speaker"),
 )
 
 
@@ -133,7 +133,7 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
     for path in () if options.report is None else (options.report, *options.report.parents):
         if path.exists() and not path.is_dir():
             raise InputError(f"--report {options.report}: {path} is a file; give a folder, which may be new")
-    tasks = tasks_of(options.task, options, options.strict)
+    tasks = tasks_of(options.task, options, options.strict, options.encoding)
     precision = next(iter(options.precision), None)
     loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
     loaded = dataclasses.replace(loaded, max_new_tokens=options.max_new_tokens)

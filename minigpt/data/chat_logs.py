@@ -27,7 +27,7 @@ from minigpt.data.dialogue_files import dialogues_in
 from minigpt.data.field_names import FIELDS, MESSAGE_COLUMNS, FieldNames, is_head
 from minigpt.data.file_formats import advised
 from minigpt.data.json_values import BadLine, Record
-from minigpt.data.records import lower_keys, text_of
+from minigpt.data.records import lower_keys, text_of, words_of
 from minigpt.errors import InputError
 
 __all__ = ["ChatLog", "holds_chat", "message_columns", "read_chat", "read_messages"]
@@ -78,9 +78,10 @@ _PICTURE = re.compile(r"(?:\[[^\[\]]{1,12}\]|<[^<>]{3,30}>|\u200e?(?:image|video
 _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"}
 # In a list of questions and answers, these words stand in place of a speaker's name. In such a list, each
 # question is a conversation of its own.
-_ASK = ("q", "question", "问", "问题", "提问", "ask")
-_REPLY = ("a", "answer", "答", "答案", "回答", "reply")
-_ANSWERING, _ASKING = ("客服", "助手", "助理", "机器人", "assistant", "bot"), ("客户", "用户", "顾客", "访客")
+_ASK = ("q", "question", "问", "问题", "提问", "問", "問題", "提問", "ask")
+_REPLY = ("a", "answer", "答", "答案", "回答", "答复", "答覆", "reply")
+_ANSWERING = ("客服", "卖家", "商家", "店家", "助手", "助理", "机器人", "機器人", "assistant", "bot")
+_ASKING = ("客户", "买家", "用户", "顾客", "访客", "客戶", "用戶", "顧客", "訪客")
 _MOST_ROWS = 0.9  # a table is a chat log if at least this share of its rows has a speaker and a text
 
 
@@ -191,7 +192,12 @@ def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
 def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns | None:
     """Return the columns of a table if its first records are messages of a chat log; else None."""
     items = [lower_keys(value) for value in values if isinstance(value, Mapping)]
-    return None if names.question else _columns(items)
+    if names.question:
+        return None
+    if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
+        speakers = {_role(str(item["0"]).strip()) for item in items} - {"system"}
+        return MessageColumns("0", "1", "", "") if speakers == {"user", "assistant"} else None
+    return _columns(items)
 
 
 def read_messages(
@@ -211,7 +217,8 @@ def read_messages(
             if isinstance(record.value, BadLine):
                 raise record.value
             item = lower_keys(record.value) if isinstance(record.value, Mapping) else {}
-            name, text = text_of(item, columns.speaker).strip(), text_of(item, columns.text).strip()
+            name = text_of(item, columns.speaker).strip()
+            text = words_of(item.get(columns.text), f"`{columns.text}`").strip()
             if _is_role(name, "system"):
                 raise BadLine("a message of the system, no question and no answer")
         except BadLine as reason:
@@ -223,14 +230,15 @@ def read_messages(
         day, minute = _moment(time)
         messages.setdefault(number, []).append(Message(record.line, name, text, day, minute, False))
     divided: list[list[Message]] = []
+    is_faq = all(_plain_name(each.name) in (*_ASK, *_REPLY) for some in messages.values() for each in some)
     rule = f"each `{columns.number}` is a conversation"
     for some in messages.values():
         if columns.number:
             divided.append(some)
         else:
-            divided, rule = _divided(some, bool(columns.time), is_faq=False)
-    as_text = f"as texts: {advised('train --text', path)}" if path.is_file() else ""
-    log = _chat_log(divided, rule, False, path, speaker, as_text)
+            divided, rule = _divided(some, bool(columns.time), is_faq and not columns.time)
+    as_text = f"; as texts: {advised('train --text', path)}" if path.is_file() else ""
+    log = _chat_log(divided, rule, is_faq, path, speaker, as_text)
     return replace(log, records=sorted([*log.records, *bad], key=lambda record: record.line))
 
 

@@ -20,8 +20,10 @@ __all__ = [
 
 Role = Literal["system", "user", "assistant", "tool"]
 ROLES: dict[str, Role] = {  # name of a speaker in a file, such as "human" or "gpt" -> role
-    **dict.fromkeys(("system", "developer", "系统"), "system"),
-    **dict.fromkeys(("user", "human", "customer", "usr", "用户", "问", "客户", "user_a"), "user"),
+    **dict.fromkeys(("system", "developer", "系统", "系統"), "system"),
+    **dict.fromkeys(
+        ("user", "human", "customer", "usr", "用户", "问", "客户", "用戶", "問", "客戶", "user_a"), "user"
+    ),
     **dict.fromkeys(
         ("assistant", "gpt", "bot", "model", "chatbot", "ai", "sys", "助手", "答", "客服"), "assistant"
     ),
@@ -29,7 +31,15 @@ ROLES: dict[str, Role] = {  # name of a speaker in a file, such as "human" or "g
     "function_call": "assistant",
 }
 SPEAKER_KEYS = ("role", "from", "speaker", "sender", "角色")  # keys of a turn that name the speaker
-TEXT_KEYS = ("content", "value", "text", "utterance", "内容", "parts")  # keys of a turn that hold the text
+TEXT_KEYS = (
+    "content",
+    "value",
+    "text",
+    "utterance",
+    "内容",
+    "內容",
+    "parts",
+)  # keys of a turn that hold the text
 
 
 class Turn(NamedTuple):

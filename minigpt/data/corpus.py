@@ -11,6 +11,7 @@ all other formats to one of these. The files of a folder are sorted by path.
 
 import itertools
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -34,11 +35,13 @@ from minigpt.data.json_values import BadLine, Record, as_json, looks_like_json, 
 from minigpt.data.marked_turns import name_of_marks
 from minigpt.data.nested_records import is_message_tree, unfolded
 from minigpt.data.records import Text, meaning_of
+from minigpt.data.study_files import cards_in, spoken_text
 from minigpt.data.tables import IsHead, parquet_records, suffix_of, table_in
 from minigpt.data.text_encoding import BAD_BYTES, is_mostly_utf8, shown_name
 from minigpt.errors import InputError, Message
 from minigpt.storage.files import atomic_open
 from minigpt.storage.json_files import reading
+from minigpt.storage.regular_files import open_regular
 
 __all__ = [
     "QuietTextOptions", "Recognised", "TextOptions",
@@ -50,6 +53,9 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to find out which field holds the text
+_LOST, _LINES = "\ufffd".encode(), 5  # U+FFFD; number of lines with it that a warning names
+_BLOCK = 1 << 20  # number of bytes per read
+_NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # a number, a date or a time, which is no text to learn from
 _LONGEST = 1 << 26  # when JSON Lines are recognised: most bytes to read of a line, and of all lines together
 
 
@@ -158,7 +164,7 @@ def _recognised(
         text = head.decode("utf-8-sig", "ignore")
         if looks_like_json(text):
             return replace(source, kind="jsonl") if _are_lines(file) else source
-    if drawn_tables(text, path, is_head, needs_head):
+    if drawn_tables(text, path, is_head, needs_head) or cards_in(text) or spoken_text(text) is not None:
         return source
     if table_in(text, path, is_head, needs_head, is_whole=size == len(head)):
         return source
@@ -276,8 +282,6 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
         return options.text_field
     lengths: dict[str, int] = {}
     for _, value, _ in unfolded(Record(0, value, "") for value in samples):
-        if not isinstance(value, Mapping):
-            continue
         try:
             if not isinstance(meaning_of(value, FieldNames()), Text):
                 raise InputError(
@@ -289,9 +293,9 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
                 )
         except BadLine:
             pass
-        for key, part in value.items():
+        for key, part in value.items() if isinstance(value, Mapping) else ():
             texts = part if isinstance(part, list) else [part]
-            if all(isinstance(text, str) for text in texts):
+            if all(isinstance(text, str) for text in texts) and not all(map(_NUMBER.fullmatch, texts)):
                 lengths[key] = lengths.get(key, 0) + sum(map(len, texts))
     known = next((key for name in FIELDS["text"] for key in lengths if key.strip().lower() == name), None)
     if known is not None or not lengths:
@@ -317,10 +321,33 @@ def decode_sources(
     Raises:
         InputError: if a file cannot be decoded or holds no text.
     """
-    return [
+    sources = [
         _decoded_copy(source, folder / f"{number:05d}", options, opened) if source.kind == "other" else source
         for number, source in enumerate(sources)
     ]
+    for source in () if options.is_quiet else sources:
+        _warn_of_lost_characters(source)
+    return sources
+
+
+def _warn_of_lost_characters(source: Source) -> None:
+    """Warn the user about U+FFFD in a text, or in JSON Lines of texts: another program wrote it."""
+    count, lines = 0, list[int]()
+    line = 1
+    with open_regular(source.path) as file:
+        while source.kind != "parquet" and (block := file.read(_BLOCK) + file.readline(_LONGEST)):
+            if found := block.count(_LOST):
+                count += found
+                rows = enumerate(block.split(b"\n"), line)
+                lines += [number for number, row in rows if _LOST in row][: 1 + _LINES - len(lines)]
+            line += block.count(b"\n")
+    if count:
+        shown = ", ".join(map(str, lines[:_LINES])) + (", ..." if len(lines) > _LINES else "")
+        text = (
+            "{path}: {count:,} times U+FFFD (�): another program lost characters there (line {lines}); go "
+            "back to the file before that"
+        )
+        warn(Message(text, path=source.origin, count=count, lines=shown))
 
 
 def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: DataFile | None) -> Source:
@@ -342,6 +369,8 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
             source, path=target, kind="text", size=target.stat().st_size, separator=options.separator
         )
     records = list(data.records)
+    if not records:
+        raise InputError(f"{path} holds no record")
     field = _field(path, [record.value for record in records[:_GUESSED]], options)
     lines, is_text = 0, False
     with atomic_open(target) as file:

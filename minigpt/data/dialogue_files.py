@@ -6,11 +6,15 @@ r"""Reads dialogues of chatbot projects: `.conv` files, and YAML in ChatterBot's
 
 The left form is .conv: a line E begins a dialogue, and each line M is a text. The right form is YAML. In both
 forms, user and assistant take turns. If the texts of a .conv file have a "/" between words, it is removed.
+
+A list of questions and answers in YAML is read, too: `- question: 你好`, and below it `  answer: 你好！`.
 """
 
 import re
+import textwrap
 from collections.abc import Iterable, Iterator
 
+from minigpt.data.field_names import has_answers, is_head
 from minigpt.data.json_values import BadLine, Record, parse_value
 
 __all__ = ["dialogues_in"]
@@ -18,6 +22,7 @@ __all__ = ["dialogues_in"]
 _CONV = re.compile(r"E\s*|M(?:\s.*)?")
 _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
+_ENTRY = re.compile(r"(- |  )([^\s:#'\"\-\[\]{}][^:#]{0,29}?)\s*:(?:\s+(.*))?")  # a key of a list's element
 _MOST = 200  # number of lines at the beginning that are examined to recognise the form
 # A line of at most 6 characters ("M " and four more) may be a single word, which needs no "/" inside.
 _FEW = 6
@@ -25,7 +30,9 @@ _SHARE = 0.9  # at least this share of the examined lines must have the form
 
 
 def dialogues_in(text: str) -> list[Record] | None:
-    """Return one record for each dialogue, or None if the text has neither the .conv nor the YAML form."""
+    """Return one record for each dialogue or question; None if the text has none of the forms."""
+    if (pairs := _yaml_pairs(text)) is not None:
+        return pairs
     lines = [(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     some = [line for _, line in lines[:_MOST]]
     marks = sum(bool(_CONV.fullmatch(line)) for line in some)
@@ -39,6 +46,44 @@ def dialogues_in(text: str) -> list[Record] | None:
     if below and _BEGIN.match(below[0].strip()) and fitting >= 0.5 * len(below):
         return list(_yaml(lines[begins + 1 :]))
     return None
+
+
+def _yaml_pairs(text: str) -> list[Record] | None:
+    """Return the questions and answers of a list in YAML, or None for any other text."""
+    start = re.search(r"^[ \t]*- ", text, re.MULTILINE)
+    if start is None or not re.fullmatch(r"(?:\s|#.*|---|[\w ]{1,30}:)*", text[: start.start()]):
+        return None
+    first = 1 + text.count("\n", 0, start.start())
+    values: list[tuple[int, dict[str, list[str]]]] = []
+    under: list[str] | None = None  # the lines of the value that is being read
+    for number, raw in enumerate(textwrap.dedent(text[start.start() :]).split("\n"), first):
+        line = raw.rstrip()
+        if entry := _ENTRY.fullmatch(line):
+            if entry[1] == "- ":
+                values.append((number, {}))
+            if not values or entry[2] in values[-1][1]:
+                return None
+            under = values[-1][1].setdefault(entry[2], [entry[3] or ""])
+        elif under is not None and (not line or line.startswith("   ")):
+            under.append(line)
+        elif line and not line.startswith("#"):
+            return None
+    names = [[key.lower() for key in value] for _, value in values]
+    if len(values) < 2 or not all(is_head(keys) and has_answers(keys) for keys in names):
+        return None
+    return [
+        Record(number, {key: _value(lines) for key, lines in value.items()}, "") for number, value in values
+    ]
+
+
+def _value(lines: list[str]) -> str:
+    """Return the text of a value: what stands behind its key, and the lines below."""
+    head, below = lines[0].strip(), textwrap.dedent("\n".join(lines[1:])).strip("\n")
+    if re.fullmatch(r"\|[+-]?\d?", head):
+        return below
+    if re.fullmatch(r">[+-]?\d?", head):  # a line end is a space, and a blank line is a line end
+        return re.sub(r"(?<!\n)\n(?!\n)", " ", below).replace("\n\n", "\n")
+    return _scalar(" ".join([head, *(line.strip() for line in lines[1:] if line.strip())]))
 
 
 def _conv(lines: Iterable[tuple[int, str]]) -> Iterator[Record]:

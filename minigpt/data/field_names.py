@@ -12,45 +12,58 @@ from minigpt.data.json_values import NESTED
 from minigpt.errors import InputError
 
 __all__ = [
-    "ALIKE", "FIELDS", "MESSAGE_COLUMNS", "TITLES", "DataOptions", "FieldNames", "has_answers", "head_test",
-    "is_head",
+    "ALIKE", "DESCRIPTIONS", "FIELDS", "LAST", "MESSAGE_COLUMNS", "OPTION", "OPTIONS", "PARTNERS", "TITLES",
+    "DataOptions", "FieldNames", "has_answers", "head_test", "is_head",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the most usual names first
     "question": (
-        *("question", "prompt", "instruction", "query", "q", "user", "human", "ask", "source", "problem"),
-        *("问题", "提问", "指令", "问", "用户", "问句"),
+        *("question", "prompt", "instruction", "query", "q", "human", "ask", "problem"),
+        *("问题", "提问", "指令", "问", "问句", "問題", "提問", "問", "問句"),
         *("frage", "pregunta", "pergunta", "domanda", "вопрос", "質問", "질문"),
+        *("user", "用户", "用戶", "source"),
     ),
     "answer": (
-        *("answer", "completion", "output", "response", "a", "assistant", "reply", "bot", "gpt", "target"),
-        *("solution", "answers"),
-        *("答案", "回答", "输出", "回复", "答", "助手", "答复"),
+        *("answer", "completion", "output", "response", "reply", "solution", "answers"),
+        *("答案", "回答", "输出", "回复", "答", "答复", "輸出", "回覆", "答覆"),
         *("antwort", "réponse", "respuesta", "resposta", "risposta", "ответ", "答え", "답변"),
+        *("assistant", "bot", "gpt", "助手", "target", "a"),
     ),
-    "input": ("input", "context", "输入"),
-    "system": ("system", "system_prompt", "系统", "系统提示"),
-    "history": ("history", "历史"),
+    "input": ("input", "context", "输入", "輸入"),
+    "system": ("system", "system_prompt", "系统", "系统提示", "系統", "系統提示"),
+    "history": ("history", "历史", "歷史"),
     "turns": (
         *("messages", "conversations", "conversation", "dialogue", "dialog", "turns", "chat", "contents"),
-        *("对话", "消息"),
+        *("对话", "消息", "對話", "訊息"),
     ),
     "text": (
-        *("text", "content", "内容", "文本", "正文", "body", "passage", "document", "article"),
+        *("text", "content", "内容", "文本", "正文", "內容", "body", "passage", "document", "article"),
         *("paragraphs",),
     ),
     "tools": ("tools",),
 }
+# The last names of a part can also name a person, a place where the record comes from, or an option of a
+# multiple choice. So any other name of the part counts first, and these are the question only beside their
+# partners: name -> names of the answer
+PARTNERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("user", "用户", "用戶"), ("assistant", "bot", "gpt", "助手", "机器人")),
+    "source": ("target",),
+}
+# A field with one option of a multiple choice: A, 选项A, A选项, option_a. The group is the letter.
+OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
+OPTIONS = ("choices", "options", "选项", "選項")  # a field with all of them
+LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
 # For a table with one chat message in each row: part of a message -> usual names of its column.
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
     "speaker": (
         *SPEAKER_KEYS,
-        *("talker", "nickname", "from_name", "发送人", "发送者", "发言人", "说话人", "昵称"),
+        *("talker", "nickname", "from_name", "发送人", "发送者", "发送方", "发言人", "说话人", "昵称"),
+        *("發送人", "發送者", "發言人", "說話人", "暱稱"),
     ),
-    "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息"),
+    "text": (*TEXT_KEYS, "message", "msg", "strcontent", "消息内容", "聊天内容", "消息", "訊息內容", "訊息"),
     "time": (
         *("time", "date", "timestamp", "datetime", "created_at", "createtime", "strtime"),
-        *("时间", "发送时间", "日期"),
+        *("时间", "发送时间", "日期", "時間", "發送時間"),
     ),
     "number": (
         *("conversation_id", "session_id", "dialog_id", "dialogue_id", "chat_id", "thread_id"),
@@ -62,14 +75,17 @@ _NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # what may follow a
 # the record has no field with a usual name (see `FIELDS`).
 ALIKE = {
     "question": re.compile(
-        rf"\*?(?:.{{0,8}}(?:问题|提问|问句)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?){_NOTE}"
-    ),
-    "answer": re.compile(
-        r"\*?(?:.{0,8}(?:答案|回答|答复|回复)(?:内容|文本)?|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)"
+        r"\*?(?:.{0,8}(?:问题|提问|问句|問題|提問)(?:内容|描述|文本)?|(?:\w+[ _])?question(?:[ _]text)?)"
         + _NOTE
     ),
+    "answer": re.compile(
+        r"\*?(?:.{0,8}(?:答案|回答|答复|回复|回覆|答覆)(?:内容|文本)?"
+        r"|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)" + _NOTE
+    ),
 }
-TITLES = ("title", "标题", "题目")  # field with a forum question's title; another field has the details
+# fields with the title of a forum's question, and with its details
+TITLES = ("title", "标题", "题目", "標題", "題目")
+DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text
 
 

@@ -18,6 +18,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import re
 import shlex
 import stat
 import zipfile
@@ -29,12 +30,14 @@ from typing import Any, BinaryIO, Literal
 
 from minigpt.data.drawn_tables import drawn_tables
 from minigpt.data.json_values import Record, json_records, looks_like_json
+from minigpt.data.study_files import cards_in, spoken_text
 from minigpt.data.tables import (
     IsHead,
     csv_records,
     parquet_records,
     require_package,
     require_unpacked,
+    suffix_of,
     table_in,
     workbook_records,
 )
@@ -49,6 +52,7 @@ __all__ = [
 
 # "table": a table drawn with characters, such as Markdown's. "chat": a chat log. "json": one JSON value.
 Kind = Literal["jsonl", "json", "csv", "table", "xlsx", "parquet", "text", "chat"]
+_OF_RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
 _MOST = 4 << 30  # largest size in bytes of a file that is read as a whole; also after decompression
 _BLOCK = 1 << 20  # bytes per call of read(), which reserves this much memory even for a small file
 
@@ -117,6 +121,12 @@ def _too_large(what: str) -> InputError:
 def _folder_sentence(path: Path) -> str:
     if (path / "config.json").exists():
         return Message("{path} is a model's folder, not data", path=path)
+    files = [file for file in sorted(path.iterdir()) if suffix_of(file) in _OF_RECORDS]
+    if files:
+        text = "{path} is a folder; give one of its files, such as {file}{more}"
+        is_lines = len(files) > 1 and all(suffix_of(file) == ".jsonl" for file in files)
+        joined = Message("; or join them: cat {path}/*.jsonl > all.jsonl", path=shlex.quote(str(path)))
+        return Message(text, path=path, file=files[0], more=joined if is_lines else "")
     return Message(
         "{path} is a folder; give a file. To learn from a folder of texts: {command}",
         path=path,
@@ -178,6 +188,7 @@ _FOREIGN = {  # first bytes of a file -> name of its format, which minigpt does 
     b"Rar!": "a rar archive",
     b"{\\rtf": "an RTF document (save it as text)",
 }
+_TAG = re.compile(r"<(body|div|section|article|main|table|ul|ol|p|h[1-6]|span)(?:\s[^<>]*)?>")  # of HTML
 _ZIPPED = {"word/": "a Word document (save it as text)", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -224,6 +235,12 @@ def open_data(
     if looks_like_json(text):
         kind, records = json_records(text, is_head)
         return DataFile(kind, codec, records, digest, tuple(notes))
+    if cards := cards_in(text):
+        notes.append(Message("{path}: {count:,} cards of Anki", path=path, count=len(cards)))
+        return DataFile("csv", codec, cards, digest, tuple(notes))
+    if (said := spoken_text(text)) is not None:
+        notes.append(Message("{path}: subtitles, read without their times", path=path))
+        return DataFile("text", codec, [Record(1, said, "")], digest, tuple(notes))
     if drawn := drawn_tables(text, path, is_head, needs_head):
         return DataFile("table", codec, drawn.records, digest, (*notes, *drawn.notes))
     if table := table_in(text, path, is_head, needs_head):
@@ -275,6 +292,11 @@ def refuse_other_text(text: str, path: Path) -> None:
     if start.startswith("<?xml"):
         raise InputError(
             f"{path} is XML, and its marks would be learned as text: save what it holds as CSV or text"
+        )
+    if (tag := _TAG.match(start)) and f"</{tag[1]}>" in text[:_BLOCK].lower():
+        raise InputError(
+            f"{path} is a piece of a web page, and its marks would be learned as text: save what it holds as "
+            "text"
         )
     if start.startswith(("<!doctype html", "<html")):
         raise InputError(f"{path} is a web page, not the file behind it: download it again")

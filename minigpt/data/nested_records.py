@@ -10,6 +10,7 @@
     UltraChat                           {"id": ..., "data": [text, text, ...]}
     COIG's exams                        {"textbox_question": ..., "textbox_answer": ..., ...}
     intents of a chatbot                {"tag": ..., "patterns": [...], "responses": [...]}
+    several phrasings of a question     {"questions": [...], "answer": ...}, QnA Maker's among them
 
 Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
 other branches repeat the same questions. From an export, this is the path that the user saw last (if it is
@@ -47,7 +48,7 @@ def unfolded(records: Iterable[Record]) -> Iterator[Record]:
 
 def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
     keys = {str(key).strip().lower() for key in record}
-    if NESTED.keys().isdisjoint(keys) and keys != {"id", "data"}:
+    if keys.isdisjoint((*NESTED, "questions")) and keys != {"id", "data"}:
         return None
     item = lower_keys(record)
     for key in item.keys() & {*NESTED, "data", "responses"}:  # in a table's cell, the value is a JSON text
@@ -77,6 +78,8 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
             return [_messages(_replies(root))]
         case {"patterns": [str(), *_] as patterns, "responses": [str() as answer, *_]}:
             return [{"question": question, "answer": answer} for question in patterns]
+        case {"questions": [str(), *_] | str() as questions, **rest}:
+            return _of_questions([questions] if isinstance(questions, str) else questions, rest)
         case {"textbox_question": question, "textbox_answer": answer}:
             above = (item.get("textbox_q_instruction"), item.get("textbox_q_context"), question)
             asked = "\n".join(text.strip() for text in above if isinstance(text, str) and text.strip())
@@ -84,6 +87,20 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
         case {"data": [str(), str(), *_] as texts} if len(texts) % 2 == 0:
             return [{"messages": texts}] if all(isinstance(text, str) for text in texts) else None
     return None
+
+
+def _of_questions(questions: list[Any], rest: Mapping[str, Any]) -> list[Any] | None:
+    """Return each question with the answer; with its own answer, if there are as many answers as questions.
+
+    Returns None if the record has no answer, or another number of answers.
+    """
+    answers = next((rest[name] for name in ("answer", "answers", "答案", "response") if name in rest), None)
+    if isinstance(answers, list) and len(answers) == 1:
+        (answers,) = answers
+    if answers is None or (isinstance(answers, list) and len(answers) != len(questions)):
+        return None
+    each = answers if isinstance(answers, list) else [answers] * len(questions)
+    return [{"question": question, "answer": answer} for question, answer in zip(questions, each)]
 
 
 def _turn(role: str, text: object) -> dict[str, Any]:

@@ -10,6 +10,7 @@ are skipped, counted and named; with `strict` the first bad record is an error. 
 import hashlib
 import itertools
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -32,6 +33,8 @@ __all__ = ["ReadReport", "read_conversations", "read_records"]
 
 _FIRST = 200  # number of records that are examined to recognise a chat log
 _SHOWN = 5  # number of lines that a summary names for each reason
+# What UTF-8 looks like that a program has read as Windows-1252, Latin-1 or GBK: "Ã©" for "é"
+_GARBLED = re.compile("[\x80-\x84\x86-\x9f]|â€|锟斤拷|[ÃÂ][\xa0-\xbf]")
 _LOST = "\ufffd"  # replacement character, written by programs that could not decode a character
 Found = TypeVar("Found")
 
@@ -47,6 +50,7 @@ class ReadReport:
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
     details: dict[str, str] = field(default_factory=dict)  # reason -> detail of the first record with it
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
+    garbled: list[int] = field(default_factory=list)  # lines with UTF-8 that was read as another encoding
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
     sha256: str = ""  # SHA-256 of the file's bytes
@@ -72,6 +76,12 @@ class ReadReport:
             warn(
                 f"{self.path}: {len(self.lost):,} records hold U+FFFD (�): another program lost characters "
                 f"there (line {_listed(self.lost)}); go back to the file before that"
+            )
+        if self.garbled:
+            warn(
+                f"{self.path}: {len(self.garbled):,} records look garbled, such as Ã© for é: another program "
+                f"took UTF-8 for another encoding (line {_listed(self.garbled)}); go back to the file before "
+                "that"
             )
         if self.unweighted:
             warn(
@@ -220,6 +230,8 @@ def read_records(
                 continue
             if any(_LOST in text for text in texts(one)):
                 report.lost.append(record.line)
+            if any(map(_GARBLED.search, texts(one))):
+                report.garbled.append(record.line)
             found.append(one)
     return found
 
@@ -271,7 +283,7 @@ def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
     if columns is None:
         return replace(data, records=unfolded(every))
     chat = read_messages(every, columns, path, names.speaker)
-    return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
+    return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note), has_head=None)
 
 
 def _as_text(path: Path, encoding: str) -> str:

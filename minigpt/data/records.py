@@ -25,7 +25,17 @@ from dataclasses import replace
 from typing import Any, Literal, TypeAlias
 
 from minigpt.data.conversation import ROLES, SPEAKER_KEYS, TEXT_KEYS, Conversation, Turn
-from minigpt.data.field_names import ALIKE, FIELDS, TITLES, FieldNames
+from minigpt.data.field_names import (
+    ALIKE,
+    DESCRIPTIONS,
+    FIELDS,
+    LAST,
+    OPTION,
+    OPTIONS,
+    PARTNERS,
+    TITLES,
+    FieldNames,
+)
 from minigpt.data.json_values import (
     NOT_TEXT,
     REPEATED,
@@ -42,13 +52,20 @@ from minigpt.errors import whole_number
 
 __all__ = [
     "KNOWN_SHAPES", "NO_ANSWER", "NO_KNOWN_FIELD", "ProblemType", "Text",
-    "lower_keys", "meaning_of", "prompt_of", "shown_keys", "text_of", "whole_text_of",
+    "lower_keys", "meaning_of", "parts_of", "prompt_of", "shown_keys", "text_of", "whole_text_of", "words_of",
 ]  # fmt: skip
 
 NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 NO_ANSWER = "the question has no answer"
-_OPTIONS = ("choices", "options", "选项")
-_DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
+_NOTHING = (
+    "none",
+    "null",
+    "n/a",
+    "无",
+    "無",
+    "<noinput>",
+    "noinput",
+)  # in place of an input or a system text
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
     "exports of ChatGPT, Claude and DeepSeek, SQuAD's paragraphs/qas"
@@ -84,7 +101,9 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
         # `raw` is left out: the command `split` then writes the usual field names, not the user's.
         return _conversation(_pair_of(item, *pair), line, "", item)
-    found = _found(item)
+    found = parts_of(item)
+    if found["turns"] == "turns" and {"question_id", "category"} <= item.keys():
+        raise BadLine("`turns` holds questions alone, as in MT-bench: there is no answer")
     if found["turns"] and _are_turns(item[found["turns"]], found):
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
@@ -96,6 +115,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if not found["question"] and (found["answer"] or _is_forum(item)):
         found |= _of_forum(item, found["answer"])
     if found["question"] and found["answer"]:
+        if item.get("label") is False:  # of KTO's records {"prompt", "completion", "label"}
+            raise BadLine("`label` is false: the answer is a bad one")
         return _conversation(_question_and_answer(item, found), line, raw, item)
     if list(item) in (["0", "1"], ["0"]):  # a table without column names: its columns are called "0" and "1"
         return _conversation(_pair_of(item, "0", "1"), line, "")
@@ -110,9 +131,11 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
             return meaning_of(inside[0], names, line)
     if found["text"]:
         return Text(whole_text_of(item, found["text"]))
+    if {"chosen", "rejected"} <= item.keys():
+        raise BadLine("a better and a worse answer, which `minigpt finetune --task dpo` learns from")
     for part, other in (("question", "answer"), ("answer", "question")):
         if found[part]:
-            if null := next((name for name in FIELDS[other] if name in item), None):
+            if null := next((name for name in FIELDS[other] if item.get(name, "") is None), None):
                 raise BadLine(f"`{null}` is null, not text")
             raise BadLine(f"`{FIELDS[other][0]}` is missing", shown_keys(item))
     raise BadLine(NO_KNOWN_FIELD, shown_keys(item))
@@ -141,7 +164,7 @@ def _is_forum(item: Mapping[str, Any]) -> bool:
 def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | None]:
     """Return the names of a forum record's fields: for the question, its details and the answer."""
     title = next((name for name in TITLES if not _is_nothing(item.get(name))), None)
-    description = next((name for name in _DESCRIPTIONS if item.get(name) is not None), None)
+    description = next((name for name in DESCRIPTIONS if item.get(name) is not None), None)
     if title is None:
         return {}
     if description and item[description] == item[title]:
@@ -160,7 +183,7 @@ def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Co
     if not isinstance(value, Mapping):
         raise BadLine("not an object", f"it is {_kind(value)}")
     item = lower_keys(value)
-    found = _found(item)
+    found = parts_of(item)
     key = found["turns"]
     if not names.question and key and _are_turns(item[key], found):
         turns = _turns(item[key], f"`{key}`", names.speaker)
@@ -192,23 +215,28 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
     return isinstance(value, list) or value is REPEATED
 
 
-def _found(item: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return a dict: part, such as "question" -> name of its field in the record; None: there is none."""
+def parts_of(item: Mapping[str, Any]) -> dict[str, str | None]:
+    """Return a dict from each part (such as "question") to the name of its field in the record, or None."""
     return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
 
 
 def _first(item: Mapping[str, Any], part: str) -> str | None:
-    return _found(item)[part]
+    return parts_of(item)[part]
 
 
 @functools.lru_cache(maxsize=256)  # the records of a file have few different sets of fields
 def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for part, names in FIELDS.items():
-        found[part] = next((name for name in names if name in given), None)
+        last = LAST.get(part, ())
+        found[part] = next((name for name in names if name in given and name not in last), None)
         if found[part] is None and part in ALIKE:
             alike = [name for name in given if ALIKE[part].fullmatch(name)]
             found[part] = alike[0] if len(alike) == 1 else None
+        found[part] = found[part] or next((name for name in last if name in given), None)
+    partners = PARTNERS.get(found["question"] or "")
+    if partners and found["answer"] not in partners and len(given) > 2:
+        found["question"] = None  # the name of a user beside a text and a reply, or where a record comes from
     return found
 
 
@@ -227,16 +255,16 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     assert answer_key is not None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
-    options: list[str] = []
+    options: dict[str, str] = {}
     if isinstance(item[question_key], list) or isinstance(inner, list):
         turns = _turns(item[question_key], f"`{question_key}`")  # the question is a list of turns
     else:
         question = text_of(item, question_key)
         more = found["input"]
-        if more and more != question_key and not _is_nothing(item[more]):
+        if more and more != question_key and not _is_no_input(item[more]):
             question = f"{question}\n{text_of(item, more)}"
-        options = _options(item)
-        question = "\n".join([question, *options])
+        options = _options(item, answer_key)
+        question = "\n".join([question, *options.values()])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
     answer = item[answer_key]
@@ -245,7 +273,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     answer = _one_of(answer)
     number = whole_number(str(answer)) if options and not isinstance(answer, bool) else None
     if number is not None and number < len(options):
-        answer = options[number][0]  # the answer is the number of an option, from 0
+        answer = [*options][number] or answer  # the answer is the number of an option, from 0
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):
@@ -260,21 +288,35 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     return turns
 
 
-def _options(item: Mapping[str, Any]) -> list[str]:
-    """Return the options of a multiple-choice question as lines "A. ...", "B. ...".
+def _options(item: Mapping[str, Any], answer: str) -> dict[str, str]:
+    """Return the options of a multiple-choice question: letter -> line, such as "A. ...".
 
-    The lines become part of the question: without them, the answer "B" would mean nothing. In the record, the
-    options are the fields "a", "b", "c", ..., or a list.
+    The lines become part of the question: without them, the answer "B" would mean nothing. In the record,
+    each option has a field of its own, or one field has all of them: a list, an object, or a text, whose
+    letter here is "".
     """
-    if "a" in item and "b" in item and ("answer" in item or "答案" in item):
-        found = [item[letter] for letter in "abcdefgh" if not _is_nothing(item.get(letter))]
+    apart = _apart(tuple(item), answer)
+    if apart:
+        given: Any = {letter: item[name] for letter, name in apart}
     else:
-        found = next((item[name] for name in _OPTIONS if name in item), [])
-        found = structure_in(found) if isinstance(found, str) else found
-        found = found if isinstance(found, list) else []
-    if not all(isinstance(text, str | int | float) for text in found):
-        return []
-    return [f"{letter}. {text}" for letter, text in zip("ABCDEFGH", found)]
+        given = next((item[name] for name in OPTIONS if name in item), [])
+        inner = structure_in(given) if isinstance(given, str) else given
+        if isinstance(inner, str):
+            return {} if _is_nothing(inner) else {"": inner.strip()}
+        given = dict(zip("ABCDEFGH", inner)) if isinstance(inner, list) else inner
+    if not isinstance(given, Mapping):
+        return {}
+    given = {str(letter).upper(): text for letter, text in given.items() if not _is_nothing(text)}
+    if not all(isinstance(text, str | int | float) and len(letter) == 1 for letter, text in given.items()):
+        return {}
+    return {letter: f"{letter}. {text}" for letter, text in given.items()}
+
+
+@functools.lru_cache(maxsize=256)
+def _apart(given: tuple[str, ...], answer: str) -> list[tuple[str, str]]:
+    """Return the letters of the options that have a field of their own, each with the field's name."""
+    found = sorted((match[1], name) for name in given if name != answer and (match := OPTION.fullmatch(name)))
+    return found if {"a", "b"} <= {letter for letter, _ in found} else []
 
 
 def _one_of(answer: Any) -> Any:
@@ -285,6 +327,8 @@ def _one_of(answer: Any) -> Any:
         return answer
     if not answer:
         raise BadLine(NO_ANSWER)
+    if len(answer) == 1 and isinstance(answer[0], list):  # [[text]]
+        return _one_of(answer[0])
     if isinstance(answer[0], Mapping) and {"text"} <= answer[0].keys() <= {"text", "answer_start", "id"}:
         return answer[0]["text"]
     return answer[0] if all(isinstance(each, str) for each in answer) else answer
@@ -293,7 +337,7 @@ def _one_of(answer: Any) -> Any:
 def _history(value: Any) -> list[Turn]:
     if isinstance(value, str) and value.strip().startswith("["):  # in a table's cell, the list is a JSON text
         value = parse_list(value)
-    if _is_nothing(value):
+    if _is_no_input(value):
         return []
     if not isinstance(value, list | tuple):
         raise _not_a(value, "a list of [question, answer]", "`history`")
@@ -307,7 +351,7 @@ def _history(value: Any) -> list[Turn]:
 
 
 def _system(item: Mapping[str, Any], key: str) -> list[Turn]:
-    return [] if _is_nothing(item[key]) else [Turn("system", _checked(item[key], f"`{key}`"))]
+    return [] if _is_no_input(item[key]) else [Turn("system", _checked(item[key], f"`{key}`"))]
 
 
 def _is_nothing(value: Any) -> bool:
@@ -315,6 +359,11 @@ def _is_nothing(value: Any) -> bool:
     if isinstance(value, str):
         return value.strip() in ("", "nan")
     return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _is_no_input(value: Any) -> bool:
+    """Return True if a field beside the question is empty, or holds what programs write for that."""
+    return _is_nothing(value) or (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 
 def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
@@ -348,9 +397,11 @@ def _unnamed(turn: Any) -> Any:
 def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
     """Return the turns of one element of a list: one turn, or two for {"human": ..., "assistant": ...}."""
     if not any(key in item for key in SPEAKER_KEYS):
-        question, answer = _first(item, "question"), _first(item, "answer")
+        found = parts_of(item)
+        question, answer = found["question"] or found["input"], found["answer"]
         if question and answer:
-            return _pair_of(item, question, answer)
+            system = _system(item, found["system"]) if found["system"] else []
+            return [*system, *_pair_of({**item, answer: _one_of(item[answer])}, question, answer)]
         if len(item) == 1 and (role := ROLES.get(next(iter(item)))):
             return [Turn(role, text_of(item, next(iter(item))))]
     return [_turn(item, number, answering)]
@@ -372,14 +423,15 @@ def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
             f"turn {number}: {str(item[speaker])[:40]!r}",
         )
     words = next((key for key in TEXT_KEYS if item.get(key) not in (None, "", [])), None)
-    said = [_words(item[words], f"`{words}`")] if words else []
+    said = [words_of(item[words], f"`{words}`")] if words else []
     said += [_described(item[key], f"`{key}`") for key in ("tool_calls", "function_call") if item.get(key)]
     if not said:
         raise BadLine("a turn is empty", f"turn {number}")
     return Turn(role, "\n".join(said))
 
 
-def _words(value: Any, where: str) -> str:
+def words_of(value: Any, where: str) -> str:
+    """Return the text of a turn. It may be a list of parts, which are texts or objects with a `text`."""
     if not isinstance(value, list):
         return _checked(value, where)
     texts = []
@@ -408,6 +460,12 @@ def _repeats(value: Any) -> bool:
 def _conversation(
     turns: list[Turn], line: int, raw: str, item: Mapping[str, Any] | None = None
 ) -> Conversation:
+    if not any(turn.role == "assistant" for turn in turns):
+        # in data sets of task-oriented dialogues, such as MultiWOZ, the answers are those of SYSTEM
+        turns = [
+            turn._replace(role="assistant") if number and turn.role == "system" else turn
+            for number, turn in enumerate(turns)
+        ]
     if not any(turn.role == "assistant" for turn in turns):
         raise BadLine("no turn is an assistant's: there is no answer")
     found = item or {}
@@ -462,12 +520,15 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
     """Return the text under a key. A list of texts, such as paragraphs, is joined by newlines.
 
+    If the texts have line ends themselves, as the lines of a Jupyter notebook's cell, none are added.
+
     Raises:
         BadLine: if the value is missing, empty, or neither text nor a list of texts.
     """
     value = item.get(key)
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        return _checked("\n".join(value), f"`{key}`")
+        has_ends = len(value) > 1 and all(part.endswith("\n") for part in value[:-1])
+        return _checked(("" if has_ends else "\n").join(value), f"`{key}`")
     return text_of(item, key)
 
 
@@ -479,6 +540,8 @@ def _checked(value: Any, where: str) -> str:
         raise _not_a(value, "text", where)
     if not value.strip():
         raise BadLine(f"{where} is empty")
+    if value.strip() in ("[deleted]", "[removed]"):  # what Reddit writes in place of a text
+        raise BadLine(f"{where} was deleted")
     if "\0" in value:
         raise BadLine(f"{where} holds NUL", f"at character {value.index(chr(0)) + 1}")
     if found := HALF_CHARACTER.search(value):

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from minigpt.data.field_names import DESCRIPTIONS, OPTION, OPTIONS, TITLES
 from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object, shown_before
 from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
@@ -32,9 +33,10 @@ _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
 _TITLES = 5  # number of rows at the beginning of a table in which the column names are searched
 _BESIDE = (  # columns of a Parquet file that are read in addition to those with usual names
-    *("message_id", "parent_id", "rank", "title", "desc", "evidences", "meta_instruction"),
+    *("message_id", "parent_id", "rank", "evidences", "meta_instruction"),
     "mapping",
 )
+_MISSING = ("NaN", "nan", "<NA>", "#N/A")  # what pandas and Excel write for an empty cell
 _AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
 
 
@@ -113,7 +115,8 @@ def table_in(
             continue
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
-        fitting = sum(len(row) == len(names) for row in others)
+        width = len(names)  # a row may end in more delimiters, with nothing between them
+        fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
         # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
         # length.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
@@ -208,7 +211,8 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
                 mark = f"a quotation mark that opens in line {line} has no partner up to line {last}"
             for number in range(line, last + 1):
                 yield Record(number, BadLine("broken CSV", mark), "")
-        elif head is not None:
+        # where files were joined, the names stand there again
+        elif head is not None and not (has_head and _head(cells) == head):
             yield row_record(line, head, cells)
 
 
@@ -227,12 +231,15 @@ def _head(cells: list[Any]) -> list[str]:
 
 def row_record(line: int, head: list[str], cells: list[str]) -> Record:
     """Return a row as a record: a bad record if it has more cells than column names, or undecodable bytes."""
+    while len(cells) > len(head) and not cells[-1].strip():  # a delimiter at the end of each row
+        cells = cells[:-1]
     if len(cells) > len(head):
         return Record(line, BadLine("more cells than the head has", f"{len(cells)} for {len(head)}"), "")
     for name, cell in zip(head, cells):
         if found := BAD_BYTES.search(cell):
             byte, before = ord(found[0]) - 0xDC00, shown_before(cell, found.start())
             return Record(line, BadLine(NOT_TEXT, f"byte 0x{byte:02x} in {name!r}, behind {before}"), "")
+    cells = ["" if cell in _MISSING else cell.replace("\r\n", "\n") for cell in cells]
     value = json_object(zip(head, cells))
     return Record(line, value, as_json(value))
 
@@ -300,7 +307,7 @@ def _sheet(cells: list[list[Any]], notes: tuple[str, ...], is_head: IsHead) -> S
     is_known = bool(rows) and is_head([cell.strip().lower() for cell in rows[place][1]])
     if is_known or width > 2:
         head = _head(rows[place][1])
-        records = [row_record(number, head, row) for number, row in rows[place + 1 :]]
+        records = [row_record(number, head, row) for number, row in rows[place + 1 :] if _head(row) != head]
         return Sheet(records, notes, is_known, True, first)
     if width < 2:
         records = [Record(number, text, as_json(text)) for number, (text,) in rows]
@@ -340,7 +347,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         with pyarrow.parquet.ParquetFile(where) as file:
             names = file.schema_arrow.names
             wanted = [each for each in names if is_read([each.strip().lower()])]
-            wanted += [each for each in names if each.strip().lower() in _BESIDE and each not in wanted]
+            wanted += [each for each in names if _is_beside(each) and each not in wanted]
             if not any(is_read([each.strip().lower()]) for each in wanted):
                 wanted = names
             kinds = {each: file.schema_arrow.field(each).type for each in wanted}
@@ -371,6 +378,11 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
         raise
     except (pyarrow.ArrowException, OSError, ValueError, KeyError, MemoryError, OverflowError) as error:
         raise InputError(f"{name} is damaged or no Parquet file: {str(error)[:200]}") from None
+
+
+def _is_beside(column: str) -> bool:
+    name = column.strip().lower()
+    return name in (*_BESIDE, *TITLES, *DESCRIPTIONS, *OPTIONS) or bool(OPTION.fullmatch(name))
 
 
 def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:

@@ -138,7 +138,8 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
 
 def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
     if codec == "utf-8-sig":
-        return data[3:].decode("utf-8", "surrogateescape"), "utf-8"
+        # some programs write the mark twice
+        return data[3:].decode("utf-8", "surrogateescape").removeprefix("\ufeff"), "utf-8"
     try:
         return data.decode(codec).removeprefix("\ufeff"), codec
     except UnicodeDecodeError as error:
@@ -153,7 +154,7 @@ def _utf16_without_mark(head: bytes) -> str | None:
         return None
     for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
         text = head[: len(head) // width * width].decode(codec, "replace")
-        has_ascii = any(" " <= character <= "~" for character in text)
+        has_ascii = any(" " <= character <= "~" or character == "\n" for character in text)
         if has_ascii and len(_SENSIBLE.findall(text)) > _MOSTLY * len(text):
             return codec
     return None

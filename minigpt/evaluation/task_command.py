@@ -69,9 +69,12 @@ def _only(tasks: Sequence[Task]) -> Task:
     return tasks[0]
 
 
-def tasks_of(paths: Sequence[Path], options: TaskOptions, strict: bool = False) -> list[Task]:
+def tasks_of(
+    paths: Sequence[Path], options: TaskOptions, strict: bool = False, encoding: str = ""
+) -> list[Task]:
     """Read the tasks, and change them as the options say. Raises InputError for an option without effect."""
-    tasks = read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
+    style = Style(score=options.score or "")
+    tasks = read_tasks(paths, dev=options.dev, style=style, strict=strict, encoding=encoding)
     forms = {task.form for task in tasks}
     lists = any(one.letters for task in tasks for one in task.examples)
     for flag, is_given, is_used, why in (

@@ -23,9 +23,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from minigpt.data.field_names import FIELDS
+from minigpt.data.field_names import FIELDS, OPTION, OPTIONS, PARTNERS, TITLES
 from minigpt.data.json_values import REPEATED, BadLine
 from minigpt.data.labelled import LABEL_FIELDS, TEXT_FIELDS
+from minigpt.data.records import parts_of
 from minigpt.data.text_encoding import HALF_CHARACTER
 from minigpt.errors import whole_number
 
@@ -129,7 +130,7 @@ def read_record(value: Any, line: int, style: Style, form: Form | None = None) -
     found = (
         _by_style(item, line, style, form)
         if style.template or style.choices
-        else _by_shape(item, line, style)
+        else _by_shape(_with_usual_names(item), line, style)
     )
     for one in found:
         _check(one)
@@ -157,6 +158,31 @@ def _check(one: Example) -> None:
 
 
 # -- shapes ------------------------------------------------------------------------------------------------
+
+
+def _with_usual_names(item: dict[str, Any]) -> dict[str, Any]:
+    """Return a record in which 选项A or option_a is `a`, 正确答案 is `answer`, and 题目 is `question`.
+
+    A name that can also name a person or a source (`user`, `source`) is left out if it is no question.
+    """
+    parts = parts_of(item)
+    new = {name: part for name, part in item.items() if name not in PARTNERS or name == parts["question"]}
+    usual = {
+        name: part for part in ("question", "answer") if (name := parts[part]) and name not in FIELDS[part]
+    }
+    title = next((name for name in TITLES if name in item), "")
+    if title and parts["answer"] and not parts["question"]:
+        usual[title] = "question"
+    letters = {name: found[1] for name in new if (found := OPTION.fullmatch(name))}
+    if {"a", "b"} <= {*letters.values()}:
+        usual |= letters
+    renamed = {usual.get(name, name): part for name, part in new.items()}
+    given = next((renamed.pop(name) for name in OPTIONS[2:] if name in renamed), renamed.get("options"))
+    if isinstance(given, Mapping) and all(len(str(letter)) == 1 for letter in given):
+        given = [*given.values()]
+    if given is not None:
+        renamed["options"] = given
+    return renamed if len(renamed) >= len(new) else item
 
 
 def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:

@@ -84,7 +84,12 @@ class _Source:
 
 
 def read_tasks(
-    paths: Sequence[Path], *, dev: Path | None = None, style: Style | None = None, strict: bool = False
+    paths: Sequence[Path],
+    *,
+    dev: Path | None = None,
+    style: Style | None = None,
+    strict: bool = False,
+    encoding: str = "",
 ) -> list[Task]:
     """Read tasks from files, folders and TOML files.
 
@@ -92,6 +97,7 @@ def read_tasks(
         dev: a file or folder to take shots from, instead of the task's own dev part.
         style: changes to the tasks' own styles. Fields with their default value change nothing.
         strict: raise an error at the first bad record, instead of skipping it.
+        encoding: encoding of the files; "": detect it.
 
     Raises:
         InputError: if a file cannot be read, holds no example, or holds examples of several forms.
@@ -100,7 +106,7 @@ def read_tasks(
     for path in paths:
         for source in _sources(path):
             changed = _merged(source.style, style or Style())
-            tasks.append(_read(replace(source, style=changed), dev, strict))
+            tasks.append(_read(replace(source, style=changed), dev, strict, encoding))
     twice = [task.name for task in tasks if [one.name for one in tasks].count(task.name) > 1]
     if twice:
         tasks = [replace(t, name=str(t.files[0]) if t.name in twice else t.name) for t in tasks]
@@ -243,19 +249,19 @@ def _from_toml(path: Path) -> _Source:
 # -- examples ----------------------------------------------------------------------------------------------
 
 
-def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
+def _read(source: _Source, dev: Path | None, strict: bool, encoding: str) -> Task:
     examples: list[Example] = []
     shots: dict[str, list[Example]] = {}
     skipped = 0
     others = {_subject(file): file for file in _files(dev)} if dev is not None and dev.is_dir() else {}
     for subject, path, beside in source.parts:
-        found, n_bad = _examples(path, source, strict)
+        found, n_bad = _examples(path, source, strict, encoding)
         examples += [replace(one, subject=subject) for one in found]
         skipped += n_bad
         own = others.get(subject) if dev is not None and dev.is_dir() else dev or beside
         if own is not None:
             same = resolved(own) == resolved(path)
-            shots[subject] = found if same else _examples(own, source, strict)[0]
+            shots[subject] = found if same else _examples(own, source, strict, encoding)[0]
     forms = sorted({one.form for one in examples})
     if len(forms) > 1:
         raise InputError(f"{source.name} mixes forms: {', '.join(forms)}; one task has one form")
@@ -297,11 +303,11 @@ def _with_labels(
     return [*map(labelled, examples)], {key: [*map(labelled, some)] for key, some in shots.items()}
 
 
-def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example], int]:
+def _examples(path: Path, source: _Source, strict: bool, encoding: str) -> tuple[list[Example], int]:
     """Read a file, and warn about bad records. Return the examples, and the number of bad records."""
     report = ReadReport(path)
     found: list[Example] = []
-    for line, value in _records(path, report):
+    for line, value in _records(path, report, encoding):
         report.lines += 1
         try:
             found += read_record(value, line, source.style, source.form)
@@ -328,9 +334,9 @@ def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example],
     return found, len(report.skipped)
 
 
-def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
+def _records(path: Path, report: ReadReport, encoding: str) -> Iterator[tuple[int, Any]]:
     """Yield (line, value) of each record. A conversation becomes its last question with its answer."""
-    data = open_data(path, is_head=_is_head)
+    data = open_data(path, encoding, is_head=_is_head)
     if data.kind == "text":
         if path.name.removesuffix(".gz").lower().endswith((".jsonl", ".json")):
             raise InputError(f"{path} holds no JSON, though its name says so: a plain text is a task as .txt")
@@ -347,7 +353,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
         # A table without column names has a column of texts and a column of labels. If there is a file
         # class.txt, its line N, counted from 0, is the name of the label N.
-        texts, _ = read_labelled(path, LabelledOptions())
+        texts, _ = read_labelled(path, LabelledOptions(encoding=encoding))
         names = path.parent / "class.txt"
         names_of = read_utf8(names).split("\n") if names.exists() else []
         for one in texts:

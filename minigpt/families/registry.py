@@ -48,7 +48,7 @@ def family_of_json(values: Mapping[str, Any]) -> Family:
     if model_type not in FAMILIES:
         # The message suggests no similar name: qwen2 is another architecture, not a misspelt qwen3.
         raise InputError(
-            f"model_type {model_type!r} is another architecture: read are {' and '.join(FAMILIES)}"
+            f"model_type {model_type!r} is another architecture; minigpt reads {' and '.join(FAMILIES)}"
         )
     return FAMILIES[model_type]
 

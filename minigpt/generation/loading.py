@@ -27,8 +27,12 @@ class Loaded(NamedTuple):
     assistant_model: "LanguageModel | None"
 
 
-def require_model(path: Path) -> None:
-    """Raise InputError if a path does not exist. The message tells beginners what to do first."""
+def require_model(path: Path, has_flag: bool = True) -> None:
+    """Raise InputError if a path does not exist. The message tells beginners what to do first.
+
+    Args:
+        has_flag: the command takes the model by --model; False: without a flag.
+    """
     if not path.exists():
         if path == ModelOptions.model:  # the user gave no --model
             made = [
@@ -39,13 +43,14 @@ def require_model(path: Path) -> None:
                 newest = max(made, key=lambda file: file.stat().st_mtime).parent
                 text = "{path} does not exist; the newest model here: --model {newest}"
                 raise InputError(Message(text, path=path, newest=newest))
-        raise InputError(
-            Message(
-                "{path} does not exist: train a model first (`minigpt train`; or `make demo`, then "
-                "--model output/demo/best), or name its folder with --model",
-                path=path,
-            )
+        text = (
+            "{path} does not exist: train a model first (`minigpt train`; or `make demo`, then "
+            "--model output/demo/best), or name its folder with --model"
+            if has_flag
+            else "{path} does not exist: give the folder of a model (`minigpt train` makes output/best, and "
+            "`make demo` makes output/demo/best)"
         )
+        raise InputError(Message(text, path=path))
 
 
 def adapter_note(model: "LanguageModel", adapter: Path) -> str:

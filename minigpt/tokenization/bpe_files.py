@@ -196,7 +196,14 @@ def _require_byte_level(path: Path, frame: dict[str, Any]) -> None:
     if not byte_level_of(frame.get("pre_tokenizer")):
         raise InputError(f"{path}: its pre_tokenizer does not end in ByteLevel: it is not byte-level")
     match frame.get("decoder"):
-        case None | {"type": "ByteLevel"} | {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}:
+        case {"type": "ByteLevel"} | {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}:
             pass
+        case None:
+            # transformers prints such tokens as the vocabulary spells them, with spaces between: "the Ġcat"
+            raise InputError(
+                f"{path}: it has no decoder, so transformers prints its tokens as they are spelled, such as "
+                'Ġcat, and not the text: put `"decoder": {"type": "ByteLevel", "add_prefix_space": '
+                'true, "trim_offsets": true, "use_regex": true}` into it'
+            )
         case other:
             raise InputError(f"{path}: its decoder changes the text after ByteLevel: got {other!r:.80}")

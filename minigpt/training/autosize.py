@@ -10,7 +10,9 @@ their FLOPs. Learning rates, schedule, optimiser and batches come from the recip
 the user gives do not change. run.json records the expected time, and after the run the real time.
 """
 
+import contextlib
 import dataclasses
+import io
 import json
 import math
 import time
@@ -149,8 +151,15 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
     chosen = dataclasses.replace(config, **changes)
     if (config.max_length, config.block_size) != (chosen.max_length, chosen.block_size):
         with processes.main_first():
-            data = read_data(chosen)
+            data = _read_again(chosen)
     return Decision(chosen, data, record)
+
+
+def _read_again(config: TrainConfig) -> AnyData:
+    """Read the data with another length, without repeating what the first reading has printed."""
+    unread = io.StringIO()
+    with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
+        return read_data(config)
 
 
 class _Choice:
@@ -347,14 +356,14 @@ class _Choice:
         cut = (data.train.n_cut + data.train.n_without_answer) / len(data.train)
         given = {"max_length", "block_size"} & self.given
         if cut > _CUT and not given:
-            all_of_it = read_data(dataclasses.replace(config, max_length=_LONGEST, block_size=_LONGEST))
+            all_of_it = _read_again(dataclasses.replace(config, max_length=_LONGEST, block_size=_LONGEST))
             assert isinstance(all_of_it, RunData)
             wanted = 32 * math.ceil(float(np.quantile(all_of_it.train.lengths, 1 - _CUT)) / 32)
             wanted = max(config.max_length, min(_LONGEST, wanted))
             why = say("{length} would cut {cut:.0%} of the pairs", length=config.max_length, cut=cut)
             self.why.append(("max_length", wanted, why))
             config = dataclasses.replace(config, max_length=wanted, block_size=max(wanted, config.block_size))
-            return config, read_data(config)
+            return config, _read_again(config)
         why = say("given") if given else say("the recipe's: {cut:.1%} of the pairs are longer", cut=cut)
         self.why.append(("max_length", config.max_length, why))
         return config, data

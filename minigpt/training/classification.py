@@ -16,7 +16,7 @@ from torch import Tensor
 from minigpt.console.command_line import show
 from minigpt.console.fonts import chinese_font
 from minigpt.console.language import translated
-from minigpt.console.terminal import note, shortened, table, warn
+from minigpt.console.terminal import note, shortened, table
 from minigpt.data.batches import BatchPlan
 from minigpt.data.labelled import (
     EncodedTexts,
@@ -82,6 +82,7 @@ class ClassificationData:
     val: EncodedTexts
     val_texts: list[LabelledText]
     labels: Labels
+    warnings: tuple[str, ...] = ()  # about texts that were cut; the run prints them
 
     @property
     def sentence(self) -> str:
@@ -180,7 +181,7 @@ def labelled_parts(config: FinetuneConfig) -> tuple[list[LabelledText], list[Lab
 
 
 def read_data(config: FinetuneConfig) -> ClassificationData:
-    """Read the training and the validation data. Print how many texts were skipped or cut.
+    """Read the training and the validation data. Print how many texts were skipped.
 
     Raises:
         InputError: if a file cannot be read, or its labels do not fit; the message names the file.
@@ -193,23 +194,24 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
     weights = class_weights(train) if config.class_weights == "balanced" else None
     length = min(config.max_length, read_config(config.model).max_position_embeddings)
     encoded: list[EncodedTexts] = []
+    warnings: list[str] = []
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
         one = encode_texts(
             part, tokenizer, Labels(names, kind), length, str(where), None if encoded else weights
         )
         if one.n_cut:
-            warn(
-                f"{where}: {one.n_cut:,} of {len(part):,} texts are longer than {length} tokens and were cut"
-            )
+            text = "{path}: {cut:,} of {count:,} texts are longer than {length} tokens and were cut"
+            warnings.append(Message(text, path=where, cut=one.n_cut, count=len(part), length=length))
         unknown = int((one.ids == tokenizer.unk_token_id).sum()) if isinstance(tokenizer, Tokenizer) else 0
         if unknown:
-            warn(
-                f"{where}: {unknown:,} characters are not in the tokenizer of {config.model} and became "
-                "<unk>; --add_tokens from-data adds those of the training data"
+            text = (
+                "{path}: {count:,} characters are not in the tokenizer of {model} and became <unk>; "
+                "--add_tokens from-data adds those of the training data"
             )
+            warnings.append(Message(text, path=where, count=unknown, model=config.model))
         encoded.append(one)
-    return ClassificationData(tokenizer, encoded[0], encoded[1], val, Labels(names, kind))
+    return ClassificationData(tokenizer, encoded[0], encoded[1], val, Labels(names, kind), tuple(warnings))
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:

@@ -69,6 +69,9 @@ class FinetuneConfig(TrainConfig):
         "num_iterations": (1, 10**4),
     }
 
+    recipe: str = ""
+    """name or TOML file of a recipe; left out: classification or grpo for that --task, else finetune"""
+
     # The data
     val_data: Path = Path()
     """data to measure on, never learned from; left out: val_fraction of the training data"""

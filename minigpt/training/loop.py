@@ -278,4 +278,4 @@ def _tasks(config: TrainConfig) -> "TaskScores | None":
         return None
     from minigpt.training.task_scores import TaskScores  # imported here, because it imports all of generation
 
-    return TaskScores(config.eval_task, reads_text=config.text is not None)
+    return TaskScores(config.eval_task, config.text is not None, config.encoding)

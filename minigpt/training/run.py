@@ -125,6 +125,8 @@ def _run(
     elif config.size and not is_chosen:
         decision = autosize.decide(config, data, given, processes)
         config, data, record = decision.config, decision.data, decision.record
+    for sentence in data.warnings:
+        warn(sentence)
     with processes.shared_errors():
         if config.starts_from is None:
             _require_memory(config, data.tokenizer.get_vocab_size())

@@ -93,6 +93,10 @@ class AnyData(Protocol):
         """Return a sentence with the sizes of the training and the validation data."""
 
     @property
+    def warnings(self) -> tuple[str, ...]:
+        """Return warnings about what was cut. They are printed when max_length is final (--size sets it)."""
+
+    @property
     def unit(self) -> str:
         """Return "lines" or "windows": the things whose places `positions` returns."""
 
@@ -126,6 +130,7 @@ class RunData:
     train: EncodedExamples | EncodedPreferences
     val: EncodedExamples | EncodedPreferences
     val_conversations: list[Conversation]
+    warnings: tuple[str, ...] = ()  # about examples that were cut; the run prints them
 
     @property
     def sentence(self) -> str:
@@ -202,6 +207,7 @@ class TextData:
     tokenizer: AnyTokenizer
     train: TextPart
     val: TextPart
+    warnings: tuple[str, ...] = ()
 
     @property
     def sentence(self) -> str:
@@ -288,7 +294,9 @@ def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
 
 
 def read_data(config: TrainConfig) -> RunData | TextData:
-    """Read the vocabulary, the training and the validation data. Print how much was skipped or cut.
+    """Read the vocabulary, the training and the validation data. Print how much was skipped.
+
+    The result has warnings about what was cut. They are not printed here, because --size tries lengths.
 
     Raises:
         InputError: if a file cannot be read or holds no training example; the message names the file.
@@ -305,10 +313,12 @@ def read_data(config: TrainConfig) -> RunData | TextData:
 def _read_pairs(config: TrainConfig, encode_all: EncodeAll = encode_conversations) -> RunData:
     train, val = _read_parts(config)
     tokenizer = pair_tokenizer(config, (text for each in train for text in each.texts()))
-    encoded = []
+    encoded, warnings = [], list[str]()
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
-        encoded.append(_encode_part(config, where, part, tokenizer, encode_all))
+        one = _encode_part(config, where, part, tokenizer, encode_all)
+        warnings += _warnings(config, where, len(part), one, Message("conversations"), tokenizer)
+        encoded.append(one)
     if encode_all is encode_prompts:
         _warn_of_weights(config, train)
     elif (weights := encoded[0].weights) is not None:
@@ -319,7 +329,7 @@ def _read_pairs(config: TrainConfig, encode_all: EncodeAll = encode_conversation
         show(
             f"weights of {config.train_data}: {weights.min():g} to {weights.max():g}, mean {weights.mean():g}"
         )
-    return RunData(tokenizer, encoded[0], encoded[1], val)
+    return RunData(tokenizer, encoded[0], encoded[1], val, tuple(warnings))
 
 
 def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversation]]:
@@ -383,15 +393,16 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
     texts = (text for pair in train for one in (pair.chosen, pair.rejected) for text in one.texts())
     tokenizer = pair_tokenizer(config, texts)
     encode = encode_conversation if isinstance(tokenizer, Tokenizer) else encode_chat_conversation
-    encoded = []
+    encoded, warnings = [], list[str]()
     for path, part in ((config.train_data, train), (config.val_data, val)):
         where = config.train_data if path == HELD_OUT else path
         try:
             encoded.append(encode_preferences(part, tokenizer, config.max_length, encode))
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
-        _warn_of_cuts(config, where, len(part), encoded[-1], Message("pairs of answers"), tokenizer)
-    return RunData(tokenizer, encoded[0], encoded[1], [pair.chosen for pair in val])
+        what = Message("pairs of answers")
+        warnings += _warnings(config, where, len(part), encoded[-1], what, tokenizer)
+    return RunData(tokenizer, encoded[0], encoded[1], [pair.chosen for pair in val], tuple(warnings))
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
@@ -462,26 +473,25 @@ def _encode_part(
 ) -> EncodedExamples:
     encode = encode_chat_conversation if isinstance(tokenizer, SubwordTokenizer) else encode_conversation
     try:
-        part = encode_all(conversations, tokenizer, config.max_length, encode)
+        return encode_all(conversations, tokenizer, config.max_length, encode)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
-    _warn_of_cuts(config, path, len(conversations), part, Message("conversations"), tokenizer)
-    return part
 
 
-def _warn_of_cuts(
+def _warnings(
     config: TrainConfig,
     path: Path,
     count: int,
     part: EncodedExamples | EncodedPreferences,
     what: str,
     tokenizer: AnyTokenizer,
-) -> None:
-    """Warn the user about examples that were cut because of their length, and about unknown characters."""
+) -> list[str]:
+    """Return warnings about examples that were cut because of their length, and about unknown characters."""
+    found: list[str] = []
     if part.n_cut:
         left_out = part.n_without_answer
         lost = Message(", {count} of them left out: no answer remained", count=left_out) if left_out else ""
-        warn(
+        found.append(
             Message(
                 "{path}: {cut} of {count:,} {what} are longer than max_length={most} and were cut{lost}",
                 path=path,
@@ -496,7 +506,8 @@ def _warn_of_cuts(
     if unknown:
         more = Message("" if config.starts_from is None else "; --add_tokens from-data adds them")
         text = "{path}: {count} characters are not in {tokenizer} and became <unk>{more}"
-        warn(Message(text, path=path, count=unknown, tokenizer=_tokenizer_name(config), more=more))
+        found.append(Message(text, path=path, count=unknown, tokenizer=_tokenizer_name(config), more=more))
+    return found
 
 
 def _tokenizer_name(config: TrainConfig) -> str:

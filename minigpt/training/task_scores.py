@@ -28,15 +28,17 @@ class TaskScores:
 
     Args:
         paths: files and folders of the tasks.
+        encoding: encoding of the files; "": detect it.
         reads_text: True if the run learns plain text. The model is then asked without <sep>.
 
     Raises:
         InputError: if a task cannot be read.
     """
 
-    def __init__(self, paths: Sequence[str], reads_text: bool = False) -> None:
+    def __init__(self, paths: Sequence[str], reads_text: bool = False, encoding: str = "") -> None:
         self._options = TaskOptions(prompt_format="text" if reads_text else None)
-        self._tasks = [task.limited(_QUESTIONS) for task in read_tasks([Path(path) for path in paths])]
+        tasks = read_tasks([Path(path) for path in paths], encoding=encoding)
+        self._tasks = [task.limited(_QUESTIONS) for task in tasks]
 
     def of(self, model: Any, tokenizer: AnyTokenizer) -> dict[str, float]:
         """Measure the tasks. Return each task's first metric. The model's mode (train or eval) is restored.

@@ -42,7 +42,7 @@ def refusal(run: RunCommand, verb: str, *arguments: object) -> str:
     more = {
         "stats": ["--vocab_path=vocab.json"],
         "train": ["--vocab_path=vocab.json", "--output=out"],
-        "eval": ["--model=model"],
+        "eval": [] if "--model=model" in arguments else ["--model=model"],
         "vocab": ["--output=out/vocab.json"],
     }
     result = run(verb, *arguments, *more.get(verb, []))
@@ -116,9 +116,12 @@ def test_questions_given_as_texts(desk: Path, run_command: RunCommand, verb: str
 
 def test_texts_of_a_pipe(desk: Path, run_command: RunCommand) -> None:
     """No command can read a pipe twice, so the message must not recommend the pipe as a file."""
-    said = refusal_of_a_pipe(run_command, "vocab", "--data", POEM)
-    assert "write it into a file, and learn from it with `minigpt train --text FILE`" in said
     assert "write it into a file first" in refusal_of_a_pipe(run_command, "train", "--text", POEM)
+    said = refusal_of_a_pipe(run_command, "vocab", "--data", POEM)
+    advice = re.search(r"write it into a file, and learn from it with `minigpt (train --text FILE)`", said)
+    assert advice
+    (desk / "FILE").write_text(POEM, encoding="utf-8")
+    assert train_as_said(run_command, f"minigpt {advice[1]}")["characters"] == len(POEM)
 
 
 def refusal_of_a_pipe(run: RunCommand, verb: str, flag: str, content: str) -> str:
@@ -129,6 +132,24 @@ def refusal_of_a_pipe(run: RunCommand, verb: str, flag: str, content: str) -> st
         return refusal(run, verb, flag, f"/dev/fd/{reading}")
     finally:
         os.close(reading)
+
+
+@pytest.mark.parametrize("verb", ["eval", "compare"])
+def test_the_encoding_of_a_task(desk: Path, run_command: RunCommand, verb: str) -> None:
+    (desk / "d.csv").write_text("text,label\n" + "Où est-il ?,là\nL'été,ça\n" * 2, encoding="cp1252")
+    models = ["model", "model"] if verb == "compare" else ["--model=model"]
+    said = refusal(run_command, verb, *models, "--task", "d.csv")
+    (shown,) = [codec for codec, text in re.findall(r"--encoding (\w+): ([^;]*)", said) if "Où" in text][:1]
+    # The file is read now. The next message is about the folder that only looks like a model.
+    assert "model" in refusal(run_command, verb, *models, "--task", "d.csv", "--encoding", shown)
+
+
+def test_a_model_that_is_missing(desk: Path, run_command: RunCommand) -> None:
+    """The message names no flag that the command lacks."""
+    said = refusal(run_command, "compare", "none", "model", "--task=d")
+    assert "none does not exist: give the folder of a model" in said
+    assert "--" not in said
+    assert "name its folder with --model" in refusal(run_command, "generate", "--model=none", "--question=a")
 
 
 def test_conversations_of_a_pipe(desk: Path, run_command: RunCommand) -> None:

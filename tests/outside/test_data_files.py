@@ -413,6 +413,23 @@ def test_lost_characters_are_counted_and_named(tmp_path: Path, capsys: pytest.Ca
     assert (report.lost, report.as_dict()["lost_characters"]) == ([2], 1)
 
 
+@pytest.mark.parametrize("name", ["d.txt", "d.jsonl", "d.utf16"])
+def test_lost_characters_of_texts_are_counted_and_named(
+    tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = [f"第{n}行{['�', '', ''][n % 3]}。\n" for n in range(1, 21)]
+    if name == "d.jsonl":
+        texts = [json.dumps({"text": text}, ensure_ascii=False) + "\n" for text in texts]
+    (tmp_path / name).write_text("".join(texts), encoding="utf-16" if name == "d.utf16" else "utf-8")
+    assert "".join(read_texts(tmp_path / name)).count("\ufffd") == 6
+    said = [line for line in capsys.readouterr().err.splitlines() if "U+FFFD" in line]
+    assert len(said) == 1
+    assert "6 times U+FFFD" in said[0]
+    assert "(line 3, 6, 9, 12, 15, ...)" in said[0]
+    list(read_texts(tmp_path / name, options=QuietTextOptions()))
+    assert "U+FFFD" not in capsys.readouterr().err
+
+
 # -- texts -------------------------------------------------------------------------------------------------
 
 POEM = "床前明月光，疑是地上霜。\n举头望明月，低头思故乡。\n" * 4

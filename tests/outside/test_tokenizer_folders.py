@@ -5,6 +5,7 @@ Each folder is made by these libraries or written by hand, and read by AutoToken
 
 import json
 import random
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -377,6 +378,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         saved(changed(BPE, decoder=decoders.Metaspace())),
         "its decoder changes the text after ByteLevel",
     ),
+    "no-decoder": (saved(changed(BPE, decoder=None)), "has no decoder, so transformers prints"),
     "dropout": (saved(bpe(dropout=0.5)), "dropout is 0.5"),
     "id-with-a-gap": (id_with_a_gap, "'<s>' has id 900, but 361 is the next one"),
     "template-with-the-text-twice": (saved(bos(f"{END} $A $A")), "its post_processor is not understood"),
@@ -445,6 +447,19 @@ def test_what_is_not_read_is_refused(name: str, folders: Callable[[str], Path]) 
         load_tokenizer(folder)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_the_decoder_that_a_message_names_gives_the_texts_of_transformers(tmp_path: Path) -> None:
+    fast(changed(BPE, decoder=None), tmp_path)
+    spelled = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    assert spelled.decode(spelled("the cat").input_ids) != "the cat"  # which is why the folder is refused
+    with pytest.raises(InputError) as caught:
+        load_tokenizer(tmp_path)
+    (advice,) = re.findall(r"`(\"decoder\".*)`", str(caught.value))
+    edited(tmp_path, "tokenizer.json", lambda content: content.update(json.loads(f"{{{advice}}}")))
+    theirs, ours = transformers.AutoTokenizer.from_pretrained(tmp_path), load_tokenizer(tmp_path)
+    rows = theirs(strings(STRINGS))["input_ids"]
+    assert [ours.decode(row) for row in rows] == theirs.batch_decode(rows)
 
 
 @pytest.mark.parametrize("name", SAME)

@@ -1,0 +1,94 @@
+"""Reads flash cards and subtitles: text files with lines that are about the file and not part of its texts.
+
+    #separator:tab                      1
+    #html:true                          00:00:01,000 --> 00:00:02,500
+    #tags column:3                      你好
+    你好？<TAB>你好！<TAB>hello
+                                        2
+                                        ...
+
+The left form is Anki's export: its first lines say what the columns are. The first two columns that hold no
+tags, decks or the like are the question and the answer. The right form is that of subtitles (.srt, and .vtt
+with a first line WEBVTT). Their numbers and times are left out.
+"""
+
+import csv
+import html
+import io
+import re
+
+from minigpt.data.json_values import BadLine, Record, as_json
+
+__all__ = ["cards_in", "spoken_text"]
+
+_BEGINNING = 4096  # in so many characters, subtitles have their first time
+_SETTING = re.compile(r"#([a-z ]+):(.*)")
+_DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
+_LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
+_CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
+_TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
+_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s+([^<>]+)>")  # who speaks
+_STYLE = re.compile(r"</?(?:[biuc]|font|v|lang|ruby|rt)\b[^<>]*>|\{\\[^{}]*\}")
+
+
+def cards_in(text: str) -> list[Record] | None:
+    """Return a record of question and answer for each card of Anki's export; None for another text."""
+    if not text.startswith("#separator:"):  # Anki writes this line first
+        return None
+    lines = text.split("\n")
+    settings: dict[str, str] = {}
+    for line in lines:
+        setting = _SETTING.fullmatch(line.strip())
+        if not setting:
+            break
+        settings[setting[1]] = setting[2].strip()
+    written = settings.get("separator", "").lower()
+    delimiter = _DELIMITERS.get(written, written)
+    if len(delimiter) != 1:
+        return None
+    apart = {int(value) - 1 for key, value in settings.items() if key.endswith(" column") and value.isdigit()}
+    has_marks = settings.get("html") == "true"
+    first = len(settings)
+    reader = csv.reader(io.StringIO("\n".join(lines[first:]), newline=""), delimiter=delimiter)
+    records: list[Record] = []
+    number = first + 1  # of the line that a row begins in
+    try:
+        for row in reader:
+            cells = [cell for column, cell in enumerate(row) if column not in apart]
+            if has_marks:
+                cells = [_without_marks(cell) for cell in cells]
+            if any(map(str.strip, cells)):
+                value = dict(zip(("question", "answer"), cells))
+                records.append(Record(number, value, as_json(value)))
+            number = first + reader.line_num + 1
+    except csv.Error as error:
+        records.append(Record(number, BadLine("broken CSV", str(error)), ""))
+    return records
+
+
+def _without_marks(cell: str) -> str:
+    return html.unescape(_TAG.sub("", _LINE_END.sub("\n", cell))).strip()
+
+
+def spoken_text(text: str) -> str | None:
+    """Return what is said in subtitles: a line for each caption, and no times; None for another text.
+
+    Where a tag names the speaker, the line begins with the name.
+    """
+    if "-->" not in text[:_BEGINNING]:
+        return None
+    blocks = [
+        block.strip().split("\n") for block in re.split(r"\n[ \t]*(?:\n[ \t]*)+", text.replace("\r", ""))
+    ]
+    blocks = [block for block in blocks if block != [""]]
+    if blocks and blocks[0][0].startswith("WEBVTT"):
+        del blocks[0]
+    timed = [block for block in blocks if any(map(_TIMES.fullmatch, block[:2]))]
+    if len(timed) < 2 or 2 * len(timed) < len(blocks):
+        return None
+    said = []
+    for block in timed:
+        below = 1 + next(number for number, line in enumerate(block) if _TIMES.fullmatch(line))
+        spoken = (_VOICE.sub(r"\1: ", line) for line in block[below:])
+        said.append(" ".join(_STYLE.sub("", line).strip() for line in spoken))
+    return "".join(f"{line}\n" for line in said if line)
