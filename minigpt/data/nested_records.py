@@ -230,7 +230,7 @@ def _best(replies: list[Any]) -> Any:
 def _rank(reply: Mapping[str, Any]) -> float:
     try:
         rank = float(reply.get("rank"))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond any float
         return math.inf
     return math.inf if math.isnan(rank) else rank
 
@@ -257,6 +257,8 @@ def message_trees(records: Iterable[Record]) -> Iterator[Record]:
             yield record._replace(value=bad)
         elif str(item.get("parent_id")).strip() in _NO_PARENT:
             roots.append((record.line, item))
+        elif not isinstance(item["parent_id"], str):
+            yield record._replace(value=BadLine("the parent_id of a message is no text"))
         else:
             replies.setdefault(item["parent_id"], []).append(item)
     for line, root in roots:
