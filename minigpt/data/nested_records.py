@@ -66,7 +66,7 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
         case {"question": question, "evidences": Mapping() as evidences}:
             return [_with_evidence(question, evidences)]
         case {"chat": Mapping() as turns} if turns and all(
-            re.fullmatch(r"turn_\d+", str(key)) for key in turns
+            re.fullmatch(r"turn_\d{1,9}", str(key)) for key in turns
         ):
             return [_messages([*_system(item.get("meta_instruction")), *_of_moss(turns)])]
         case {"plain_text": str(text)} if text.lstrip().startswith("[Human]:"):
@@ -107,12 +107,14 @@ def _path(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
     If `last` is missing, the path goes from each node to its last child.
     """
     if not isinstance(last, str) or last not in nodes:
-        last = next(
-            (key for key, node in nodes.items() if node.get("parent") not in nodes), next(iter(nodes))
-        )
+        parents = {key: node.get("parent") for key, node in nodes.items()}
+        roots = (key for key, up in parents.items() if not isinstance(up, str) or up not in nodes)
+        last = next(roots, next(iter(nodes)))
         seen = {last}
         while children := [
-            key for key in _list(nodes[last].get("children")) if key in nodes and key not in seen
+            key
+            for key in _list(nodes[last].get("children"))
+            if isinstance(key, str) and key in nodes and key not in seen
         ]:
             last = children[-1]
             seen.add(last)

@@ -414,6 +414,39 @@ def test_questions_without_an_answer_are_counted(tmp_path: Path) -> None:
     assert read_conversations(tmp_path / "d.jsonl")[1].skipped == [(1, "the question has no answer")]
 
 
+BEYOND = 10**400  # a whole number that no float can hold
+NO_NAMES = {**NODES, "root": {**NODES["root"], "parent": [1], "children": [["a"], "sys"]}}
+ONE = {"question": Q, "answer": A}
+ODD_VALUES: dict[str, tuple[list[Any], list[list[tuple[str, str]]], list[str]]] = {
+    "names of nodes that are lists": ([{"mapping": NO_NAMES}], [FOUR], []),
+    # Python's int() refuses more than 4300 digits
+    "a long number of a turn": ([{"chat": {f"turn_{'9' * 5000}": {}}}, ONE], [PAIR], ["no field that is known"]),
+    "a rank beyond all floats": ([OASST[0], {**OASST[1], "rank": BEYOND}, OASST[2]], [PAIR], []),
+    "a message without an id": ([*OASST, {**OASST[0], "message_id": 7}], [FOUR], ["no message with a message_id"]),
+    "a parent that is a list": (
+        [*OASST, {**OASST[0], "parent_id": ["a"]}, {**OASST[0], "parent_id": 7}],
+        [FOUR],
+        ["the parent_id of a message is no text"] * 2,
+    ),
+    "a question that is a number": ([{**SQUAD, "qas": [*SQUAD["qas"], 7]}], [WITH_CONTEXT], []),
+    "evidence of nothing": (
+        [{"question": Q, "evidences": {"1": {"answer": "no_answer"}, "2": {"answer": []}}}, ONE],
+        [PAIR],
+        ["the question has no answer"],
+    ),
+    "a weight beyond all floats": ([{**ONE, "weight": BEYOND}, ONE], [PAIR], ["`weight` is no number from 0 to 1e6"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ODD_VALUES)
+def test_odd_values_inside_known_shapes(tmp_path: Path, name: str) -> None:
+    rows, expected, reasons = ODD_VALUES[name]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert read(path) == expected
+    assert [reason for _, reason in read_conversations(path)[1].skipped] == reasons
+
+
 def test_a_circle_of_messages_ends(tmp_path: Path) -> None:
     nodes = {"a": node("a", "user", Q, "b", "b"), "b": node("b", "assistant", A, "a", "a")}
     (tmp_path / "d.jsonl").write_text(json.dumps({"mapping": nodes, "current_node": "b"}), encoding="utf-8")
