@@ -420,9 +420,17 @@ ONE = {"question": Q, "answer": A}
 ODD_VALUES: dict[str, tuple[list[Any], list[list[tuple[str, str]]], list[str]]] = {
     "names of nodes that are lists": ([{"mapping": NO_NAMES}], [FOUR], []),
     # Python's int() refuses more than 4300 digits
-    "a long number of a turn": ([{"chat": {f"turn_{'9' * 5000}": {}}}, ONE], [PAIR], ["no field that is known"]),
+    "a long number of a turn": (
+        [{"chat": {f"turn_{'9' * 5000}": {}}}, ONE],
+        [PAIR],
+        ["no field that is known"],
+    ),
     "a rank beyond all floats": ([OASST[0], {**OASST[1], "rank": BEYOND}, OASST[2]], [PAIR], []),
-    "a message without an id": ([*OASST, {**OASST[0], "message_id": 7}], [FOUR], ["no message with a message_id"]),
+    "a message without an id": (
+        [*OASST, {**OASST[0], "message_id": 7}],
+        [FOUR],
+        ["no message with a message_id"],
+    ),
     "a parent that is a list": (
         [*OASST, {**OASST[0], "parent_id": ["a"]}, {**OASST[0], "parent_id": 7}],
         [FOUR],
@@ -434,8 +442,12 @@ ODD_VALUES: dict[str, tuple[list[Any], list[list[tuple[str, str]]], list[str]]] 
         [PAIR],
         ["the question has no answer"],
     ),
-    "a weight beyond all floats": ([{**ONE, "weight": BEYOND}, ONE], [PAIR], ["`weight` is no number from 0 to 1e6"]),
-}  # fmt: skip
+    "a weight beyond all floats": (
+        [{**ONE, "weight": BEYOND}, ONE],
+        [PAIR],
+        ["`weight` is no number from 0 to 1e6"],
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ODD_VALUES)
