@@ -113,7 +113,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
         return config
-    config |= _optional(folder / "special_tokens_map.json")
+    roles_of = _optional(folder / "special_tokens_map.json")
+    config |= {key: value for key, value in roles_of.items() if key != "added_tokens_decoder"}
     added = _optional(folder / "added_tokens.json")
     if added:
         roles = {text_of(token, folder / CONFIG, key) for key, token in _roles(config, folder / CONFIG, {})}

@@ -349,6 +349,12 @@ SAME: dict[str, Make] = {
     "qwen-two-files-eos": published("qwen3", eos_token=STOP, add_eos_token=True),
     "qwen-old-style": old_style,
     "roberta-two-files": roles_with_flags,
+    "roles-and-a-list-that-is-none": steps(
+        roles_with_flags,
+        lambda folder: edited(
+            folder, "special_tokens_map.json", lambda content: content.update(added_tokens_decoder=1.5)
+        ),
+    ),
     "bert": bert,
     "bert-cased": berts(do_lower_case=False),
     "bert-accents-kept": berts(strip_accents=False),
@@ -423,7 +429,10 @@ REFUSED: dict[str, tuple[Make, str]] = {
         "tokenizer_config.json: `added_tokens_decoder` is not an object",
     ),
     "added-tokens-that-are-texts": (
-        steps(AS_IT_IS, lambda folder: edited(folder, "tokenizer.json", lambda all: all.update(added_tokens=["a"]))),
+        steps(
+            AS_IT_IS,
+            lambda folder: edited(folder, "tokenizer.json", lambda all: all.update(added_tokens=["a"])),
+        ),
         "tokenizer.json: `added_tokens` is not a list of objects",
     ),
     "special-tokens-that-are-a-number": (
