@@ -519,7 +519,7 @@ def changed(folder: Path, goal: Path, name: str = "config.json", **values: Any) 
 
 def test_wrong_keys_of_a_classifier_are_named(classifier: Path, tmp_path: Path) -> None:
     path = changed(classifier, tmp_path / "pad", pad_token_id="0")
-    with pytest.raises(InputError, match="config.json: pad_token_id must be a whole number or null: got '0'"):
+    with pytest.raises(InputError, match=r"config\.json: pad_token_id must be a whole number or null: got '0'"):
         load_classifier(path)
     path = changed(classifier, tmp_path / "labels", id2label={"1": "a"})
     for read in (load_classifier, classifier_labels):
@@ -550,7 +550,7 @@ def test_a_finished_checkpoint_is_not_written_over(trained: tuple[Path, dict[str
     best = trained[0] / "best"
     model, tokenizer = load_classifier(best)
     before = {path.name: path.read_bytes() for path in best.iterdir()}
-    with pytest.raises(InputError, match="is a finished checkpoint with a manifest.json: choose another"):
+    with pytest.raises(InputError, match=r"is a finished checkpoint with a manifest\.json: choose another"):
         save_classifier(model, best, tokenizer)
     assert {path.name: path.read_bytes() for path in best.iterdir()} == before
 
