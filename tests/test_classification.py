@@ -519,7 +519,7 @@ def changed(folder: Path, goal: Path, name: str = "config.json", **values: Any) 
 
 def test_wrong_keys_of_a_classifier_are_named(classifier: Path, tmp_path: Path) -> None:
     path = changed(classifier, tmp_path / "pad", pad_token_id="0")
-    with pytest.raises(InputError, match=r"config\.json: pad_token_id must be a whole number or null: got '0'"):
+    with pytest.raises(InputError, match=r"config\.json: pad_token_id must be a whole number or null"):
         load_classifier(path)
     path = changed(classifier, tmp_path / "labels", id2label={"1": "a"})
     for read in (load_classifier, classifier_labels):

@@ -86,6 +86,7 @@ NO_LOGS = {
     "a diary": lines("2024-01-0{n} 星期二 晴\n{text}\n", [("", "今天很好。")] * 6),
     "a timetable": "会议 10:00\n讨论\n午饭 12:00\n吃饭\n出发 14:00\n坐车\n到达 18:00\n回家\n",
     "a novel": "他说：“你好。”\n她说：“再见。”\n山中有一座小庙，庙里住着和尚。\n" * 4,
+    "a program's log without times": lines("{name} 7: {text}\n", [("Info", "a"), ("Error", "b")] * 3),
     "a monologue": lines("2024-01-02 10:0{n}:00 {name}\n{text}\n", [("小明", "在")] * 6),
 }
 

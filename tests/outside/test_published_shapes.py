@@ -535,6 +535,9 @@ def test_what_is_no_drawn_table(tmp_path: Path, text: str) -> None:
 DIALOGUES = {
     "conv": f"E\nM {Q}\nM {A}\nM {Q2}\nM {A2}\nE\nM {Q}\nM {A}\n",
     "conv with blank lines": f"E\n\nM {Q}\nM {A}\nM {Q2}\nM {A2}\n\nE\nM {Q}\nM {A}\nE\n",
+    "conv with a text of two lines": f"E\nM {Q}\nM {A}\nM {Q2}\nM {A2}\nE\nM {Q}\nM {A[:3]}\n{A[3:]}\nE\nE\n",
+    "yaml with a comment and a next key": f"conversations:\n- - {Q}\n  - {A}\n# more\n  - {Q2}\n  - {A2}\n"
+    f"- - {Q}\n  - {A[:3]}\n    {A[3:]}\nversion: 1\n- - x\n  - y\n",
     "yaml": f"categories:\n- 颜色\nconversations:\n- - {Q}\n  - {A}\n  - '{Q2}'\n  - \"{A2}\"\n"
     f"- - {Q}\n  - {A[:3]}\n    {A[3:]}\n",
 }
@@ -543,7 +546,8 @@ DIALOGUES = {
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_dialogues_in_lines(tmp_path: Path, name: str) -> None:
     (tmp_path / "d").write_text(DIALOGUES[name], encoding="utf-8")
-    second = [PAIR[0], ("assistant", f"{A[:3]} {A[3:]}")] if name == "yaml" else PAIR
+    joined = {"yaml": " ", "conv with a text of two lines": "\n", "yaml with a comment and a next key": " "}
+    second = [PAIR[0], ("assistant", f"{A[:3]}{joined.get(name, '')}{A[3:]}")]
     assert read(tmp_path / "d") == [FOUR, second]
     assert not recognise(tmp_path / "d").holds_texts
     (tmp_path / "d").write_bytes(DIALOGUES[name].encode("gb18030"))
