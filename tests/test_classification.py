@@ -470,6 +470,33 @@ def test_bad_files(name: str, folder: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_odd_labels(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        *(
+            {"text": "甲", "label": value}
+            for value in (True, 1.0, None, "x", ["y"], {"a": 1}, "b\0", [], " ")
+        ),
+        7,
+    ]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts, report = read_labelled(path, LabelledOptions())
+    assert [(each.line, each.labels) for each in texts] == [
+        (1, ("true",)),
+        (2, ("1",)),
+        (4, ("x",)),
+        (5, ("y",)),
+    ]
+    assert report.skipped == [
+        (3, "the label is missing"),
+        (6, "`label` is neither text nor number"),
+        (7, "`label` holds what no text has"),
+        (8, "several labels, which take --problem_type multi_label_classification"),
+        (9, "the label is missing"),
+        (10, "not an object with text and label"),
+    ]
+
+
 def test_a_field_that_is_not_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no field 'stars'; it has 'review', 'label': give --label_field"):
         read_data(settings(folder, tmp_path / "run", label_field="stars"))

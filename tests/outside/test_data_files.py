@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.data import file_formats
 from minigpt.data.conversation import Turn
 from minigpt.data.corpus import QuietTextOptions, TextOptions, read_texts
 from minigpt.data.field_names import FieldNames
@@ -364,6 +365,9 @@ def test_zstandard(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b" \n\t\n", "nothing but white space"),
         (b"\x00\x01\x02\x03" * 40, "binary file"),
+        (b"words\x00\n" * 9, "binary file"),
+        (b"\xff\xfe{\x00a", "begins as UTF-16, but byte 5 does not fit"),
+        (bytes(range(0x80, 0xA0)) * 20, "text in no encoding that minigpt can tell; name it with --encoding"),
         (b"%PDF-1.7 ...", "PDF"),
         (b"GGUF\x03\x00", "GGUF model"),
         (b"\x89PNG\r\n\x1a\n", "picture"),
@@ -475,3 +479,52 @@ def test_a_second_reading_says_nothing_again(tmp_path: Path, capsys: pytest.Capt
         assert list(read_texts(tmp_path / name, options=quiet)) == first
         assert capsys.readouterr().err == ""
     assert asdict(quiet) == asdict(options), "what is recorded of both is the same"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '[{"text": null}, {"text": null}]',
+            "holds no text under 'text'; name another field with --text_field",
+        ),
+        ('[{"text": null}, {"text": }]', ":1: broken JSON, and all that follows it in the array is lost"),
+        ('[{"text": "a"}, 5]', "holds no text under 'body'; name another field"),
+        ('{"text": null}\n{"text": []}\n', "holds no text under 'text'; name another field"),
+    ],
+)
+def test_records_without_a_text(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    options = TextOptions(text_field="body" if "body" in message else "")
+    with pytest.raises(InputError, match=rf"a\.json ?{message}"):
+        list(read_texts(tmp_path / "a.json", options=options))
+
+
+def test_bad_lines_are_counted_or_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"text": "天"}'.encode(), b'{"text": "\xff"}', '{"text": "地"}'.encode(), b"{"]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert list(read_texts(tmp_path / "a.jsonl")) == ["天", "地"]
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "a.jsonl:2: skipped: " in said
+    assert "skipped 2 lines in all" in said
+    with pytest.raises(InputError, match=r"a\.jsonl:2: bytes that are no character.*byte 0xff"):
+        list(read_texts(tmp_path / "a.jsonl", strict=True))
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_formats, "_MOST", 100)
+    (tmp_path / "a").write_bytes(b"a" * 101)
+    (tmp_path / "b").write_bytes(gzip.compress(b"a" * 101))
+    for name, what in (("a", "a has 0 GiB"), ("b", "b unpacks to more than 0 GiB")):
+        with pytest.raises(InputError, match=f"{what}; more than 0 are not read whole: cut it"):
+            read_conversations(tmp_path / name)
+
+
+def test_a_packed_parquet_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.Table.from_pylist([{"question": q, "answer": a} for q, a in CHINESE])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "d.parquet.gz").write_bytes(gzip.compress((tmp_path / "d.parquet").read_bytes()))
+    assert turns_of(tmp_path / "d.parquet.gz") == two_turns(CHINESE)

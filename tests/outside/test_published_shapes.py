@@ -251,6 +251,10 @@ MARKED: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "USER: ASSISTANT:": (f"USER: {Q} ASSISTANT: {A}</s>USER: {Q2} ASSISTANT: {A2}</s>", FOUR),
 }
 RECORDS |= {f"a text with marks: {name}": ({"text": text}, turns) for name, (text, turns) in MARKED.items()}
+RECORDS["an answer that begins with the mark of a question"] = (
+    {"question": f"Human: {Q}", "answer": f"Human: {A}\n\nAssistant: {A2}"},
+    [("user", Q), ("assistant", f"Human: {A}\n\nAssistant: {A2}")],
+)
 RECORDS |= {  # the prompt ends with the mark of the answer
     f"a prompt with marks: {name}": (
         {"prompt": text[: text.rindex(turns[-1][1])], "completion": text[text.rindex(turns[-1][1]) :]},
