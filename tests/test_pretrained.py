@@ -290,6 +290,14 @@ def test_an_unsupported_configuration_names_the_key(change: dict[str, Any], text
     assert line.startswith(f"{saved / 'config.json'}: {text}")
 
 
+def test_a_configuration_of_another_family_is_refused() -> None:
+    values = {**FAMILY.config_to_hugging_face(make_model().config), "model_type": "gpt_neo"}
+    assert (
+        message(lambda: FAMILY.config_from_hugging_face(values))
+        == "model_type must be \"gpt2\": got 'gpt_neo'"
+    )
+
+
 def test_missing_sizes_are_listed(saved: Path) -> None:
     (saved / "config.json").write_text('{"model_type": "gpt2", "n_embd": 16, "n_layer": 2}')
     assert message(lambda: load_model(saved)).endswith("missing keys: vocab_size, n_positions, n_head")

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -15,9 +16,11 @@ import pytest
 
 from minigpt.data import file_formats
 from minigpt.data.conversation import Turn
-from minigpt.data.corpus import QuietTextOptions, TextOptions, read_texts
+from minigpt.data.corpus import QuietTextOptions, TextOptions, find_sources, read_sources, read_texts
 from minigpt.data.field_names import FieldNames
+from minigpt.data.json_values import BadLine
 from minigpt.data.reader import read_conversations
+from minigpt.data.records import prompt_of
 from minigpt.errors import InputError
 
 # The text is long enough to make its encoding certain. The answers contain characters that break simple
@@ -501,12 +504,12 @@ def test_records_without_a_text(tmp_path: Path, content: str, message: str) -> N
 
 
 def test_bad_lines_are_counted_or_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    lines = ['{"text": "天"}'.encode(), b'{"text": "\xff"}', '{"text": "地"}'.encode(), b"{"]
+    lines = ['{"text": "天"}'.encode(), b'{"text": "\xff"}', '{"text": "地"}'.encode(), b"{", b"7"]
     (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
     assert list(read_texts(tmp_path / "a.jsonl")) == ["天", "地"]
     said = capsys.readouterr().err.replace("\n", " ")
     assert "a.jsonl:2: skipped: " in said
-    assert "skipped 2 lines in all" in said
+    assert "skipped 3 lines in all" in said
     with pytest.raises(InputError, match=r"a\.jsonl:2: bytes that are no character.*byte 0xff"):
         list(read_texts(tmp_path / "a.jsonl", strict=True))
 
@@ -528,3 +531,44 @@ def test_a_packed_parquet_file(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "d.parquet")
     (tmp_path / "d.parquet.gz").write_bytes(gzip.compress((tmp_path / "d.parquet").read_bytes()))
     assert turns_of(tmp_path / "d.parquet.gz") == two_turns(CHINESE)
+
+
+def test_a_model_s_folder_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(InputError, match="is a model's folder, not text to learn from"):
+        list(read_texts(tmp_path))
+
+
+def test_a_text_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words " * 100)
+    sources = find_sources(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("words ")
+    with pytest.raises(InputError, match=r"a\.txt has become shorter while it was read"):
+        list(read_sources(sources))
+
+
+def test_texts_of_a_pipe_are_written_into_a_file_first() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, "天地玄黄，宇宙洪荒。\n".encode() * 9)
+    os.close(writer)
+    try:
+        with pytest.raises(InputError, match="plain text, no questions and answers; write it into a file"):
+            read_conversations(Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
+
+
+def test_a_weight_that_is_no_number_is_counted_or_an_error(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"question": "a", "answer": "b", "weight": "5 kg"}\n')
+    conversations, report = read_conversations(tmp_path / "d.jsonl")
+    assert (conversations[0].weight, report.unweighted) == (1.0, [1])
+    with pytest.raises(InputError, match=r"d\.jsonl:1: `weight` is no number"):
+        read_conversations(tmp_path / "d.jsonl", strict=True)
+
+
+def test_a_text_asks_for_no_answer() -> None:
+    with pytest.raises(BadLine, match="a text, no prompt"):
+        prompt_of({"text": "a"}, FieldNames())
+    with pytest.raises(BadLine, match="not an object"):
+        prompt_of(7, FieldNames())
