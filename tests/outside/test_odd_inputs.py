@@ -203,7 +203,8 @@ def test_one_object_without_a_record(tmp_path: Path) -> None:
 
 
 def test_rows_in_memory() -> None:
-    conversations, report = read_conversations([{"question": b"a", "answer": "b"}, 7])
+    rows: list[Any] = [{"question": b"a", "answer": "b"}, 7]
+    conversations, report = read_conversations(rows)
     assert [(each.question, each.answer) for each in conversations] == [("a", "b")]
     assert report.skipped == [(2, "not an object")]
 
