@@ -184,6 +184,7 @@ SHAPES: list[tuple[dict[str, Any], str, tuple[str, ...], str]] = [
         "ho",
     ),
     ({"text": "a text"}, "", (), "a text"),
+    ({"text": "a text", "dialog": 7}, "", (), "a text"),
 ]
 
 
@@ -518,6 +519,9 @@ def test_texts_and_packed_files_are_tasks(tmp_path: Path, capsys: Any) -> None:
     (tmp_path / "t.txt").write_text("one text\nof two lines\n")
     (task,) = read_tasks([tmp_path / "t.txt"])
     assert (task.form, task.examples[0].solution) == ("perplexity", "one text\nof two lines")
+    (tmp_path / "t.txt").write_text("good\tyes\nbad\nbetter\tyes\n")  # rows with labels, and one without
+    with pytest.raises(InputError, match=r"t\.txt is plain text without labels: give a table"):
+        read_tasks([tmp_path / "t.txt"])
     content = json.dumps({"question": "q", "answer": "a"}).encode()
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
