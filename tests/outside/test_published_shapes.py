@@ -252,7 +252,7 @@ MARKED: dict[str, tuple[str, list[tuple[str, str]]]] = {
 }
 RECORDS |= {f"a text with marks: {name}": ({"text": text}, turns) for name, (text, turns) in MARKED.items()}
 RECORDS["an answer that begins with the mark of a question"] = (
-    {"question": f"Human: {Q}", "answer": f"Human: {A}\n\nAssistant: {A2}"},
+    {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "completion": f" Human: {A}\n\nAssistant: {A2}"},
     [("user", Q), ("assistant", f"Human: {A}\n\nAssistant: {A2}")],
 )
 RECORDS |= {  # the prompt ends with the mark of the answer
