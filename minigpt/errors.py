@@ -127,8 +127,8 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
     """Check numbers against the table RANGES of a class and of its base classes.
 
     RANGES maps a field to its least and greatest value: two ints for an integer, two floats for any number.
-    A third entry is advice for the message. None is allowed if it is the field's default. If a field has
-    several numbers, each of them is checked.
+    A third entry is advice for the message. None is allowed if it is the field's default. A field has several
+    numbers if its default is a tuple; each of them is checked.
 
     Args:
         owner: the class with RANGES.
@@ -147,10 +147,11 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
         for name, (low, high, *advice) in vars(base).get("RANGES", {}).items():
             if name not in values:
                 continue
-            given = values[name]
-            if given is None and getattr(owner, name, 0) is None:
+            given, default = values[name], getattr(owner, name, 0)
+            if given is None and default is None:
                 continue
-            for value in given if isinstance(given, tuple | list) else (given,):
+            are_several = isinstance(default, tuple) and isinstance(given, tuple | list)
+            for value in given if are_several else (given,):
                 _check_number(name, value, low, high, *advice)
 
 

@@ -18,7 +18,9 @@ import minigpt
 from minigpt.data.batches import encode_conversations
 from minigpt.data.conversation import conversation_of_pair
 from minigpt.errors import InputError
-from minigpt.finetuning.adapters import adapter_tensors, load_adapter, save_adapter
+from minigpt.finetuning.adapters import adapter_tensors, config_of, load_adapter, save_adapter
+from minigpt.finetuning.ia3 import IA3Config
+from minigpt.finetuning.layers import AdapterConfig, add_adapter
 from minigpt.finetuning.lora import (
     LoraConfig,
     adapter_names,
@@ -440,3 +442,83 @@ def test_values_that_float32_cannot_hold_are_refused(tmp_path: Path, value: floa
     (tmp_path / "manifest.json").unlink(missing_ok=True)
     with pytest.raises(InputError, match=re.escape(f"{path}: {name} {said}")):
         load_adapter(tiny(), tmp_path)
+
+
+# -- adapter_config.json -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"peft_type": "VERA"}, "peft_type='VERA'; known are LORA, IA3, BOTTLENECK"),
+        ({"corpus": "x"}, "corpus='x' is not known here"),
+        ({"modules_to_save": "lm_head"}, "modules_to_save must be a list of names: got 'lm_head'"),
+        ({"modules_to_save": [1]}, "modules_to_save must be a list of names: got [1]"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the model's own weights, too"),
+        ({"init_lora_weights": ["gaussian"]}, "init_lora_weights=['gaussian'] changes"),
+        ({"target_modules": None}, "target_modules must name modules: got None"),
+        ({"target_modules": []}, "target_modules must name modules: got []"),
+        ({"target_modules": {"a": 1}}, "target_modules must name modules: got {'a': 1}"),
+        ({"layers_to_transform": "1"}, "layers_to_transform must be numbers of blocks: got ['1']"),
+        ({"layers_to_transform": [True]}, "layers_to_transform must be numbers of blocks: got [True]"),
+        ({"r": "8"}, "r must be a number below 1e9: got 8"),
+        ({"lora_alpha": math.nan}, "lora_alpha must be a number below 1e9: got nan"),
+        ({"use_dora": "yes"}, "use_dora must be true or false: got 'yes'"),
+    ],
+)
+def test_a_wrong_key_is_named(change: dict[str, Any], message: str) -> None:
+    values = {"peft_type": "LORA", "target_modules": ["c_attn"], **change}
+    with pytest.raises(InputError) as error:
+        config_of(values, Path("a.json"))
+    assert str(error.value).startswith(f"a.json: {message}")
+
+
+def test_the_base_s_own_weight_beside_an_adapter_is_compared(
+    folders: Path, int8: Path, tmp_path: Path
+) -> None:
+    """PEFT stores this weight, too, if lm_head has an adapter."""
+    folder = copy_of(folders, tmp_path / "a")
+    path, name = folder / "adapter_model.safetensors", "transformer.h.0.attn.c_attn"
+    weights, own = load_file(path), load_file(folders / "base" / "model.safetensors")[f"{name}.weight"]
+    save_file({**weights, f"base_model.model.{name}.base_layer.weight": own}, path)
+    model = minigpt.load_model(folders / "base")
+    load_adapter(model, folder)
+    assert {name: tensor.tolist() for name, tensor in adapter_tensors(model).items()} == {
+        name: tensor.tolist() for name, tensor in weights.items()
+    }
+    with pytest.raises(InputError, match="it cannot be compared with quantised weights"):
+        load_adapter(minigpt.load_model(int8), folder)
+    save_file({**weights, f"base_model.model.{name}.base_layer.weight": own + 1}, path)
+    with pytest.raises(InputError, match="is not the model's own weight: the adapter is for another one"):
+        load_adapter(minigpt.load_model(folders / "base"), folder)
+    path.unlink()
+    with pytest.raises(InputError, match="the adapter's weights are read from safetensors only"):
+        load_adapter(minigpt.load_model(folders / "base"), folder)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [LoraConfig(r=2, target_modules=r".*\.c_attn"), IA3Config("all-linear", ("mlp.c_proj",))],
+    ids=["a regular expression", "inputs that no short name means"],
+)
+def test_what_is_written_chooses_the_same_layers(config: AdapterConfig, tmp_path: Path) -> None:
+    model = tiny()
+    add_adapter(model, config)
+    save_adapter(model, config, tmp_path)
+    again = tiny()
+    load_adapter(again, tmp_path)
+    shapes = [{name: each.shape for name, each in adapter_tensors(one).items()} for one in (model, again)]
+    assert shapes[0] == shapes[1]
+
+
+def test_an_adapter_that_is_no_number_is_not_written(tmp_path: Path) -> None:
+    model, config = tiny(), LoraConfig()
+    apply_lora(model, config)
+    name, tensor = next(iter(adapter_tensors(model).items()))
+    with torch.no_grad():
+        tensor[0, 0] = math.nan
+    with pytest.raises(
+        InputError, match=f"{re.escape(name)} holds NaN or infinity: the adapter is not written"
+    ):
+        save_adapter(model, config, tmp_path)
+    assert not list(tmp_path.iterdir())

@@ -507,6 +507,19 @@ def test_ids_are_taken_from_answers_alone() -> None:
     assert encode_chat(TOKENIZER, [typed, plain[1]], template=CHATML) == expected
 
 
+@pytest.mark.parametrize("ids", [7, "ab", [1, True], [-1], [1.0], {"a": 1}])
+def test_ids_that_are_none_are_refused(ids: Any) -> None:
+    talk: list[dict[str, Any]] = [user("ab"), {**assistant("c"), "token_ids": ids}]
+    with pytest.raises(InputError, match="message 2: token_ids must be a list of ids: got "):
+        encode_chat(TOKENIZER, talk, template=CHATML)
+
+
+def test_texts_of_all_private_characters_are_refused() -> None:
+    every = "".join(map(chr, range(0x100000, 0x10FFFE)))
+    with pytest.raises(InputError, match="too many characters of Unicode's private plane 16"):
+        encode_chat(TOKENIZER, [user(every), assistant("c")], template=CHATML)
+
+
 def test_contents_are_found_where_special_tokens_are_put_together() -> None:
     tokenizer = BpeTokenizer.train([], 300, special_tokens=["<|user|>", "<|assistant|>", "<|stop|>"])
     template = "{% for m in messages %}{{ '<|' ~ m.role ~ '|>' ~ m.content ~ '<|' ~ 'stop|>' }}{% endfor %}"

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ from minigpt.evaluation.classification import (
 )
 from minigpt.families.qwen3.model import Qwen3Config
 from minigpt.families.registry import ModelConfig, new_model
-from minigpt.finetuning.classification import Labels, labels_of
+from minigpt.finetuning.classification import Labels, SequenceClassifier, labels_of
 from minigpt.model import GPTConfig
 from minigpt.tokenizer import Tokenizer, build_vocabulary
 from minigpt.training.classification import ClassificationLoss, read_data
@@ -41,7 +42,7 @@ from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
 from minigpt.training.run import run_training
-from minigpt.weights.classifiers import load_classifier
+from minigpt.weights.classifiers import classifier_labels, load_classifier, save_classifier
 from minigpt.weights.pretrained import load_model, save_pretrained
 from tests.commands import RunCommand
 from tests.runs import identical, metrics, stop_at
@@ -469,6 +470,33 @@ def test_bad_files(name: str, folder: Path, tmp_path: Path) -> None:
     assert "\n" not in str(error.value)
 
 
+def test_odd_labels(tmp_path: Path) -> None:
+    rows: list[Any] = [
+        *(
+            {"text": "甲", "label": value}
+            for value in (True, 1.0, None, "x", ["y"], {"a": 1}, "b\0", [], " ")
+        ),
+        7,
+    ]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    texts, report = read_labelled(path, LabelledOptions())
+    assert [(each.line, each.labels) for each in texts] == [
+        (1, ("true",)),
+        (2, ("1",)),
+        (4, ("x",)),
+        (5, ("y",)),
+    ]
+    assert report.skipped == [
+        (3, "the label is missing"),
+        (6, "`label` is neither text nor number"),
+        (7, "`label` holds what no text has"),
+        (8, "several labels, which take --problem_type multi_label_classification"),
+        (9, "the label is missing"),
+        (10, "not an object with text and label"),
+    ]
+
+
 def test_a_field_that_is_not_there(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no field 'stars'; it has 'review', 'label': give --label_field"):
         read_data(settings(folder, tmp_path / "run", label_field="stars"))
@@ -497,6 +525,61 @@ def test_folders_of_the_wrong_kind(
     ):
         result = run_command("classify", "--model", trained[0] / "best", *flags)
         assert (result.code, message in result.err) == (2, True), result.err
+
+
+@pytest.fixture(scope="module")
+def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write a small classifier's folder."""
+    found = tmp_path_factory.mktemp("classifier") / "c"
+    labels = Labels(("a", "b"), "single_label_classification")
+    save_classifier(SequenceClassifier(MODELS["gpt"], labels, TOKENIZER.pad_token_id), found, TOKENIZER)
+    return found
+
+
+def changed(folder: Path, goal: Path, name: str = "config.json", **values: Any) -> Path:
+    """Copy a folder, and change keys of one of its JSON files."""
+    shutil.copytree(folder, goal)
+    content = json.loads((goal / name).read_bytes()) if (goal / name).exists() else {}
+    (goal / name).write_text(json.dumps({**content, **values}))
+    return goal
+
+
+def test_wrong_keys_of_a_classifier_are_named(classifier: Path, tmp_path: Path) -> None:
+    path = changed(classifier, tmp_path / "pad", pad_token_id="0")
+    with pytest.raises(InputError, match=r"config\.json: pad_token_id must be a whole number or null"):
+        load_classifier(path)
+    path = changed(classifier, tmp_path / "labels", id2label={"1": "a"})
+    for read in (load_classifier, classifier_labels):
+        with pytest.raises(InputError, match=f"^{path}/config.json: id2label must name the outputs 0, 1"):
+            read(path)
+    assert classifier_labels(classifier) == Labels(("a", "b"), "single_label_classification")
+
+
+def test_adapters_that_are_no_classifier_s(classifier: Path, folder: Path, tmp_path: Path) -> None:
+    lora: dict[str, Any] = {"peft_type": "LORA", "target_modules": ["c_attn"], "task_type": "SEQ_CLS"}
+    path = changed(folder / "gpt", tmp_path / "writes", "adapter_config.json", **lora)
+    with pytest.raises(InputError, match="writes is an adapter for a language model, without a head"):
+        load_classifier(path)
+    for number, base in enumerate((None, 7, "nowhere", str(tmp_path / "nowhere"))):
+        lora["base_model_name_or_path"] = base
+        path = changed(classifier, tmp_path / f"base{number}", "adapter_config.json", **lora)
+        with pytest.raises(InputError, match=f"adapter_config.json: the base model {base!r} is not there"):
+            load_classifier(path)
+    lora["base_model_name_or_path"] = str(folder / "gpt")
+    path = changed(
+        changed(classifier, tmp_path / "x", id2label=[]), tmp_path / "y", "adapter_config.json", **lora
+    )
+    with pytest.raises(InputError, match=f"^{path}/config.json: id2label must name the outputs"):
+        load_classifier(path)
+
+
+def test_a_finished_checkpoint_is_not_written_over(trained: tuple[Path, dict[str, Any]]) -> None:
+    best = trained[0] / "best"
+    model, tokenizer = load_classifier(best)
+    before = {path.name: path.read_bytes() for path in best.iterdir()}
+    with pytest.raises(InputError, match=r"is a finished checkpoint with a manifest\.json: choose another"):
+        save_classifier(model, best, tokenizer)
+    assert {path.name: path.read_bytes() for path in best.iterdir()} == before
 
 
 @pytest.mark.parametrize(

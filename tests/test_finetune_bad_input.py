@@ -16,6 +16,8 @@ from minigpt.finetuning.layers import AdapterConfig, add_adapter
 from minigpt.finetuning.lora import LoraConfig
 from minigpt.model import GPTConfig, GPTLMHeadModel
 from minigpt.tokenizer import Tokenizer
+from minigpt.training.config import checked_config, read_recipe, read_run
+from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.run import finetune
 from tests.commands import RunCommand
 from tests.runs import write_data
@@ -255,3 +257,110 @@ def test_a_record_that_is_wrong_is_named_and_the_others_stay(
     assert done.code == 0, done.err
     assert f"skipped 1: {reason.partition(':')[0]}" in done.err
     assert "8 pairs to learn from" in done.out
+
+
+# -- configurations ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"max_steps": 0, "num_train_epochs": 0}, "nothing to do: both max_steps and num_train_epochs are 0"),
+        ({"val_text": "v.txt"}, "--val_text belongs to --text"),
+        ({"text": "a.txt", "output": "o", "shards": "o"}, "--shards o is the output folder"),
+        ({"add_tokens": "w.txt"}, "--add_tokens needs a model that has tokens"),
+        ({"init_from": "m", "tokenizer": "bpe"}, "leave out --tokenizer"),
+        (
+            {"max_length": 100, "block_size": 50},
+            "pairs of max_length=100 tokens do not fit into block_size=50",
+        ),
+        ({"family": "qwen3"}, "family qwen3 has no dropout: got dropout=0.1; it must be 0.0 here"),
+        ({"parallel": "fsdp", "optimizer": "muon"}, "does not go with optimizer=muon (it needs whole"),
+        ({"parallel": "fsdp", "save_async": True}, "does not go with save_async"),
+        ({"alpha": 0.3}, "--alpha belongs to --teacher FOLDER"),
+        ({"temperature": 2.0}, "--temperature belongs to --teacher FOLDER"),
+        ({"teacher": "t", "parallel": "fsdp"}, "--teacher does not go with parallel=fsdp"),
+        ({"resume": True, "overwrite": True}, "--resume continues a run, --overwrite starts anew"),
+        ({"n_layer": "two"}, "options: n_layer"),
+        ({"n_layers": 2}, "options: unknown key 'n_layers'; did you mean 'n_layer'?"),
+    ],
+)
+def test_options_of_training_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        checked_config(values, "options")
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"keyword_weight": "a:2", "task": "mlm", "text": "a"}, "--keyword_weight belongs to --task sft"),
+        ({"r": 4, "method": "ia3"}, "--r belongs to --method lora: got --method ia3"),
+        (
+            {"task": "classification", "method": "lora", "base_precision": "int8"},
+            "--base_precision does not go",
+        ),
+        ({"method": "lora", "add_tokens": "w.txt"}, "--add_tokens needs --method full or freeze"),
+        ({"method": "lora", "parallel": "fsdp"}, "parallel=fsdp does not go with method=lora"),
+        ({"reward": ["length"]}, "--reward belongs to --task grpo: got --task sft"),
+        (
+            {"task": "grpo", "text": "a.txt"},
+            "--task grpo answers prompts: give --train_data instead of --text",
+        ),
+        ({"task": "grpo", "reward": ["regex"]}, "--reward regex needs --reward_regex, and only it has that"),
+        ({"task": "grpo", "reward_length": 9}, "--reward length needs --reward_length, and only it has that"),
+        ({"task": "grpo", "compile": True}, "at every step and does not go with --compile"),
+        ({"task": "grpo", "parallel": "fsdp"}, "at every step and does not go with parallel=fsdp"),
+        ({"task": "grpo", "loss_on": "all"}, "leave --loss_on at answer"),
+        ({"label_smoothing": 0.1}, "--label_smoothing belongs to --task dpo: got --task sft"),
+        ({"beta": 0.2}, "--beta belongs to --task dpo or grpo: got --task sft"),
+        (
+            {"task": "dpo", "loss_type": "dapo"},
+            "--task dpo has the loss types sigmoid, ipo, simpo, orpo: got dapo",
+        ),
+        ({"task": "dpo", "beta": 0.0}, "--task dpo needs a --beta above 0"),
+        ({"task": "dpo", "text": "a.txt"}, "--task dpo learns from pairs of answers"),
+        ({"task": "dpo", "loss_on": "all"}, "--task dpo compares answers: leave --loss_on at answer"),
+        (
+            {"task": "dpo", "loss_type": "ipo", "label_smoothing": 0.1},
+            "--label_smoothing belongs to --loss_type",
+        ),
+        ({"task": "dpo", "simpo_gamma": 0.1}, "--simpo_gamma belongs to --loss_type simpo: got sigmoid"),
+    ],
+)
+def test_options_of_finetuning_that_contradict_each_other(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError) as error:
+        checked_config(FinetuneConfig.with_task_defaults(values), "options", FinetuneConfig)
+    assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ('base = "nothing"', "base = 'nothing': expected one of "),
+        ("max_steps = ", "is not valid TOML: "),
+        ("a = " + "[" * 9999, "is not valid TOML: it is nested too deeply"),
+        ("max_steps = true", "max_steps = True: expected int"),
+        (None, "does not exist; the built-in ones are "),
+    ],
+    ids=["base", "TOML", "depth", "kind", "absent"],
+)
+def test_recipes_that_cannot_be_read(tmp_path: Path, content: str | None, message: str) -> None:
+    path = tmp_path / "r.toml"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(InputError, match=rf"r\.toml.*{message}"):
+        read_recipe(str(path))
+
+
+def test_a_recipe_or_a_run_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="unknown recipe 'qa-cpus'; did you mean 'qa-cpu'"):
+        read_recipe("qa-cpus")
+    with pytest.raises(InputError, match=r"nothing to resume: .*run\.json does not exist"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"config": 7}')
+    with pytest.raises(InputError, match=r"run\.json is damaged: copy .*training_state\.json over it"):
+        read_run(tmp_path)
+    (tmp_path / "run.json").write_text('{"config": {"task": "sft"}}')
+    with pytest.raises(InputError, match="holds a run of `minigpt finetune`: continue it with that command"):
+        read_run(tmp_path)

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from minigpt.errors import InputError
-from minigpt.storage.json_files import MAX_DEPTH, parse_json, read_json
+from minigpt.storage import json_files
+from minigpt.storage.json_files import MAX_DEPTH, parse_json, read_json, read_toml, read_utf8
 from minigpt.storage.safetensors_header import Entry, read_header
 
 
@@ -75,6 +76,27 @@ def test_files_that_are_missing_large_or_none(tmp_path: Path) -> None:
     link = tmp_path / "link"
     link.symlink_to(path)
     assert read_json(link) == {"a": 1}
+
+
+def test_toml_and_texts_have_a_largest_size_and_are_utf8(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.toml"
+    path.write_bytes(b"a = 1\r\n")
+    assert read_toml(path, max_bytes=7) == {"a": 1}
+    with pytest.raises(ValueError, match="it has 7 bytes: more than 6 are not read"):
+        read_toml(path, max_bytes=6)
+    path.write_text("a = " + "[" * 20_000)
+    with pytest.raises(ValueError, match="it is nested too deeply"):
+        read_toml(path)
+    path.write_bytes("\ufeff中".encode())
+    assert read_utf8(path) == "中"
+    monkeypatch.setattr(json_files, "MAX_BYTES", 5)
+    with pytest.raises(InputError, match=r"a\.toml has 6 bytes: more than 5 are not read"):
+        read_utf8(path)
+    path.write_bytes("中".encode("gb18030"))
+    with pytest.raises(InputError, match=r"a\.toml is not text in UTF-8 \(.*: copy it again"):
+        read_utf8(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes with names")

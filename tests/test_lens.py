@@ -662,6 +662,8 @@ def test_a_run_says_what_its_evaluations_tell() -> None:
         "never evaluated", "evaluated once", "still falling", "rises by 0.5000",
     ]  # fmt: skip
     assert table.rows[0][2:4] == ("∅", "∅")
+    titles = [part.title for part in Runs([curve([], [])], []).parts(speaker("en"))]
+    assert titles == ["runs", "training loss", "checkpoints"]  # and no empty chart of a validation loss
 
 
 def test_invisible_characters_can_be_seen() -> None:

@@ -331,6 +331,8 @@ def test_plot_compares_runs(folder: Path, run_command: RunCommand, tmp_path: Pat
     assert {4, 8, 12} <= {*found[0]["checkpoints"]}
     assert len(found[1]["answers"]) == 1
     assert "<svg" in picture.read_text(encoding="utf-8")
+    (alone,) = lens.compare_runs(runs[:1]).runs
+    assert (alone.val[1], alone.answers) == (found[0]["val"][1], [])
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,21 @@ def row(key: bytes, value: bytes) -> bytes:
     return number(0) + number(len(key)) + number(len(value)) + key + value
 
 
+def without_checksum(rows: bytes) -> bytes:
+    """Return a row of a tensor without the field of its checksum, which is the last one."""
+    key, value = rows[3 : 3 + rows[1]], rows[3 + rows[1] : -5]
+    return row(key, value)
+
+
+def with_a_cut_block() -> bytes:
+    """Return an index whose only block of rows is shorter than the list of its restarts."""
+    short = (9).to_bytes(4, "little") + b"\0"  # it claims nine restarts
+    file = short + checksum(short)
+    handles = block(row(b"!", number(0) + number(4)))
+    footer = number(0) + number(4) + number(len(file)) + number(len(handles) - 5)
+    return file + handles + footer.ljust(40, b"\0") + table(b"")[-8:]
+
+
 def table(*contents: bytes, kind: int = 0) -> bytes:
     """Return an index file with a block of rows for each of the contents."""
     file, places = b"", b""
@@ -302,6 +317,8 @@ def test_a_tensor_may_start_at_any_byte(tmp_path: Path) -> None:
             "beyond",
         ),
         (table(HEADER)[:-9] + b"x" + table(b"")[-8:], "last 48 bytes"),
+        (table(HEADER + without_checksum(entry("a", ARRAY))), "a: it has no checksum"),
+        (with_a_cut_block(), "a block is too short"),
     ],
 )
 def test_damage_that_no_checksum_tells(bundle: Callable[[bytes], Path], index: bytes, text: str) -> None:

@@ -110,6 +110,17 @@ def test_answers_that_begin_alike_count_from_their_beginning() -> None:
     assert short.prompt == 1
 
 
+def test_numbers_are_answers() -> None:
+    pair = preference_of({"prompt": "1+1?", "chosen": 2, "rejected": 2.5})
+    assert [one.turns[-1].content for one in (pair.chosen, pair.rejected)] == ["2", "2.5"]
+
+
+def test_a_plain_text_holds_no_pairs(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("天地玄黄。\n" * 9, encoding="utf-8")
+    with pytest.raises(InputError, match=r"a\.txt is plain text, no pairs of answers; known are "):
+        read_preferences(tmp_path / "a.txt")
+
+
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
@@ -126,6 +137,8 @@ def test_answers_that_begin_alike_count_from_their_beginning() -> None:
             "`chosen` does",
         ),
         (["天"], "not an object"),
+        ({"text": "天", "chosen": "地", "rejected": "玄"}, "the prompt is missing"),
+        ({"messages": [assistant("天")], "chosen": "地", "rejected": "玄"}, "the prompt is missing"),
     ],
 )
 def test_what_is_no_pair(record: Any, reason: str) -> None:

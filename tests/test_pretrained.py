@@ -17,7 +17,9 @@ from torch import Tensor
 
 from minigpt.errors import InputError
 from minigpt.families.gpt2.family import FAMILY
+from minigpt.generation.generation_config import notes_of, recommended_options, start_token
 from minigpt.model import GPTConfig, GPTLMHeadModel
+from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
 from minigpt.weights.pretrained import (
     load_model,
@@ -34,6 +36,7 @@ FILES = [
     "tokenizer.json",
     "tokenizer_config.json",
 ]
+SEP = 2  # the id of <sep>, which ends an answer
 WORDS = ["<pad>", "<unk>", "<sep>", *"你好吗\n <sep>"[:5], "?", "\u2028", "😀"]
 VARIANTS = [(True, "tanh"), (True, "exact"), (False, "exact"), (False, "tanh")]
 
@@ -287,6 +290,14 @@ def test_an_unsupported_configuration_names_the_key(change: dict[str, Any], text
     assert line.startswith(f"{saved / 'config.json'}: {text}")
 
 
+def test_a_configuration_of_another_family_is_refused() -> None:
+    values = {**FAMILY.config_to_hugging_face(make_model().config), "model_type": "gpt_neo"}
+    assert (
+        message(lambda: FAMILY.config_from_hugging_face(values))
+        == "model_type must be \"gpt2\": got 'gpt_neo'"
+    )
+
+
 def test_missing_sizes_are_listed(saved: Path) -> None:
     (saved / "config.json").write_text('{"model_type": "gpt2", "n_embd": 16, "n_layer": 2}')
     assert message(lambda: load_model(saved)).endswith("missing keys: vocab_size, n_positions, n_head")
@@ -442,3 +453,84 @@ def test_a_plain_gpt2_configuration_is_gpt2() -> None:
     config = FAMILY.config_from_hugging_face(values)
     assert config == GPTConfig(768, 12, 12, 0.1, 1024, 50257, bias=True, gelu="tanh")
     assert config.parameter_count() == 124_439_808  # as published
+
+
+# -- what a folder advises -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("advice", "config", "expected"),
+    [
+        (None, None, {}),
+        ({"temperature": 0.0, "top_k": 5}, {}, {"top_k": 5, "eos_token_id": []}),  # nothing is sampled
+        ({"eos_token_id": [3, 99], "top_p": None}, {"vocab_size": 11}, {"eos_token_id": [3]}),
+        ({"eos_token_id": 99}, {"vocab_size": [11]}, {"eos_token_id": [99]}),
+    ],
+)
+def test_advice_of_a_folder(
+    advice: dict[str, Any] | None, config: dict[str, Any] | None, expected: dict[str, Any], tmp_path: Path
+) -> None:
+    for name, content in (("generation_config.json", advice), ("config.json", config)):
+        if content is not None:
+            (tmp_path / name).write_text(json.dumps(content))
+    assert recommended_options(tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    "advice",
+    [
+        {"temperature": "warm"},
+        {"do_sample": True, "temperature": -1.0},
+        {"eos_token_id": [-1]},
+        {"top_k": [1]},
+    ],
+    ids=str,
+)
+def test_advice_that_is_none_names_the_file(advice: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps(advice))
+    line = message(lambda: recommended_options(tmp_path))
+    assert line.startswith(f"{tmp_path / 'generation_config.json'}: {list(advice)[-1]}")
+
+
+@pytest.mark.parametrize(
+    ("bos", "size", "expected"),
+    [
+        (5, 11, 5),
+        (11, 11, SEP),
+        (-1, 11, SEP),
+        ("5", 11, SEP),
+        (True, 11, SEP),
+        (5, None, 5),
+        (5, [11], 5),
+        (5, 0, None),
+    ],
+)
+def test_a_text_begins_with_an_id_of_the_model(
+    bos: Any, size: Any, expected: int | None, saved: Path
+) -> None:
+    (saved / "generation_config.json").write_text(json.dumps({"bos_token_id": bos}))
+    change_json(saved / "config.json", {"vocab_size": size})
+    assert start_token(saved, make_tokenizer()) == expected
+
+
+def test_a_setting_that_is_ignored_is_quoted_in_few_characters(saved: Path) -> None:
+    ignored = {"suppress_tokens": list(range(10**5)), "num_beams": 1, "stop_strings": []}
+    (saved / "generation_config.json").write_text(json.dumps(ignored))
+    first, *_ = notes_of(saved, make_tokenizer())
+    assert "not followed: suppress_tokens=[0, 1, 2, " in first
+    assert len(first) < len(str(saved)) + 200
+
+
+def test_a_token_for_which_the_model_has_no_row_is_not_written(tmp_path: Path) -> None:
+    """Published tokenizers have a padding token behind the last row of the model."""
+    BpeTokenizer.train([], 259, special_tokens=["<|endoftext|>"]).save(tmp_path)
+    whole = json.loads((tmp_path / "tokenizer.json").read_bytes())
+    whole["added_tokens"].append({**whole["added_tokens"][0], "id": 259, "content": "<more>"})
+    change_json(tmp_path / "tokenizer.json", whole)
+    change_json(tmp_path / "tokenizer_config.json", {"pad_token": "<more>", "eos_token": "<|endoftext|>"})
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.pad_token_id == 259
+    save_pretrained(make_model(vocab_size=259), tmp_path / "model", tokenizer)
+    written = json.loads((tmp_path / "model" / "config.json").read_bytes())
+    assert (written["eos_token_id"], written["pad_token_id"]) == (tokenizer.eos_token_id, None)
+    assert "pad_token_id" not in json.loads((tmp_path / "model" / "generation_config.json").read_bytes())

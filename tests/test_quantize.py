@@ -209,6 +209,16 @@ def test_a_flipped_bit_is_noticed(command: Any) -> None:
         minigpt.load_model("small")
 
 
+def test_the_precision_of_a_quantised_folder_is_fixed(command: Any) -> None:
+    saved(Path("model"))
+    assert command("--model", "model", "--output", "small").code == 0
+    assert minigpt.load_model("small", dtype="stored").config == minigpt.load_model("model").config
+    with pytest.raises(
+        InputError, match=r"small is quantised, its arithmetic is fixed: got dtype=torch\.float16"
+    ):
+        minigpt.load_model("small", dtype=torch.float16)
+
+
 def test_a_quantised_model_is_neither_saved_as_a_plain_one_nor_rounded_twice(tmp_path: Path) -> None:
     model = set_precision(minigpt.load_model(saved(tmp_path / "model")), "int8")
     with pytest.raises(InputError, match="a quantised model cannot be saved here"):

@@ -50,6 +50,7 @@ def test_the_published_4b_configuration() -> None:
     [
         {"auto_map": {"AutoModelForCausalLM": "evil.py"}},
         {"sliding_window": 4096, "use_sliding_window": False, "max_window_layers": 1},
+        {"use_sliding_window": True, "sliding_window": 3},  # from block 28 on, which this model lacks
         {"rope_scaling": {"rope_type": "default"}},
         {"rope_parameters": {"rope_theta": 100.0, "rope_type": "default"}},
         {"layer_types": ["full_attention"] * 2},
@@ -60,6 +61,13 @@ def test_the_published_4b_configuration() -> None:
 )
 def test_what_changes_no_result_is_allowed(change: dict[str, Any]) -> None:
     assert FAMILY.config_from_hugging_face({**FAMILY.config_to_hugging_face(TINY), **change}) == TINY
+
+
+def test_blocks_behind_the_first_ones_have_a_window() -> None:
+    values = {**FAMILY.config_to_hugging_face(TINY), "use_sliding_window": True, "sliding_window": 3}
+    assert "layer_types" not in values
+    found = FAMILY.config_from_hugging_face({**values, "max_window_layers": 1})
+    assert (found.sliding_window, found.layer_types) == (3, ("full_attention", "sliding_attention"))
 
 
 def test_what_is_left_out_is_hugging_faces_default() -> None:

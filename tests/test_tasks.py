@@ -1,5 +1,6 @@
 """Tasks: shapes of records, folders, TOML files, shots, a model's results, and bad input in one line."""
 
+import gzip
 import json
 import math
 import random
@@ -155,6 +156,18 @@ SHAPES: list[tuple[dict[str, Any], str, tuple[str, ...], str]] = [
         ("x y", "z"),
         "z",
     ),
+    (  # a table's column without a value
+        {"activity_label": "Cats", "ctx_a": "A cat", "ctx_b": None, "endings": ["x", "y"], "label": 0},
+        "Cats: A cat",
+        ("x", "y"),
+        "x",
+    ),
+    (  # a table whose questions have two or three choices
+        {"question": "who", "A": "x", "B": "y", "C": " ", "D": None, "answer": "B"},
+        "who\nA. x\nB. y\nAnswer:",
+        ("x", "y"),
+        "B",
+    ),
     (
         {"content": "他#idiom#地走", "candidates": ["慢慢", "飞快"], "answer": 1},
         "他",
@@ -171,6 +184,7 @@ SHAPES: list[tuple[dict[str, Any], str, tuple[str, ...], str]] = [
         "ho",
     ),
     ({"text": "a text"}, "", (), "a text"),
+    ({"text": "a text", "dialog": 7}, "", (), "a text"),
 ]
 
 
@@ -195,6 +209,26 @@ def test_several_gaps_are_several_questions() -> None:
     first, second = task_of_records([record]).examples
     assert (first.prompt, first.choices, first.solution) == ("甲", ("一乙", "二乙", "三乙"), "三乙")
     assert (second.prompt, second.solution) == ("甲三乙", "一丙")
+
+
+def test_a_gap_at_the_beginning_has_no_prompt() -> None:
+    record = {"context": " [BLANK1]乙", "choices": ["一", "二"], "answers": [1]}
+    (one,) = task_of_records([record]).examples
+    assert (one.prompt, one.choices, one.solution) == ("", ("一乙", "二乙"), "二乙")
+
+
+@pytest.mark.parametrize(
+    ("record", "score", "prompt", "solution"),
+    [
+        ({"question": "q", "A": "x", "B": "y", "answer": "B"}, "text", "Question: q\nAnswer:", "y"),
+        ({"goal": "q", "sol1": "x", "sol2": "y", "label": 1}, "letter", "q\nA. x\nB. y\nAnswer:", "B"),
+    ],
+)
+def test_letters_or_texts_are_scored_as_the_style_says(
+    record: dict[str, Any], score: str, prompt: str, solution: str
+) -> None:
+    (one,) = task_of_records([record], Style(score=score)).examples
+    assert (one.prompt, one.solution) == (prompt, solution)
 
 
 def test_labels_of_all_texts_are_the_choices(tmp_path: Path) -> None:
@@ -349,6 +383,19 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"turns": ["a", "b"], "reference": []}, "open questions without a right answer"),
     ({"foo": 1}, "no known shape"),
     (
+        {"question": "q", "choices": {"text": ["x", "y"], "label": 2}, "answerKey": "A"},
+        "the labels of the choices are no list",
+    ),
+    ({"goal": "g", "sol1": "x", "sol2": "y"}, "a question without an answer"),
+    ({"goal": "g", "sol1": "x", "sol2": "y", "label": [1, 0]}, "several right answers: 2; one is needed"),
+    ({"ctx": "c", "endings": ["x"], "label": 0}, "fewer than two choices"),
+    (
+        {"activity_label": "Cats", "ctx_a": ["a"], "ctx_b": "b", "endings": ["x", "y"], "label": 0},
+        "field 'ctx_a' is no text",
+    ),
+    ({"text": "a", "label": None}, "a text without a label"),
+    ({"text": "a", "label": {"a": 1}}, "the label is no text"),
+    (
         {"premise": "p", "choice1": "x", "choice2": "y", "question": "why", "label": 0},
         "COPA asks for a cause or an effect",
     ),
@@ -368,8 +415,7 @@ def test_a_bad_record_is_named(record: dict[str, Any], said: str, tmp_path: Path
     path = write(tmp_path / "t.jsonl", [record])
     with pytest.raises(InputError, match="holds no example of a task"):
         read_tasks([path])
-    good = {**SHAPES[2][0]} if "text" not in record else {}
-    write(path, [good, record])
+    write(path, [SHAPES[2][0], record])
     (task,) = read_tasks([path])
     assert (task.skipped, len(task.examples)) == (1, 1)
     assert said.split(":")[0] in capsys.readouterr().err
@@ -420,16 +466,45 @@ def test_a_toml_file_describes_labels(answers: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("content", "form", "prompt", "solution"),
+    [
+        ('form = "cloze"\ntemplate = "{t} is"\nanswer = "n"', "cloze", "cat is", "0"),
+        ('form = "perplexity"\ntemplate = "{t}!"', "perplexity", "", "cat!"),
+        ('template = "{t}?"\nanswer = "n"', "generation", "cat?", "0"),
+        ('template = "{t}"\nchoices = "two"\nanswer = "n"', "multiple_choice", "cat", "x"),
+        ('template = "{t}"\nchoices = ["{t}", "b"]\nanswer = "t"', "multiple_choice", "cat", "cat"),
+    ],
+)
+def test_a_toml_file_describes_every_form(
+    content: str, form: str, prompt: str, solution: str, tmp_path: Path
+) -> None:
+    write(tmp_path / "q.jsonl", [{"t": "cat", "n": 0, "two": ["x", "y"]}])
+    (tmp_path / "t.toml").write_text(f'test = "q.jsonl"\n{content}')
+    (task,) = read_tasks([tmp_path / "t.toml"])
+    (one,) = task.examples
+    assert (task.form, one.prompt, one.solution) == (form, prompt, solution)
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         ('template = "{tt}"', "no field 'tt'"),
+        ('form = "cloze"\ntemplate = "{t}"\nanswer = "a"', "the answer is no text"),
+        ('form = "cloze"\ntemplate = "{t}"\nanswer = "empty"', "the answer is empty"),
+        ('form = "cloze"\ntemplate = "{t}"\nanswer = "several"', "the answer is no text"),
+        ('form = "generation"\ntemplate = "{t}"\nchoices = ["a", "b"]', "choices do not fit form"),
+        ('form = "classification"', "the record is of the form perplexity, not classification"),
+        ('template = "{t}"\nchoices = "many"\nanswer = "several"', "several right answers"),
+        ('template = "{t}"\nscore = "letter"\nchoices = "several"\nanswer = "t"', "none of the choices"),
+        ('template = "{t}"\nscore = "letter"\nchoices = "many"\nanswer = "n"', "more than 26 choices"),
         ('template = "{a}"', "field 'a' is no text"),
         ('template = "{t}"\nanswer = "right"', "no field 'right'"),
         ('template = "{t}"\nchoices = "options"', "no field 'options'"),
     ],
 )
 def test_a_toml_file_that_does_not_fit_its_records_is_said(content: str, said: str, tmp_path: Path) -> None:
-    write(tmp_path / "q.jsonl", [{"t": "cat", "a": {"b": 1}}])
+    record = {"t": "cat", "a": {"b": 1}, "text": "a", "empty": None, "several": ["a", "b"], "n": 0}
+    write(tmp_path / "q.jsonl", [{**record, "many": [*map(str, range(27))]}])
     (tmp_path / "t.toml").write_text(f'test = "q.jsonl"\n{content}')
     with pytest.raises(InputError, match=said):
         read_tasks([tmp_path / "t.toml"])
@@ -438,6 +513,23 @@ def test_a_toml_file_that_does_not_fit_its_records_is_said(content: str, said: s
 def test_the_same_wrong_choice_twice_is_said(tmp_path: Path, capsys: Any) -> None:
     read_tasks([write(tmp_path / "t.jsonl", [{"question": "q", "choices": ["x", "y", "y"], "answer": 0}])])
     assert "1 questions have the same wrong choice twice" in capsys.readouterr().err
+
+
+def test_texts_and_packed_files_are_tasks(tmp_path: Path, capsys: Any) -> None:
+    (tmp_path / "t.txt").write_text("one text\nof two lines\n")
+    (task,) = read_tasks([tmp_path / "t.txt"])
+    assert (task.form, task.examples[0].solution) == ("perplexity", "one text\nof two lines")
+    (tmp_path / "t.txt").write_text("good\tyes\nbad\nbetter\tyes\n")  # rows with labels, and one without
+    with pytest.raises(InputError, match=r"t\.txt is plain text without labels: give a table"):
+        read_tasks([tmp_path / "t.txt"])
+    content = json.dumps({"question": "q", "answer": "a"}).encode()
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "t.jsonl.gz").write_bytes(gzip.compress(content))
+    first, second = read_tasks([tmp_path / "a" / "t.jsonl.gz", tmp_path / "b" / "t.jsonl.gz"])
+    assert [first.examples[0].solution, second.examples[0].solution] == ["a", "a"]
+    assert [first.name, second.name] == [str(tmp_path / name / "t.jsonl.gz") for name in ("a", "b")]
+    assert "gzip data" in capsys.readouterr().err
 
 
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -480,6 +572,25 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match="holds no task"):
         read_tasks([tmp_path / "empty"])
+    (tmp_path / "empty" / "test").mkdir()
+    with pytest.raises(InputError, match=r"empty/test holds no file of questions"):
+        read_tasks([tmp_path / "empty"])
+    with pytest.raises(InputError, match=r"nothing\.toml does not exist"):
+        read_tasks([tmp_path / "nothing.toml"])
+    with pytest.raises(InputError, match="there is no record: a task needs at least one"):
+        task_of_records([])
+    labels = [{"text": "a", "label": number} for number in range(1001)]
+    with pytest.raises(InputError, match="task has 1,001 labels; is the label a text"):
+        task_of_records(labels)
+    (tmp_path / "plain.jsonl").write_text("a text\nof two lines\n")
+    with pytest.raises(InputError, match=r"plain\.jsonl holds no JSON, though its name says so"):
+        read_tasks([tmp_path / "plain.jsonl"])
+    odd = '{"question": "q", "question": "r", "answer": "a"}\n5\n{"question": \n[{"role": "user"}]\n'
+    (tmp_path / "odd.jsonl").write_text(odd)
+    with pytest.raises(InputError) as caught:
+        read_tasks([tmp_path / "odd.jsonl"])
+    assert "field 'question' is there twice, line 1; not an object with fields, line 2; " in str(caught.value)
+    assert "broken JSON (" in str(caught.value)
     with pytest.raises(InputError, match="not about the same questions"):
         compare_results(run_task(LOADED, task), run_task(LOADED, task.limited(2)))
 

@@ -68,7 +68,7 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
         case {"question": question, "evidences": Mapping() as evidences}:
             return [_with_evidence(question, evidences)]
         case {"chat": Mapping() as turns} if turns and all(
-            re.fullmatch(r"turn_\d+", str(key)) for key in turns
+            re.fullmatch(r"turn_\d{1,9}", str(key)) for key in turns
         ):
             return [_messages([*_system(item.get("meta_instruction")), *_of_moss(turns)])]
         case {"plain_text": str(text)} if text.lstrip().startswith("[Human]:"):
@@ -125,12 +125,14 @@ def _path(nodes: Mapping[str, Any], last: Any) -> list[dict[str, Any]]:
     If there is no node `last`, the path begins at the root and goes from each node to its last child.
     """
     if not isinstance(last, str) or last not in nodes:
-        last = next(
-            (key for key, node in nodes.items() if node.get("parent") not in nodes), next(iter(nodes))
-        )
+        parents = {key: node.get("parent") for key, node in nodes.items()}
+        roots = (key for key, up in parents.items() if not isinstance(up, str) or up not in nodes)
+        last = next(roots, next(iter(nodes)))
         seen = {last}
         while children := [
-            key for key in _list(nodes[last].get("children")) if key in nodes and key not in seen
+            key
+            for key in _list(nodes[last].get("children"))
+            if isinstance(key, str) and key in nodes and key not in seen
         ]:
             last = children[-1]
             seen.add(last)
@@ -248,7 +250,7 @@ def _best(replies: list[Any]) -> Any:
 def _rank(reply: Mapping[str, Any]) -> float:
     try:
         rank = float(reply.get("rank"))  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond any float
         return math.inf
     return math.inf if math.isnan(rank) else rank
 
@@ -275,6 +277,8 @@ def message_trees(records: Iterable[Record]) -> Iterator[Record]:
             yield record._replace(value=bad)
         elif str(item.get("parent_id")).strip() in _NO_PARENT:
             roots.append((record.line, item))
+        elif not isinstance(item["parent_id"], str):
+            yield record._replace(value=BadLine("the parent_id of a message is no text"))
         else:
             replies.setdefault(item["parent_id"], []).append(item)
     for line, root in roots:

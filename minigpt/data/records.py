@@ -484,7 +484,7 @@ def _weight(item: Mapping[str, Any]) -> float:
         weight = -1.0 if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except ValueError:
         return math.nan
-    except TypeError:
+    except (TypeError, OverflowError):  # no number, or a whole number beyond any float
         weight = -1.0
     if not 0 <= weight < 1e6:
         raise BadLine("`weight` is no number from 0 to 1e6", f"it is {str(value)[:40]!r}")

@@ -205,14 +205,14 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
                 head = _head(cells) if has_head else [str(i) for i in range(len(cells))]
                 if has_head:
                     continue
-        if wrong or (head is not None and _swallows(cells, len(head), delimiter)):
+        if head is None or wrong or _swallows(cells, len(head), delimiter):
             mark = "a quotation mark inside a cell must be written twice"
             if line < last or "unexpected end" in wrong:
                 mark = f"a quotation mark that opens in line {line} has no partner up to line {last}"
             for number in range(line, last + 1):
                 yield Record(number, BadLine("broken CSV", mark), "")
-        # where files were joined, the names stand there again
-        elif head is not None and not (has_head and _head(cells) == head):
+        # where files were joined, the names of the columns stand there again
+        elif not (has_head and _head(cells) == head):
             yield row_record(line, head, cells)
 
 

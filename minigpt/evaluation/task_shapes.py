@@ -148,8 +148,6 @@ def _check(one: Example) -> None:
         for number, choice in enumerate(one.choices):
             if not choice.strip():
                 raise BadLine("an empty choice", f"number {number + 1}")
-        if not 0 <= one.answer < len(one.choices):
-            raise BadLine("the answer is none of the choices", f"{len(one.choices)} choices")
         twice = [choice for choice in one.choices if one.choices.count(choice) > 1]
         if twice and one.choices[one.answer] in twice:
             raise BadLine("the right choice is there twice", repr(twice[0][:40]))
@@ -378,7 +376,10 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
     name = _required(item, FIELDS["question"])
     question = _text(item, name)
     if isinstance(given, Mapping):  # ARC's choices are {"text": [...], "label": [...]}
-        choices, labels = _choices_of(given.get("text")), [str(one) for one in given.get("label") or []]
+        choices, labels = _choices_of(given.get("text")), given.get("label") or []
+        if not isinstance(labels, list):
+            raise BadLine("the labels of the choices are no list")
+        labels = [str(one) for one in labels]
         if len(choices) != len(labels):
             raise BadLine("choices and labels differ in number", f"{len(choices)} and {len(labels)}")
         if len({*labels}) < len(labels):
@@ -396,7 +397,8 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
 
 def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
     if {"ctx_a", "ctx_b", "activity_label"} <= item.keys():
-        start = f"{item['activity_label']}: {item['ctx_a']} {str(item['ctx_b']).capitalize()}"
+        rest = "" if item["ctx_b"] in (None, "") else _text(item, "ctx_b")
+        start = f"{_text(item, 'activity_label')}: {_text(item, 'ctx_a')} {rest.capitalize()}"
     else:
         start = _text(item, "ctx")
     choices = tuple(map(_without_brackets, _choices_of(item["endings"])))
@@ -446,7 +448,7 @@ def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         index = _index(answer, choices)
         filled = tuple(choice + rest for choice in choices)
         if not before.strip():
-            before, filled = "", filled
+            before = ""
         found.append(
             Example(
                 "multiple_choice", line, before, filled, index, (), (), before, replace(style, delimiter="")
@@ -541,6 +543,8 @@ def _by_style(item: dict[str, Any], line: int, style: Style, form: Form | None) 
     if form == "classification":
         return [_label(item, line, style, prompt, answer)]
     if form == "cloze":
-        text = str(answer or "").strip()
+        if answer is not None and not _is_text(answer):
+            raise BadLine("the answer is no text")
+        text = "" if answer is None else str(answer).strip()
         return [Example("cloze", line, prompt, references=(text,), question=prompt, style=style)]
     return [_answer(item, line, style, prompt, answer)]

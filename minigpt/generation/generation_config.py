@@ -7,6 +7,7 @@ of GenerationOptions are read. `notes_of` tells the user about settings that are
 without an eos.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -86,9 +87,14 @@ def recommended_options(folder: Path) -> dict[str, Any]:
             # without do_sample this option has no effect, so a value out of range (temperature 0.0) is left
             # out
             del found[name]
+    eos, size = id_list(found.get("eos_token_id")), _vocabulary_size(folder)
+    return {**found, "eos_token_id": [one for one in eos if one < size]}
+
+
+def _vocabulary_size(folder: Path) -> float:
+    """Return the number of tokens that the model of a folder has; infinity if config.json does not say it."""
     size = _object(folder / _CONFIG).get("vocab_size")
-    eos = id_list(found.get("eos_token_id"))
-    return {**found, "eos_token_id": [one for one in eos if not isinstance(size, int) or one < size]}
+    return size if type(size) is int else math.inf
 
 
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
@@ -96,10 +102,10 @@ def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
 
     This is the BOS token, or else the EOS token, which stood between the texts in training.
     """
-    size = _object(folder / _CONFIG).get("vocab_size")
+    size = _vocabulary_size(folder)
     ids = [_object(_source(folder)).get("bos_token_id")]
     ids += [getattr(tokenizer, f"{role}_token_id", None) for role in ("bos", "eos")]
-    return next((one for one in ids if type(one) is int and one < (size or one + 1)), None)
+    return next((one for one in ids if type(one) is int and 0 <= one < size), None)
 
 
 def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
@@ -108,7 +114,7 @@ def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
     content = _object(path)
     notes = []
     ignored = [
-        f"{name}={content[name]!r}"
+        f"{name}={shown(content[name])}"
         for name, nothing in _NOT_FOLLOWED.items()
         if content.get(name) not in (None, nothing, [], {})
     ]

@@ -113,7 +113,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
         return config
-    config |= _optional(folder / "special_tokens_map.json")
+    roles_of = _optional(folder / "special_tokens_map.json")
+    config |= {key: value for key, value in roles_of.items() if key != "added_tokens_decoder"}
     added = _optional(folder / "added_tokens.json")
     if added:
         roles = {text_of(token, folder / CONFIG, key) for key, token in _roles(config, folder / CONFIG, {})}
@@ -375,15 +376,19 @@ def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
                 before, after = outer[0] + before, after + outer[1]
             return before, after
         case {"type": "TemplateProcessing", "single": [*pieces]}:
-            known = step.get("special_tokens") or {}
+            known = step.get("special_tokens")
             sides: tuple[list[int], list[int]] = ([], [])
             texts = 0
             for piece in pieces:
                 match piece:
                     case {"Sequence": {"id": "A"}}:
                         texts += 1
-                    case {"SpecialToken": {"id": token}} if isinstance(known.get(token), dict):
-                        sides[texts > 0].extend(known[token].get("ids") or [])
+                    case {"SpecialToken": {"id": str(token)}}:
+                        match known.get(token) if isinstance(known, dict) else None:
+                            case {"ids": [*ids]} if all(type(one) is int for one in ids):
+                                sides[texts > 0].extend(ids)
+                            case _:
+                                texts = 2
                     case _:
                         texts = 2
             if texts == 1:

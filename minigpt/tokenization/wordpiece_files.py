@@ -103,7 +103,9 @@ def _read_whole(path: Path, frame: dict[str, Any]) -> tuple[dict[str, Any], dict
                 f"{path}: its decoder is not BERT's, 'WordPiece' with the prefix '##': got {other!r:.80}"
             )
     rest = {key: value for key, value in model.items() if key != "vocab"}
-    if rest.get("continuing_subword_prefix", "##") != "##" or rest.get("unk_token") not in model["vocab"]:
+    unknown = rest.get("unk_token")
+    is_known = isinstance(unknown, str) and unknown in model["vocab"]
+    if rest.get("continuing_subword_prefix", "##") != "##" or not is_known:
         raise InputError(f"{path}: its model has no prefix '##', or an unk_token that its vocabulary lacks")
     return {**frame, "model": rest}, model["vocab"]
 

@@ -91,8 +91,13 @@ def classifier_labels(path: str | Path) -> Labels | None:
     """
     folder = model_folder(path)
     content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    return _labels(folder, content) if is_classifier(content) else None
+
+
+def _labels(folder: Path, content: Mapping[str, Any]) -> Labels:
+    """Return the labels in the content of a config.json. An error names the file."""
     try:
-        return labels_of(content) if is_classifier(content) else None
+        return labels_of(content)
     except InputError as error:
         raise InputError(f"{folder / CONFIG}: {error}") from None
 
@@ -121,10 +126,7 @@ def _read(folder: Path, pad_token_id: int | None) -> SequenceClassifier:
             f"--task classification --model {folder} --train_data FILE"
         )
     config = body_config(folder, content)
-    try:
-        labels = labels_of(content)
-    except InputError as error:
-        raise InputError(f"{folder / CONFIG}: {error}") from None
+    labels = _labels(folder, content)
     pad = _pad_token(folder, content, pad_token_id)
     family = classifier_family(config, labels, pad)
     with ManifestCheck(folder):
@@ -148,7 +150,7 @@ def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
         raise InputError(
             f"{folder / ADAPTER_CONFIG}: the base model {base!r} is not there, seen from {Path.cwd()}"
         )
-    model = start_classifier(Path(base), labels_of(content), tokenizer)
+    model = start_classifier(Path(base), _labels(folder, content), tokenizer)
     model.pad_token_id = _pad_token(folder, content, model.pad_token_id)
     load_adapter(model, folder)  # type: ignore[arg-type]
     return model

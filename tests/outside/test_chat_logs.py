@@ -45,6 +45,7 @@ LOGS = {
     "WhatsApp": "12/31/23, 10:00 PM - Messages are encrypted.\n"
     + lines("12/31/23, 10:0{n} PM - {name}: {text}\n"),
     "WhatsApp on a phone": lines("[31.12.23, 22:0{n}:03] {name}: {text}\n"),
+    "WhatsApp at midnight": lines("12/31/23, 12:1{n} AM - {name}: {text}\n"),
     "Telegram": lines("{name}, [31.12.2023 22:0{n}]\n{text}\n\n"),
     "time in brackets": lines("[2024-01-02 10:0{n}:00] {name}: {text}\n"),
     "a time alone": lines("10:0{n} {name}：{text}\n"),
@@ -86,6 +87,7 @@ NO_LOGS = {
     "a diary": lines("2024-01-0{n} 星期二 晴\n{text}\n", [("", "今天很好。")] * 6),
     "a timetable": "会议 10:00\n讨论\n午饭 12:00\n吃饭\n出发 14:00\n坐车\n到达 18:00\n回家\n",
     "a novel": "他说：“你好。”\n她说：“再见。”\n山中有一座小庙，庙里住着和尚。\n" * 4,
+    "a program's log without times": lines("{name} 7: {text}\n", [("Info", "a"), ("Error", "b")] * 3),
     "a monologue": lines("2024-01-02 10:0{n}:00 {name}\n{text}\n", [("小明", "在")] * 6),
 }
 
@@ -263,6 +265,7 @@ def test_rows_that_are_no_messages_are_counted(tmp_path: Path) -> None:
     rows = [{"role": ("user", "assistant")[n % 2], "content": f"话{n}"} for n in range(40)]
     lines = [json.dumps(row) for row in rows]
     lines[2:2] = ['{"role": "user", "content": ""}', "broken", '{"role": "system", "content": "s"}']
+    lines.append('{"role": "user", "content": "[图片]"}')  # a picture is no text, and no bad message
     path = tmp_path / "d.jsonl"
     path.write_text("\n".join(lines), encoding="utf-8")
     _, report = read_conversations(path)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import lzma
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,10 +14,13 @@ from typing import Any
 
 import pytest
 
+from minigpt.data import file_formats
 from minigpt.data.conversation import Turn
-from minigpt.data.corpus import QuietTextOptions, TextOptions, read_texts
+from minigpt.data.corpus import QuietTextOptions, TextOptions, find_sources, read_sources, read_texts
 from minigpt.data.field_names import FieldNames
+from minigpt.data.json_values import BadLine
 from minigpt.data.reader import read_conversations
+from minigpt.data.records import prompt_of
 from minigpt.errors import InputError
 
 # The text is long enough to make its encoding certain. The answers contain characters that break simple
@@ -364,6 +368,9 @@ def test_zstandard(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b" \n\t\n", "nothing but white space"),
         (b"\x00\x01\x02\x03" * 40, "binary file"),
+        (b"words\x00\n" * 9, "binary file"),
+        (b"\xff\xfe{\x00a", "begins as UTF-16, but byte 5 does not fit"),
+        (bytes(range(0x80, 0xA0)) * 20, "text in no encoding that minigpt can tell; name it with --encoding"),
         (b"%PDF-1.7 ...", "PDF"),
         (b"GGUF\x03\x00", "GGUF model"),
         (b"\x89PNG\r\n\x1a\n", "picture"),
@@ -492,3 +499,93 @@ def test_a_second_reading_says_nothing_again(tmp_path: Path, capsys: pytest.Capt
         assert list(read_texts(tmp_path / name, options=quiet)) == first
         assert capsys.readouterr().err == ""
     assert asdict(quiet) == asdict(options), "what is recorded of both is the same"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '[{"text": null}, {"text": null}]',
+            "holds no text under 'text'; name another field with --text_field",
+        ),
+        ('[{"text": null}, {"text": }]', ":1: broken JSON, and all that follows it in the array is lost"),
+        ('[{"text": "a"}, 5]', "holds no text under 'body'; name another field"),
+        ('{"text": null}\n{"text": []}\n', "holds no text under 'text'; name another field"),
+    ],
+)
+def test_records_without_a_text(tmp_path: Path, content: str, message: str) -> None:
+    (tmp_path / "a.json").write_text(content)
+    options = TextOptions(text_field="body" if "body" in message else "")
+    with pytest.raises(InputError, match=rf"a\.json ?{message}"):
+        list(read_texts(tmp_path / "a.json", options=options))
+
+
+def test_bad_lines_are_counted_or_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = ['{"text": "天"}'.encode(), b'{"text": "\xff"}', '{"text": "地"}'.encode(), b"{", b"7"]
+    (tmp_path / "a.jsonl").write_bytes(b"\n".join(lines))
+    assert list(read_texts(tmp_path / "a.jsonl")) == ["天", "地"]
+    said = capsys.readouterr().err.replace("\n", " ")
+    assert "a.jsonl:2: skipped: " in said
+    assert "skipped 3 lines in all" in said
+    with pytest.raises(InputError, match=r"a\.jsonl:2: bytes that are no character.*byte 0xff"):
+        list(read_texts(tmp_path / "a.jsonl", strict=True))
+
+
+def test_a_file_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(file_formats, "_MOST", 100)
+    (tmp_path / "a").write_bytes(b"a" * 101)
+    (tmp_path / "b").write_bytes(gzip.compress(b"a" * 101))
+    for name, what in (("a", "a has 0 GiB"), ("b", "b unpacks to more than 0 GiB")):
+        with pytest.raises(InputError, match=f"{what}; more than 0 are not read whole: cut it"):
+            read_conversations(tmp_path / name)
+
+
+def test_a_packed_parquet_file(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet as parquet
+
+    table = pyarrow.Table.from_pylist([{"question": q, "answer": a} for q, a in CHINESE])
+    parquet.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "d.parquet.gz").write_bytes(gzip.compress((tmp_path / "d.parquet").read_bytes()))
+    assert turns_of(tmp_path / "d.parquet.gz") == two_turns(CHINESE)
+
+
+def test_a_model_s_folder_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "a.txt").write_text("words")
+    with pytest.raises(InputError, match="is a model's folder, not text to learn from"):
+        list(read_texts(tmp_path))
+
+
+def test_a_text_that_becomes_shorter_while_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("words " * 100)
+    sources = find_sources(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text("words ")
+    with pytest.raises(InputError, match=r"a\.txt has become shorter while it was read"):
+        list(read_sources(sources))
+
+
+def test_texts_of_a_pipe_are_written_into_a_file_first() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, "天地玄黄，宇宙洪荒。\n".encode() * 9)
+    os.close(writer)
+    try:
+        with pytest.raises(InputError, match="plain text, no questions and answers; write it into a file"):
+            read_conversations(Path(f"/dev/fd/{reader}"))
+    finally:
+        os.close(reader)
+
+
+def test_a_weight_that_is_no_number_is_counted_or_an_error(tmp_path: Path) -> None:
+    (tmp_path / "d.jsonl").write_text('{"question": "a", "answer": "b", "weight": "5 kg"}\n')
+    conversations, report = read_conversations(tmp_path / "d.jsonl")
+    assert (conversations[0].weight, report.unweighted) == (1.0, [1])
+    with pytest.raises(InputError, match=r"d\.jsonl:1: `weight` is no number"):
+        read_conversations(tmp_path / "d.jsonl", strict=True)
+
+
+def test_a_text_asks_for_no_answer() -> None:
+    with pytest.raises(BadLine, match="a text, no prompt"):
+        prompt_of({"text": "a"}, FieldNames())
+    with pytest.raises(BadLine, match="not an object"):
+        prompt_of(7, FieldNames())

@@ -154,6 +154,61 @@ def test_questions_that_begin_with_a_bracket(content: str, questions: list[str])
         parse_questions(b'{"question": "a"', "q.txt")
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", 'q.txt holds no question: one a line, or JSONL with "question"'),
+        (b"\xef\xbb\xbf \n", "q.txt holds no question"),
+        ("天\n地".encode("gb18030"), r"q.txt:1: not UTF-8 \(byte 0xcc at column 1\); convert it"),
+        (b'{"question": "a"}\n{"q": "b"}\n', 'q.txt:2: no object with "question"'),
+        (b'{"question": "a"}\n["question"]\n', 'q.txt:2: no object with "question"'),
+        (b'{"question": "a"}\n{"question": " "}\n', 'q.txt:2: "question" must be text that is not empty'),
+        (b'{"question": ["a"]}\n', r'q.txt:1: "question" must be text that is not empty: got \[\'a\'\]'),
+    ],
+)
+def test_questions_that_are_none(content: bytes, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        parse_questions(content, "q.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "pairs", "reasons"),
+    [
+        ('{"question": "a", "answer": [{"text": "b"}]}', [("a", "b")], []),  # one record with a list
+        (
+            json.dumps([{"role": name, "content": name} for name in ("user", "assistant")]),
+            [("user", "assistant")],
+            [],
+        ),
+        (f"[{PAIR},\n", [("天？", "蓝。")], [(1, "broken JSON")]),
+        (f"[{PAIR} {PAIR}] x", [("天？", "蓝。")] * 2, [(1, "broken JSON")]),
+        (
+            f'{PAIR}\n{{"x": {{"y": 1}}, "z": {{"y": 2}}}}',
+            [("天？", "蓝。")],
+            [(2, "no field that is known")],
+        ),
+    ],
+    ids=["a list in a record", "turns", "no end", "more behind it", "objects without a question"],
+)
+def test_values_of_json(
+    tmp_path: Path, content: str, pairs: list[tuple[str, str]], reasons: list[tuple[int, str]]
+) -> None:
+    found, report = rows_of(written(tmp_path, content))
+    assert (found, report.skipped) == (pairs, reasons)
+
+
+def test_one_object_without_a_record(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="it has 'x', 'z'"):
+        read_conversations(written(tmp_path, '{"x": {"y": 1}, "z": {"y": 2}}'))
+
+
+def test_rows_in_memory() -> None:
+    rows: list[Any] = [{"question": b"a", "answer": "b"}, 7]
+    conversations, report = read_conversations(rows)
+    assert [(each.question, each.answer) for each in conversations] == [("a", "b")]
+    assert report.skipped == [(2, "not an object")]
+
+
 # -- CSV -----------------------------------------------------------------------------------------------------
 
 
@@ -361,6 +416,19 @@ ODD_RECORDS: dict[str, tuple[str, str]] = {  # name -> (a line, a part of the me
         '"tools": [{"name": "\\ud800"}]}',
         "half a character",
     ),
+    "a turn without a role": (
+        '{"messages": [{"content": "a", "id": 1}, {"role": "assistant", "content": "b"}]}',
+        "a turn has no `role`: turn 1: it has 'content', 'id'",
+    ),
+    "a turn without a text": (
+        '{"messages": [{"role": "user", "content": ""}, {"role": "assistant", "content": "b"}]}',
+        "a turn is empty: turn 1",
+    ),
+    "a history that is a number": ('{"question": "a", "answer": "b", "history": 7}', "`history` is a number"),
+    "a history of texts": ('{"question": "a", "answer": "b", "history": ["c"]}', "`history` is no list of"),
+    "no answer of several": ('{"question": "a", "answer": []}', "the question has no answer"),
+    "an object in a list of answers": ('{"question": "a", "answer": [{"b": 1}]}', "a turn has no `role`"),
+    "a number": ("7", "not an object: it is a number"),
     "a system text that is none": ('{"question": "a", "answer": "b", "system": ["x"]}', "`system` is a list"),
     "a key twice in a cell of turns": (
         json.dumps({"messages": '[{"role": "user", "role": "assistant", "content": "a"}]'}),
@@ -391,6 +459,7 @@ def test_odd_records_are_named(tmp_path: Path, kind: str) -> None:
         ({"history": float("nan")}, TURNS),
         ({"history": [["a", 1]]}, [Turn("user", "a"), Turn("assistant", "1"), *TURNS]),
         ({"conversation": "id-7"}, TURNS),
+        ({"options": [["a"]]}, TURNS),  # no texts that could be the answer's
         ({"conversation": 7}, TURNS),
         ({"chat": {"id": 7}}, TURNS),
         ({"answer": 10**400}, [TURNS[0], Turn("assistant", str(10**400))]),

@@ -251,6 +251,10 @@ MARKED: dict[str, tuple[str, list[tuple[str, str]]]] = {
     "USER: ASSISTANT:": (f"USER: {Q} ASSISTANT: {A}</s>USER: {Q2} ASSISTANT: {A2}</s>", FOUR),
 }
 RECORDS |= {f"a text with marks: {name}": ({"text": text}, turns) for name, (text, turns) in MARKED.items()}
+RECORDS["an answer that begins with the mark of a question"] = (
+    {"prompt": f"\n\nHuman: {Q}\n\nAssistant:", "completion": f" Human: {A}\n\nAssistant: {A2}"},
+    [("user", Q), ("assistant", f"Human: {A}\n\nAssistant: {A2}")],
+)
 RECORDS |= {  # the prompt ends with the mark of the answer
     f"a prompt with marks: {name}": (
         {"prompt": text[: text.rindex(turns[-1][1])], "completion": text[text.rindex(turns[-1][1]) :]},
@@ -414,6 +418,51 @@ def test_questions_without_an_answer_are_counted(tmp_path: Path) -> None:
     assert read_conversations(tmp_path / "d.jsonl")[1].skipped == [(1, "the question has no answer")]
 
 
+BEYOND = 10**400  # a whole number that no float can hold
+NO_NAMES = {**NODES, "root": {**NODES["root"], "parent": [1], "children": [["a"], "sys"]}}
+ONE = {"question": Q, "answer": A}
+ODD_VALUES: dict[str, tuple[list[Any], list[list[tuple[str, str]]], list[str]]] = {
+    "names of nodes that are lists": ([{"mapping": NO_NAMES}], [FOUR], []),
+    # Python's int() refuses more than 4300 digits
+    "a long number of a turn": (
+        [{"chat": {f"turn_{'9' * 5000}": {}}}, ONE],
+        [PAIR],
+        ["no field that is known"],
+    ),
+    "a rank beyond all floats": ([OASST[0], {**OASST[1], "rank": BEYOND}, OASST[2]], [PAIR], []),
+    "a message without an id": (
+        [*OASST, {**OASST[0], "message_id": 7}],
+        [FOUR],
+        ["no message with a message_id"],
+    ),
+    "a parent that is a list": (
+        [*OASST, {**OASST[0], "parent_id": ["a"]}, {**OASST[0], "parent_id": 7}],
+        [FOUR],
+        ["the parent_id of a message is no text"] * 2,
+    ),
+    "a question that is a number": ([{**SQUAD, "qas": [*SQUAD["qas"], 7]}], [WITH_CONTEXT], []),
+    "evidence of nothing": (
+        [{"question": Q, "evidences": {"1": {"answer": "no_answer"}, "2": {"answer": []}}}, ONE],
+        [PAIR],
+        ["the question has no answer"],
+    ),
+    "a weight beyond all floats": (
+        [{**ONE, "weight": BEYOND}, ONE],
+        [PAIR],
+        ["`weight` is no number from 0 to 1e6"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_VALUES)
+def test_odd_values_inside_known_shapes(tmp_path: Path, name: str) -> None:
+    rows, expected, reasons = ODD_VALUES[name]
+    path = tmp_path / "d.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    assert read(path) == expected
+    assert [reason for _, reason in read_conversations(path)[1].skipped] == reasons
+
+
 def test_a_circle_of_messages_ends(tmp_path: Path) -> None:
     nodes = {"a": node("a", "user", Q, "b", "b"), "b": node("b", "assistant", A, "a", "a")}
     (tmp_path / "d.jsonl").write_text(json.dumps({"mapping": nodes, "current_node": "b"}), encoding="utf-8")
@@ -490,6 +539,9 @@ def test_what_is_no_drawn_table(tmp_path: Path, text: str) -> None:
 DIALOGUES = {
     "conv": f"E\nM {Q}\nM {A}\nM {Q2}\nM {A2}\nE\nM {Q}\nM {A}\n",
     "conv with blank lines": f"E\n\nM {Q}\nM {A}\nM {Q2}\nM {A2}\n\nE\nM {Q}\nM {A}\nE\n",
+    "conv with a text of two lines": f"E\nM {Q}\nM {A}\nM {Q2}\nM {A2}\nE\nM {Q}\nM {A[:3]}\n{A[3:]}\nE\nE\n",
+    "yaml with a comment and a next key": f"conversations:\n- - {Q}\n  - {A}\n# more\n  - {Q2}\n  - {A2}\n"
+    f"- - {Q}\n  - {A[:3]}\n    {A[3:]}\nversion: 1\n- - x\n  - y\n",
     "yaml": f"categories:\n- 颜色\nconversations:\n- - {Q}\n  - {A}\n  - '{Q2}'\n  - \"{A2}\"\n"
     f"- - {Q}\n  - {A[:3]}\n    {A[3:]}\n",
 }
@@ -498,7 +550,8 @@ DIALOGUES = {
 @pytest.mark.parametrize("name", DIALOGUES)
 def test_dialogues_in_lines(tmp_path: Path, name: str) -> None:
     (tmp_path / "d").write_text(DIALOGUES[name], encoding="utf-8")
-    second = [PAIR[0], ("assistant", f"{A[:3]} {A[3:]}")] if name == "yaml" else PAIR
+    joined = {"yaml": " ", "conv with a text of two lines": "\n", "yaml with a comment and a next key": " "}
+    second = [PAIR[0], ("assistant", f"{A[:3]}{joined.get(name, '')}{A[3:]}")]
     assert read(tmp_path / "d") == [FOUR, second]
     assert not recognise(tmp_path / "d").holds_texts
     (tmp_path / "d").write_bytes(DIALOGUES[name].encode("gb18030"))

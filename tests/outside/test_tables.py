@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.data import tables
 from minigpt.data.corpus import TextOptions, read_texts
 from minigpt.data.field_names import FieldNames
 from minigpt.data.json_values import BadLine
@@ -412,6 +413,30 @@ def test_a_text_of_parquet_that_is_not_utf_8_is_one_bad_row(tmp_path: Path) -> N
         conversations, report = read_conversations(tmp_path / "d")
         assert [(each.question, each.answer) for each in conversations] == [PAIRS[0], PAIRS[2]]
         assert report.skipped == [(2, "bytes that are no character")]
+
+
+def test_columns_without_a_usual_name_are_all_read(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.table({"one": ["a"], "two": ["b"]}), tmp_path / "d")
+    with pytest.raises(InputError, match="no field that is known: it has 'one', 'two'"):
+        read_conversations(tmp_path / "d")
+    assert pairs_of(tmp_path / "d", names=FieldNames("one", "two")) == [("a", "b")]
+
+
+def test_shared_texts_become_objects_piece_by_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [(f"{n}？", "答" * 9) for n in range(7)]
+    columns = {name: [row[i] for row in rows] for i, name in enumerate(("question", "answer"))}
+    parquet.write_table(pyarrow.table(columns), tmp_path / "d")
+    monkeypatch.setattr(tables, "_AT_ONCE", 100)  # three rows of 31 bytes
+    assert pairs_of(tmp_path / "d") == rows
+
+
+def test_a_package_that_is_missing_is_named_with_its_extra() -> None:
+    with pytest.raises(InputError, match=r"d\.x: reading it needs no_such: pip install 'minigpt\[y\]'"):
+        tables.require_package("no_such", "d.x: reading it", "y")
 
 
 # -- bytes that are no character ---------------------------------------------------------------------------

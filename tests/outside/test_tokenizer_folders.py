@@ -232,6 +232,11 @@ def config(**values: Any) -> Make:
     return lambda folder: edited(folder, "tokenizer_config.json", lambda content: content.update(values))
 
 
+def whole(step: str, key: str, value: object) -> Make:
+    """Change one key of one step in tokenizer.json."""
+    return lambda folder: edited(folder, "tokenizer.json", lambda all: all[step].update({key: value}))
+
+
 def published(model_type: str = "gpt2", **more: Any) -> Make:
     return lambda folder: two_files(folder, model_type, **more)
 
@@ -300,6 +305,8 @@ NEW_ROLES = {"eos_token": "</s>", "bos_token": "<s>", "pad_token": "<pad>"}
 FEW_LINES = ["你", "好", "[UNK]", "cat", "the", "##t", "a"]
 ODD_LINES = [*(token for token, _ in VOCABULARY), "ſ", "the", "", "zq\u3000"]
 
+AS_IT_IS, WITH_CLS = saved(wordpiece(), unk_token="[UNK]"), saved(CLS, unk_token="[UNK]")
+
 SAME: dict[str, Make] = {
     "bpe": saved(BPE, eos_token=STOP),
     "bpe-bos": saved(bos(), bos_token=END, eos_token=STOP),
@@ -343,6 +350,12 @@ SAME: dict[str, Make] = {
     "qwen-two-files-eos": published("qwen3", eos_token=STOP, add_eos_token=True),
     "qwen-old-style": old_style,
     "roberta-two-files": roles_with_flags,
+    "roles-and-a-list-that-is-none": steps(
+        roles_with_flags,
+        lambda folder: edited(
+            folder, "special_tokens_map.json", lambda content: content.update(added_tokens_decoder=1.5)
+        ),
+    ),
     "bert": bert,
     "bert-cased": berts(do_lower_case=False),
     "bert-accents-kept": berts(strip_accents=False),
@@ -355,8 +368,8 @@ SAME: dict[str, Make] = {
     "bert-other-names": berts(
         ["<unk>", "<s>", "</s>", "你", "好", "the"], unk_token="<unk>", cls_token="<s>", sep_token="</s>"
     ),
-    "wordpiece-as-it-is": saved(wordpiece(), unk_token="[UNK]"),
-    "wordpiece-template": saved(CLS, unk_token="[UNK]"),
+    "wordpiece-as-it-is": AS_IT_IS,
+    "wordpiece-template": WITH_CLS,
 }
 
 REFUSED: dict[str, tuple[Make, str]] = {
@@ -381,6 +394,69 @@ REFUSED: dict[str, tuple[Make, str]] = {
     "no-decoder": (saved(changed(BPE, decoder=None)), "has no decoder, so transformers prints"),
     "dropout": (saved(bpe(dropout=0.5)), "dropout is 0.5"),
     "id-with-a-gap": (id_with_a_gap, "'<s>' has id 900, but 361 is the next one"),
+    "vocab-txt-without-a-class": (
+        steps(bert, config(), lambda folder: (folder / "config.json").write_text('{"model_type": "gpt2"}')),
+        r"tokenizer_config.json: no tokenizer_class says how vocab.txt is read",
+    ),
+    "wordpiece-without-a-vocabulary": (
+        steps(AS_IT_IS, whole("model", "vocab", None)),
+        "tokenizer.json has no `model` with a `vocab`",
+    ),
+    "wordpiece-with-another-decoder": (
+        steps(AS_IT_IS, whole("decoder", "type", "Metaspace")),
+        "its decoder is not BERT's, 'WordPiece' with the prefix '##': got {'type': 'Metaspace'",
+    ),
+    "wordpiece-with-another-prefix": (
+        steps(AS_IT_IS, whole("model", "continuing_subword_prefix", "@@")),
+        "its model has no prefix '##', or an unk_token that its vocabulary lacks",
+    ),
+    "wordpiece-whose-unknown-is-a-list": (
+        steps(AS_IT_IS, whole("model", "unk_token", ["[UNK]"])),
+        "its model has no prefix '##', or an unk_token that its vocabulary lacks",
+    ),
+    "template-whose-tokens-are-a-number": (
+        steps(WITH_CLS, whole("post_processor", "special_tokens", 7)),
+        "its post_processor is not understood",
+    ),
+    "template-whose-ids-are-a-number": (
+        steps(WITH_CLS, whole("post_processor", "special_tokens", {"[CLS]": {"ids": 2}})),
+        "its post_processor is not understood",
+    ),
+    "template-whose-token-is-a-list": (
+        steps(WITH_CLS, whole("post_processor", "single", [{"SpecialToken": {"id": ["[CLS]"]}}])),
+        "its post_processor is not understood",
+    ),
+    "added-tokens-that-are-a-list": (
+        steps(AS_IT_IS, config(added_tokens_decoder=["a"])),
+        "tokenizer_config.json: `added_tokens_decoder` is not an object",
+    ),
+    "added-tokens-that-are-texts": (
+        steps(
+            AS_IT_IS,
+            lambda folder: edited(folder, "tokenizer.json", lambda all: all.update(added_tokens=["a"])),
+        ),
+        "tokenizer.json: `added_tokens` is not a list of objects",
+    ),
+    "special-tokens-that-are-a-number": (
+        steps(AS_IT_IS, config(extra_special_tokens=7)),
+        "extra_special_tokens must be a list of tokens: got 7",
+    ),
+    "a-role-without-a-text": (
+        steps(AS_IT_IS, config(mask_token={"content": ""})),
+        "tokenizer_config.json: mask_token must be a token's text: got ''",
+    ),
+    "an-id-that-is-no-number": (
+        steps(AS_IT_IS, config(added_tokens_decoder={"two": {"content": "[CLS]"}})),
+        r"the id of '\[CLS\]' is 'two', not a whole number",
+    ),
+    "an-id-against-the-file": (
+        steps(AS_IT_IS, config(added_tokens_decoder={"7": {"content": "[CLS]"}})),
+        r"'\[CLS\]' has id 7, in tokenizer.json 2",
+    ),
+    "merges-that-are-ignored": (
+        steps(saved(BPE), config(tokenizer_class="GPT2Tokenizer"), whole("model", "ignore_merges", True)),
+        "ignore_merges is true, which GPT2Tokenizer",
+    ),
     "template-with-the-text-twice": (saved(bos(f"{END} $A $A")), "its post_processor is not understood"),
 }
 
