@@ -74,15 +74,15 @@ class Program:
 
 
 def run(
-    *argv: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None
+    *argv: str, cwd: Path = ROOT, env: Mapping[str, str] | None = None, patience: float = 300.0
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGV` to its end, without input. Return its exit code and output."""
+    """Run `python ARGV` to its end, without input, for at most `patience` seconds. Return code and output."""
     with (
         tempfile.TemporaryFile() as nothing,
         tempfile.TemporaryFile() as out,
         tempfile.TemporaryFile() as err,
     ):
-        code = Program(argv, (nothing.fileno(), out.fileno(), err.fileno()), cwd, env).wait(300.0)
+        code = Program(argv, (nothing.fileno(), out.fileno(), err.fileno()), cwd, env).wait(patience)
         texts = [(stream.seek(0), stream.read().decode())[1] for stream in (out, err)]
     return subprocess.CompletedProcess(list(argv), code, *texts)
 

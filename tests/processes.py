@@ -24,8 +24,9 @@ from minigpt.training import checkpoint
 from minigpt.training.step import StepBatches, TrainStep
 from tests.survival import children
 
-for name in ("functorch.compile", "networkx"):  # these, too; they have no types
+for name in ("functorch.compile", "networkx", "sympy.tensor.tensor"):  # these, too; they have no types
     importlib.import_module(name)
+torch._dynamo.list_backends()  # it imports them all
 
 
 def prepared(job: dict[str, Any], rank: int) -> None:
@@ -64,6 +65,12 @@ def prepared(job: dict[str, Any], rank: int) -> None:
         children.at_step(job["step"], act)
 
 
+def run(job: dict[str, Any]) -> None:
+    """Run a program that is to end with sys.exit(0)."""
+    os.environ.update(job["environment"])
+    exec(job["code"], {"__name__": "__main__"})
+
+
 def main() -> None:
     """Do one job after another, until standard input ends."""
     for line in sys.stdin:
@@ -71,8 +78,11 @@ def main() -> None:
         logs = [Path(f"{job['log']}-{rank}") for rank in range(job["size"])]
         for log in logs:
             log.unlink(missing_ok=True)
-        prepare = functools.partial(prepared, job)
-        started = children.start_several(job["argv"], logs, prepare, job.get("restart", 0))
+        if "code" in job:
+            started = [children.start(job["argv"], logs[0], functools.partial(run, job))]
+        else:
+            prepare = functools.partial(prepared, job)
+            started = children.start_several(job["argv"], logs, prepare, job.get("restart", 0))
         print(json.dumps(children.stopped(started, 20.0)), flush=True)
 
 

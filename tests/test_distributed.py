@@ -3,11 +3,11 @@
 Processes are forks of one that has imported torch (tests/processes.py); torchrun starts them in one test.
 """
 
+import functools
 import json
-import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -76,6 +76,21 @@ def launch() -> Iterator[Launch]:
             return Ended(codes, [Path(f"{log}-{rank}").read_text(encoding="utf-8") for rank in range(size)])
 
         yield start
+
+
+@pytest.fixture(scope="module")
+def straight(launch: Launch, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Return a function that returns an undisturbed run with dropout: `straight(2, "fsdp")`."""
+
+    @functools.cache
+    def run(size: int, kind: str = "ddp") -> Path:
+        folder = tmp_path_factory.mktemp("straight")
+        write_data(folder)
+        ended = launch(folder, size, flags(folder, "run", parallel=kind, dropout=0.1))
+        assert ended.codes == [0] * size, ended.said
+        return folder / "run"
+
+    return run
 
 
 def flags(folder: Path, output: str, **values: Any) -> list[str]:
@@ -300,9 +315,10 @@ def test_a_bad_step_of_one_process_is_everyone_s_before_it_is_read(folder: Path,
 
 
 @pytest.mark.parametrize(("size", "kind"), [(2, "ddp"), (2, "fsdp"), (4, "ddp")])
-def test_a_stopped_run_ends_on_the_same_bits(folder: Path, launch: Launch, size: int, kind: str) -> None:
+def test_a_stopped_run_ends_on_the_same_bits(
+    folder: Path, launch: Launch, straight: Callable[..., Path], size: int, kind: str
+) -> None:
     more = {"parallel": kind, "dropout": 0.1}
-    assert launch(folder, size, flags(folder, "straight", **more)).codes == [0] * size
     ended = launch(folder, size, flags(folder, "run", **more), rank=size - 1, what="SIGTERM", step=4)
     assert ended.codes == [143] * size, ended.said
     assert "SIGTERM: saved step 5 in " in ended.said[0]
@@ -313,8 +329,8 @@ def test_a_stopped_run_ends_on_the_same_bits(folder: Path, launch: Launch, size:
     ended = launch(folder, size, resume(folder))
     assert ended.codes == [0] * size, ended.said
     assert "resumed from" in ended.said[0]
-    assert same_tensors(folder / "straight" / "last", folder / "run" / "last")
-    assert metrics(folder / "straight") == metrics(folder / "run")
+    assert same_tensors(straight(size, kind) / "last", folder / "run" / "last")
+    assert metrics(straight(size, kind)) == metrics(folder / "run")
 
 
 @pytest.mark.parametrize(
@@ -336,16 +352,17 @@ def test_another_number_of_processes_goes_on_with_the_same_data(
 # -- what goes wrong ----------------------------------------------------------------------------------------
 
 
-def test_a_dead_process_ends_all_and_a_restart_goes_on(folder: Path, launch: Launch) -> None:
+def test_a_dead_process_ends_all_and_a_restart_goes_on(
+    folder: Path, launch: Launch, straight: Callable[..., Path]
+) -> None:
     more = {"dropout": 0.1}
-    assert launch(folder, 2, flags(folder, "straight", **more)).codes == [0, 0]
     ended = launch(folder, 2, flags(folder, "run", **more), rank=1, what="SIGKILL", step=8)
     assert ended.codes == [1, -9]
     assert "process 0: another process has died" in ended.said[0]
     ended = launch(folder, 2, flags(folder, "run", **more), restart=1)  # torchrun knows no other flags
     assert ended.codes == [0, 0], ended.said
     assert "resumed from" in ended.said[0]
-    assert same_tensors(folder / "straight" / "last", folder / "run" / "last")
+    assert same_tensors(straight(2) / "last", folder / "run" / "last")
 
 
 def test_an_error_names_its_process(folder: Path, launch: Launch) -> None:
@@ -409,7 +426,7 @@ def test_sampled_answers_are_those_of_one_process(folder: Path, launch: Launch) 
         assert left == pytest.approx(right, rel=1e-3, abs=1e-5)
 
 
-# torchrun with its own command line. Its processes are forks, because each new one would import torch; and
+# torchrun with its own command line. It and its processes are forks, because each new one would import torch;
 # process 1 of the first start kills itself before its ninth step.
 TORCHRUN = """
 import os, runpy, signal, sys
@@ -431,20 +448,18 @@ def die():
 run.run_script_path = work
 at_step(8, die)
 run.main(sys.argv[1:])
+sys.exit(0)
 """
 
 
-def test_torchrun_starts_anew_after_a_kill(folder: Path, launch: Launch) -> None:
-    assert launch(folder, 2, flags(folder, "straight")).codes == [0, 0]
-    command = [sys.executable, "-c", TORCHRUN, "--standalone", "--nproc_per_node=2", "--max_restarts=1"]
-    command += ["--start_method=fork", "--run_path", "minigpt train", *flags(folder, "run")]
+def test_torchrun_starts_anew_after_a_kill(
+    folder: Path, launch: Launch, straight: Callable[..., Path]
+) -> None:
+    command = ["--standalone", "--nproc_per_node=2", "--max_restarts=1", "--start_method=fork"]
+    command += ["--run_path", "minigpt train", *flags(folder, "run", dropout=0.1)]
     # the variable that docs/distributed.md recommends: without it torch's own rendezvous may meet the dead
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
-    with (folder / "said").open("w", encoding="utf-8") as log:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, check=False, timeout=200
-        )
-    said = (folder / "said").read_text(encoding="utf-8")
-    assert done.returncode == 0, said[-3000:]
-    assert "resumed from" in said
-    assert same_tensors(folder / "straight" / "last", folder / "run" / "last")
+    environment = {"OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    ended = launch(folder, 1, command, code=TORCHRUN, environment=environment)
+    assert ended.codes == [0], ended.said[0][-3000:]
+    assert "resumed from" in ended.said[0]
+    assert same_tensors(straight(2) / "last", folder / "run" / "last")

@@ -299,8 +299,8 @@ def test_the_state_is_the_one_that_earlier_versions_wrote(folder: Path) -> None:
 
 # These sizes replace those of recipes that would take long. All other options are the recipe's.
 SMALL: dict[str, Any] = {
-    **TINY, "intermediate_size": 0, "head_dim": 0, "num_key_value_heads": 0, "eval_steps": 4,
-    "warmup_steps": 2, "report_to": "none", "compile": False,
+    **TINY, "intermediate_size": 0, "head_dim": 0, "num_key_value_heads": 0, "max_steps": 8,
+    "eval_steps": 4, "warmup_steps": 2, "report_to": "none", "compile": False,
 }  # fmt: skip
 
 

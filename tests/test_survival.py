@@ -5,16 +5,14 @@ a process that has computed gradients with torch cannot compute any.
 """
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests import prepared
 from tests.survival.bench import Table
 
-ROOT = Path(__file__).parents[1]
 LEAST = {  # part -> smallest number of trials; a trial counts only if the run then ends on the same bits
     "kill": 60 + 10 + 10,  # the number of points is what the writer passes: fewer would mean a lost hook
     "signal": 7 + 16,
@@ -34,8 +32,8 @@ LEAST = {  # part -> smallest number of trials; a trial counts only if the run t
 def numbers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Return the JSON object that the survival tests print."""
     folder = tmp_path_factory.mktemp("survival")
-    command = [sys.executable, "-m", "tests.survival", "--toy", "--folder", str(folder)]
-    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=1800)
+    command = ("-m", "tests.survival", "--toy", "--folder", str(folder))
+    result = prepared.run(*command, patience=1800.0)
     assert result.returncode in (0, 1), result.stdout[-3000:] + result.stderr[-6000:]
     found: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
     assert result.returncode == bool(found["failed"]), "1 if a single trial did not hold"

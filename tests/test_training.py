@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +20,9 @@ from minigpt.training import run as training_run
 from minigpt.training.config import RECIPES, TrainConfig, read_recipe
 from minigpt.training.optimizer import Muon, make_optimizers, orthogonalize, schedule
 from minigpt.training.run_data import RunData, read_data
+from tests import prepared
 from tests.commands import RunCommand
 from tests.runs import config, given, identical, metrics, one_step, trainer, write_data
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture
@@ -450,15 +447,10 @@ def test_sizes_that_make_no_model(folder: Path) -> None:
 # -- the command --------------------------------------------------------------------------------------------
 
 
-def command(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "minigpt/train.py", *given(folder), *flags]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
-
-
 def test_the_command_trains_refuses_to_mix_runs_and_moves_the_old_one(
     folder: Path, run_command: RunCommand
 ) -> None:
-    first = command(folder, "--json")
+    first = prepared.run("minigpt/train.py", *given(folder), "--json")
     assert first.returncode == 0, first.stderr
     assert "recipe qa-cpu: no --recipe was given and the device is cpu" in first.stdout
     assert json.loads(first.stdout.splitlines()[-1])["steps"] == 12

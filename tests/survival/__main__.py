@@ -40,6 +40,7 @@ COUNTS = {  # name -> number of trials or amount of data, for --toy and for --fu
     "resumes": (1000, 1000),
     "lost": (2, 20),  # number of kills in runs of several processes
     "steps": (20, 60),  # number of steps of the disturbed run
+    "short_steps": (6, 60),  # the same for fine-tuning and for several processes
     "gigabytes": (0.02, 5.0),  # amount of text
     "bpe_gigabytes": (0.001, 0.5),  # amount of text for byte-pair encoding
     "sampled": (100_000, 2_000_000),  # characters that byte-pair encoding learns its vocabulary from

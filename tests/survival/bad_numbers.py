@@ -11,6 +11,8 @@ from tests.survival.bench import Bench
 from tests.survival.children import at_point, die, poisoned
 from tests.survival.runs import EVERY, digest, is_done, is_finite
 
+ROLLED = EVERY * 8  # number of steps of a run that goes back to a checkpoint
+
 
 def numbers(bench: Bench) -> None:
     """NaN and infinities in loss, gradient and data: no trace in any checkpoint."""
@@ -45,7 +47,7 @@ def numbers(bench: Bench) -> None:
 
     first, second = EVERY * 3, EVERY * 6
     window = dict.fromkeys(range(first, first + 3), "loss")
-    straight = bench.runs.run("rolled", lambda: poisoned(window), max_steps=30)
+    straight = bench.runs.run("rolled", lambda: poisoned(window), max_steps=ROLLED)
     same, kills = killed_while_rolling_back(bench, window)
     rolled = bench.runs.folder / "rolled"
     state = json.loads((rolled / "last" / "training_state.json").read_bytes()) if straight == 0 else {}
@@ -54,7 +56,7 @@ def numbers(bench: Bench) -> None:
     bench.table.add("numbers", "killed around that, it ends on the same bits", kills, same)
     window |= dict.fromkeys(range(second, second + 3), "gradient")
     bench.runs.log.unlink(missing_ok=True)
-    code = bench.runs.run("twice", lambda: poisoned(window), max_steps=30)
+    code = bench.runs.run("twice", lambda: poisoned(window), max_steps=ROLLED)
     named = "after going back once already" in bench.runs.said() and "lines " in bench.runs.said()
     bench.table.add("numbers", "a second time: stops, naming lines", 1, int(code == 2 and named))
 
@@ -81,9 +83,11 @@ def killed_while_rolling_back(bench: Bench, window: dict[int, str]) -> tuple[int
 
             NonFiniteGuard.roll_back = roll_back  # type: ignore[method-assign]
 
-        bench.runs.run(name, prepare, max_steps=30)
+        bench.runs.run(name, prepare, max_steps=ROLLED)
         code = (
-            bench.runs.run(name, lambda: poisoned(window)) if not is_done(bench.runs.folder / name, 30) else 0
+            bench.runs.run(name, lambda: poisoned(window))
+            if not is_done(bench.runs.folder / name, ROLLED)
+            else 0
         )
         held += code == 0 and digest(bench.runs.folder / name) == expected
         shutil.rmtree(bench.runs.folder / name)

@@ -102,7 +102,8 @@ class Bench:
     def __init__(self, folder: Path, options: argparse.Namespace, table: Table) -> None:
         self.options, self.table = options, table
         self.random = random.Random(options.seed)
-        self.runs = Runs(folder / "runs", options.steps)
+        # In bfloat16, each process first compiles its kernels, for longer than it trains.
+        self.runs = Runs(folder / "runs", options.steps, "auto" if options.full else "float32")
 
     @cached_property
     def reference(self) -> Reference:
@@ -146,20 +147,20 @@ class Bench:
 
         Returns: how many trials held. The trials of a run with a different end did not hold.
         """
-        held, in_this, number = 0, 0, 0
+        held, in_this, number, steps = 0, 0, 0, more.get("max_steps", 0)
         queue = list(trials)
         expected = expected or self.reference.end
         while queue:
             output = self.runs.folder / f"{name}-{number}"
             number += 1
-            while queue and not self.is_done(output):
+            while queue and not self.is_done(output, steps):
                 result = one(output, queue[0])
                 if result is None:
                     queue[0] = queue[0] / 2 if isinstance(queue[0], float) else queue[0]
                 else:
                     in_this += result
                     queue.pop(0)
-            code = 0 if self.is_done(output) else self.runs.run(output.name, **more)
+            code = 0 if self.is_done(output, steps) else self.runs.run(output.name, **more)
             same = code == 0 and digest(output) == expected
             if not same:
                 print(f"{output.name}: exit {code}, differs: {self.runs.said()}", file=sys.stderr)
@@ -168,9 +169,9 @@ class Bench:
             shutil.rmtree(output, ignore_errors=True)
         return held
 
-    def is_done(self, output: Path) -> bool:
-        """Return True if the run has reached its end."""
-        path = output / f"step-{self.options.steps:08d}" / "training_state.json"
+    def is_done(self, output: Path, steps: int = 0) -> bool:
+        """Return True if a run of `steps` steps has reached its end. 0: as many as the reference has."""
+        path = output / f"step-{steps or self.options.steps:08d}" / "training_state.json"
         return path.exists() and bool(json.loads(path.read_bytes())["evaluated"])
 
     def damage_newest(self, output: Path) -> None:

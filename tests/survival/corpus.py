@@ -9,7 +9,6 @@ times.
 import contextlib
 import os
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -19,12 +18,12 @@ import numpy as np
 from minigpt.data.memory_mapped import Tokens, read_manifest
 from minigpt.tokenization.bpe import BpeTokenizer
 from minigpt.tokenizer import Tokenizer
+from tests.prepared import Program
 from tests.survival.bench import Bench
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 10**9  # largest memory in bytes
 LINE = 60  # number of characters of a line, line end included
-POOL = 200_000  # number of different lines
+POOL = 200_000  # largest number of different lines
 LOOKS = 1000  # number of positions at which ids are compared with the text
 
 
@@ -54,21 +53,22 @@ def line_bytes() -> int:
 def write_text(path: Path, size: int, seed: int) -> int:
     """Write about `size` bytes; returns how many."""
     draw = np.random.default_rng(seed)
+    left = written = max(1, size // line_bytes())
+    different = max(1, min(POOL, written // 10))
     ranks = 1 / np.arange(1, 4001)
-    drawn = draw.choice(4000, size=(POOL, LINE - 1), p=ranks / ranks.sum()) + 0x4E00
+    drawn = draw.choice(4000, size=(different, LINE - 1), p=ranks / ranks.sum()) + 0x4E00
     drawn[:, 9::10] = ord("，")  # Chinese text has no words as long as a line
     drawn[:, -1] = ord("。")
-    encoded = np.empty((POOL, LINE - 1, 3), dtype=np.uint8)  # UTF-8 as one table instead of POOL strings
+    encoded = np.empty((different, LINE - 1, 3), dtype=np.uint8)  # UTF-8 as one table instead of strings
     encoded[..., 0], encoded[..., 1], encoded[..., 2] = (
         0xE0 | drawn >> 12, 0x80 | drawn >> 6 & 0x3F, 0x80 | drawn & 0x3F
     )  # fmt: skip
-    lines = np.full((POOL, line_bytes()), ord("\n"), dtype=np.uint8)
-    lines[:, :-1] = encoded.reshape(POOL, -1)
-    left = written = max(1, size // line_bytes())
+    lines = np.full((different, line_bytes()), ord("\n"), dtype=np.uint8)
+    lines[:, :-1] = encoded.reshape(different, -1)
     with path.open("wb") as file:
         while left:
             count = min(left, 100_000)
-            file.write(lines[draw.integers(POOL, size=count)].tobytes())
+            file.write(lines[draw.integers(different, size=count)].tobytes())
             left -= count
     return written * line_bytes()
 
@@ -79,14 +79,14 @@ def prepared(bench: Bench, text: Path, size: int, tokenizer: str, what: str) -> 
     The model is tiny, because this part does not measure the memory of training.
     """
     shards = text.with_name(f"shards-{Path(tokenizer).name}")
-    command = [sys.executable, "-m", "minigpt", "train", "--recipe", "songci-cpu", "--dry_run"]
+    command = ["-m", "minigpt", "train", "--recipe", "songci-cpu", "--dry_run"]
     command += ["--text", str(text), "--tokenizer", tokenizer, "--shards", str(shards)]
     tiny = {"n_layer": 1, "n_embd": 16, "n_head": 2, "block_size": 64, "batch_size": 4, "threads": 1}
     command += [part for name, value in tiny.items() for part in (f"--{name}", str(value))]
     command += ["--output", str(text.with_name("run")), "--workers", str(bench.options.workers)]
     began = time.monotonic()
     with bench.runs.log.open("ab") as log:
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        process = Program(command, (log.fileno(), log.fileno(), log.fileno()))
         peaks: dict[int, int] = {}
         while process.poll() is None:
             for member in family(process.pid):

@@ -21,7 +21,7 @@ EVERY = 2  # number of steps between checkpoints
 class Runs:
     """A folder with a tiny data set, and runs on it."""
 
-    def __init__(self, folder: Path, max_steps: int) -> None:
+    def __init__(self, folder: Path, max_steps: int, precision: str) -> None:
         self.folder = folder
         folder.mkdir()
         things, colours = "天地日月山水花草木石火土", ("黑", "土黄", "红", "雪白", "青", "天蓝", "淡淡的紫")
@@ -36,6 +36,7 @@ class Runs:
             "max_length": 32, "batch_size": 5, "family": "gpt", "dropout": 0.1, "learning_rate": 1e-3,
             "warmup_steps": 0,
             "max_steps": max_steps, "eval_steps": EVERY, "logging_steps": 1, "threads": 1, "device": "cpu",
+            "precision": precision,
         }  # fmt: skip
         self.log = folder / "log"
 

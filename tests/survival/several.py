@@ -18,7 +18,8 @@ IN_A_RUN = 5  # number of kills before a run may finish
 def processes(bench: Bench) -> None:
     """One of 2 processes (--full: also of 4) is killed again and again; all of them are started again."""
     for size in (2, 4) if bench.options.full else (2,):
-        more: dict[str, Any] = {"gradient_accumulation_steps": 3}  # 2 does not divide it, so rows are split
+        more: dict[str, Any] = {"max_steps": bench.options.short_steps}
+        more["gradient_accumulation_steps"] = 3  # 2 does not divide it, so rows are split
         whole, began = bench.runs.folder / f"{size}-whole", time.monotonic()
         codes = several(bench, whole, size, **more)
         assert codes == [0] * size, bench.runs.said()
@@ -31,7 +32,8 @@ def processes(bench: Bench) -> None:
             ]
             killed, started = disturbed(bench, output, size, instants, **more)
             runs, starts, kills = runs + 1, starts + started, kills + killed
-            held += killed if bench.is_done(output) and digest(output) == end else 0
+            done = bench.is_done(output, bench.options.short_steps)
+            held += killed if done and digest(output) == end else 0
             shutil.rmtree(output)
         what = f"{size} processes, one killed at random: complete, the same bits"
         bench.table.add("processes", what, kills, held, runs=runs, starts=starts)
@@ -45,7 +47,7 @@ def disturbed(bench: Bench, output: Path, size: int, instants: list[float], **mo
     first = bench.runs.argv(output.name, **more)  # a launcher has the same flags each time
     kills = starts = 0
     # Allowed starts: one per kill, one that finishes, and as many again for instants that came too late.
-    while not bench.is_done(output) and starts < 2 * len(instants) + 1:
+    while not bench.is_done(output, more["max_steps"]) and starts < 2 * len(instants) + 1:
         children = start_several(first, [bench.runs.log] * size, restart=starts)
         starts += 1
         if kills < len(instants):
@@ -72,6 +74,7 @@ def sharded(bench: Bench) -> None:
         "gradient_accumulation_steps": 2,
         "dropout": 0.0,
         "max_steps": 20,
+        "eval_steps": 20,  # only the losses of training are compared
         "optimizer": "adamw",
         # sums in another order differ in the last bit; rounded to bfloat16, a few of them by 2^-8
         "precision": "float32",
