@@ -3,7 +3,7 @@
     python benchmarks/fuzz.py --inputs 200000 --seed 1 --output benchmarks/results/NAME.json   # an hour
     python benchmarks/fuzz.py --inputs 2000 --only pth --only template
     python benchmarks/fuzz.py --replay template:1:57 --keep folder      # one input again, with its traceback
-    python benchmarks/fuzz.py --cost                                    # what checking costs: two minutes
+    python benchmarks/fuzz.py --cost                                    # what checking costs: three minutes
 
 The tool's own writers make seeds: tiny models, runs, data (fuzz_seeds.py). They are damaged, forged, or
 replaced by pipes and devices (fuzz_mutations.py), and read in forked processes. READER:SEED:NUMBER gives an

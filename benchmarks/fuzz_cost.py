@@ -1,4 +1,4 @@
-"""What checking costs: `fuzz.py --cost`. Two minutes; the machine must be quiet.
+"""What checking costs: `fuzz.py --cost`. Three minutes; the machine must be quiet.
 
 Cold starts with and without the reading of a manifest, and the reading of a folder of 500 MB with its checks
 and without them, in turns: the median of each, and of their ratios. Without checks, SHA-256 of the manifest,
@@ -30,7 +30,7 @@ from minigpt.weights import pretrained
 
 __all__ = ["measure"]
 
-ROUNDS = 5
+ROUNDS = 9
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -134,6 +134,12 @@ CHINESE = {
     "chat templates": "对话模板",
     "recipes": "配方",
     "what is read": "读什么",
+    "seconds with checks": "有检查，秒",
+    "without": "无检查",
+    "median difference": "相差的中位数",
+    "minigpt generate, a small model": "minigpt generate，小模型",
+    "minigpt generate, a large model": "minigpt generate，500 MB 的模型",
+    "a folder of 500 MB": "在 Python 里加载 500 MB 的文件夹",
     "inputs": "输入",
     "refused": "拒绝",
     "same": "相同",
@@ -429,6 +435,16 @@ def fuzz(result: dict[str, Any]) -> Table:
     return ["what is read", "inputs", *accepted, "faults"], rows
 
 
+def checking(result: dict[str, Any]) -> Table:
+    """Table: what the checks of a folder cost."""
+    rows = [
+        [name, f"{row['with_checks']:.2f}", f"{row['without']:.2f}", f"{row['share']:+.1%}"]
+        for name, row in result["rows"].items()
+        if "share" in row
+    ]
+    return ["what", "seconds with checks", "without", "median difference"], rows
+
+
 def look(result: dict[str, Any]) -> Table:
     """Table: how long each look takes."""
     rows = [
@@ -510,6 +526,7 @@ TABLES: dict[str, tuple[str, dict[str, Any], Callable[[dict[str, Any]], Table]]]
     "masked-two": ("masked_lm", {}, masked_two),
     "masked-span": ("masked_lm", {}, masked_span),
     "fuzz": ("fuzz", {}, fuzz),
+    "checking": ("fuzz-cost", {}, checking),
 }
 
 
