@@ -21,7 +21,8 @@ class BurstPipeline:
 
     While the host turns the ids of one burst into text, the device computes the next burst. The device stops
     a sequence after an eos or after its largest number of tokens. The device does not detect stop strings or
-    cancelled requests. The host detects these up to two bursts late, and drops the tokens after them.
+    cancelled requests. The host detects them up to two bursts late, and drops the tokens that the device has
+    computed in the meantime.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
@@ -45,8 +46,8 @@ class BurstPipeline:
 
         Args:
             rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
-            columns: largest number of tokens in a slot of another sequence. The burst does not change these
-                tokens.
+            columns: largest number of tokens in a slot that is in use but not in `rows`. Attention reads at
+                least this many columns, so that the burst does not overwrite these tokens.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
@@ -95,5 +96,5 @@ class BurstPipeline:
         return [
             (sequence, [ids[slot] for ids in steps if ids[slot] != NOTHING])
             for slot, sequence in owners.items()
-            if self._sequences.get(slot) is sequence  # False: the slot now belongs to another sequence
+            if self._sequences.get(slot) is sequence  # the slot still belongs to this sequence
         ]

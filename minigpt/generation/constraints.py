@@ -77,7 +77,7 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
 
 def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
-    """Set all scores (B, V) to -inf, except the scores of the tokens that `allowed` lists for the row."""
+    """Set scores (B, V) to -inf, except those of allowed tokens: allowed[i] lists the ids of row i."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)  True: the token is allowed
     for row, ids in enumerate(allowed):
         mask[row, torch.tensor(ids, dtype=torch.int64)] = True

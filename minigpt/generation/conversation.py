@@ -49,11 +49,11 @@ class Turn:
     """A user's message and the model's answer."""
 
     said: str
-    answer: str  # the generated text, perhaps incomplete
+    answer: str  # the generated text, which may be cut off
     prompt: list[int]  # ids that the model read
     ids: list[int]  # ids that the model chose, including the eos that ended the answer
     stop_reason: StopReason | None  # None: stopped by the user
-    options: GenerationOptions  # options that chose the ids
+    options: GenerationOptions  # options with which the ids were chosen
 
 
 class Choice(NamedTuple):
@@ -62,7 +62,7 @@ class Choice(NamedTuple):
     token: int
     probability: float
     others: list[tuple[int, float]]  # (id, probability) of the other tokens, the most likely first
-    # Probabilities with temperature, top_k and the like: first of the token, then of `others`. Empty if the
+    # Probabilities after temperature, top_k and the like: the token's, then those of `others`. Empty if the
     # answer was not sampled.
     drawn: list[float]
 
@@ -71,7 +71,7 @@ class Conversation:
     """A conversation with one model; the module's docstring describes the prompt formats.
 
     Attributes:
-        options: options that choose the tokens. The method `choose` changes them.
+        options: options with which tokens are chosen. The method `choose` replaces them.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
         system: system text, for a chat model or a model of questions and answers; "" for none.
         thinking: True lets a chat model think before it answers, False does not; None: the template decides.
@@ -195,12 +195,13 @@ class Conversation:
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
         """Return the messages of earlier turns. The message of an answer also holds the generated ids.
 
-        Encoding the answer's text again could give other ids.
+        The ids are needed, because encoding the answer's text again could give other ids.
         """
         messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
         for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
             ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
-            # False if a stop string has cut the answer: the ids then stand for a longer text
+            # Keep the ids only if they give exactly the answer. If a stop string has cut the answer, the
+            # ids give a longer text.
             if self.tokenizer.decode(ids) == turn.answer:
                 message["token_ids"] = ids
         return messages
@@ -215,7 +216,7 @@ class Conversation:
         is the last token.
 
         Args:
-            others: number of other tokens for each place.
+            others: number of other tokens to return for each token of the answer.
 
         Raises:
             InputError: if there is no answer yet.
@@ -229,7 +230,10 @@ class Conversation:
         return _messages(self.system, self.turns)
 
     def save(self, path: Path) -> None:
-        """Write all messages as a line of JSON, which minigpt can read as training data."""
+        """Write all messages to a file, as one line of JSON, on which minigpt can train.
+
+        If the file exists, it is replaced.
+        """
         line = json_text({"messages": self.messages()})
         atomic_write(path, line.encode("utf-8", "backslashreplace") + b"\n")
         self.saved.add(path)
@@ -325,7 +329,7 @@ class QuestionAnswering:
         return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
-        """Return True if the question is not blank. In the format "text", always return True."""
+        """Return True if the model answers this question: if it is not blank, or the format is "text"."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(

@@ -51,9 +51,10 @@ _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min
 def capacity(max_length: int, context: int) -> int:
     """Return how many columns a cache needs for rows of max_length tokens: a multiple of 16, or the context.
 
-    A row needs max_length columns: one for each token but the last, which the model never reads, and the last
-    column, which each step overwrites (see `_Columns`). Attention kernels are fast if the number of columns
-    is a multiple of 16. The number must not exceed `context`, the model's number of positions.
+    A row needs max_length columns. max_length - 1 of them hold tokens, because the model never reads a row's
+    last token. One more column is overwritten by each step (see `_Columns`). Attention kernels are fast if
+    the number of columns is a multiple of 16. The number must not exceed `context`, the model's number of
+    positions.
     """
     return min(-(-max_length // 16) * 16, context)
 
@@ -261,7 +262,7 @@ class GraphDecoder:
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
-        # slot -> the steps of `_choose` that its sequence needs, such as sampling
+        # slot -> the parts of `_choose` that the slot's sequence needs, such as "sample" or "top_k"
         self._uses: dict[int, frozenset[str]] = {}
 
     @property
@@ -271,7 +272,7 @@ class GraphDecoder:
         return sum(tensor.nbytes for tensor in (*own, *self._values.values()))
 
     def start(self, slot: int, sequence: Sequence) -> None:
-        """Give a sequence to the device. The next call of `run` decodes this sequence.
+        """Copy a sequence's state to the device. From the next call of `run` on, the sequence is decoded.
 
         The slot must hold all tokens of the sequence but the last one.
         """
@@ -312,9 +313,9 @@ class GraphDecoder:
 
         Args:
             rows: number of slots to compute; must be more than the index of the highest used slot.
-            columns: number of columns that attention reads, including the last one, which each step
-                overwrites. Must be at least 2 more than the number of tokens that any active row holds before
-                the last step, and more than the number of tokens in any other used slot.
+            columns: number of columns that attention reads. Each step overwrites the last column. If an
+                active row holds n tokens before the last step, `columns` must be at least n + 2. If another
+                used slot holds n tokens, `columns` must be at least n + 1.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
@@ -346,7 +347,7 @@ class GraphDecoder:
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
-        # (B,)  True: all logits of the row are finite. amax returns a NaN or an infinity if there is one.
+        # (B,)  True: no logit of the row is NaN or +inf, because amax would return it
         sound = logits.amax(dim=-1).isfinite()
         # (B,)  what the host reads for each row: the new id, DAMAGED or NOTHING
         said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)
@@ -360,15 +361,15 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
-        # A row that is not active must keep its tokens, so its new token goes to the last column.
+        # The step must not change a row that is not active. So the row's new token goes to the last column.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)  position of each new token
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
-            # `held` does not contain the new token. The model lets each query see the last column in any
-            # case.
+            # `held` hides the last column, which holds the new token. But the model always lets a query see
+            # the last column.
             hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
             logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
         return logits

@@ -92,9 +92,9 @@ def recommended_options(folder: Path) -> dict[str, Any]:
 
 
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
-    """Return the token with which a model begins if the text is empty.
+    """Return the id with which a model begins if the prompt is empty, or None if there is no such id.
 
-    This is the BOS token, or else the EOS token, which stood between the texts in training.
+    It is the id of the BOS token, or else of the EOS token, which stood between the texts in training.
     """
     size = _object(folder / _CONFIG).get("vocab_size")
     ids = [_object(_source(folder)).get("bos_token_id")]

@@ -49,7 +49,7 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """Inside the context, vectors (tokens, C) replace the embeddings of the first tokens of each row."""
+    """In a `with` block, vectors (tokens, C) replace the embeddings of the first tokens of each row."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()  # (B, S, C)

@@ -1,8 +1,8 @@
 """Changes logits by penalties and forbidden tokens: pure functions on logits (B, V), as in Hugging Face.
 
 Functions that look at earlier tokens take `ids` (B, S): prompt and new ids, padded on the left with NO_TOKEN.
-The padding does not change the result of a row. The functions count ids: characters for the character
-tokenizer, pieces of words for other tokenizers. The score of a forbidden token becomes -inf.
+The padding does not change the result of a row. All counts are counts of ids. An id stands for a character
+(character tokenizer) or for a piece of a word (other tokenizers). A forbidden token gets the score -inf.
 
 `make_processors` selects processors by the options, in the order of transformers' `generate`.
 presence_penalty and frequency_penalty, which transformers lacks, come after repetition_penalty, as in vLLM.
@@ -89,7 +89,7 @@ def forbid_from(logits: Tensor, first: int) -> Tensor:
 
 
 def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
-    """Forbid each token that would complete an n-gram of `size` tokens that the row already has.
+    """Forbid each token that would complete an n-gram of `size` tokens that the row already contains.
 
     https://arxiv.org/abs/1705.04304 (A Deep Reinforced Model for Abstractive Summarization), section 2.5.
     """
@@ -99,7 +99,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
     # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
     same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)
-    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token of such n-grams
+    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token of n-grams where `same`
     return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
 
 

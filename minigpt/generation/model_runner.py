@@ -47,8 +47,8 @@ class TorchRunner:
         All slots must hold the same number of tokens. The pieces are one batch, padded on the right.
 
         Args:
-            embeds: (tokens, C), vectors that replace the first embeddings of every piece. They are used only
-                if the slots are empty.
+            embeds: (tokens, C), vectors that replace the embeddings of the first tokens of every piece. They
+                are used only if the slots are empty.
             recorder: collects hidden states and attentions. With a recorder, there must be one piece only.
         """
         counts = [len(piece) for piece in pieces]

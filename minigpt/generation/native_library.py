@@ -3,9 +3,9 @@
     build = system_build()    # compiles at the first call in a process, which takes about two seconds
     build.library             # a ctypes.CDLL, or None: build.reason then says why
 
-The file name of a kept library contains the SHA-256 of the file. This hash is compared before loading,
-because an incomplete library would crash the process. If the cache folder cannot be written, each process
-compiles the library again.
+The name of a library file in the cache folder contains the SHA-256 of its content. Before the file is loaded,
+its content is hashed again and must give the same SHA-256, because an incomplete library would crash the
+process. If the cache folder cannot be written, each process compiles the library again.
 
 This module does not import torch, because `minigpt env` uses it before torch is loaded.
 """
@@ -47,7 +47,7 @@ class Build(NamedTuple):
     library: Any | None  # a ctypes.CDLL
     reason: str = ""  # one line that says why there is no library
     compiler: str = ""  # the compiler's command, without flags
-    path: Path | None = None  # file of the library; None: the library could not be kept
+    path: Path | None = None  # file of the library in the cache folder; None: it could not be written
 
 
 class _BuildError(Exception):
@@ -81,17 +81,19 @@ def cache_folder() -> Path | None:
 def build(
     compiler: Sequence[str], flags: Sequence[str] = FLAGS, cache: Path | None = None, shown: str = ""
 ) -> Build:
-    """Compile and load the library, or load the kept library. Nothing outside `cache` changes.
+    """Load the library from the folder `cache`, or compile it, keep it there and load it.
+
+    If this fails, the result has no library, but the reason. No file outside `cache` changes.
 
     Args:
         compiler: the compiler's command, without flags.
-        cache: folder that keeps the library. Without a writable folder, the library is compiled each time.
+        cache: folder for compiled libraries. If it cannot be written, the library is compiled each time.
         shown: name of the compiler in the error message. Default: the command.
     """
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        # a library that was made on another system may fail to load; it is then compiled again below
+        # a library that was compiled on another system may fail to load; the code below then compiles it
         with contextlib.suppress(_BuildError):
             return Build(_load(kept), compiler=command, path=kept)
     try:
@@ -127,7 +129,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """Return the kept libraries of this name. Damaged libraries are deleted."""
+    """Return the libraries in the cache folder whose file names begin with `name`. Delete damaged ones."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():

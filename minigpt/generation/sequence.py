@@ -85,9 +85,9 @@ def check_request(
 ) -> Request:
     """Check prompts and options before anything is computed, and return the Request of their sequences.
 
-    With a tokenizer, ids without a token are never chosen. A published model may have more rows than tokens
-    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of the other rows are untrained. transformers
-    may choose such ids.
+    With a tokenizer, ids without a token are never chosen. A published model may have scores for more ids
+    than there are tokens (Qwen3: 151,936 scores, 151,669 tokens). The scores of the additional ids are
+    untrained. transformers may choose such ids.
 
     Raises:
         InputError: if a prompt or an option is wrong.
@@ -134,7 +134,7 @@ def base_seed(options: GenerationOptions) -> int | None:
 def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
     """Return the seed of one sequence, for answer number `copy` to prompt number `prompt`.
 
-    For copy 0 the seed is [seed, prompt], so the first answer is the same for any number of answers.
+    Copy 0 has the seed [seed, prompt], other copies have [seed, prompt, copy].
     """
     return [seed, prompt, copy] if copy else [seed, prompt]
 
@@ -153,7 +153,7 @@ class Beams(Protocol):
     """The method of a BeamSearch (beam_search.py) that the loop uses."""
 
     def take(self, beams: "list[Sequence]", logits: Tensor, loop: Any) -> "list[Sequence]":
-        """Add one token to each beam. Return the beams of the next step, or [] if the search has ended."""
+        """Do one step of the search. Return the beams of the next step, or [] if the search has ended."""
 
 
 class StopChecker:
@@ -204,7 +204,7 @@ class Sequence(StopChecker):
         embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholder ids.
 
     Attributes:
-        context: tokens that the model sees: all tokens, or with a window only some of them.
+        context: tokens that the model sees: all tokens, or with the option `window` only some of them.
         slot: slot of the cache; -1 before the sequence joins a loop.
         error: error with which the sequence failed, or None.
     """
@@ -236,10 +236,10 @@ class Sequence(StopChecker):
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
         options = request.options
-        # True: the slot is sometimes emptied, and the model reads all tokens in the context again
+        # True: sometimes the slot is emptied, and the model reads the whole context again
         self.restarts = options.window is not None or not options.use_cache
-        # is_plain: the token is the argmax of the unchanged logits; all such sequences have the kind None.
-        # Sequences with an equal `kind` can choose their tokens together.
+        # kind: the next tokens of sequences with equal `kind` can be chosen together. is_plain: each token is
+        # the argmax of the unchanged logits. All plain sequences have the kind None.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 

@@ -150,8 +150,8 @@ class NgramDrafter:
     parts of its question or of itself, as code does.
 
     Args:
-        max_matching_ngram_size: number of last tokens to look for first. If these tokens did not occur
-            before, one token less is looked for, and so on.
+        max_matching_ngram_size: the drafter first looks for this number of last tokens. If they did not occur
+            before, it looks for one token fewer, and so on.
     """
 
     def __init__(self, max_matching_ngram_size: int = 3) -> None:

@@ -170,7 +170,7 @@ def generate(
         n_head, gelu: see `settings`.
         n_tokens_to_generate: largest number of new tokens.
         eos_token_id: one end token or several; an end token is not in the result.
-        use_cache: keep keys and values. If False, everything is computed again for each token.
+        use_cache: True: keep keys and values. False: compute them again for each new token.
         np: numpy or jax.numpy. With jax.numpy, `step` is compiled.
         sampling: rng (numpy.random.default_rng(seed)), temperature, top_k, top_p: see `generation.generate`.
 
