@@ -1,4 +1,4 @@
-"""Beam search: follows several sequences together, and returns the most likely whole sequences.
+"""Beam search: extends several sequences in parallel, and returns the most likely whole sequences.
 
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
 sequences. Each step tries all tokens after each of these sequences, and keeps the K most likely unfinished

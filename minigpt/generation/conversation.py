@@ -261,11 +261,12 @@ def question_ids(
 
     Args:
         form: the model's prompt format.
-        before: for a chat model, the earlier messages; for the format "question", a system message.
+        before: messages before the question. A chat model reads all of them, a model with the format
+            "question" only the system messages, a model with the format "text" none.
         thinking: True lets a chat model think, False does not; None: the template decides.
         tools: JSON descriptions of functions that a chat model may call.
-        allow_special: True: a special token's name in the text, such as "<|im_end|>", becomes this token, as
-            in transformers. False: it is ordinary text.
+        allow_special: True: a special token's name in the text, such as "<|im_end|>", is encoded as this
+            token, as in transformers. False: the name is encoded as ordinary text.
 
     Raises:
         InputError: if the prompt format needs a chat template or <sep>, and the tokenizer has none.
@@ -317,9 +318,9 @@ class QuestionAnswering:
     assistant_model: LanguageModel | None = None  # a smaller model that guesses tokens
     # messages before the question; all models except those of plain text may have a system message
     before: Sequence[Mapping[str, Any]] = ()
-    thinking: bool | None = None  # True: a chat model may think; False: not; None: the template decides
+    thinking: bool | None = None  # True: a chat model thinks; False: it does not; None: the template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
-    allow_special: bool = False  # True: the name of a special token in the text becomes this token
+    allow_special: bool = False  # True: a special token's name in the text is encoded as this token
     start: int | None = None  # the id with which the model begins if the text is empty
 
     def _prompt(self, question: str) -> list[int]:

@@ -6,10 +6,10 @@
     burst.tokens()                                       # 8 lists of 4 ids: this waits
 
 At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
-kernels with one call. A graph cannot ask the host for anything. So ids, lengths and ends of sequences are in
-buffers on the device. The device also chooses the tokens, detects the end of a sequence, and continues. The
-host reads the ids once per burst, which is several steps launched together
-(minigpt.generation.burst_pipeline).
+kernels with one call. A graph cannot ask the CPU for anything. So the newest id and the length of each
+sequence, and the length at which it ends, are in buffers on the device. The device also chooses the tokens,
+detects the end of a sequence, and continues. The CPU gets the ids once per burst, which is several steps
+launched together (minigpt.generation.burst_pipeline).
 
 The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. It always
 claims to hold columns - 1 tokens, and the attention mask hides the columns in which a row has no token. The
@@ -181,11 +181,11 @@ class Graphs:
 
 
 class DecodeBurst:
-    """The tokens that a burst (steps launched together) has chosen, while they are copied to the host."""
+    """The tokens that a burst (steps launched together) has chosen, while they are copied to the CPU."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        # the copy is asynchronous only if both tensors are contiguous and the host's memory is pinned
+        # the copy is asynchronous only if both tensors are contiguous and the CPU memory is pinned
         self._host = host.view(-1)[: written.numel()].view(written.shape)
         self._host.copy_(written.contiguous(), non_blocking=True)
         if written.is_cuda:
@@ -193,7 +193,7 @@ class DecodeBurst:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Wait until the ids are on the host. Return a list for each step, with an id for each row.
+        """Wait until the ids are on the CPU. Return a list for each step, with an id for each row.
 
         NOTHING takes the place of an id if the row has no new token, DAMAGED if its scores are not finite.
         Call this method before two more bursts are started, because later bursts reuse the memory.
@@ -211,7 +211,7 @@ class GraphDecoder:
         model: a model in eval mode. The weights must not move, because a graph holds their addresses.
         cache: a cache of this model's dtype whose slots have `capacity` columns.
         max_length: largest number of tokens of a row, prompt included.
-        burst: largest number of steps of one burst.
+        burst: largest number of steps that are launched together (a burst).
         backend: runs the steps; None: Graphs on CUDA, else eager.
         compiled: True: torch.compile fuses the model's small kernels before the graph is recorded. Compiling
             takes seconds to minutes for each size; the gain is not yet measured. (torch.compile's mode
@@ -258,7 +258,7 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)  ids chosen by the steps of a burst
         self._tick = whole(1)  # (1,)  index of the row of _written that the next step fills
-        # There are three buffers on the host: the device fills one while the host reads the other two.
+        # Three buffers in CPU memory: the device fills one of them while the CPU reads the other two.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
@@ -349,7 +349,7 @@ class GraphDecoder:
         tokens = self._choose(logits, uses)  # (B,)
         # (B,)  True: no logit of the row is NaN or +inf, because amax would return it
         sound = logits.amax(dim=-1).isfinite()
-        # (B,)  what the host reads for each row: the new id, DAMAGED or NOTHING
+        # (B,)  what the CPU gets for each row: the new id, DAMAGED or NOTHING
         said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)
         self._written[:, :rows].index_copy_(0, self._tick, said[None])
         self._tick += 1
@@ -375,7 +375,7 @@ class GraphDecoder:
         return logits
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
-        """Choose the next token of each row, (B,), as on the host: same functions, same random numbers."""
+        """Choose the next token of each row, (B,), as minigpt.generation.loop.choose does."""
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)
@@ -388,6 +388,6 @@ class GraphDecoder:
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)  a random number for each row
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
-        # If scores are NaN, the cumulative sum may never exceed the random number, and the id would lie
-        # beyond the vocabulary.
+        # If scores are NaN, the cumulative sum may never exceed the random number. The drawn id is then
+        # vocab_size, which is no id, so it is limited to the last id.
         return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

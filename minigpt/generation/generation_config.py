@@ -30,7 +30,8 @@ _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_stat
 # Keys that minigpt adds to the config.json of a folder that is made from a run's folder, for example by
 # quantising or merging.
 _FORM, _LENGTH = "prompt_format", "training_max_length"
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options that need do_sample
+# options that have an effect only with do_sample=True
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 # The options that are read from generation_config.json. max_length is not one of them: published files set it
 # to the model's whole context.
 _NAMES = (

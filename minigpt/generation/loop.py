@@ -62,7 +62,7 @@ class DecodingLoop:
             other sequences for long. Each prompt is read alone, so its rounding does not depend on other
             prompts. None: each step reads all new prompts completely, together.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
-        bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
+        bursts: decodes by CUDA graphs if possible. Then one step may give a sequence no token or several.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class DecodingLoop:
             self._choose(group, logits, rows)
 
     def _names_of(self, sequence: Sequence) -> tuple[str, ...]:
-        """Return the sequence's own adapters, or else the adapters that are active in the model now."""
+        """Return the names of the sequence's own adapters, or else of the adapters active in the model."""
         return tuple(active_adapters(self.model)) if sequence.adapters is None else sequence.adapters
 
     @contextmanager
@@ -166,7 +166,7 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the ids that the model reads next: the sequence's last token, then guesses."""
         assert sequence.speculation is not None, "something guesses"
-        # number of guesses for which the slot has columns; one more column is for the last token
+        # number of free columns in the slot, minus 1: the last token, which is read first, needs a column
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 

@@ -120,7 +120,7 @@ def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
 
 
 def _processor() -> str:
-    """Return a text that lists the processor's instruction sets, if the system tells them."""
+    """Return the processor's instruction sets as a text, or its name if they are unknown, or ""."""
     try:
         text = read_text("/proc/cpuinfo")
     except OSError:

@@ -238,7 +238,7 @@ class GenerationOptions:
 
     @property
     def constraint(self) -> str | None:
-        """The option that constrains the answer: choices, regex or json_schema; None: no constraint."""
+        """Name of the option that constrains the answer: choices, regex or json_schema; or None."""
         return next(iter(self._constraints()), None)
 
     def _constraints(self) -> list[str]:

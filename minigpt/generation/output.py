@@ -128,8 +128,8 @@ class Recorder:
 def joined(recorders: Sequence[Recorder], completions: list[Completion], sequences: Tensor) -> GenerateOutput:
     """Join the outputs of all sequences, step by step.
 
-    Zeros on the left fill the places of shorter prompts. Zeros at the end fill the steps after the end of a
-    sequence.
+    Hidden states and attentions of shorter prompts are padded with zeros on the left. All outputs are 0 for
+    the steps after the end of a sequence.
     """
     found: dict[str, Any] = {}
     length = max(len(recorder.steps) for recorder in recorders)

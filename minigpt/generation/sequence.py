@@ -377,7 +377,7 @@ class IncrementalDetokenizer:
         return text[:end]
 
     def _open_end(self, text: str) -> int:
-        """Return the number of characters at the end of a text that may begin a stop string."""
+        """Return how many characters at the end of a text may be the beginning of a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):

@@ -89,12 +89,12 @@ class Speculation:
 
     def __init__(self, drafter: Drafter, count: int) -> None:
         self.drafter, self.count = drafter, count
-        self.drafted = self.accepted = 0  # number of guesses, and of right guesses
+        self.drafted = self.accepted = 0  # number of guesses so far, and how many of them were right
         self._draft = Draft([])
         self._judge: np.random.Generator | None = None
 
     def draft(self, sequence: Sequence, most: int) -> list[int]:
-        """Return at most `most` guesses, which the model reads next."""
+        """Return at most `most` guesses at the next tokens."""
         count = min(self.count, most, sequence.limit - len(sequence.ids) - 1)
         self._draft = self.drafter.draft(sequence, count) if count > 0 else Draft([])
         self.drafted += len(self._draft.ids)
@@ -206,7 +206,7 @@ class ModelDrafter:
         count = min(count, self._cache.max_length - len(ids) + 1)
         if count < 1:
             return Draft([])
-        same = 0  # number of leading tokens that the cache already holds
+        same = 0  # the cache already holds the first `same` tokens of `ids`
         while same < min(len(self._read), len(ids) - 1) and self._read[same] == ids[same]:
             same += 1
         self._cache.truncate(0, same)

@@ -54,11 +54,13 @@ class LargePages:
     ) -> "torch.Tensor":
         """Return a contiguous copy of a tensor on its device. On the CPU, the copy is in large pages.
 
+        Exception: with own=True and an unchanged dtype, nothing is copied to large pages: the result is a
+        contiguous tensor in the memory of `tensor`.
+
         Args:
             tensor: the tensor.
             dtype: dtype of the copy. None: the dtype of the tensor.
-            own: True: the caller does not need the tensor any more. If the dtype stays the same, the result
-                reuses the tensor's memory.
+            own: True: the caller does not need the tensor any more, so its memory may be reused.
         """
         import torch  # imported here, because read_ahead.py needs this module before torch is imported
 
