@@ -412,7 +412,7 @@ def _sequences(
 
 
 def _finished(sequence: Sequence) -> list[Any]:
-    """Return the best finished sequences of a beam search, best first: num_return_sequences of them.
+    """Return the num_return_sequences best finished sequences of a beam search, best first.
 
     Args:
         sequence: a beam of the search.

@@ -46,8 +46,8 @@ class BurstPipeline:
 
         Args:
             rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
-            columns: largest number of tokens in a slot that is in use but not in `rows`. Attention reads at
-                least this many columns, so that the burst does not overwrite these tokens.
+            columns: largest number of tokens in a slot that is in use but not in `rows`. A burst overwrites
+                one column of every slot. It then takes a column after these tokens.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}

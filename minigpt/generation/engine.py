@@ -66,7 +66,7 @@ class QueueFullError(InputError):
 class Statistics:
     """Counts the requests, tokens and steps of an engine."""
 
-    finished: int = 0  # number of requests that have ended, without cancelled and failed requests
+    finished: int = 0  # number of requests that ended normally: not cancelled, not failed
     cancelled: int = 0
     failed: int = 0
     tokens_read: int = 0  # number of prompt tokens that the model has read
@@ -169,7 +169,7 @@ class Engine:
         copy: int = 0,
         adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
-        """Add a request, which waits until fewer than max_rows others are decoded. Return its handle.
+        """Add a request and return its handle. The request waits until fewer than max_rows are decoded.
 
         The other arguments are as for generate_ids.
 

@@ -99,7 +99,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
     # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
     same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)
-    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token of n-grams where `same`
+    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token if `same`, else NO_TOKEN
     return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
 
 

@@ -96,7 +96,7 @@ def filtered(
 ) -> Tensor:
     """Apply temperature, top_k, top_p, min_p and typical_p, in this order.
 
-    The defaults switch an option off, so the option is skipped. An option given as a tensor (B, 1) is never
+    An option with its default value is off and is skipped. An option given as a tensor (B, 1) is never
     skipped, because reading its values would make the CPU wait for the GPU. But the defaults in a tensor do
     not change the row's scores either. Exception: top_p = 1 in a tensor removes tokens whose probability is 0
     in float32.

@@ -39,7 +39,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def folder_of_weights(folder: Path) -> Path:
-    """Return the folder with the weights: `folder` itself, or for a run's folder its `best` or `last`."""
+    """Return the folder with the weights: `folder`, or in a run's folder `best`, or else `last`."""
     if not has_weights(folder):
         for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
@@ -50,7 +50,7 @@ def folder_of_weights(folder: Path) -> Path:
 class ReadAhead:
     """Reads the tensors of a model folder into memory, in a thread that starts immediately.
 
-    After the reading, `check` compares the folder with its manifest.
+    After the reading, the thread starts `check`, which compares the folder with its manifest.
 
     Args:
         folder: the folder of a model or of a run. Only safetensors files are read, and at most 2 GiB.
