@@ -34,7 +34,7 @@ class BurstPipeline:
 
     @property
     def ahead(self) -> int:
-        """Number of started bursts (groups of decoding steps) whose tokens the host has not read yet."""
+        """Number of started bursts (groups of decoding steps) whose tokens the CPU has not read yet."""
         return len(self._bursts)
 
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
@@ -66,7 +66,7 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Return the tokens of the oldest burst (group of decoding steps) that the host has not read yet.
+        """Return the tokens of the oldest burst (group of decoding steps) that the CPU has not read yet.
 
         If there is no such burst, return [], and end the decoding of all sequences on the device. They can
         then be decoded without this pipeline.

@@ -57,7 +57,7 @@ class Turn:
 
 
 class Choice(NamedTuple):
-    """One token of an answer, its probability, and other tokens that were possible at its place."""
+    """One token of an answer, its probability, and the most likely other tokens at this position."""
 
     token: int
     probability: float

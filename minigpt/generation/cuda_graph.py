@@ -44,7 +44,7 @@ NOTHING = -1  # takes the place of an id: the row has no new token
 DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
 MAX_EOS = 8  # largest number of eos ids that the device can check for a sequence
 _FEWEST_COLUMNS = 128
-# Option that the device applies -> the value that switches it off. Each row has its own value.
+# Option that the device applies -> the value that switches it off. Rows may have different values.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
@@ -124,7 +124,7 @@ class _GroupedQueries(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Rows[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call `func`, with other arguments if it is scaled_dot_product_attention."""
+        """Call `func`. If it is scaled_dot_product_attention, regroup its queries first."""
         more = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and more.pop("enable_gqa", False):
             q, k, v = args  # (B, H, 1, D); k and v are (B, K, S, D)
@@ -384,7 +384,7 @@ class GraphDecoder:
             return most_likely
         B = len(logits)
         values: dict[str, Any] = {name: self._values[name][:B] for name in _FILTERS if name in uses}
-        # (B,)  number of new tokens of each row so far, which is the index of its next random number
+        # (B,)  number of new tokens of each row so far: the index of the row's next random number
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)  a random number for each row
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)

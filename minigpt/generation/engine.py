@@ -267,7 +267,8 @@ class Engine:
         Only the thread that calls `step` may call this.
         """
         with self.changed:
-            # set this first: a request that comes now is refused instead of waiting for ever
+            # Set the failure before cancelling. Otherwise a request that arrives now would be accepted, and
+            # wait for ever.
             self._failure = InputError("it was closed")
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:

@@ -174,7 +174,7 @@ def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
 def trained_length(folder: Path) -> int:
     """Return the max_length with which a model was trained on questions and answers.
 
-    Return 0 if the folder does not tell it: after training on plain text, or for another program's folder.
+    Return 0 if the folder has no such value: the model was trained on plain text, or by another program.
     """
     config = _object(folder / _STATE).get("config")
     if isinstance(config, dict):

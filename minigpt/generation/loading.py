@@ -1,7 +1,7 @@
 """Loads a model, its tokenizer and its assistant model, for `minigpt generate` and `minigpt chat`.
 
-torch is imported inside the function that loads. Meanwhile a thread already reads the weights, which saves
-time.
+torch is imported only when a model is loaded. During this import, a thread already reads the weights, which
+saves time.
 """
 
 from pathlib import Path

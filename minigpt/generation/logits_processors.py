@@ -82,7 +82,7 @@ def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def forbid_from(logits: Tensor, first: int) -> Tensor:
-    """Forbid all ids from `first` on. The model has logits for these ids, but the tokenizer has no tokens."""
+    """Forbid all ids from `first` on, for which the model has logits, but the tokenizer has no tokens."""
     scores = logits.clone()
     scores[..., first:] = -math.inf
     return scores

@@ -40,7 +40,7 @@ __all__ = [
     "without_warning",
 ]
 
-_FEW = 64  # largest number of tokens per call of C with float32 weights; PyTorch is faster with more
+_FEW = 64  # largest number of tokens for which C with float32 weights is faster than PyTorch
 # Number of multiplications for which a step uses one more thread. With less work, a thread saves only
 # microseconds on an idle machine. On a busy machine it costs milliseconds, because each step waits for the
 # slowest thread.
@@ -81,8 +81,8 @@ class NativeStepWarning(RuntimeWarning):
     """Warns that PyTorch runs the model because the faster C library is missing, and says why."""
 
 
-# True if this process has warned already. Python's filter "once" is not enough: it would warn again after a
-# library has changed the filters.
+# True if this process has warned already. Python's warning filter "once" is not enough: Python would warn
+# again after any package has changed the filters.
 _was_said = False
 
 
@@ -115,7 +115,7 @@ def _warn_once() -> None:
 
 
 def library() -> Any | None:
-    """Return the compiled native.c, or None if there is none: `system_build().reason` says why."""
+    """Return the compiled native.c as a ctypes.CDLL, or None. `system_build().reason` then says why."""
     return system_build().library
 
 

@@ -42,7 +42,7 @@ _PATIENCE = 60  # largest number of seconds for compiling, which usually takes t
 
 
 class Build(NamedTuple):
-    """The result of building the library: the library, or the reason why there is none."""
+    """The result of compiling native.c: the loaded library, or the reason why there is none."""
 
     library: Any | None  # a ctypes.CDLL
     reason: str = ""  # one line that says why there is no library
@@ -51,12 +51,12 @@ class Build(NamedTuple):
 
 
 class _BuildError(Exception):
-    """The library cannot be built. The text of the error is the reason."""
+    """native.c cannot be compiled, or the result cannot be loaded. The text of the error is the reason."""
 
 
 @functools.cache
 def system_build() -> Build:
-    """Build the library for this process, with the compiler CC, or the first of cc, gcc and clang on PATH."""
+    """Compile and load native.c. Use the compiler $CC, or else the first of cc, gcc and clang on PATH."""
     named = os.environ.get("CC", "")
     try:
         command = shlex.split(named)  # CC may hold several words, such as "ccache gcc"
@@ -81,9 +81,9 @@ def cache_folder() -> Path | None:
 def build(
     compiler: Sequence[str], flags: Sequence[str] = FLAGS, cache: Path | None = None, shown: str = ""
 ) -> Build:
-    """Load the library from the folder `cache`, or compile it, keep it there and load it.
+    """Load the compiled native.c from the folder `cache`, or else compile it, keep it there and load it.
 
-    If this fails, the result has no library, but the reason. No file outside `cache` changes.
+    If this fails, the result's `library` is None and `reason` says why. No file outside `cache` changes.
 
     Args:
         compiler: the compiler's command, without flags.
@@ -103,7 +103,7 @@ def build(
             try:
                 kept = _keep(made, cache, name)
                 return Build(_load(kept), compiler=command, path=kept)
-            except (OSError, _BuildError):  # the cache is read-only, full, or does not allow execution
+            except (OSError, _BuildError):  # the cache folder is read-only, full, or allows no execution
                 return Build(_load(made), compiler=command)
     except _BuildError as error:
         return Build(None, str(error), command)

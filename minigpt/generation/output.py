@@ -97,8 +97,9 @@ class Recorder:
         """Record a chosen token, the model's logits (V,), and the scores (V,) after processors and filters.
 
         Args:
-            place: index of the token's row in the last forward pass, if the pass read several tokens
-                (guesses).
+            place: if the last forward pass read guesses, the index of the position from which the token was
+                chosen. Only this position's hidden states and attentions are recorded. None: those of all
+                positions are recorded.
         """
         options, step = self.options, dict[str, Any]()
         if options.output_scores:

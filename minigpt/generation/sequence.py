@@ -65,7 +65,8 @@ def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one call, and objects made from them. All sequences of the call share one Request."""
+    """The options of one call, such as generate_ids(...), and objects made from the options. All sequences of
+    the call share one Request."""
 
     options: GenerationOptions
     eos: list[int]  # ids that end an answer

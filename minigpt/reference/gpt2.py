@@ -67,7 +67,7 @@ GELUS = {"tanh": gelu_tanh, "exact": gelu_exact}
 
 
 def mlp_forward(x: Array, c_fc: names.Tree, c_proj: names.Tree, gelu: str, np: Any = numpy) -> Array:
-    """Compute the MLP, (T, C) -> (T, C). Each token is computed without the others."""
+    """Compute the MLP, (T, C) -> (T, C). The result for a token depends on this token alone."""
     a = GELUS[gelu](linear(x, **c_fc), np)  # (T, C) -> (T, 4C)
     return linear(a, **c_proj)  # (T, 4C) -> (T, C)
 

@@ -65,7 +65,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     goal = Path(os.path.realpath(path))
     temporary = _temporary_name(goal)
     with _explained(Path(path), goal, temporary):
-        if goal.is_symlink():  # realpath could not resolve the link, because it leads to itself
+        if goal.is_symlink():  # the link leads to itself, so realpath could not resolve it
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(goal))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
@@ -316,7 +316,7 @@ class ManifestCheck:
         self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the thread, and raise its error. If Ctrl-C ended the block, do neither."""
+        """Wait for the thread, and raise its error. After Ctrl-C, do not wait, and raise no new error."""
         if kind is None or issubclass(kind, Exception):
             self._done.wait()
             if self._error is not None:

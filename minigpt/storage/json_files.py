@@ -59,7 +59,7 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
-            # `read(max_bytes)` would allocate max_bytes, however small the file is
+            # `read(max_bytes)` would allocate max_bytes bytes of memory, even for a small file
             content = parse_json(file.read(size))
     except InputError:
         raise

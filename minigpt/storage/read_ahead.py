@@ -129,7 +129,7 @@ class _Block(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of bytes from the first tensor to the last."""
+        """Number of bytes from the beginning of the first tensor to the end of the last tensor."""
         return self.places[-1].end - self.places[0].begin
 
 

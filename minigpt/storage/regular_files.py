@@ -56,7 +56,7 @@ def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReade
 
 
 def is_there(path: Path | str) -> bool:
-    """Return True if a path exists. A link without a target counts, too: it must not be overwritten."""
+    """Return True if a path exists, or is a link without a target, which must not be overwritten either."""
     return os.path.lexists(path)
 
 
