@@ -97,8 +97,8 @@ def generate(
 ) -> str | GenerateOutput:
     """Answer one question: the model reads the question and <sep>, and continues until the next <sep>.
 
-    If the tokenizer has no sep_token_id, the model reads the prompt alone. The tokenizer's eos_token_id, if
-    any, then ends the text.
+    Exception: if the tokenizer has no sep_token_id, the model reads the prompt alone, and continues until the
+    tokenizer's eos_token_id, if there is one.
 
     Args:
         prompt: the question.
@@ -131,7 +131,8 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
     Args:
         values: option name -> value.
-        also: names of the caller's other arguments. The error for a misspelt name may suggest one of them.
+        also: names of the caller's arguments that are not options. The error for a misspelt name may suggest
+            one of them.
 
     Raises:
         InputError: if a name is unknown; the message suggests a similar name.

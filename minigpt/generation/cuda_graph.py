@@ -133,9 +133,9 @@ class _GroupedQueries(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# A function with the arguments key, step and prepare. It runs step(), directly or as a CUDA graph. Steps with
-# equal keys do the same work, so they can share a graph. prepare() does the same work as step(), but changes
-# no sequence. It can run before a graph is recorded.
+# backend(key, step, prepare) runs a decoding step: it calls step(), or replays the step's CUDA graph. Steps
+# with equal keys do the same work, so they can share a graph. prepare() does the same work as step(), but
+# changes no sequence. So a backend can call prepare() before it records a graph.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
@@ -209,7 +209,7 @@ class GraphDecoder:
 
     Args:
         model: a model in eval mode. The weights must not move, because a graph holds their addresses.
-        cache: a cache of this model's dtype whose slots have `capacity` columns.
+        cache: a cache of this model's dtype whose slots have capacity(max_length, context) columns.
         max_length: largest number of tokens of a row, prompt included.
         burst: largest number of steps that are launched together (a burst).
         backend: runs the steps; None: Graphs on CUDA, else eager.

@@ -259,8 +259,9 @@ class DecodingLoop:
         """Choose the next token of each sequence from its logits.
 
         Args:
+            logits: a row for each token in `read`. If `read` is None: a row for each sequence.
             read: for each sequence the tokens that the model has just read: the sequence's last token, then
-                guesses. `logits` has a row for each of these tokens. None: a row for each sequence.
+                guesses.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -372,7 +373,8 @@ def choose(
     If no token can be chosen for a sequence, its `error` is set instead.
 
     Args:
-        logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V).
+        logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V), a row for the
+            sequence's last token and for each guess.
         place: index of the row to use, for one sequence with guesses. None: use all rows.
         argmax: a faster argmax for these logits; see TorchRunner.argmax.
     """

@@ -366,9 +366,12 @@ class OperationList:
         """Add the operation out = activation(linear(norm(source))).
 
         Args:
-            more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes its
-                gates. `add=1`: add the product to out, instead of overwriting out. `wait=0`: threads need
-                not wait for this operation, because the next operation does not read out.
+            layer: the linear layer.
+            norm: a module, applied to source first; None: no norm.
+            act: the activation; None: no activation.
+            more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes the
+                gates. `add=1`: add the result to out, instead of overwriting out. `wait=0`: threads need
+                not wait for each other after this operation, because the next operation does not read out.
         """
         values = more.pop("values", None)
         if act is not None:

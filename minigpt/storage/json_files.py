@@ -29,7 +29,7 @@ _MAX_DIGITS = 300  # largest number of digits of an integer; with 300 digits, fl
 def json_text(value: Any, **options: Any) -> str:
     r"""Return a value as JSON for a file. Chinese stays readable; lone surrogates are escaped.
 
-    In Python, a file's name that is not UTF-8 has lone surrogates. UTF-8 cannot encode lone surrogates.
+    Python's str of a file name that is not UTF-8 contains lone surrogates, which UTF-8 cannot encode.
 
     Args:
         value: a value that JSON can hold.
