@@ -371,7 +371,7 @@ class OperationList:
             act: the activation; None: no activation.
             more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes the
                 gates. `add=1`: add the result to out, instead of overwriting out. `wait=0`: threads need
-                not wait for each other after this operation, because the next operation does not read out.
+                not wait for the end of this operation, because the next operation does not read out.
         """
         values = more.pop("values", None)
         if act is not None:
