@@ -170,8 +170,8 @@ class _Words:
         self._tokenizer, self.eos_token_id = tokenizer, eos_token_id
         # characters that the grammar needs but the vocabulary lacks; for the error message
         self.lacking: list[str] = []
-        # llguidance needs different bytes for each token. A special token has no text, so it gets invented
-        # bytes.
+        # llguidance needs different bytes for each token. A special token has no text, so it gets bytes that
+        # occur in no UTF-8 text.
         self.tokens = [token or b"\xff<%d>" % index for index, token in enumerate(tokens)]
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 

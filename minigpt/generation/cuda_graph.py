@@ -347,7 +347,7 @@ class GraphDecoder:
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
-        # (B,)  True: no logit of the row is NaN or +inf, because amax would return it
+        # (B,)  True: the row's highest logit is finite, so no logit is NaN or +inf
         sound = logits.amax(dim=-1).isfinite()
         # (B,)  what the CPU gets for each row: the new id, DAMAGED or NOTHING
         said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)

@@ -32,7 +32,7 @@ __all__ = [
     "make_processors",
 ]
 
-NO_TOKEN = -1  # takes the place of an id where a shorter row is padded
+NO_TOKEN = -1  # stands in the place of an id where a shorter row is padded
 # A function of logits (B, V), ids (B, S) and the number of new ids at the end of `ids`. It returns new
 # logits, (B, V).
 Processor = Callable[[Tensor, Tensor, int], Tensor]
@@ -155,7 +155,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # a word that is one eos is not forbidden, because without an eos the answer could not end
+    # bad_words_ids does not forbid an eos alone, because without the eos the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

@@ -70,7 +70,7 @@ class TorchRunner:
         if max(map(len, rows)) == 1:
             return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
         found = []
-        for row, slot in zip(rows, slots):  # one slot at a time, because each has its own number of guesses
+        for row, slot in zip(rows, slots):  # one by one, because sequences have different numbers of guesses
             found.append(self._hidden([row], cache.view([slot], [len(row)]), None, recorder)[0])
         return self._logits(torch.cat(found))
 

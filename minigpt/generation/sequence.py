@@ -232,7 +232,7 @@ class Sequence(StopChecker):
         if seed is not None:
             self.uniform = np.random.default_rng(list(seed)).random(limit)
         self.recorder: Recorder | None = None
-        # collects the model's hidden states; a sequence with a watcher is not read together with others
+        # collects the model's hidden states, so the model must read this sequence alone; None: no collecting
         self.watcher: Recorder | None = None
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
