@@ -1,7 +1,7 @@
 """Generates new tokens from prompts, for one user or many.
 
-May import errors, console, storage, devices, tokenization, tokenizer, data, families and weights. In reading
-order:
+This folder may import errors, console, storage, devices, tokenization, tokenizer, data, families and weights.
+In reading order:
 
     options.py               all options of generation, with their checks
     sampling.py              chooses tokens from logits: temperature, top-k, top-p, ...
@@ -9,7 +9,7 @@ order:
     constraints.py           choices, regular expressions, JSON Schema
     output.py                completions, and optional outputs: scores, hidden states, attentions
     sequence.py              a request, its sequences, and their stop reasons
-    cache.py                 keys and values of the tokens read so far, a slot for each sequence
+    cache.py                 keys and values of the tokens that the model has read
     inputs_embeds.py         prompts as vectors
     model_runner.py          runs the model with PyTorch: tokens in, logits out
     native.py                runs the model with one call into C code (native.c, products.h)
@@ -24,7 +24,7 @@ order:
     slash_commands.py        the commands of a conversation: /temperature, /why, ...
     prefix_cache.py          keeps keys and values of beginnings that prompts share
     cuda_graph.py            decodes by CUDA graphs
-    burst_pipeline.py        keeps the GPU busy while the host reads earlier tokens
+    burst_pipeline.py        keeps the GPU busy while the CPU processes earlier tokens
     request_handle.py        tokens and result of one request to the engine
-    engine.py                serves many requests with one loop; a thread that drives the engine
+    engine.py                serves many requests with one loop, in a thread if wanted
 """

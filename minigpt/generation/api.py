@@ -50,13 +50,13 @@ __all__ = [
 ]
 
 BATCH_SIZE = 64
-_DEFAULTS = GenerationOptions()  # made once, because making an object checks all its values
+_DEFAULTS = GenerationOptions()  # made once, because each new object checks all option values
 
 
 class Answer(NamedTuple):
     """The answer to one question."""
 
-    text: str  # the answer without the stop string that ended it
+    text: str  # the answer; if a stop string ended it, without this stop string
     stop_reason: StopReason
     unknown_characters: list[str]  # characters of the question that are not in the vocabulary
 
@@ -97,8 +97,8 @@ def generate(
 ) -> str | GenerateOutput:
     """Answer one question: the model reads the question and <sep>, and continues until the next <sep>.
 
-    If the tokenizer has no sep_token_id, the model reads the prompt alone. The tokenizer's eos_token_id, if
-    any, then ends the text.
+    Exception: if the tokenizer has no sep_token_id, the model reads the prompt alone, and continues until the
+    tokenizer's eos_token_id, if there is one.
 
     Args:
         prompt: the question.
@@ -131,7 +131,8 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
     Args:
         values: option name -> value.
-        also: names of the caller's other arguments. The error for a misspelt name may suggest one of them.
+        also: names of the caller's arguments that are not options. The error for a misspelt name may suggest
+            one of them.
 
     Raises:
         InputError: if a name is unknown; the message suggests a similar name.
@@ -146,9 +147,10 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
-    """Return the ids of a prompt, and <sep> after them.
+    """Return the ids of a prompt, followed by the id of <sep>.
 
-    There is no <sep> if the tokenizer does not have this token, or adds other special tokens to the text.
+    Exception: if the tokenizer has no <sep>, or adds other special tokens to each text, return the prompt's
+    ids as the tokenizer gives them.
     """
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
@@ -156,7 +158,7 @@ def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
 
 
 def eos_of(tokenizer: TextTokenizer) -> int | None:
-    """Return the id that ends a text: the tokenizer's eos_token_id, or else its <sep>."""
+    """Return the id that ends a text: the tokenizer's eos_token_id, or else its <sep>, or else None."""
     eos: int | None = getattr(tokenizer, "eos_token_id", None)
     return _separator(tokenizer) if eos is None else eos
 
@@ -269,7 +271,8 @@ def generate_output(
 ) -> GenerateOutput:
     """Continue each prompt as generate_ids does, and return the outputs that the options select.
 
-    All prompts are one batch. With inputs_embeds, the sequences hold the new ids alone, as in Hugging Face.
+    All prompts are one batch. With inputs_embeds, `sequences` in the result holds new ids only, as in Hugging
+    Face.
 
     The outputs can need much memory. Scores and logits have steps * B * vocabulary numbers each, for B
     sequences. Attention weights have layers * heads * B * T ** 2 numbers; T is the number of tokens of the
@@ -306,7 +309,7 @@ def stream(
     assistant_model: LanguageModel | None = None,
     **options: Any,
 ) -> Iterator[str]:
-    """Yield the answer to one question in pieces, while it is generated. Joined, the pieces are its text.
+    """Yield the answer to one question in pieces, while it is generated. Joined, the pieces are the answer.
 
     A piece never ends inside a character, and never contains the beginning of a stop string. The model stays
     in eval mode until the last piece is taken, or the iterator is closed.
@@ -385,7 +388,10 @@ def _sequences(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Sequence]:
-    """Check the arguments, and make num_return_sequences sequences for each prompt (beam search: one)."""
+    """Check the arguments. Make num_return_sequences sequences for each prompt.
+
+    With beam search, make one sequence for each prompt. The search adds its other beams later.
+    """
     if inputs_embeds:
         prompts = placeholders(model, prompts, inputs_embeds)
     if assistant_model is not None:
@@ -407,7 +413,11 @@ def _sequences(
 
 
 def _finished(sequence: Sequence) -> list[Any]:
-    """Return the num_return_sequences best finished sequences of this sequence's beam search, best first."""
+    """Return the num_return_sequences best finished sequences of a beam search, best first.
+
+    Args:
+        sequence: a beam of the search.
+    """
     assert isinstance(sequence.beams, BeamSearch)
     return sequence.beams.finished[: sequence.request.options.num_return_sequences]
 

@@ -1,4 +1,4 @@
-"""Beam search: follows several sequences together, and returns the most likely whole sequences.
+"""Beam search: extends several sequences in parallel, and returns the most likely whole sequences.
 
 The most likely token does not always begin the most likely text. So beam search keeps the K most likely
 sequences. Each step tries all tokens after each of these sequences, and keeps the K most likely unfinished
@@ -26,9 +26,9 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# The score of a beam that is only a copy, as in transformers. If fewer than K candidates are left, copies of
-# another beam fill the free places. A copy must lose against each real beam, but win against a forbidden
-# token, whose score is -inf.
+# The total of a beam that is only a copy of another beam, as in transformers. If fewer than K candidates are
+# left, such copies make the number of beams K again. A copy must lose against each real beam, but win against
+# a beam with a forbidden token, whose total is -inf.
 NO_SCORE = -1e9
 
 
@@ -46,7 +46,7 @@ class Finished:
 
 
 class BeamSearch:
-    """The beams (unfinished sequences) of one prompt, and its finished sequences, the best of these first."""
+    """Holds the beams (unfinished sequences) of one prompt, and its finished sequences, best first."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.options = request, request.options
@@ -56,7 +56,7 @@ class BeamSearch:
         self._totals: dict[Sequence, float] = {}
 
     def take(self, beams: list[Sequence], logits: Tensor, loop: Any) -> list[Sequence]:
-        """Add one token to each beam. Return the K beams of the next step, or [] if the search has ended.
+        """Do one step of the search. Return the K beams of the next step, or [] if the search has ended.
 
         The first call gets one beam, and adds K - 1 copies of this beam to `loop`.
         """
@@ -90,7 +90,7 @@ class BeamSearch:
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # number of beams to fill with copies of the worst candidate
+        missing = K - len(going_on)  # number of beams that become copies of the worst candidate
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams
@@ -98,9 +98,10 @@ class BeamSearch:
     def _continue(
         self, beams: list[Sequence], chosen: list[tuple[float, int, list[int]]], loop: Any
     ) -> list[Sequence]:
-        """Make one beam for each entry of `chosen`, which is (total, index of the parent beam, new ids).
+        """Return one beam for each entry of `chosen`: (total, index of the parent beam, new ids).
 
-        The beam becomes a copy of its parent, with the parent's keys and values, and gets the last new id.
+        Each beam becomes a copy of its parent, with the parent's keys and values. Then the last new id of the
+        entry is added to the beam.
         """
         for _ in range(len(chosen) - len(beams)):
             new = Sequence(beams[0].prompt, self.request, beams[0].limit, embeds=beams[0].embeds)
@@ -143,11 +144,12 @@ class BeamSearch:
         return "length" if len(ids) == self.options.wanted else "context"
 
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
-        """Return True if K sequences are finished, and probably no beam will beat the worst of these.
+        """Return True if the search can end: K sequences are finished, and probably no beam will beat them.
 
-        A beam's final score is estimated as in transformers, from its present log-probability and length.
-        With early_stopping="never" the estimate uses the length that favours the beam most, so that no better
-        sequence is missed.
+        With early_stopping=True, K finished sequences are enough. Otherwise compare the best beam's estimated
+        final score with the worst finished sequence. As in transformers, the estimate uses the beam's present
+        log-probability and length. With early_stopping="never", it uses the length that favours the beam
+        most, so that no better sequence is missed.
         """
         options = self.options
         if len(self.finished) < options.num_beams:

@@ -21,7 +21,8 @@ class BurstPipeline:
 
     While the host turns the ids of one burst into text, the device computes the next burst. The device stops
     a sequence after an eos or after its largest number of tokens. The device does not detect stop strings or
-    cancelled requests. The host detects these up to two bursts late, and drops the tokens after them.
+    cancelled requests. The host detects them up to two bursts late, and drops the tokens that the device has
+    computed in the meantime.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
@@ -33,7 +34,7 @@ class BurstPipeline:
 
     @property
     def ahead(self) -> int:
-        """Number of started bursts (groups of decoding steps) whose tokens the host has not read yet."""
+        """Number of started bursts (groups of decoding steps) whose tokens the CPU has not read yet."""
         return len(self._bursts)
 
     def write(self, rows: Mapping[int, Sequence], columns: int = 0) -> list[tuple[Sequence, list[int]]]:
@@ -45,14 +46,14 @@ class BurstPipeline:
 
         Args:
             rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
-            columns: largest number of tokens in a slot of another sequence. The burst does not change these
-                tokens.
+            columns: largest number of tokens in a slot that is in use but not in `rows`. A burst overwrites
+                one column of every slot. It then takes a column after these tokens.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
         open_slots = [slot for slot in rows if self._lengths[slot] < ends[slot]]
         if open_slots:
-            # A burst with a new sequence has one step only, so that the user gets the first token early.
+            # A burst that decodes a new sequence has only one step, so that the user gets a token early.
             is_new = any(self._lengths[slot] == one.n_cached_at_first for slot, one in rows.items())
             steps = 1 if is_new else self.step.burst
             for slot in open_slots:
@@ -65,7 +66,7 @@ class BurstPipeline:
         return []
 
     def drain(self) -> list[tuple[Sequence, list[int]]]:
-        """Return the tokens of the oldest burst (group of decoding steps) that the host has not read yet.
+        """Return the tokens of the oldest burst (group of decoding steps) that the CPU has not read yet.
 
         If there is no such burst, return [], and end the decoding of all sequences on the device. They can
         then be decoded without this pipeline.
@@ -95,5 +96,5 @@ class BurstPipeline:
         return [
             (sequence, [ids[slot] for ids in steps if ids[slot] != NOTHING])
             for slot, sequence in owners.items()
-            if self._sequences.get(slot) is sequence  # False: the slot now belongs to another sequence
+            if self._sequences.get(slot) is sequence  # the slot still belongs to this sequence
         ]

@@ -1,4 +1,4 @@
-"""Keeps keys and values of the tokens read so far, so that a step computes the new tokens only.
+"""Keeps keys and values of the tokens that the model has read, so that a step computes new tokens only.
 
     cache = KeyValueCache(model.config, slots=8, max_length=256)
     slot = cache.allocate()
@@ -30,13 +30,17 @@ MIB = 2**20
 def cache_bytes(
     config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32, layers: int = 0
 ) -> int:
-    """Return the size in bytes of keys and values of slots * columns tokens. layers=0: all of the model's."""
+    """Return the size in bytes of the keys and values of slots * columns tokens.
+
+    Args:
+        layers: number of layers; 0: all layers of the model.
+    """
     numbers = slots * config.num_key_value_heads * columns * config.head_dim
     return 2 * (layers or config.num_hidden_layers) * numbers * dtype.itemsize
 
 
 class KeyValueCache:
-    """Preallocated keys and values, slot by slot.
+    """Preallocated memory for keys and values, divided into slots, one for each sequence.
 
     Args:
         config: the model's configuration.
@@ -97,9 +101,9 @@ class KeyValueCache:
         return self._keys.nbytes + self._values.nbytes
 
     def allocate(self) -> int:
-        """Return the lowest free slot, with no tokens in it.
+        """Take the free slot with the lowest index, and return this index. The slot then holds no tokens.
 
-        The lowest slot is best, because a CUDA graph computes all slots up to the last used one.
+        Low indices are best, because a CUDA graph computes all slots up to the highest used index.
         """
         slot = min(self._free)
         self._free.remove(slot)
@@ -136,7 +140,7 @@ class KeyValueCache:
         return start
 
     def advance(self, slot: int, tokens: int) -> None:
-        """Count `tokens` more tokens in a slot. Call this after all layers have written these tokens."""
+        """Add `tokens` to a slot's number of tokens. Call this after all layers have written these tokens."""
         self.lengths[slot] += tokens
 
     def truncate(self, slot: int, length: int) -> None:
@@ -187,11 +191,13 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 class CacheView:
     """Shows some slots to the model as past_key_values. The model adds `counts[i]` tokens to `slots[i]`.
 
-    If all slots hold equally many tokens, the new tokens are padded on the right to equal length. Otherwise
-    each slot takes exactly one new token, and `mask` hides the columns in which a shorter slot has no token.
-    The model expects each new token in the last column. So `update` writes the token twice: to the slot's
-    next column, and to the last column. Later tokens of the slot overwrite the second copy. Adjacent slots
-    are read in place, other slots are copied.
+    There are two cases. If all slots hold equally many tokens, each slot may take several new tokens; they
+    are padded on the right to equal length. If the slots hold different numbers of tokens, each slot takes
+    exactly one new token, and `mask` hides the columns in which a shorter slot has no token. In this second
+    case, `update` writes each new token twice: to the slot's next column, and to the last column, because the
+    model expects it there. Later tokens of the slot overwrite the copy in the last column.
+
+    Adjacent slots are read in place, other slots are copied.
 
     Attributes:
         length: number of tokens S in the longest slot, before the new tokens.

@@ -77,7 +77,7 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
 
 def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
-    """Set all scores (B, V) to -inf, except the scores of the tokens that `allowed` lists for the row."""
+    """Set scores (B, V) to -inf, except those of allowed tokens: allowed[i] lists the ids of row i."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)  True: the token is allowed
     for row, ids in enumerate(allowed):
         mask[row, torch.tensor(ids, dtype=torch.int64)] = True
@@ -170,8 +170,8 @@ class _Words:
         self._tokenizer, self.eos_token_id = tokenizer, eos_token_id
         # characters that the grammar needs but the vocabulary lacks; for the error message
         self.lacking: list[str] = []
-        # llguidance needs different bytes for each token. A special token has no text, so it gets invented
-        # bytes.
+        # llguidance needs different bytes for each token. A special token has no text, so it gets bytes that
+        # occur in no UTF-8 text.
         self.tokens = [token or b"\xff<%d>" % index for index, token in enumerate(tokens)]
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 

@@ -49,20 +49,20 @@ class Turn:
     """A user's message and the model's answer."""
 
     said: str
-    answer: str  # the generated text, perhaps incomplete
+    answer: str  # the generated text, which may be cut off
     prompt: list[int]  # ids that the model read
     ids: list[int]  # ids that the model chose, including the eos that ended the answer
     stop_reason: StopReason | None  # None: stopped by the user
-    options: GenerationOptions  # options that chose the ids
+    options: GenerationOptions  # options with which the ids were chosen
 
 
 class Choice(NamedTuple):
-    """One token of an answer, its probability, and other tokens that were possible at its place."""
+    """One token of an answer, its probability, and the most likely other tokens at this position."""
 
     token: int
     probability: float
     others: list[tuple[int, float]]  # (id, probability) of the other tokens, the most likely first
-    # Probabilities with temperature, top_k and the like: first of the token, then of `others`. Empty if the
+    # Probabilities after temperature, top_k and the like: the token's, then those of `others`. Empty if the
     # answer was not sampled.
     drawn: list[float]
 
@@ -71,7 +71,7 @@ class Conversation:
     """A conversation with one model; the module's docstring describes the prompt formats.
 
     Attributes:
-        options: options that choose the tokens. The method `choose` changes them.
+        options: options with which tokens are chosen. The method `choose` replaces them.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
         system: system text, for a chat model or a model of questions and answers; "" for none.
         thinking: True lets a chat model think before it answers, False does not; None: the template decides.
@@ -195,12 +195,13 @@ class Conversation:
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
         """Return the messages of earlier turns. The message of an answer also holds the generated ids.
 
-        Encoding the answer's text again could give other ids.
+        The ids are needed, because encoding the answer's text again could give other ids.
         """
         messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
         for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
             ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
-            # False if a stop string has cut the answer: the ids then stand for a longer text
+            # Keep the ids only if they give exactly the answer. If a stop string has cut the answer, the
+            # ids give a longer text.
             if self.tokenizer.decode(ids) == turn.answer:
                 message["token_ids"] = ids
         return messages
@@ -215,7 +216,7 @@ class Conversation:
         is the last token.
 
         Args:
-            others: number of other tokens for each place.
+            others: number of other tokens to return for each token of the answer.
 
         Raises:
             InputError: if there is no answer yet.
@@ -229,7 +230,10 @@ class Conversation:
         return _messages(self.system, self.turns)
 
     def save(self, path: Path) -> None:
-        """Write all messages as a line of JSON, which minigpt can read as training data."""
+        """Write all messages to a file, as one line of JSON, on which minigpt can train.
+
+        If the file exists, it is replaced.
+        """
         line = json_text({"messages": self.messages()})
         atomic_write(path, line.encode("utf-8", "backslashreplace") + b"\n")
         self.saved.add(path)
@@ -257,11 +261,12 @@ def question_ids(
 
     Args:
         form: the model's prompt format.
-        before: for a chat model, the earlier messages; for the format "question", a system message.
+        before: messages before the question. A chat model reads all of them, a model with the format
+            "question" only the system messages, a model with the format "text" none.
         thinking: True lets a chat model think, False does not; None: the template decides.
         tools: JSON descriptions of functions that a chat model may call.
-        allow_special: True: a special token's name in the text, such as "<|im_end|>", becomes this token, as
-            in transformers. False: it is ordinary text.
+        allow_special: True: a special token's name in the text, such as "<|im_end|>", is encoded as this
+            token, as in transformers. False: the name is encoded as ordinary text.
 
     Raises:
         InputError: if the prompt format needs a chat template or <sep>, and the tokenizer has none.
@@ -313,9 +318,9 @@ class QuestionAnswering:
     assistant_model: LanguageModel | None = None  # a smaller model that guesses tokens
     # messages before the question; all models except those of plain text may have a system message
     before: Sequence[Mapping[str, Any]] = ()
-    thinking: bool | None = None  # True: a chat model may think; False: not; None: the template decides
+    thinking: bool | None = None  # True: a chat model thinks; False: it does not; None: the template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
-    allow_special: bool = False  # True: the name of a special token in the text becomes this token
+    allow_special: bool = False  # True: a special token's name in the text is encoded as this token
     start: int | None = None  # the id with which the model begins if the text is empty
 
     def _prompt(self, question: str) -> list[int]:
@@ -325,7 +330,7 @@ class QuestionAnswering:
         return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
-        """Return True if the question is not blank. In the format "text", always return True."""
+        """Return True if the model answers this question: if it is not blank, or the format is "text"."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(

@@ -6,10 +6,10 @@
     burst.tokens()                                       # 8 lists of 4 ids: this waits
 
 At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
-kernels with one call. A graph cannot ask the host for anything. So ids, lengths and ends of sequences are in
-buffers on the device. The device also chooses the tokens, detects the end of a sequence, and continues. The
-host reads the ids once per burst, which is several steps launched together
-(minigpt.generation.burst_pipeline).
+kernels with one call. A graph cannot ask the CPU for anything. So the newest id and the length of each
+sequence, and the length at which it ends, are in buffers on the device. The device also chooses the tokens,
+detects the end of a sequence, and continues. The CPU gets the ids once per burst, which is several steps
+launched together (minigpt.generation.burst_pipeline).
 
 The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. It always
 claims to hold columns - 1 tokens, and the attention mask hides the columns in which a row has no token. The
@@ -44,16 +44,17 @@ NOTHING = -1  # takes the place of an id: the row has no new token
 DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
 MAX_EOS = 8  # largest number of eos ids that the device can check for a sequence
 _FEWEST_COLUMNS = 128
-# Option that the device applies -> the value that switches it off. Each row has its own value.
+# Option that the device applies -> the value that switches it off. Rows may have different values.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def capacity(max_length: int, context: int) -> int:
     """Return how many columns a cache needs for rows of max_length tokens: a multiple of 16, or the context.
 
-    A row needs max_length columns: one for each token but the last, which the model never reads, and the last
-    column, which each step overwrites (see `_Columns`). Attention kernels are fast if the number of columns
-    is a multiple of 16. The number must not exceed `context`, the model's number of positions.
+    A row needs max_length columns. max_length - 1 of them hold tokens, because the model never reads a row's
+    last token. One more column is overwritten by each step (see `_Columns`). Attention kernels are fast if
+    the number of columns is a multiple of 16. The number must not exceed `context`, the model's number of
+    positions.
     """
     return min(-(-max_length // 16) * 16, context)
 
@@ -123,7 +124,7 @@ class _GroupedQueries(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: Rows[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        """Call `func`, with other arguments if it is scaled_dot_product_attention."""
+        """Call `func`. If it is scaled_dot_product_attention, regroup its queries first."""
         more = dict(kwargs or {})
         if func is F.scaled_dot_product_attention and more.pop("enable_gqa", False):
             q, k, v = args  # (B, H, 1, D); k and v are (B, K, S, D)
@@ -132,9 +133,9 @@ class _GroupedQueries(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-# A function with the arguments key, step and prepare. It runs step(), directly or as a CUDA graph. Steps with
-# equal keys do the same work, so they can share a graph. prepare() does the same work as step(), but changes
-# no sequence. It can run before a graph is recorded.
+# backend(key, step, prepare) runs a decoding step: it calls step(), or replays the step's CUDA graph. Steps
+# with equal keys do the same work, so they can share a graph. prepare() does the same work as step(), but
+# changes no sequence. So a backend can call prepare() before it records a graph.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
@@ -180,11 +181,11 @@ class Graphs:
 
 
 class DecodeBurst:
-    """The tokens that a burst (steps launched together) has chosen, while they are copied to the host."""
+    """The tokens that a burst (steps launched together) has chosen, while they are copied to the CPU."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
-        # the copy is asynchronous only if both tensors are contiguous and the host's memory is pinned
+        # the copy is asynchronous only if both tensors are contiguous and the CPU memory is pinned
         self._host = host.view(-1)[: written.numel()].view(written.shape)
         self._host.copy_(written.contiguous(), non_blocking=True)
         if written.is_cuda:
@@ -192,7 +193,7 @@ class DecodeBurst:
             self._event.record()
 
     def tokens(self) -> list[list[int]]:
-        """Wait until the ids are on the host. Return a list for each step, with an id for each row.
+        """Wait until the ids are on the CPU. Return a list for each step, with an id for each row.
 
         NOTHING takes the place of an id if the row has no new token, DAMAGED if its scores are not finite.
         Call this method before two more bursts are started, because later bursts reuse the memory.
@@ -208,9 +209,9 @@ class GraphDecoder:
 
     Args:
         model: a model in eval mode. The weights must not move, because a graph holds their addresses.
-        cache: a cache of this model's dtype whose slots have `capacity` columns.
+        cache: a cache of this model's dtype whose slots have capacity(max_length, context) columns.
         max_length: largest number of tokens of a row, prompt included.
-        burst: largest number of steps of one burst.
+        burst: largest number of steps that are launched together (a burst).
         backend: runs the steps; None: Graphs on CUDA, else eager.
         compiled: True: torch.compile fuses the model's small kernels before the graph is recorded. Compiling
             takes seconds to minutes for each size; the gain is not yet measured. (torch.compile's mode
@@ -257,11 +258,11 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)  ids chosen by the steps of a burst
         self._tick = whole(1)  # (1,)  index of the row of _written that the next step fills
-        # There are three buffers on the host: the device fills one while the host reads the other two.
+        # Three buffers in CPU memory: the device fills one of them while the CPU reads the other two.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
-        # slot -> the steps of `_choose` that its sequence needs, such as sampling
+        # slot -> the parts of `_choose` that the slot's sequence needs, such as "sample" or "top_k"
         self._uses: dict[int, frozenset[str]] = {}
 
     @property
@@ -271,7 +272,7 @@ class GraphDecoder:
         return sum(tensor.nbytes for tensor in (*own, *self._values.values()))
 
     def start(self, slot: int, sequence: Sequence) -> None:
-        """Give a sequence to the device. The next call of `run` decodes this sequence.
+        """Copy a sequence's state to the device. From the next call of `run` on, the sequence is decoded.
 
         The slot must hold all tokens of the sequence but the last one.
         """
@@ -312,9 +313,9 @@ class GraphDecoder:
 
         Args:
             rows: number of slots to compute; must be more than the index of the highest used slot.
-            columns: number of columns that attention reads, including the last one, which each step
-                overwrites. Must be at least 2 more than the number of tokens that any active row holds before
-                the last step, and more than the number of tokens in any other used slot.
+            columns: number of columns that attention reads. Each step overwrites the last column. If an
+                active row holds n tokens before the last step, `columns` must be at least n + 2. If another
+                used slot holds n tokens, `columns` must be at least n + 1.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
@@ -346,9 +347,9 @@ class GraphDecoder:
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
-        # (B,)  True: all logits of the row are finite. amax returns a NaN or an infinity if there is one.
+        # (B,)  True: the row's highest logit is finite, so no logit is NaN or +inf
         sound = logits.amax(dim=-1).isfinite()
-        # (B,)  what the host reads for each row: the new id, DAMAGED or NOTHING
+        # (B,)  what the CPU gets for each row: the new id, DAMAGED or NOTHING
         said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)
         self._written[:, :rows].index_copy_(0, self._tick, said[None])
         self._tick += 1
@@ -360,21 +361,21 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
-        # A row that is not active must keep its tokens, so its new token goes to the last column.
+        # The step must not change a row that is not active. So the row's new token goes to the last column.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)  position of each new token
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
-            # `held` does not contain the new token. The model lets each query see the last column in any
-            # case.
+            # `held` hides the last column, which holds the new token. But the model always lets a query see
+            # the last column.
             hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
             logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
         return logits
 
     def _choose(self, logits: Tensor, uses: frozenset[str]) -> Tensor:
-        """Choose the next token of each row, (B,), as on the host: same functions, same random numbers."""
+        """Choose the next token of each row, (B,), as minigpt.generation.loop.choose does."""
         if "tokens" in uses:
             known = torch.arange(self._vocab_size, device=logits.device) < self._tokens[: len(logits), None]
             logits = logits.where(known, -torch.inf)  # (B, V)
@@ -383,10 +384,10 @@ class GraphDecoder:
             return most_likely
         B = len(logits)
         values: dict[str, Any] = {name: self._values[name][:B] for name in _FILTERS if name in uses}
-        # (B,)  number of new tokens of each row so far, which is the index of its next random number
+        # (B,)  number of new tokens of each row so far: the index of the row's next random number
         place = (self._lengths[:B] - self._first[:B]).clamp(0, self._drawn.shape[1] - 1)
         uniform = self._drawn[:B].gather(1, place[:, None])[:, 0]  # (B,)  a random number for each row
         drawn = sampling.sample(sampling.filtered(logits, **values), uniform)  # (B,)
-        # If scores are NaN, the cumulative sum may never exceed the random number, and the id would lie
-        # beyond the vocabulary.
+        # If scores are NaN, the cumulative sum may never exceed the random number. The drawn id is then
+        # vocab_size, which is no id, so it is limited to the last id.
         return drawn.clamp(max=logits.shape[-1] - 1).where(self._samples[:B], most_likely)

@@ -66,10 +66,10 @@ class QueueFullError(InputError):
 class Statistics:
     """Counts the requests, tokens and steps of an engine."""
 
-    finished: int = 0  # number of requests that have ended; cancelled and failed ones do not count
+    finished: int = 0  # number of requests that ended normally: not cancelled, not failed
     cancelled: int = 0
     failed: int = 0
-    tokens_read: int = 0  # number of prompt tokens that were computed
+    tokens_read: int = 0  # number of prompt tokens that the model has read
     tokens_reused: int = 0  # number of prompt tokens that were copied from the prefix cache
     tokens_written: int = 0  # number of new tokens that requests got
     steps: int = 0  # number of steps with at least one running request
@@ -147,7 +147,7 @@ class Engine:
 
     @property
     def waiting(self) -> int:
-        """Number of requests that wait for a slot, the memory for the keys and values of a sequence."""
+        """Number of requests that wait for a slot (memory for keys and values of one sequence)."""
         return len(self._waiting)
 
     @property
@@ -169,15 +169,15 @@ class Engine:
         copy: int = 0,
         adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
-        """Add a request, which starts when fewer than max_rows others are decoded. Return its handle.
+        """Add a request and return its handle. The request waits until fewer than max_rows are decoded.
 
         The other arguments are as for generate_ids.
 
         Args:
-            copy: index of the answer, from 0. generate_ids gives num_return_sequences answers to a prompt. A
-                request gives one of them, with the same random numbers.
-            adapter: name of an adapter of the model. A list: several adapters are added; an empty list: the
-                model without adapters. None: the adapters that are active in the model.
+            copy: selects one answer. generate_ids gives num_return_sequences answers to a prompt; this
+                request gives the answer with the index `copy` (from 0), with the same random numbers.
+            adapter: name of an adapter of the model. A list of names: all these adapters are applied. An
+                empty list: none is applied. None: the adapters that are active in the model are applied.
 
         Raises:
             QueueFullError: if max_waiting requests are waiting already.
@@ -267,7 +267,8 @@ class Engine:
         Only the thread that calls `step` may call this.
         """
         with self.changed:
-            # set this first: a request that comes now is refused instead of waiting for ever
+            # Set the failure before cancelling. Otherwise a request that arrives now would be accepted, and
+            # wait for ever.
             self._failure = InputError("it was closed")
             handles = [*self._waiting, *self._running.values()]
         for handle in handles:

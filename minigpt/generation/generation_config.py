@@ -31,7 +31,8 @@ _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_stat
 # Keys that minigpt adds to the config.json of a folder that is made from a run's folder, for example by
 # quantising or merging.
 _FORM, _LENGTH = "prompt_format", "training_max_length"
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")  # options that need do_sample
+# options that have an effect only with do_sample=True
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 # The options that are read from generation_config.json. max_length is not one of them: published files set it
 # to the model's whole context.
 _NAMES = (
@@ -98,9 +99,9 @@ def _vocabulary_size(folder: Path) -> float:
 
 
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
-    """Return the token with which a model begins if the text is empty.
+    """Return the id with which a model begins if the prompt is empty, or None if there is no such id.
 
-    This is the BOS token, or else the EOS token, which stood between the texts in training.
+    It is the id of the BOS token, or else of the EOS token, which stood between the texts in training.
     """
     size = _vocabulary_size(folder)
     ids = [_object(_source(folder)).get("bos_token_id")]
@@ -179,7 +180,7 @@ def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
 def trained_length(folder: Path) -> int:
     """Return the max_length with which a model was trained on questions and answers.
 
-    Return 0 if the folder does not tell it: after training on plain text, or for another program's folder.
+    Return 0 if the folder has no such value: the model was trained on plain text, or by another program.
     """
     config = _object(folder / _STATE).get("config")
     if isinstance(config, dict):

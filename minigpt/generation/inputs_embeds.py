@@ -19,7 +19,7 @@ __all__ = ["placeholders", "replaced_embeddings"]
 
 
 def token_embedding(model: LanguageModel) -> nn.Embedding | NarrowEmbedding:
-    """Return the module that turns ids into vectors: the first embedding. (GPT's second is for positions.)"""
+    """Return the module that turns ids into vectors: the first embedding module of the model."""
     kinds = nn.Embedding | NarrowEmbedding
     return next(module for module in model.base_model.modules() if isinstance(module, kinds))
 
@@ -30,7 +30,7 @@ def placeholders(
     """Return prompts of placeholder ids, one id for each vector.
 
     Raises:
-        InputError: if there are also prompts of ids, or vectors have another shape, are not floats, or are
+        InputError: if there are also prompts of ids; if vectors have a wrong shape, are not floats, or are
             not finite.
     """
     if prompts:
@@ -49,7 +49,7 @@ def placeholders(
 
 @contextmanager
 def replaced_embeddings(model: LanguageModel, vectors: Tensor) -> Iterator[None]:
-    """Inside the context, vectors (tokens, C) replace the embeddings of the first tokens of each row."""
+    """In a `with` block, vectors (tokens, C) replace the embeddings of the first tokens of each row."""
 
     def replace(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         output = output.clone()  # (B, S, C)

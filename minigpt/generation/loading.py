@@ -1,7 +1,7 @@
 """Loads a model, its tokenizer and its assistant model, for `minigpt generate` and `minigpt chat`.
 
-torch is imported inside the function that loads. Meanwhile a thread already reads the weights, which saves
-time.
+torch is imported only when a model is loaded. During this import, a thread already reads the weights, which
+saves time.
 """
 
 from pathlib import Path
@@ -76,8 +76,8 @@ def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: b
     """Load a model with the precision, device and number of threads in the options.
 
     Args:
-        fills: True if the command fills gaps. If False, a masked language model gives a warning, because it
-            can only fill gaps.
+        fills: True if the command fills gaps. If False, the function warns of a masked language model,
+            because such a model can only fill gaps.
 
     Raises:
         InputError: as load_model_and_tokenizer; also if the device does not exist.

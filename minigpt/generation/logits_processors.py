@@ -1,8 +1,8 @@
 """Changes logits by penalties and forbidden tokens: pure functions on logits (B, V), as in Hugging Face.
 
 Functions that look at earlier tokens take `ids` (B, S): prompt and new ids, padded on the left with NO_TOKEN.
-The padding does not change the result of a row. The functions count ids: characters for the character
-tokenizer, pieces of words for other tokenizers. The score of a forbidden token becomes -inf.
+The padding does not change the result of a row. All counts are counts of ids. An id stands for a character
+(character tokenizer) or for a piece of a word (other tokenizers). A forbidden token gets the score -inf.
 
 `make_processors` selects processors by the options, in the order of transformers' `generate`.
 presence_penalty and frequency_penalty, which transformers lacks, come after repetition_penalty, as in vLLM.
@@ -32,7 +32,7 @@ __all__ = [
     "make_processors",
 ]
 
-NO_TOKEN = -1  # takes the place of an id where a shorter row is padded
+NO_TOKEN = -1  # stands in the place of an id where a shorter row is padded
 # A function of logits (B, V), ids (B, S) and the number of new ids at the end of `ids`. It returns new
 # logits, (B, V).
 Processor = Callable[[Tensor, Tensor, int], Tensor]
@@ -82,14 +82,14 @@ def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def forbid_from(logits: Tensor, first: int) -> Tensor:
-    """Forbid all ids from `first` on. The model has logits for these ids, but the tokenizer has no tokens."""
+    """Forbid all ids from `first` on, for which the model has logits, but the tokenizer has no tokens."""
     scores = logits.clone()
     scores[..., first:] = -math.inf
     return scores
 
 
 def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
-    """Forbid each token that would complete an n-gram of `size` tokens that the row already has.
+    """Forbid each token that would complete an n-gram of `size` tokens that the row already contains.
 
     https://arxiv.org/abs/1705.04304 (A Deep Reinforced Model for Abstractive Summarization), section 2.5.
     """
@@ -99,7 +99,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
     # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
     same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)
-    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token of such n-grams
+    last = ngrams[..., -1].where(same, NO_TOKEN)  # (B, S - N + 1)  last token if `same`, else NO_TOKEN
     return logits.masked_fill(counts(last, logits.shape[-1]) > 0, -math.inf)
 
 
@@ -155,7 +155,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # a word that is one eos is not forbidden, because without an eos the answer could not end
+    # bad_words_ids does not forbid an eos alone, because without the eos the answer could not end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

@@ -62,7 +62,7 @@ class DecodingLoop:
             other sequences for long. Each prompt is read alone, so its rounding does not depend on other
             prompts. None: each step reads all new prompts completely, together.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
-        bursts: decodes by CUDA graphs if possible. A step then gives a sequence no token or several.
+        bursts: decodes by CUDA graphs if possible. Then one step may give a sequence no token or several.
     """
 
     def __init__(
@@ -122,9 +122,10 @@ class DecodingLoop:
         return ended
 
     def _is_prefilled(self, sequence: Sequence) -> bool:
-        """Return True if only the last token of a sequence is left to read, and decoding reads it.
+        """Return True if the prefill has read all tokens of a sequence that it must read.
 
-        With CUDA graphs, the first decoding step reads the last token of a prompt. Without, the prefill does.
+        Decoding then reads the sequence's last token. With CUDA graphs, the prefill leaves the last token of
+        a prompt to the first decoding step. Without CUDA graphs, the prefill reads the whole prompt.
         """
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
@@ -137,7 +138,7 @@ class DecodingLoop:
         elif not self.runner.in_any_slot:
             self._close_gaps()
             ready.sort(key=lambda sequence: sequence.slot)
-        has_own = any(one.adapters is not None for one in ready)  # True: a sequence names its adapters
+        has_own = any(one.adapters is not None for one in ready)  # True: a sequence has its own adapters
         alone = [one for one in ready if one.watcher is not None or (has_own and one.speculation is not None)]
         if alone:
             ready = [sequence for sequence in ready if sequence not in alone]
@@ -148,12 +149,12 @@ class DecodingLoop:
             self._choose(group, logits, rows)
 
     def _names_of(self, sequence: Sequence) -> tuple[str, ...]:
-        """Return the sequence's own adapters, or else the adapters that are active in the model now."""
+        """Return the names of the sequence's own adapters, or else of the adapters active in the model."""
         return tuple(active_adapters(self.model)) if sequence.adapters is None else sequence.adapters
 
     @contextmanager
     def _adapters(self, group: list[Sequence]) -> Iterator[None]:
-        """Inside the context, the model applies to each sequence of the group its own adapters."""
+        """In a `with` block, the model applies to each sequence of the group the sequence's adapters."""
         if all(one.adapters is None for one in group):
             yield
             return
@@ -165,7 +166,7 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the ids that the model reads next: the sequence's last token, then guesses."""
         assert sequence.speculation is not None, "something guesses"
-        # number of guesses for which the slot has columns; one more column is for the last token
+        # number of free columns in the slot, minus 1: the last token, which is read first, needs a column
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
@@ -258,8 +259,9 @@ class DecodingLoop:
         """Choose the next token of each sequence from its logits.
 
         Args:
+            logits: a row for each token in `read`. If `read` is None: a row for each sequence.
             read: for each sequence the tokens that the model has just read: the sequence's last token, then
-                guesses. `logits` has a row for each of these tokens. None: a row for each sequence.
+                guesses.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -275,7 +277,7 @@ class DecodingLoop:
     ) -> list[Sequence]:
         """Choose the next tokens, in groups of sequences with the same options.
 
-        Return all these sequences, and the sequences that a beam search has added. Arguments as in `_choose`.
+        Return `sequences`, and the sequences that a beam search has added. Arguments as in `_choose`.
         """
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
@@ -283,7 +285,7 @@ class DecodingLoop:
             count = 1 if read is None else len(read[number])
             if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
-                if not sequence.has_ended:  # drop wrong guesses from the cache; an ended sequence leaves it
+                if not sequence.has_ended:  # drop wrong guesses from the cache of a sequence that continues
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
                 members, rows = groups.setdefault(_group(sequence), ([], []))
@@ -343,7 +345,7 @@ def _steps(
 
 @contextmanager
 def evaluating(model: LanguageModel) -> Iterator[None]:
-    """Put the model into eval mode inside the context, and restore its mode (train or eval) after it."""
+    """Put the model into eval mode for a `with` block, then restore its mode (train or eval)."""
     was_training = model.training
     model.eval()
     try:
@@ -371,7 +373,8 @@ def choose(
     If no token can be chosen for a sequence, its `error` is set instead.
 
     Args:
-        logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V).
+        logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V), a row for the
+            sequence's last token and for each guess.
         place: index of the row to use, for one sequence with guesses. None: use all rows.
         argmax: a faster argmax for these logits; see TorchRunner.argmax.
     """
@@ -422,10 +425,11 @@ def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = No
     """Return for each row the reason why no token can be chosen, or None if a token can be chosen.
 
     Args:
-        logits, scores: (n, V), the model's logits and the result of `processed`.
+        logits: (n, V), the model's logits.
+        scores: (n, V), the result of `processed` for these logits.
         highest: the highest score of each row. None: it is computed here.
     """
-    # amax returns NaN or infinity if the row has one, and -infinity if all tokens of the row are forbidden
+    # amax returns NaN or +infinity if the row has one, and -infinity if all tokens of the row are forbidden
     highest = scores.amax(dim=-1).tolist() if highest is None else highest
     loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
     return [

@@ -47,8 +47,8 @@ class TorchRunner:
         All slots must hold the same number of tokens. The pieces are one batch, padded on the right.
 
         Args:
-            embeds: (tokens, C), vectors that replace the first embeddings of every piece. They are used only
-                if the slots are empty.
+            embeds: (tokens, C), vectors that replace the embeddings of the first tokens of every piece. They
+                are used only if the slots are empty.
             recorder: collects hidden states and attentions. With a recorder, there must be one piece only.
         """
         counts = [len(piece) for piece in pieces]
@@ -70,7 +70,7 @@ class TorchRunner:
         if max(map(len, rows)) == 1:
             return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
         found = []
-        for row, slot in zip(rows, slots):  # one slot at a time, because each has its own number of guesses
+        for row, slot in zip(rows, slots):  # one by one, because sequences have different numbers of guesses
             found.append(self._hidden([row], cache.view([slot], [len(row)]), None, recorder)[0])
         return self._logits(torch.cat(found))
 

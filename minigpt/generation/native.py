@@ -40,9 +40,10 @@ __all__ = [
     "without_warning",
 ]
 
-_FEW = 64  # largest number of tokens per call of C with float32 weights; PyTorch is faster with more
-# Number of multiplications that makes one more thread useful. With fewer, the thread saves only microseconds
-# on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
+_FEW = 64  # largest number of tokens for which C with float32 weights is faster than PyTorch
+# Number of multiplications for which a step uses one more thread. With less work, a thread saves only
+# microseconds on an idle machine. On a busy machine it costs milliseconds, because each step waits for the
+# slowest thread.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -80,14 +81,14 @@ class NativeStepWarning(RuntimeWarning):
     """Warns that PyTorch runs the model because the faster C library is missing, and says why."""
 
 
-# True if this process has warned already. Python's filter "once" is not enough: it would warn again after a
-# library has changed the filters.
+# True if this process has warned already. Python's warning filter "once" is not enough: Python would warn
+# again after any package has changed the filters.
 _was_said = False
 
 
 @contextlib.contextmanager
 def without_warning() -> Iterator[None]:
-    """Suppress NativeStepWarning inside the context, for example while a few tokens are sampled.
+    """Suppress NativeStepWarning in a `with` block, for example while a few tokens are sampled.
 
     The warning can still appear later, when it matters more.
     """
@@ -114,15 +115,16 @@ def _warn_once() -> None:
 
 
 def library() -> Any | None:
-    """Return the compiled native.c, or None if there is none: `system_build().reason` says why."""
+    """Return the compiled native.c as a ctypes.CDLL, or None. `system_build().reason` then says why."""
     return system_build().library
 
 
 def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
-    """Return the value of `load_model`'s argument dtype with which generation is fastest.
+    """Return the value for `load_model`'s argument dtype with which generation is fastest.
 
-    "stored" keeps 16-bit weights, for the C code. None means float32, for PyTorch: on a CPU, PyTorch would
-    convert 16-bit weights in each product; on a GPU, it would also compute in 16 bits.
+    "stored" keeps 16-bit weights as they are. It is returned if the C code runs the model. None converts the
+    weights to float32. It is returned if PyTorch runs the model. On a CPU, PyTorch would convert 16-bit
+    weights in each product. On a GPU, PyTorch would also compute in 16 bits.
     """
     return "stored" if device.type == "cpu" and library() is not None else None
 
@@ -163,7 +165,7 @@ class NativeRunner:
     in_any_slot = True  # used slots need not be adjacent: C finds each token's slot by its number
     _workspace: Tensor
     # The attributes below describe the last call into C.
-    _sizes: tuple[int, ...]  # numbers of tokens, of columns of the cache, and of threads
+    _sizes: tuple[int, ...]  # (number of tokens, columns of the cache, number of threads)
     _numbers: tuple[Any, ...]  # the arguments that were passed to C
     _logits: Tensor | None
     _n_logits: int
@@ -181,9 +183,9 @@ class NativeRunner:
         return TorchRunner(self._model)
 
     def takes(self, tokens: int) -> bool:
-        """Return True if C is faster than PyTorch for this number of tokens.
+        """Return True if C is faster than PyTorch when it reads this number of tokens in one call.
 
-        With weights of fewer than 32 bits, C is always faster.
+        With weights of fewer than 32 bits, C is faster for any number of tokens.
         """
         return self._any_length or tokens <= _FEW
 
@@ -217,7 +219,7 @@ class NativeRunner:
 
         In a row with a NaN, the NaN counts as the highest.
         """
-        if logits is not self._logits:  # C's argmax reads C's own buffer, which holds the last logits only
+        if logits is not self._logits:  # C's argmax can only process the logits of C's last call
             return self.torch.argmax(logits)
         if self._found is None or len(self._found[0]) != self._n_logits:
             self._found = (ctypes.c_int64 * self._n_logits)(), (ctypes.c_float * self._n_logits)()
@@ -262,7 +264,7 @@ class NativeRunner:
         return self._logits
 
     def _step(self, n: int, longest: int, columns: int) -> None:
-        """Run the first n of `_tokens` through the model. No token attends to more than `longest`."""
+        """Run the first n of `_tokens` through the model. A token attends to at most `longest` tokens."""
         of_token = self._products + self._of_attention * longest
         threads = min(1 + of_token * n // _FOR_A_THREAD, torch.get_num_threads())
         if self._sizes != (n, columns, threads):
@@ -312,7 +314,11 @@ class NativeRunner:
 
 
 class OperationList:
-    """A list of operations of a model, for calls of up to n tokens. A family's `native.py` fills it."""
+    """The operations of one forward pass of a model, in order. A family's `native.py` adds them.
+
+    Args:
+        n: largest number of tokens of a forward pass.
+    """
 
     def __init__(self, n: int) -> None:
         self._n = n
@@ -329,7 +335,12 @@ class OperationList:
         return self.scratch[name]
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
+        """Add the operation out = table[ids].
+
+        Args:
+            positions: learned vectors of the positions, which the operation also adds to out. None: nothing
+                is added.
+        """
         more = {} if positions is None else {"positions": positions}
         self._add(_EMBED, n_out=table.shape[1], weight=table, out=out, **more)
 
@@ -355,9 +366,12 @@ class OperationList:
         """Add the operation out = activation(linear(norm(source))).
 
         Args:
-            more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes its
-                gates. `add=1`: add the product to out, instead of overwriting out. `wait=0`: threads need
-                not wait for this operation, because the next operation does not read out.
+            layer: the linear layer.
+            norm: a module, applied to source first; None: no norm.
+            act: the activation; None: no activation.
+            more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes the
+                gates. `add=1`: add the result to out, instead of overwriting out. `wait=0`: threads need
+                not wait for the end of this operation, because the next operation does not read out.
         """
         values = more.pop("values", None)
         if act is not None:

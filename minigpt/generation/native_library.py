@@ -3,9 +3,9 @@
     build = system_build()    # compiles at the first call in a process, which takes about two seconds
     build.library             # a ctypes.CDLL, or None: build.reason then says why
 
-The file name of a kept library contains the SHA-256 of the file. This hash is compared before loading,
-because an incomplete library would crash the process. If the cache folder cannot be written, each process
-compiles the library again.
+The name of a library file in the cache folder contains the SHA-256 of its content. Before the file is loaded,
+its content is hashed again and must give the same SHA-256, because an incomplete library would crash the
+process. If the cache folder cannot be written, each process compiles the library again.
 
 This module does not import torch, because `minigpt env` uses it before torch is loaded.
 """
@@ -42,21 +42,21 @@ _PATIENCE = 60  # largest number of seconds for compiling, which usually takes t
 
 
 class Build(NamedTuple):
-    """The result of building the library: the library, or the reason why there is none."""
+    """The result of compiling native.c: the loaded library, or the reason why there is none."""
 
     library: Any | None  # a ctypes.CDLL
     reason: str = ""  # one line that says why there is no library
     compiler: str = ""  # the compiler's command, without flags
-    path: Path | None = None  # file of the library; None: the library could not be kept
+    path: Path | None = None  # file of the library in the cache folder; None: it could not be written
 
 
 class _BuildError(Exception):
-    """The library cannot be built. The text of the error is the reason."""
+    """native.c cannot be compiled, or the result cannot be loaded. The text of the error is the reason."""
 
 
 @functools.cache
 def system_build() -> Build:
-    """Build the library for this process, with the compiler CC, or the first of cc, gcc and clang on PATH."""
+    """Compile and load native.c. Use the compiler $CC, or else the first of cc, gcc and clang on PATH."""
     named = os.environ.get("CC", "")
     try:
         command = shlex.split(named)  # CC may hold several words, such as "ccache gcc"
@@ -81,17 +81,19 @@ def cache_folder() -> Path | None:
 def build(
     compiler: Sequence[str], flags: Sequence[str] = FLAGS, cache: Path | None = None, shown: str = ""
 ) -> Build:
-    """Compile and load the library, or load the kept library. Nothing outside `cache` changes.
+    """Load the compiled native.c from the folder `cache`, or else compile it, keep it there and load it.
+
+    If this fails, the result's `library` is None and `reason` says why. No file outside `cache` changes.
 
     Args:
         compiler: the compiler's command, without flags.
-        cache: folder that keeps the library. Without a writable folder, the library is compiled each time.
+        cache: folder for compiled libraries. If it cannot be written, the library is compiled each time.
         shown: name of the compiler in the error message. Default: the command.
     """
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        # a library that was made on another system may fail to load; it is then compiled again below
+        # a library that was compiled on another system may fail to load; the code below then compiles it
         with contextlib.suppress(_BuildError):
             return Build(_load(kept), compiler=command, path=kept)
     try:
@@ -101,7 +103,7 @@ def build(
             try:
                 kept = _keep(made, cache, name)
                 return Build(_load(kept), compiler=command, path=kept)
-            except (OSError, _BuildError):  # the cache is read-only, full, or does not allow execution
+            except (OSError, _BuildError):  # the cache folder is read-only, full, or allows no execution
                 return Build(_load(made), compiler=command)
     except _BuildError as error:
         return Build(None, str(error), command)
@@ -118,7 +120,7 @@ def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
 
 
 def _processor() -> str:
-    """Return a text that lists the processor's instruction sets, if the system tells them."""
+    """Return the processor's instruction sets as a text, or its name if they are unknown, or ""."""
     try:
         text = read_text("/proc/cpuinfo")
     except OSError:
@@ -127,7 +129,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """Return the kept libraries of this name. Damaged libraries are deleted."""
+    """Return the libraries in the cache folder whose file names begin with `name`. Delete damaged ones."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():

@@ -7,7 +7,7 @@ Names and meanings are as in Hugging Face's `generate`, if it has the option. `p
 are minigpt's own. Four defaults differ from Hugging Face's:
 
 - `top_k` is 0 (off), not 50, so that plain sampling draws from the model's distribution;
-- `max_new_tokens` is up to 128, while Hugging Face's limit is 20 tokens, prompt included;
+- without `max_new_tokens`, an answer has at most 128 tokens (Hugging Face: 20 tokens, prompt included);
 - `max_matching_ngram_size` is 3, not 2;
 - `num_assistant_tokens` is 4, not 20.
 """
@@ -238,7 +238,7 @@ class GenerationOptions:
 
     @property
     def constraint(self) -> str | None:
-        """The option that constrains the answer: choices, regex or json_schema; None: no constraint."""
+        """Name of the option that constrains the answer: choices, regex or json_schema; or None."""
         return next(iter(self._constraints()), None)
 
     def _constraints(self) -> list[str]:

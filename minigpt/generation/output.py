@@ -39,7 +39,7 @@ class GenerateOutput:
     """The result for all prompts. An output that was not selected is None.
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
-    log-probabilities have names of minigpt. A tuple has an entry for each step. In hidden_states and
+    log-probabilities have minigpt's own names. A tuple has an entry for each step. In hidden_states and
     attentions, this entry is a tuple with an entry for each layer. Rows that end early are padded:
     `sequences` with an eos (or 0), other outputs with zeros. `completions` have no padding. In speculative
     decoding, each token counts as a step.
@@ -52,7 +52,7 @@ class GenerateOutput:
     # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
-    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, layer outputs
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, outputs of layers
     attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  each query's weights sum to 1
     logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, from `logits`
     top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, from `logits`
@@ -71,7 +71,7 @@ class Recorder:
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:
-        """Collect the model's hidden states inside the context.
+        """Collect the model's hidden states in a `with` block.
 
         Yield a list to which the model adds its attention weights, or None if the options do not select them.
         """
@@ -97,8 +97,9 @@ class Recorder:
         """Record a chosen token, the model's logits (V,), and the scores (V,) after processors and filters.
 
         Args:
-            place: index of the token's row in the last forward pass, if the pass read several tokens
-                (guesses).
+            place: if the last forward pass read guesses, the index of the position from which the token was
+                chosen. Only this position's hidden states and attentions are recorded. None: those of all
+                positions are recorded.
         """
         options, step = self.options, dict[str, Any]()
         if options.output_scores:
@@ -128,8 +129,8 @@ class Recorder:
 def joined(recorders: Sequence[Recorder], completions: list[Completion], sequences: Tensor) -> GenerateOutput:
     """Join the outputs of all sequences, step by step.
 
-    Zeros on the left fill the places of shorter prompts. Zeros at the end fill the steps after the end of a
-    sequence.
+    Hidden states and attentions of shorter prompts are padded with zeros on the left. All outputs are 0 for
+    the steps after the end of a sequence.
     """
     found: dict[str, Any] = {}
     length = max(len(recorder.steps) for recorder in recorders)

@@ -21,8 +21,8 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = ["CAN_PACK", "PackedWeights"]
 
-_TOKENS = 1024  # oneDNN packs weights for this number of tokens; other numbers work, too
-_SMALLEST = 2**12  # smallest number of weights of a packed layer; with fewer, the call takes too long
+_TOKENS = 1024  # oneDNN's packed order suits this number of tokens; other numbers work, too
+_SMALLEST = 2**12  # a layer with fewer weights is not packed: oneDNN's call costs more than it saves
 _LIMIT = 2**30  # largest number of bytes of packed weights
 # only for x86: on other processors PyTorch uses other libraries, and the gain was not measured
 CAN_PACK = (
@@ -56,7 +56,7 @@ class PackedWeights:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Compute with the packed weights inside the context. There are no gradients."""
+        """Let the model compute with the packed weights in a `with` block. It gives no gradients there."""
         for layer, packed in self._layers:
             # nn.Module.__call__ takes this attribute of the object instead of the class's method `forward`
             layer.forward = functools.partial(_product, packed, layer.bias)  # type: ignore[method-assign]
@@ -77,5 +77,5 @@ def _can_pack(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.numel() >= _SMALLEST
-        and type(weight.data) is Tensor  # a subclass, such as a distributed tensor, computes by itself
+        and type(weight.data) is Tensor  # no subclass: a distributed tensor, for example, has its own product
     )

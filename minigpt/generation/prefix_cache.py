@@ -78,17 +78,17 @@ class PrefixCache:
                 held.copy_(kind[place])
             self._cache.advance(slot, self.block)
             assert start == number * self.block, "the slot was empty"
-        # Mark the blocks as recently used, the first block of the prompt last: later blocks are useless
-        # without it, so they must be replaced before it.
+        # Mark the blocks as recently used, from the last block to the first. The cache then replaces later
+        # blocks before earlier ones: a block is useless without the blocks before it.
         for number in reversed(range(1, len(found) + 1)):
             self._places.move_to_end((adapters, tuple(prompt[: number * self.block])))
         return len(found) * self.block
 
     def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> None:
-        """Keep the last `self.block` tokens that a prompt's slot holds, as one block of keys and values.
+        """Copy keys and values of the last `self.block` tokens in a prompt's slot, as one block to keep.
 
-        Nothing is copied if the slot's number of tokens is not a multiple of `self.block`, if the slot holds
-        more than the prompt, or if this block is already kept.
+        Nothing is copied if the slot's number of tokens is not a multiple of `self.block`, if the slot also
+        holds tokens after the prompt, or if the block is already kept.
         """
         end = self._cache.length(slot)
         key = (adapters, tuple(prompt[:end]))

@@ -96,7 +96,7 @@ class RequestHandle:
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
     def _update(self, outcome: Completion | Exception | None = None) -> int:
-        """Show new tokens and the outcome, if any, to the waiting threads. Return the number of tokens."""
+        """Show new tokens and the outcome, if any, to waiting threads. Return the number of new tokens."""
         with self._changed:
             new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):

@@ -36,7 +36,7 @@ def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
     """Keep the top_k highest scores. Scores equal to the lowest of these are kept, too.
 
     Args:
-        top_k: a number, or int64 (B, 1) with a number for each row; in a tensor, 0 keeps all scores.
+        top_k: an int above 0, or int64 (B, 1) with a number for each row, where 0 keeps all scores.
     """
     V = logits.shape[-1]
     if isinstance(top_k, Tensor):
@@ -94,11 +94,12 @@ def filtered(
     min_p: float | Tensor = 0.0,
     typical_p: float = 1.0,
 ) -> Tensor:
-    """Apply temperature (1), top_k (0), top_p (1), min_p (0) and typical_p (1), in this order.
+    """Apply temperature, top_k, top_p, min_p and typical_p, in this order.
 
-    The number in parentheses switches an option off. A tensor (B, 1) is always applied, because reading its
-    values would make the CPU wait for the GPU. In a tensor, the numbers above also change nothing, with one
-    exception: top_p = 1 removes tokens whose probability is 0 in single precision.
+    An option with its default value is off and is skipped. An option given as a tensor (B, 1) is never
+    skipped, because reading its values would make the CPU wait for the GPU. But the defaults in a tensor do
+    not change the row's scores either. Exception: top_p = 1 in a tensor removes tokens whose probability is 0
+    in float32.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
         logits = apply_temperature(logits, temperature)

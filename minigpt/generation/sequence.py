@@ -65,7 +65,8 @@ def bare_ids(tokenizer: TextTokenizer, text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Request:
-    """The options of one call, and objects made from them. All sequences of the call share one Request."""
+    """The options of one call, such as generate_ids(...), and objects made from the options. All sequences of
+    the call share one Request."""
 
     options: GenerationOptions
     eos: list[int]  # ids that end an answer
@@ -85,9 +86,9 @@ def check_request(
 ) -> Request:
     """Check prompts and options before anything is computed, and return the Request of their sequences.
 
-    With a tokenizer, ids without a token are never chosen. A published model may have more rows than tokens
-    (Qwen3: 151,936 rows for 151,669 tokens), and the scores of the other rows are untrained. transformers
-    may choose such ids.
+    With a tokenizer, ids without a token are never chosen. A published model may have scores for more ids
+    than there are tokens (Qwen3: 151,936 scores, 151,669 tokens). The scores of the additional ids are
+    untrained. transformers may choose such ids.
 
     Raises:
         InputError: if a prompt or an option is wrong.
@@ -134,7 +135,7 @@ def base_seed(options: GenerationOptions) -> int | None:
 def row_seed(seed: int, prompt: int, copy: int) -> list[int]:
     """Return the seed of one sequence, for answer number `copy` to prompt number `prompt`.
 
-    For copy 0 the seed is [seed, prompt], so the first answer is the same for any number of answers.
+    Copy 0 has the seed [seed, prompt], other copies have [seed, prompt, copy].
     """
     return [seed, prompt, copy] if copy else [seed, prompt]
 
@@ -153,7 +154,7 @@ class Beams(Protocol):
     """The method of a BeamSearch (beam_search.py) that the loop uses."""
 
     def take(self, beams: "list[Sequence]", logits: Tensor, loop: Any) -> "list[Sequence]":
-        """Add one token to each beam. Return the beams of the next step, or [] if the search has ended."""
+        """Do one step of the search. Return the beams of the next step, or [] if the search has ended."""
 
 
 class StopChecker:
@@ -204,7 +205,7 @@ class Sequence(StopChecker):
         embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholder ids.
 
     Attributes:
-        context: tokens that the model sees: all tokens, or with a window only some of them.
+        context: tokens that the model sees: all tokens, or with the option `window` only some of them.
         slot: slot of the cache; -1 before the sequence joins a loop.
         error: error with which the sequence failed, or None.
     """
@@ -231,15 +232,15 @@ class Sequence(StopChecker):
         if seed is not None:
             self.uniform = np.random.default_rng(list(seed)).random(limit)
         self.recorder: Recorder | None = None
-        # collects the model's hidden states; a sequence with a watcher is not read together with others
+        # collects the model's hidden states, so the model must read this sequence alone; None: no collecting
         self.watcher: Recorder | None = None
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
         options = request.options
-        # True: the slot is sometimes emptied, and the model reads all tokens in the context again
+        # True: sometimes the slot is emptied, and the model reads the whole context again
         self.restarts = options.window is not None or not options.use_cache
-        # is_plain: the token is the argmax of the unchanged logits; all such sequences have the kind None.
-        # Sequences with an equal `kind` can choose their tokens together.
+        # kind: the next tokens of sequences with equal `kind` can be chosen together. is_plain: each token is
+        # the argmax of the unchanged logits. All plain sequences have the kind None.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 
@@ -322,9 +323,9 @@ class Sequence(StopChecker):
 class IncrementalDetokenizer:
     r"""Turns ids into text, one id at a time. The text ends before the first stop string.
 
-    Two kinds of text must wait for later ids, so `push` holds them back. A token of a byte-level vocabulary
-    may end inside a character, which then decodes as U+FFFD. And the end of the text may be the beginning of
-    a stop string.
+    Two kinds of text at the end must wait for later ids, so `push` holds them back. First, an incomplete
+    character: a token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD.
+    Second, text that may be the beginning of a stop string.
 
     >>> text = IncrementalDetokenizer(lambda ids: "".join(map(chr, ids)), stop_strings=["\n\n"])
     >>> [text.push(ord(character)) for character in "a\nb\n\n"], text.stopped
@@ -377,7 +378,7 @@ class IncrementalDetokenizer:
         return text[:end]
 
     def _open_end(self, text: str) -> int:
-        """Return the number of characters at the end of a text that may begin a stop string."""
+        """Return how many characters at the end of a text may be the beginning of a stop string."""
         longest = max(map(len, self._stops), default=1) - 1
         for length in range(min(longest, len(text)), 0, -1):
             if any(stop.startswith(text[-length:]) for stop in self._stops if len(stop) > length):

@@ -89,12 +89,12 @@ class Speculation:
 
     def __init__(self, drafter: Drafter, count: int) -> None:
         self.drafter, self.count = drafter, count
-        self.drafted = self.accepted = 0  # number of guesses, and of right guesses
+        self.drafted = self.accepted = 0  # number of guesses so far, and how many of them were right
         self._draft = Draft([])
         self._judge: np.random.Generator | None = None
 
     def draft(self, sequence: Sequence, most: int) -> list[int]:
-        """Return at most `most` guesses, which the model reads next."""
+        """Return at most `most` guesses at the next tokens."""
         count = min(self.count, most, sequence.limit - len(sequence.ids) - 1)
         self._draft = self.drafter.draft(sequence, count) if count > 0 else Draft([])
         self.drafted += len(self._draft.ids)
@@ -150,8 +150,8 @@ class NgramDrafter:
     parts of its question or of itself, as code does.
 
     Args:
-        max_matching_ngram_size: number of last tokens to look for first. If these tokens did not occur
-            before, one token less is looked for, and so on.
+        max_matching_ngram_size: the drafter first looks for this number of last tokens. If they did not occur
+            before, it looks for one token fewer, and so on.
     """
 
     def __init__(self, max_matching_ngram_size: int = 3) -> None:
@@ -180,8 +180,7 @@ class NgramDrafter:
 class ModelDrafter:
     """Guesses with a smaller model of the same vocabulary, and with the same temperature, top_k and so on.
 
-    Penalties and constraints are applied to the large model only. A guess that they forbid
-    counts as wrong.
+    Penalties and constraints are applied to the large model only. A guess that they forbid counts as wrong.
     """
 
     def __init__(self, assistant_model: LanguageModel) -> None:
@@ -206,7 +205,7 @@ class ModelDrafter:
         count = min(count, self._cache.max_length - len(ids) + 1)
         if count < 1:
             return Draft([])
-        same = 0  # number of leading tokens that the cache already holds
+        same = 0  # the cache already holds the first `same` tokens of `ids`
         while same < min(len(self._read), len(ids) - 1) and self._read[same] == ids[same]:
             same += 1
         self._cache.truncate(0, same)

@@ -130,7 +130,7 @@ def loss_and_gradients(
     Args:
         params: the weights.
         ids: ids of the tokens, (T+1,).
-        mask: (T,), 1 where the loss counts the token of ids[1:]. Default: 1 everywhere.
+        mask: (T,), 1 where the loss counts the token of ids[1:], else 0. Default: 1 everywhere.
         n_head: number of heads.
         gelu: "tanh" or "exact".
     """

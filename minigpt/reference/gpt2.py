@@ -50,7 +50,7 @@ def gelu_tanh(x: Array, np: Any = numpy) -> Array:
 
 
 def gelu_exact(x: Array, np: Any = numpy) -> Array:
-    """The exact GELU: x times the standard normal distribution function. GPTConfig uses it by default."""
+    """The exact GELU: x times the standard normal distribution function. minigpt's default for new models."""
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5), np))
 
 
@@ -67,7 +67,7 @@ GELUS = {"tanh": gelu_tanh, "exact": gelu_exact}
 
 
 def mlp_forward(x: Array, c_fc: names.Tree, c_proj: names.Tree, gelu: str, np: Any = numpy) -> Array:
-    """Compute the MLP, (T, C) -> (T, C). Each token is computed without the others."""
+    """Compute the MLP, (T, C) -> (T, C). The result for a token depends on this token alone."""
     a = GELUS[gelu](linear(x, **c_fc), np)  # (T, C) -> (T, 4C)
     return linear(a, **c_proj)  # (T, 4C) -> (T, C)
 
@@ -170,7 +170,7 @@ def generate(
         n_head, gelu: see `settings`.
         n_tokens_to_generate: largest number of new tokens.
         eos_token_id: one end token or several; an end token is not in the result.
-        use_cache: keep keys and values. If False, everything is computed again for each token.
+        use_cache: True: keep keys and values. False: compute them again for each new token.
         np: numpy or jax.numpy. With jax.numpy, `step` is compiled.
         sampling: rng (numpy.random.default_rng(seed)), temperature, top_k, top_p: see `generation.generate`.
 

@@ -57,7 +57,7 @@ def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = 
 
 
 def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
-    """(H, T, D) -> (H, T, D): rotate channels i and i + D/2, as a point in the plane, by an angle.
+    """(H, T, D) -> (H, T, D): take channels i and i + D/2 as a point in the plane, and rotate it.
 
     The product of a query and a key then depends on the distance of the two tokens.
     https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2. The paper rotates neighbours (channels 2i and 2i

@@ -18,7 +18,7 @@ __all__ = ["check", "filtered", "greedy", "sample"]
 
 
 def greedy(logits: Array, np: Any = numpy) -> Array:
-    """Return the most likely token, (V,) -> (); in a tie, the first."""
+    """Return the most likely token, (V,) -> (); in a tie, the token with the lowest id."""
     return np.argmax(logits)
 
 

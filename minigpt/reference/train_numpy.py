@@ -57,7 +57,8 @@ class Options(command_line.CommandOptions):
 def initial_weights(rng: numpy.random.Generator, shapes: dict[str, tuple[int, ...]]) -> names.Tree:
     """Make the initial weights as GPT-2 does: normal(0, 0.02); biases are 0, weights of norms are 1.
 
-    A matrix that adds to the residual stream gets a smaller deviation, because all blocks add to one sum.
+    A matrix whose output is added to the residual stream gets a smaller standard deviation than 0.02, because
+    the stream is the sum of the outputs of all blocks.
     """
     n_layer = names.layer_count(shapes, "h.")
     arrays = {}
@@ -134,8 +135,8 @@ def main(options: Options, make_step: Callable[[Options], Step] = step) -> dict[
     params = names.map_tree(numpy.asarray, params)
     written = [index.get("\n", 0)]
     rng = numpy.random.default_rng(options.seed)
-    # The model has block_size positions. When all of them are used, generation starts again from the last
-    # half of the tokens.
+    # The model has block_size positions. When all of them are used, generation starts again with only the
+    # last block_size / 2 tokens as its prompt.
     while len(written) <= options.sample:
         context = written[-max(1, options.block_size // 2) :]
         count = min(options.block_size - len(context), options.sample + 1 - len(written))

@@ -38,7 +38,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
     """Load a folder. Returns the content of config.json, and the weights as a tree for `gpt2` or `qwen3`.
 
     Args:
-        folder: a folder from transformers or minigpt. A manifest.json in it is verified.
+        folder: a folder from transformers or minigpt. If it has a manifest.json, the files must match it.
         dtype: dtype of the weights, for example numpy.float64. Default: float32 or float64 as in the file.
 
     Raises:

@@ -36,7 +36,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
-_CARD = "README.md"  # a folder's description, which people and `minigpt eval --card` write later
+_CARD = "README.md"  # verify_manifest ignores it, because it may be written or edited later
 
 
 def _no_hook(point: str) -> None:
@@ -49,13 +49,13 @@ step_hook: Callable[[str], None] = _no_hook
 
 
 def reached(point: str) -> None:
-    """Call `step_hook` with the name of the step of writing that is done now."""
+    """Call `step_hook` with the name of a step of writing that is now complete."""
     step_hook(point)
 
 
 @contextlib.contextmanager
 def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a binary file that replaces `path` when the block ends without an error.
+    """Open a binary file. If the `with` block ends without an error, the file replaces `path`.
 
     If `path` is a link, its target is replaced. A device or pipe (/dev/null) is written to directly.
 
@@ -65,7 +65,7 @@ def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
     goal = Path(os.path.realpath(path))
     temporary = _temporary_name(goal)
     with _explained(Path(path), goal, temporary):
-        if goal.is_symlink():  # realpath could not resolve the link, because it leads to itself
+        if goal.is_symlink():  # the link leads to itself, so realpath could not resolve it
             raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(goal))
         if Path(path).is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a directory; a file name is needed", str(goal))
@@ -105,9 +105,10 @@ def atomic_folder(
     """Make the new folder `goal` atomically: fill a temporary folder, add a manifest, flush, rename.
 
     Args:
-        goal: the folder. It must not exist at the time of the rename.
+        goal: the folder. It must not exist, unless before_rename moves it away.
         fill: called with the temporary folder, into which it writes the files.
-        before_rename: called when the new folder is complete and on the disk. It may move an old `goal` away.
+        before_rename: called when the temporary folder is complete and on the disk, just before it gets the
+            name `goal`.
 
     Raises:
         InputError: if the folder cannot be written; the temporary folder is removed.
@@ -279,7 +280,7 @@ class ManifestCheck:
 
         with ManifestCheck(folder):
             model = read(folder)
-        # the folder is undamaged: otherwise the end of the block raises an InputError
+        # here the folder is undamaged: otherwise the end of the block has raised an InputError
 
     A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier by
     `start`.
@@ -311,11 +312,11 @@ class ManifestCheck:
         self._done.set()
 
     def __enter__(self) -> None:
-        """Begin the block that reads the files."""
+        """Start the thread, if it is not started yet."""
         self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the thread, and raise its error. If Ctrl-C ended the block, do neither."""
+        """Wait for the thread, and raise its error. After Ctrl-C, do not wait, and raise no new error."""
         if kind is None or issubclass(kind, Exception):
             self._done.wait()
             if self._error is not None:

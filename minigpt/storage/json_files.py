@@ -29,7 +29,7 @@ _MAX_DIGITS = 300  # largest number of digits of an integer; with 300 digits, fl
 def json_text(value: Any, **options: Any) -> str:
     r"""Return a value as JSON for a file. Chinese stays readable; lone surrogates are escaped.
 
-    In Python, a file's name that is not UTF-8 has lone surrogates. UTF-8 cannot encode lone surrogates.
+    Python's str of a file name that is not UTF-8 contains lone surrogates, which UTF-8 cannot encode.
 
     Args:
         value: a value that JSON can hold.
@@ -59,7 +59,7 @@ def read_json(path: Path | str, *, missing: str = "", max_bytes: int = MAX_BYTES
             size = os.fstat(file.fileno()).st_size
             if size > max_bytes:
                 raise InputError(f"{path} has {size:,} bytes: more than {max_bytes:,} are not read")
-            # `read(max_bytes)` would allocate max_bytes, however small the file is
+            # `read(max_bytes)` would allocate max_bytes bytes of memory, even for a small file
             content = parse_json(file.read(size))
     except InputError:
         raise

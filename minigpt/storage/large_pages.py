@@ -23,12 +23,12 @@ if TYPE_CHECKING:
 __all__ = ["LargePages", "ask_for_large_pages", "new_memory"]
 
 PAGE = 2**21  # bytes of a large page
-_BLOCK = 2**24  # bytes of a block of copies; a block is freed when no tensor uses it any more
+_BLOCK = 2**24  # bytes of a block, which holds several copies; it is freed when no tensor uses it any more
 _ALIGNED = 256  # the address of each copy is a multiple of this number
 
 
 def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
-    """Return new memory, and a view of `size` bytes in it, whose address is a multiple of PAGE."""
+    """Return new memory, and a view of `size` bytes in it. The view's address is a multiple of PAGE."""
     private = {"flags": mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS} if hasattr(mmap, "MAP_PRIVATE") else {}
     memory = mmap.mmap(-1, -(-size // PAGE) * PAGE + PAGE, **private)
     begin = -ctypes.addressof(ctypes.c_char.from_buffer(memory)) % PAGE
@@ -54,11 +54,13 @@ class LargePages:
     ) -> "torch.Tensor":
         """Return a contiguous copy of a tensor on its device. On the CPU, the copy is in large pages.
 
+        Exception: with own=True and an unchanged dtype, nothing is copied to large pages: the result is a
+        contiguous tensor in the memory of `tensor`.
+
         Args:
             tensor: the tensor.
             dtype: dtype of the copy. None: the dtype of the tensor.
-            own: True: the caller does not need the tensor any more. If the dtype stays the same, the result
-                reuses the tensor's memory.
+            own: True: the caller does not need the tensor any more, so its memory may be reused.
         """
         import torch  # imported here, because read_ahead.py needs this module before torch is imported
 

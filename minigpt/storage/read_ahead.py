@@ -39,7 +39,7 @@ def has_weights(folder: Path) -> bool:
 
 
 def folder_of_weights(folder: Path) -> Path:
-    """Return the folder with the weights: `folder` itself, or in a run's folder `best`, or else `last`."""
+    """Return the folder with the weights: `folder`, or in a run's folder `best`, or else `last`."""
     if not has_weights(folder):
         for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
@@ -50,7 +50,7 @@ def folder_of_weights(folder: Path) -> Path:
 class ReadAhead:
     """Reads the tensors of a model folder into memory, in a thread that starts immediately.
 
-    After the reading, `check` compares the folder with its manifest.
+    After the reading, the thread starts `check`, which compares the folder with its manifest.
 
     Args:
         folder: the folder of a model or of a run. Only safetensors files are read, and at most 2 GiB.
@@ -74,10 +74,11 @@ class ReadAhead:
                 self._blocks = {(one.path, place.name): one for one in blocks for place in one.places}
 
     def take(self, path: Path, name: str) -> memoryview | None:
-        """Return a tensor's bytes, once: a second call for the same tensor returns None.
+        """Wait until a tensor is read, and return its bytes.
 
-        The call waits until the bytes are read. It also returns None if the file has changed since. The bytes
-        are a view of a larger block, and keep the whole block in memory.
+        Return None if the tensor was not read ahead, if an earlier call has returned its bytes, or if the
+        file has changed since it was read. The bytes are a view of a larger block, and keep the whole block
+        in memory.
         """
         if (path, name) not in self._blocks:
             return None
@@ -128,7 +129,7 @@ class _Block(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Number of bytes from the first tensor to the last."""
+        """Number of bytes from the beginning of the first tensor to the end of the last tensor."""
         return self.places[-1].end - self.places[0].begin
 
 

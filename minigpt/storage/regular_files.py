@@ -56,7 +56,7 @@ def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReade
 
 
 def is_there(path: Path | str) -> bool:
-    """Return True if a path exists. A link without a target counts, too: it must not be overwritten."""
+    """Return True if a path exists, or is a link without a target, which must not be overwritten either."""
     return os.path.lexists(path)
 
 
@@ -71,7 +71,7 @@ def read_bytes(path: Path | str, *, or_pipe: bool = False, max_bytes: int = MOST
     Args:
         path: the file.
         or_pipe: as in `open_regular`.
-        max_bytes: a larger file raises an OSError. (A sparse file can have a size beyond all memory.)
+        max_bytes: a larger file raises an OSError. (A sparse file can be larger than the memory.)
     """
     with open_regular(path, or_pipe=or_pipe) as file:
         if (

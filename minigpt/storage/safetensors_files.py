@@ -168,7 +168,8 @@ def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
     """Return True if the caller may overwrite tensors[name], which it has just looked up.
 
-    This is so if no other tensor and no memory-mapped file uses the same memory.
+    It may do so if the tensor was read from a file, and no other tensor and no memory-mapped file uses its
+    memory. For tensors that were not read from files, the result is always False.
     """
     return isinstance(tensors, WeightFiles | TensorFile) and name in tensors.own
 
@@ -179,8 +180,8 @@ def safetensors_parts(
     """Yield the bytes of a safetensors file, tensor by tensor, without copying the tensors.
 
     The format: https://github.com/huggingface/safetensors. `safetensors.torch.save` gives the same
-    bytes, but copies all tensors. `safetensors.torch.save_file` does not copy. But only the owner may read
-    the files that save_file makes, and its errors are not OSErrors.
+    bytes, but copies all tensors. `safetensors.torch.save_file` does not copy. But the permissions of its
+    files let only the owner read them, and its errors are not OSErrors.
 
     Args:
         tensors: contiguous tensors on the CPU, with dtypes in `_DTYPES`.

@@ -22,8 +22,8 @@ _MOST_SIDES = 16  # largest number of dimensions of a tensor; torch takes very l
 MAX_HEADER = 100_000_000  # largest number of bytes of a header; the format's own limit
 PICKLE_REMEDY = "where you trust it, load it with transformers and write it anew with its save_pretrained()"
 
-# type of a value -> its number of bytes. The order is that in which the safetensors library sorts tensors.
-# These are the types of weights and masks. 8-bit floats are missing, because such weights would need scales.
+# The data types that minigpt reads: name in the header -> number of bytes of a value. The safetensors library
+# sorts tensors by type in this order. 8-bit floats are missing, because such weights would need scales.
 ITEM_SIZES = {
     "I64": 8,
     "F64": 8,
@@ -39,7 +39,7 @@ ITEM_SIZES = {
 
 
 class Entry(NamedTuple):
-    """A tensor in a file: its type (the format's name), its shape; its bytes go from `begin` to `end` - 1."""
+    """A tensor in a file: the type's name in the header, the shape, and the bytes `begin` ... `end` - 1."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -95,7 +95,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
 
 
 def _entry(name: str, entry: Any) -> tuple[str, Entry]:
-    """Check one entry of the header. The entry's offsets are counted from the end of the header."""
+    """Check one entry of the header, and return (name, Entry). Offsets count from the header's end."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r:.80} needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -118,8 +118,8 @@ def read_index(path: Path) -> dict[str, set[str]]:
         raise InputError(f"{path}: weight_map must be an object from tensor to file")
     shards: dict[str, set[str]] = {}
     for name, file_name in weight_map.items():
-        # only a plain file name is allowed: an index must not make minigpt open files in other folders;
-        # 255 bytes: the longest name of a file on Linux
+        # Only a plain file name is allowed: an index must not make minigpt open files in other folders. On
+        # Linux, a file name has at most 255 bytes.
         if not (
             isinstance(file_name, str)
             and re.fullmatch(r"[\w-][\w.-]*\.safetensors", file_name)
