@@ -15,7 +15,8 @@ from minigpt.errors import shown
 
 __all__ = ["check_pickle"]
 
-# largest numbers of bytes and of opcodes; GPT-2 XL with its optimiser has 400,000 bytes and 70,000 opcodes
+# Largest number of bytes and of opcodes of a pickle. The pickle of GPT-2 XL and its optimiser has 400,000
+# bytes and 70,000 opcodes.
 _BYTES, _OPCODES = 8_000_000, 400_000
 _DEPTH, _SIZE = 60, 4_000_000
 
@@ -41,7 +42,10 @@ _ALLOWED = {
 
 
 class _Value:
-    """A value of the pickle: its depth, its number of inner values, and whether another value holds it."""
+    """What is known of a value in the pickle: its nesting depth, the number of values in it, `is_used`.
+
+    `is_used` is True if the value is inside another value.
+    """
 
     __slots__ = ("depth", "is_used", "size")
 
@@ -53,8 +57,8 @@ class _Value:
         """Add inner values to this value, as a list's `append` does.
 
         Raises:
-            ValueError: if this value becomes too deep or too large, or if another value already holds it:
-                depth and size of that other value would then be wrong.
+            ValueError: if this value becomes too deep or too large. Also if this value is already inside
+                another value, because the depth and size of that other value would become wrong.
         """
         if (self.is_used and parts) or self in parts:
             raise ValueError("it changes a value that is part of another one")
@@ -94,7 +98,7 @@ def check_pickle(content: bytes) -> None:
 def _step(
     name: str, argument: object, stack: list[_Value], marks: list[int], memo: dict[object, _Value]
 ) -> None:
-    floor = marks[-1] if marks else 0  # an opcode may not take values from below the last mark
+    floor = marks[-1] if marks else 0  # values below the last mark, which an opcode may not take
     if name == "GLOBAL" and argument not in _ALLOWED:
         asked = str(argument).replace(" ", ".")
         raise ValueError(f"it asks for {shown(asked)[1:-1]}, but only tensors are read; no code was run")
