@@ -43,15 +43,15 @@ __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compa
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key in run.json under which autosize stores its record
-# least number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
+# smallest number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
 _TOKENS_PER_PARAMETER = 2
 # tokens per parameter of the blocks for --size small, base and large; from https://arxiv.org/abs/2203.15556
 _TOKENS_OF_A_NAME = 20
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
-_STEPS_OF_LITTLE_DATA = 150  # little data may be repeated more often, until a run has this number of steps
-# largest number of evaluations in a run, and the largest share of the budget that they may take
+_STEPS_OF_LITTLE_DATA = 150  # a run may always have this number of steps, even if they repeat the data often
+# largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
 # if more than this share of the pairs is cut, max_length grows, up to 1,024 tokens
@@ -240,7 +240,7 @@ class _Choice:
         return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
 
     def _costs(self, shape: Shape) -> tuple[float, float]:
-        """Return the costs of a step and of an evaluation, in seconds or FLOPs like the budget.
+        """Return the costs of a step and of an evaluation, in the unit of the budget: seconds or FLOPs.
 
         Only some sizes are measured in seconds. The seconds of another size are computed from the nearest
         measured size, in proportion to FLOPs.
@@ -287,7 +287,7 @@ class _Choice:
         return self.measured[shape]
 
     def _that_fits(self, shape: Shape, shapes: list[Shape]) -> Shape:
-        """Return `shape` if a run with it fits into memory, or else the largest smaller size that fits."""
+        """Return the largest size in `shapes` that fits into memory and is not larger than `shape`."""
         free = free_memory(self.config)
         below = [other for other in shapes if self._parameters(other) <= self._parameters(shape)]
         for other in reversed(below):
@@ -340,7 +340,7 @@ class _Choice:
         return dataclasses.replace(config, **values)
 
     def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
-        """Raise max_length until at most one example in a hundred is cut, up to a limit."""
+        """Increase max_length until at most one example in a hundred is cut, but to at most 1,024 tokens."""
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data
@@ -363,7 +363,10 @@ class _Choice:
         return say("given") if name in self.given else say("the recipe's")
 
     def _shapes(self) -> list[Shape]:
-        """Return the model sizes to choose from, smallest first. Sizes that the user gave are fixed."""
+        """Return the model sizes to choose from, smallest first.
+
+        If the user gave n_layer, n_embd or n_head, all sizes have this value.
+        """
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
@@ -460,7 +463,7 @@ def free_memory(config: TrainConfig) -> float:
 
 
 def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Add the real loss and time of a finished run to its record.
+    """Add the real loss and time of a finished run to the record that autosize made for it.
 
     Args:
         record: from `decide` or `read_record`.

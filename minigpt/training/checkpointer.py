@@ -61,7 +61,7 @@ class Checkpointer:
     def save(self, best: bool = False, final: bool = False) -> None:
         """Save the current step and move the link `last` to it. First waits for an earlier save.
 
-        If a save fails and the run continues, the run forgets a best loss whose model was not saved.
+        If a save fails and the run continues, `progress` gets the best loss of the models that were saved.
 
         Args:
             best: move the link `best`, too.
@@ -98,7 +98,7 @@ class Checkpointer:
     ) -> bool:
         """Save in process 0.
 
-        Returns: False if this save or the one before failed and the run may continue; else True.
+        Returns: True. False if this save or the save before it has failed, but the run continues.
         """
         config, step, before = self._config, self._step, self._join(final=False)
         try:
@@ -153,7 +153,7 @@ class Checkpointer:
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Raises the same errors as `save`.
 
-        Returns: False if the last save failed and the run may continue; else True.
+        Returns: True. False if the last save has failed, but the run continues.
         """
         if self._thread is not None:
             self._thread.join()
@@ -278,7 +278,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # The earlier process may have died after the save, before it moved `best`. So move it now.
+                # The process that saved may have died before it moved the link `best`. So move the link now.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

@@ -263,7 +263,7 @@ class ClassificationLoss(Objective):
         return LossTexts(batch.input_ids, batch.last, batch.labels, batch.weights)
 
     def example(self, device: torch.device) -> LossTexts:
-        """Return the tensors of the smallest batch: one text of one token."""
+        """Return a batch of the smallest possible size: one text of one token."""
         zero = torch.zeros(1, dtype=torch.int64, device=device)
         is_single = self.model.labels.problem_type == "single_label_classification"
         labels = zero if is_single else torch.zeros((1, len(self.model.labels)), device=device)
@@ -355,7 +355,7 @@ class ClassifierAdapterFiles(AdapterFiles):
 
 
 def _copied(model: SequenceClassifier) -> SequenceClassifier:
-    """Return a copy of a classifier on the CPU, which further training does not change."""
+    """Return a copy of a classifier, on the CPU. Further training does not change the copy."""
     family = classifier_family(model.config, model.labels, model.pad_token_id)
     copy: SequenceClassifier = family.on_meta(model.config)
     weights = family.from_hugging_face(family.to_hugging_face(model), model.config)

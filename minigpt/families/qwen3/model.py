@@ -64,7 +64,7 @@ class Qwen3Config:
     # The published Qwen3 models use none of the following. Other models of this architecture do.
     attention_bias: bool = False  # True: biases in q_proj, k_proj, v_proj and o_proj
     rope_scaling: RopeScaling | None = None  # None: RoPE's frequencies are not scaled
-    sliding_window: int | None = None  # number of tokens that a query of a sliding layer sees, itself too
+    sliding_window: int | None = None  # tokens that a query of a sliding layer sees, itself included
     layer_types: tuple[str, ...] | None = None  # "full_attention" or "sliding_attention"; None: all full
 
     def __post_init__(self) -> None:
