@@ -82,11 +82,11 @@ class AnyData(Protocol):
 
     @property
     def train(self) -> Any:
-        """Return the training data. It has batch, fingerprint, lengths and answer_share."""
+        """Return the training data: an object with `batch`, `fingerprint`, `lengths` and `answer_share`."""
 
     @property
     def val(self) -> Any:
-        """Return the validation data. It has in_order, fingerprint, rows and mean_targets."""
+        """Return the validation data: an object with `in_order`, `fingerprint`, `rows` and `mean_targets`."""
 
     @property
     def sentence(self) -> str:
@@ -94,7 +94,7 @@ class AnyData(Protocol):
 
     @property
     def unit(self) -> str:
-        """Return "lines" or "windows": the things whose places `positions` returns."""
+        """Return what `positions` finds in the training data: "lines" or "windows"."""
 
     def plan(self, config: TrainConfig) -> Any:
         """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): number of batches."""
@@ -112,7 +112,7 @@ class AnyData(Protocol):
         """Describe some results of `positions` in words, for a message."""
 
     def sample(self, model: Any, number: int) -> str:
-        """Return a sample of the model's output. Each `number` gives another sample."""
+        """Return a sample of the model's output. Each `number` selects a different prompt."""
 
 
 _HELD_OUT = "no --val_data: {val:,} of {all:,} {what} of {path} are measured on and not learned from"
@@ -135,7 +135,7 @@ class RunData:
 
     @property
     def examples(self) -> str:
-        """Return the word for examples in messages: "conversations", "pairs" or "pairs of answers"."""
+        """Return what messages call the examples: "conversations", "pairs", "pairs of answers", "prompts"."""
         if isinstance(self.train, EncodedPreferences):
             return Message("pairs of answers")
         if isinstance(self.train, EncodedPrompts):
@@ -183,7 +183,7 @@ class RunData:
     def sample(self, model: LanguageModel, number: int) -> str:
         """Let the model answer a validation question, as a sample of its output.
 
-        Returns "" if the question is too long for an answer.
+        Returns "" if the question fills the model's context, so that there is no space for an answer.
         """
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
         form: PromptFormat = "chat" if isinstance(self.tokenizer, SubwordTokenizer) else "question"
@@ -245,7 +245,7 @@ class TextData:
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Let the model continue a piece of the validation text. Each `number` takes another piece."""
+        """Let the model continue a part of the validation text. Each `number` selects a different part."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
         # multiples of the golden ratio spread the samples evenly over the text
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
@@ -262,7 +262,7 @@ class MaskedTextData(TextData):
     """Plain text in which some tokens are hidden."""
 
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Hide every eighth token of a piece of the validation text, and show the model's predictions."""
+        """Hide every eighth token of a part of the validation text, and show the model's predictions."""
         length = min(_PROMPT, model.config.max_position_embeddings, len(self.val))
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         ids = self.val.tokens.read(self.val.first + start, length).tolist()
@@ -346,9 +346,9 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 
 @contextlib.contextmanager
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
-    """If data is too small to be divided, raise an error with advice for training.
+    """Run a block that divides the data. If the data is too small, raise an error with advice for training.
 
-    This error replaces the original one, whose advice is for `minigpt split`.
+    It replaces the block's InputError, which has advice for `minigpt split`.
     """
     try:
         yield
@@ -506,7 +506,7 @@ def _tokenizer_name(config: TrainConfig) -> str:
 
 
 class _ShardOptions(TypedDict):
-    """Keyword arguments of the function `prepare`, which makes shards."""
+    """Keyword arguments of the function `prepare`, which encodes a text into shard files."""
 
     options: TextOptions
     workers: int
