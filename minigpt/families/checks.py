@@ -48,7 +48,7 @@ def require_keys(values: Mapping[str, Any], keys: Collection[str]) -> None:
 
 
 def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> None:
-    """Check that a configuration does not have far more layers than the weights.
+    """Raise an InputError if a configuration has far more layers than the weights have.
 
     Without this check, a damaged configuration could make minigpt list the names of a billion layers.
 

@@ -72,7 +72,7 @@ class Family:
     # Our model may lack some of these weights (a GPT without biases); its file then holds zeros for them.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
-    # names of the last matrices of attention and MLP, which add to the residual stream
+    # names of the last matrix of attention and of the MLP; their outputs are added to the residual stream
     residual_projections: tuple[str, ...]
     # Layers that an IA3 adapter of PEFT changes by default, under Hugging Face's names. IA3 multiplies the
     # outputs of the layers in `rescaled_outputs`, and the inputs of the layers in `rescaled_inputs`.

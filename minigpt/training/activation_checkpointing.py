@@ -22,7 +22,7 @@ def checkpoint_activations(
 ) -> None:
     """Make each block recompute its activations in the backward pass. Changes the blocks in place.
 
-    Without gradients a block computes as before.
+    If gradients are switched off (torch.no_grad), a block computes as before.
 
     Args:
         blocks: the model's blocks.

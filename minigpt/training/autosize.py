@@ -64,7 +64,7 @@ Why = list[tuple[str, object, str]]  # one entry for each chosen option: (option
 
 
 class TooShortError(InputError):
-    """The time given by --size is too short. `seconds` is a time that would be enough."""
+    """Raised if the time that --size gives is too short. `seconds`: a time that would be enough."""
 
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
@@ -208,7 +208,7 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return (largest size with enough tokens per parameter, number of steps, number of evaluations)."""
+        """Return the largest size that the budget trains on enough tokens, and its steps and evaluations."""
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures another size, which may change the choice
             if self.size.unit == "seconds":

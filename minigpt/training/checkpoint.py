@@ -6,7 +6,7 @@ resuming: `optimizer.safetensors`, `rng.safetensors` (random states) and `traini
 
 With several processes, `rng-rank-00001.safetensors` and so on hold the random states of the other processes.
 With FSDP, the optimiser's state is in `shard-00001-*.safetensors`, one file per process. No file is a pickle.
-Each step of a save calls `files.step_hook`; tests use it to kill the process at that step.
+Each stage of a save calls `files.step_hook`; tests use this hook to kill the process at that stage.
 """
 
 import contextlib

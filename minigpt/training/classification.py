@@ -67,7 +67,7 @@ from minigpt.weights.pretrained import CONFIG, AnyTokenizer, load_tokenizer, rea
 
 __all__ = ["ClassificationData", "ClassificationLoss", "labelled_parts", "make_classifier", "read_data"]
 
-_CONFUSION = "confusion.png"  # name of a file in the output folder
+_CONFUSION = "confusion.png"  # file in the output folder with a picture of the confusion matrix
 
 
 # -- data --------------------------------------------------------------------------------------------------

@@ -113,7 +113,7 @@ class DataSummary:
 
 
 def read_summary(value: object) -> DataSummary | None:
-    """Convert the result of `as_dict` back. Return None for any other value, such as an older format."""
+    """Build a DataSummary from the result of `as_dict`. Return None for any other value (an older format)."""
     if not isinstance(value, dict):
         return None
     for item in dataclasses.fields(DataSummary):

@@ -162,7 +162,7 @@ def busy() -> str:
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Return the FLOPs of training on some rows of T tokens. `counted`: share of the tokens in the loss."""
+    """Return the FLOPs of training on some rows of T tokens. `counted`: share that the loss counts."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
 
@@ -240,7 +240,7 @@ def _cut(piece: Any, width: int) -> Any:
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
-    """Measure the time of one update of the weights, on a copy of the model. Frozen weights are left out."""
+    """Measure the seconds of one update of the weights, on a copy of the model's trained weights."""
     frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     shared = {id(tensor): tensor for tensor in [*frozen, *trainer.model.buffers()]}
     model = copy.deepcopy(trainer.model, dict[int, object](shared))

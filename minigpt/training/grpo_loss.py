@@ -114,7 +114,7 @@ class GrpoReport:
         self.answered, self.failures = sums[5:]
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl."""
+        """Return the metrics as a dictionary: name of the metric -> value."""
         return {
             "val_loss": self.loss,
             "val_reward": self.reward / self.prompts,
@@ -124,7 +124,7 @@ class GrpoReport:
         }
 
     def shown(self) -> str:
-        """Return the numbers as text for the line of an evaluation."""
+        """Return the most important numbers as text, for the line that is printed at an evaluation."""
         found = self.metrics()
         exact = Message("")
         if self.answered:
@@ -389,10 +389,10 @@ class GrpoLoss(Objective):
         return torch.cat([self._of_forward.cpu().double(), self._of_answers])
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return numbers for metrics.jsonl, with TRL's names.
+        """Return the metrics of steps as a dictionary: TRL's name of the metric -> value.
 
         Args:
-            sums: the sums of `step_sums`, added over all processes.
+            sums: results of `step_sums`, added over all processes, and over one or more steps.
         """
         of = dict(zip(self.step_sums_names, sums))
         n, tokens, groups = (max(of[name], 1.0) for name in ("completions", "tokens", "groups"))

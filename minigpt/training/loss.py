@@ -89,7 +89,7 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added over all processes."""
+        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added over processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:

@@ -174,7 +174,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the optimisers' state by parameter name: `transformer.wte.weight.exp_avg` and so on.
+    """Return the optimisers' state as a dict: a name such as `transformer.wte.weight.exp_avg` -> tensor.
 
     The tensors are on the CPU. For a sharded model, they are this process's shards, on its device.
     """

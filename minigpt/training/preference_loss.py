@@ -102,7 +102,7 @@ class PreferenceReport:
         }
 
     def shown(self) -> str:
-        """Return the numbers as text for the line of an evaluation."""
+        """Return the most important numbers as text, for the line that is printed at an evaluation."""
         found = self.metrics()
         values = {"accuracy": found["rewards/accuracies"], "margin": found["rewards/margins"]}
         return Message("accuracy {accuracy:.1%}  margin {margin:.3f}", **values)

@@ -326,7 +326,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
+        if parts and path == HELD_OUT:  # `path` is val_data; as train_data, HELD_OUT is an error
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
@@ -368,7 +368,7 @@ def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation])
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
+        if parts and path == HELD_OUT:  # `path` is val_data; as train_data, HELD_OUT is an error
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
@@ -420,9 +420,9 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-    """Return a tokenizer whose sep_token, such as BERT's [SEP], is also its eos_token.
+    """Return a tokenizer that uses its sep_token, such as BERT's [SEP], also as eos_token.
 
-    The tokenizer is saved with this change.
+    Checkpoints hold the tokenizer with this eos_token.
     """
     separator = tokenizer.named_tokens.get("sep_token")
     if separator not in tokenizer.special_tokens:
@@ -569,7 +569,7 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 
 
 def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> AnyTokenizer | None:
-    """Load the tokenizer for a text. Return None if a vocabulary of the text's characters shall be made."""
+    """Load the tokenizer for a text. Return None if the vocabulary is yet to be made from the text."""
     if config.starts_from is not None:
         quiet = QuietTextOptions(**dataclasses.asdict(reading))
         texts = read_sources(find_sources(text, quiet), options=quiet)
