@@ -21,7 +21,7 @@ __all__ = [
 ]
 
 MAX_LAYERS = 1000  # a config.json may name more layers than this only if the weights have as many
-_WRAPPERS = ("module.", "_orig_mod.")  # DistributedDataParallel and torch.compile put these before names
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of weight names, from DDP and torch.compile
 _MOST_WRAPPERS = 8  # from one name, at most this number of prefixes in _WRAPPERS is removed
 
 
@@ -69,7 +69,9 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
 
 
 def unwrapped(names: Collection[str]) -> dict[str, str]:
-    """Remove the prefixes of torch.compile and DDP from weight names. All names must begin with the prefix.
+    """Remove the prefixes of torch.compile and DDP from weight names.
+
+    A prefix is removed only if all names begin with it.
 
     Returns: a dict, name without prefix -> name in the file.
     """

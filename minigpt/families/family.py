@@ -61,7 +61,7 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # beginning of all weight names except lm_head's; a file without lm_head leaves it out
+    prefix: str  # prefix of all weight names except lm_head's; it is absent in files without lm_head
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
@@ -90,7 +90,7 @@ class Family:
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
     # list_operations(operation_list, model) adds the operations of a forward pass to `operation_list`, which
     # the C code runs. rotary_table(configuration, columns) returns RoPE's cos and sin for the first `columns`
-    # positions, (columns, D), for the C code. It is None for a family without RoPE.
+    # positions, (columns, D), for the C code. A family without RoPE has rotary_table=None.
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # classes of modules that the C code can compute
     rotary_table: Callable[[Any, int], Tensor] | None = None

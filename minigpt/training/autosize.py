@@ -208,7 +208,10 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the largest size that the budget trains on enough tokens, and its steps and evaluations."""
+        """Return the largest model size that fits the budget, its number of steps and of evaluations.
+
+        A size fits if the budget is enough for _TOKENS_PER_PARAMETER training tokens per parameter.
+        """
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures another size, which may change the choice
             if self.size.unit == "seconds":

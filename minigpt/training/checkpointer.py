@@ -98,7 +98,7 @@ class Checkpointer:
     ) -> bool:
         """Save in process 0.
 
-        Returns: True. False if this save or the save before it has failed, but the run continues.
+        Returns: False if this save or the save before it has failed, but the run continues; otherwise True.
         """
         config, step, before = self._config, self._step, self._join(final=False)
         try:
@@ -153,7 +153,7 @@ class Checkpointer:
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Raises the same errors as `save`.
 
-        Returns: True. False if the last save has failed, but the run continues.
+        Returns: False if the last save has failed, but the run continues; otherwise True.
         """
         if self._thread is not None:
             self._thread.join()

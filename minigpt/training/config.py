@@ -27,7 +27,7 @@ __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
-# flags that --resume does not take from the earlier run: a flag of these counts for one command only
+# Flags that --resume does not take from the earlier run. Such a flag must be given again if it is wanted again.
 PER_CALL = (
     "overwrite",
     "dry_run",

@@ -162,7 +162,7 @@ def busy() -> str:
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Return the FLOPs of training on some rows of T tokens. `counted`: share that the loss counts."""
+    """Return the FLOPs of training on rows of T tokens. `counted`: share of tokens that the loss counts."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
 

@@ -220,7 +220,7 @@ def logits_limit(device: torch.device) -> int:
 
 
 def vocabulary_multiple(device: torch.device) -> int:
-    """Return a number. In training, lm_head's rows are padded to a multiple of it. 1: no padding."""
+    """Return m: in training, lm_head gets rows of zeros until its number of rows is a multiple of m."""
     return 64 if device.type == "cuda" else 1
 
 
@@ -257,10 +257,11 @@ def summed_cross_entropy(
 def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
     """Return True if `_LinearCrossEntropy` shall compute the loss, together with its gradient.
 
-    It is used only on a CPU, for a linear layer without bias or adapter. If autocast computes in float16, the
-    result is False, because small gradients would become 0 before the loss scale is applied. If there are at
-    most `limit` logits, the result is False, because autograd is as good. Exception: if the layer is frozen,
-    the result is True even then, because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
+    It is used only on a CPU, for an unsharded linear layer without bias or adapter, if gradients are needed,
+    and not inside torch.compile. If autocast computes in float16, the result is False, because small gradients
+    would become 0 before the loss scale is applied. If there are at most `limit` logits, the result is False,
+    because autograd is as good. Exception: if the layer is frozen, the result is True even then, because
+    `_LinearCrossEntropy` keeps only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False

@@ -88,7 +88,7 @@ def preset(name: str) -> Preset:
 
 
 def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Return a dict: name of a file -> its URL. Without `mirror` and `hf_endpoint`, it is OpenAI's address.
+    """Return a dict: name of a file -> URL. Without `mirror` and `hf_endpoint`, the URLs are OpenAI's.
 
     Args:
         model: the published model.

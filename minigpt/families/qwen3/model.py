@@ -40,7 +40,7 @@ class RopeScaling:
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence than this keep their frequency
-    beta_slow: float = 1.0  # yarn: pairs with fewer rotations than this have it divided by `factor`
+    beta_slow: float = 1.0  # yarn: below this number of rotations, frequencies are divided by `factor`
     truncate: bool = True  # yarn: round the indices of the pairs at beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
