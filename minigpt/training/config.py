@@ -27,7 +27,7 @@ __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
-# Flags that --resume does not take from the earlier run. Such a flag must be given again if it is wanted again.
+# Flags that --resume does not take from the earlier run. To use such a flag again, give it again.
 PER_CALL = (
     "overwrite",
     "dry_run",

@@ -155,8 +155,8 @@ def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
 def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Compute the loss of each token of the vocabulary from its count, (V,).
 
-    Tokens that do not occur get a probability, too: n / V is added to each of the V counts. n is the number of
-    different tokens that occur (after Witten and Bell, https://doi.org/10.1109/18.87000).
+    Tokens that do not occur get a probability, too: n / V is added to each of the V counts. n is the number
+    of different tokens that occur (after Witten and Bell, https://doi.org/10.1109/18.87000).
     """
     seen = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))

@@ -258,10 +258,10 @@ def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bo
     """Return True if `_LinearCrossEntropy` shall compute the loss, together with its gradient.
 
     It is used only on a CPU, for an unsharded linear layer without bias or adapter, if gradients are needed,
-    and not inside torch.compile. If autocast computes in float16, the result is False, because small gradients
-    would become 0 before the loss scale is applied. If there are at most `limit` logits, the result is False,
-    because autograd is as good. Exception: if the layer is frozen, the result is True even then, because
-    `_LinearCrossEntropy` keeps only the gradient of the hidden states.
+    and not inside torch.compile. If autocast computes in float16, the result is False, because small
+    gradients would become 0 before the loss scale is applied. If there are at most `limit` logits, the result
+    is False, because autograd is as good. Exception: if the layer is frozen, the result is True even then,
+    because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
