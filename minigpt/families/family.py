@@ -249,7 +249,7 @@ class Family:
     # -- training --------------------------------------------------------------------------------------------
 
     def matrix_parameters(self, model: Any) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield each matrix inside the blocks, and the number of matrices that are joined in it (QKV: 3)."""
+        """Yield each 2-D parameter of the blocks, and the number of matrices stacked in it (QKV: 3)."""
         for name, parameter in model.blocks.named_parameters():
             if parameter.dim() == 2:
                 yield parameter, next((n for end, n in self.fused.items() if name.endswith(end)), 1)

@@ -213,7 +213,7 @@ class _Choice:
         A size fits if the budget is enough for _TOKENS_PER_PARAMETER training tokens per parameter.
         """
         shape, least = shapes[len(shapes) // 3], self.least_steps
-        for _ in range(4):  # each round measures another size, which may change the choice
+        for _ in range(4):  # each round measures one size, and this may change the choice
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]
@@ -232,7 +232,7 @@ class _Choice:
         return shape, min(steps, self.most_steps), evaluations
 
     def _affordable(self, shape: Shape) -> tuple[int, int]:
-        """Return the numbers of steps and evaluations of a model size that fit into the budget."""
+        """Return how many steps and evaluations of a model of this size fit into the budget."""
         step, evaluation = self._costs(shape)
         budget = self.size.amount
         if self.size.unit == "seconds":

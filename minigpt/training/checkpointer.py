@@ -49,7 +49,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None  # error of the last save; `_join` raises or prints it
         self._newest = -1  # step of the last save; -1: there was none, or it failed
-        # loss, step and metrics of the best model that is surely on the disk
+        # loss, step and metrics of the best model whose save is known to have succeeded
         self._confirmed: tuple[Any, ...] = (math.inf, 0, {})
 
     def __enter__(self) -> "Checkpointer":
@@ -171,7 +171,7 @@ class Checkpointer:
         return False
 
     def wait(self, final: bool = False) -> None:
-        """Wait for a save in the background. `final` and the errors are those of `save`."""
+        """Wait for a save in the background. `final` has the same meaning, and errors, as in `save`."""
         saved = True
         with self._processes.shared_errors():
             saved = self._join(final)  # True in the other processes, which have no thread to wait for

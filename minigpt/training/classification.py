@@ -213,7 +213,7 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:
-    """Return the labels in the order of the classifier in `folder`, so that its output layer can be used.
+    """Return the labels in the order of the classifier in `folder`, so that the run can use its output layer.
 
     If that classifier has other labels, print a note.
     """
@@ -236,7 +236,7 @@ class LossTexts(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     last: Tensor  # (B,) int64: position of each row's last token
-    labels: Tensor  # (B,) int64: indices of labels; or (B, K) float32: 1 or 0 per label, or a number
+    labels: Tensor  # (B,) int64: each row's label; or (B, K) float32: 1 or 0 per label, or the target value
     weights: Tensor  # (B,) float32: factor of each row's loss
 
 

@@ -412,7 +412,7 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        # Through a string, because `float(10**400)` raises OverflowError, but `float("1000...")` is infinity.
+        # Convert via a string: `float(10**400)` raises OverflowError, but `float("1000...")` is infinity.
         value = float(str(value)) if fits else value
     elif typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]

@@ -46,7 +46,7 @@ _LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grp
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # `--model` takes its place
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag `--model` replaces it
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),

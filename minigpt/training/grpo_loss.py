@@ -68,7 +68,7 @@ class Rollout(NamedTuple):
     answer_mask: Tensor  # (B, T) bool: True where the target was sampled
     advantages: Tensor  # (B,): how much better an answer is than the other answers to its prompt
     old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights have not changed since then
-    reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
+    reference: Tensor | None  # (P,) log-probabilities by the reference model; None: beta is 0
 
 
 class RolloutBatch(NamedTuple):

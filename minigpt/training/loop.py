@@ -55,7 +55,7 @@ class RunFinishedError(InputError):
 
 
 class Trainer:
-    """A training run. `run()` does the whole run. Call `resume()` before it to continue an earlier run.
+    """A training run. `run()` does the whole run. To continue an earlier run, call `resume()` before `run()`.
 
     Args:
         config: options of the run.
@@ -175,7 +175,7 @@ class Trainer:
         return time.monotonic() > self._last_read + 1 or bool(self.step.pending_metrics[-1].found_inf)
 
     def log_metrics(self) -> None:
-        """Log the metrics of all steps since the last call. Roll back if too many were not finite."""
+        """Log the metrics of all steps since the last call. Roll back after too many bad steps in a row."""
         self._last_read = time.monotonic()
         sizes = [each.sizes for each in self.step.pending_metrics]
         steps = self.step.read_metrics()

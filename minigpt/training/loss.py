@@ -348,7 +348,7 @@ def _cross_entropies(
     if len(hidden) <= rows:
         return [_cross_entropy(lm_head, hidden, targets, reduction)]
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # This function has no dropout, so checkpointing need not restore the random state.
+    # The backward pass calls `_cross_entropy` again. It has no dropout, so no random state must be restored.
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return [checkpoint(_cross_entropy, lm_head, some, goal, reduction, **again) for some, goal in pieces]
 

@@ -1,7 +1,7 @@
 """The loss of masked language modelling: the model predicts hidden tokens from the tokens on both sides.
 
-Which tokens of a window are hidden depends on the run's seed and on the start of the window in the text. Each
-epoch has windows with other starts, so other tokens are hidden. Every evaluation hides the same tokens.
+Which tokens of a window are hidden depends on the run's seed and on the start of the window in the text. The
+starts differ between epochs, so each epoch hides different tokens. Every evaluation hides the same tokens.
 
 Letters in shapes: B rows, T tokens, C channels, P hidden tokens.
 """

@@ -25,7 +25,7 @@ _PLAIN = {
     *("BINUNICODE", "SHORT_BINSTRING", "GLOBAL", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
 }
 _OF_SEVERAL = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
-# opcode -> number of values that it takes from the stack and puts into the value below them
+# opcode -> number of values that the opcode moves from the top of the stack into the value below them
 _INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _FROM_MARK = {"APPENDS", "SETITEMS"}
 _STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
@@ -76,8 +76,8 @@ def check_pickle(content: bytes) -> None:
     """Check the pickle in a file of torch.save. This takes less than a second and runs no code of the pickle.
 
     Raises:
-        ValueError: if the pickle is damaged, too large, or needs more than tensors need. The message is one
-            line.
+        ValueError: if the pickle is damaged or too large, or has an opcode or name that tensors do not need.
+            The message is one line.
     """
     if len(content) > _BYTES:
         raise ValueError(f"its list of tensors has {len(content):,} bytes: more than {_BYTES:,} are not read")

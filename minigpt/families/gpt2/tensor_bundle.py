@@ -37,7 +37,7 @@ class _DamageError(Exception):
 
 
 class _Entry(NamedTuple):
-    """The place and shape of a tensor in the data files."""
+    """Where a tensor is in the data files, and its shape."""
 
     shape: tuple[int, ...]
     shard: int  # number of the data file that holds the tensor
@@ -113,7 +113,7 @@ def _masked_checksum(data: Any) -> int:
 
 
 def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
-    """Return a dict, tensor name -> its place in the data files, and the number of data files."""
+    """Return a dict, name of a tensor -> its _Entry, and the number of data files."""
     rows = list(_table(file))
     keys = [key for key, _ in rows]
     if keys != sorted(set(keys)):

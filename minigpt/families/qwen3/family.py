@@ -156,7 +156,7 @@ def _rope_parameters(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _rope_theta(values: Mapping[str, Any]) -> Any:
     """Return rope_theta, the base of RoPE's frequencies.
 
-    In older files it is a key of its own, in newer files it is one of RoPE's settings.
+    Older files have rope_theta at the top level; newer files have it among RoPE's settings.
     """
     key, inside = _rope_parameters(values)
     found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
