@@ -101,7 +101,7 @@ class Estimate:
 
 
 def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
-    """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it.
+    """Estimate the cost of a run: measure a part of the first batch (about a second), and scale the time.
 
     Args:
         trainer: the run.

@@ -12,7 +12,7 @@ __all__ = ["GRPO_DEFAULTS", "METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "Finet
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "grpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
-# Method of fine-tuning -> its highest learning rate, if the user gives none.
+# Method of fine-tuning -> its highest learning rate in a run. It is used if the user gives none.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 3e-3, "ia3": 3e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),

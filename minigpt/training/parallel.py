@@ -123,8 +123,8 @@ class Parallel:
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
         """Return this process's part of the batches of a step.
 
-        These are whole batches if their number is a multiple of the number of processes, or else some rows of
-        each batch.
+        If the number of batches is a multiple of N, the number of processes, this is every N-th batch.
+        Otherwise it is every N-th row of each batch.
         """
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
@@ -148,7 +148,7 @@ class Parallel:
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context for one forward and backward pass of a step.
 
-        The processes exchange gradients only in the last pass of the step.
+        last: True for the last pass of the step. Only then do the processes exchange gradients.
         """
         if self.is_sharded:
             self._loss.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -265,7 +265,7 @@ class _Gathering:
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return True if the tensor is a torch DTensor, whose other parts are in other processes."""
+    """Return True if the tensor is a DTensor of torch: this process holds only a part of it."""
     return hasattr(tensor, "to_local")
 
 
@@ -291,7 +291,7 @@ def shard_like(like: Tensor, full: Tensor) -> Tensor:
 
 
 def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parts of the tensors that are in this process."""
+    """Return this process's part of each tensor."""
     return {
         name: t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
         for name, t in tensors.items()

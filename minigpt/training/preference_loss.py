@@ -1,4 +1,4 @@
-"""Losses of preferences, such as DPO: they make the better answer of a pair more probable than the other.
+"""Losses of preferences, such as DPO: they make the better answer of a pair more probable than the worse one.
 
 The loss compares the model with a reference: the model before the first step. The reference's
 log-probabilities are computed once for all pairs. They are not saved: a resumed run computes them again from
@@ -60,7 +60,7 @@ class PreferenceReport:
 
     pairs: float = 0.0
     total_loss: float = 0.0
-    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # chosen, rejected
+    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of chosen answers, of rejected answers
     correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
     logps: list[float] = field(default_factory=lambda: [0.0, 0.0])  # log-probabilities: chosen, rejected
     chosen_tokens: float = 0.0

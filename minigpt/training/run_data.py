@@ -231,7 +231,7 @@ class TextData:
     unit = "windows"  # `positions` returns where windows begin
 
     def positions(self, batch: Batch) -> list[int]:
-        """Return for each window of a batch where it begins in the training text, in tokens."""
+        """Return the first token of each window of a batch, as an index into the training text."""
         return [int(start) for start in batch.rows]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
