@@ -20,16 +20,20 @@ __all__ = [
     "unwrapped",
 ]
 
-MAX_LAYERS = 1000  # largest number of layers of any model
-_WRAPPERS = ("module.", "_orig_mod.")  # put before names by DistributedDataParallel and torch.compile
-_MOST_WRAPPERS = 8  # largest number of such prefixes that are removed from a name
+MAX_LAYERS = 1000  # a config.json may name more layers than this only if the weights have as many
+_WRAPPERS = ("module.", "_orig_mod.")  # prefixes of weight names, from DDP and torch.compile
+_MOST_WRAPPERS = 8  # from one name, at most this number of prefixes in _WRAPPERS is removed
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
-    """Check that each key in both dicts has the value that `fixed` gives, the only supported value.
+    """Check the settings for which only one value is supported. A missing setting is not an error.
+
+    Args:
+        values: the settings of a file.
+        fixed: name of a setting -> its only supported value.
 
     Raises:
-        InputError: for another value; the message names the key.
+        InputError: if a setting has another value; the message names the setting.
     """
     for key, value in fixed.items():
         if values.get(key, value) != value:
@@ -44,18 +48,19 @@ def require_keys(values: Mapping[str, Any], keys: Collection[str]) -> None:
 
 
 def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> None:
-    """Check that a configuration does not have far more layers than the weights.
+    """Raise an InputError if a configuration has far more layers than the weights have.
 
     Without this check, a damaged configuration could make minigpt list the names of a billion layers.
 
     Args:
-        names: names of the tensors; in layer i they begin with `prefix`, i and a dot.
-        prefix: the part of these names before the layer's number.
+        names: names of the tensors. In layer i, a name begins with `prefix`, then i, then a dot.
+        prefix: the part of a name before the layer's number.
         count: number of layers in the configuration.
         key: the setting that gives `count`, for the message.
 
     Raises:
-        InputError: if `count` is larger than MAX_LAYERS and than the number of layers in the weights.
+        InputError: if `count` is larger than MAX_LAYERS and also larger than the number of layers in the
+            weights.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     present = 1 + max((number for number in map(whole_number, numbers) if number is not None), default=-1)
@@ -64,7 +69,12 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
 
 
 def unwrapped(names: Collection[str]) -> dict[str, str]:
-    """Return a dict: weight name without the prefix of torch.compile or DDP -> name in the file."""
+    """Remove the prefixes of torch.compile and DDP from weight names.
+
+    A prefix is removed only if all names begin with it.
+
+    Returns: a dict, name without prefix -> name in the file.
+    """
     bare = {name: name for name in names}
     for _ in range(_MOST_WRAPPERS if bare else 0):
         prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in bare)), "")
@@ -75,11 +85,11 @@ def unwrapped(names: Collection[str]) -> dict[str, str]:
 
 
 def full_names(names: Collection[str], prefix: str, head: str) -> tuple[dict[str, str], list[str]]:
-    """Complete the names of weights with `prefix`: `wte.weight` becomes `transformer.wte.weight`.
+    """Add `prefix` to weight names that lack it: `wte.weight` becomes `transformer.wte.weight`.
 
-    Names that begin with `head`, such as `lm_head.weight`, have no prefix.
-    The file of a model without lm_head has names without the prefix `transformer.`. If a wrapper such as
-    torch.compile has put its own prefix before all names, that prefix is removed.
+    A file of a model without lm_head has such names. Names that begin with `head`, such as `lm_head.weight`,
+    do not change. If a wrapper such as torch.compile has put its own prefix before all names, that prefix is
+    removed first.
 
     Returns: a dict, complete name -> name in the file; and a list of complaints about names that the file has
     twice, with and without the prefix.
@@ -106,11 +116,11 @@ def differences(
     """Describe all missing, unexpected and different tensors in one line. Returns "" if everything fits.
 
     Args:
-        found: name of each tensor -> its type and shape as text, for example "float32 (8, 2)".
-        expected: name of each tensor that is expected -> its type and shape.
+        found: name of a tensor that exists -> its type and shape as text, for example "float32 (8, 2)".
+        expected: name of a tensor that should exist -> its type and shape as text.
         optional: names in `expected` that may be absent.
-        complaints: problems that the caller has already found.
-        in_file: unexpected name -> its name in the file, for the message.
+        complaints: problems that the caller has already found; they are listed as unexpected.
+        in_file: name in `found` -> name in the file, which the message shows instead.
     """
     kinds = {
         "missing": [name for name in expected if name not in found and name not in optional],
@@ -128,7 +138,7 @@ def differences(
 
 
 def listed(names: Collection[object], limit: int = 3) -> str:
-    """Join names for a message. Only the first `limit` are shown, each of bounded length."""
+    """Join names for a message. Only the first `limit` names are shown, and long names are cut."""
     more = f" and {len(names) - limit} more" if len(names) > limit else ""
     texts = (str(name) for name in list(names)[:limit])
     return ", ".join(text if len(text) <= 200 else f"{text[:180]}..." for text in texts) + more

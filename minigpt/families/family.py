@@ -61,50 +61,47 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # beginning of each weight's name; a file of the model without lm_head leaves it out
+    prefix: str  # prefix of all weight names except lm_head's; it is absent in files without lm_head
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
-    head: str = HEAD  # name of the output layer's weight; a classifier has another name than the default
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # tensors that old files have besides the weights
-    # A function of the configuration. It returns the configuration of a model that has every weight of
-    # Hugging Face's file. Our model may have fewer weights (a GPT without biases); its file then holds zeros
-    # for the missing weights.
+    head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # names of tensors in old files that are not weights
+    # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
+    # Our model may lack some of these weights (a GPT without biases); its file then holds zeros for them.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
-    # names of the last matrices of attention and MLP, which add to the residual stream
+    # names of the last matrix of attention and of the MLP; their outputs are added to the residual stream
     residual_projections: tuple[str, ...]
-    # Hugging Face names of the layers that a PEFT adapter of the kind IA3 changes by default: layers
-    # whose outputs are multiplied, and layers whose inputs are multiplied.
+    # Layers that an IA3 adapter of PEFT changes by default, under Hugging Face's names. IA3 multiplies the
+    # outputs of the layers in `rescaled_outputs`, and the inputs of the layers in `rescaled_inputs`.
     rescaled_outputs: tuple[str, ...]
     rescaled_inputs: tuple[str, ...]
     # name that minigpt.lens gives to a part of a block ("norm_1") -> name of its module in the block ("ln_1")
     block_parts: Mapping[str, str]
     final_norm: str  # our name of the norm before lm_head
-    # end of a weight's name -> number of matrices that the weight holds one below the other (QKV: 3)
+    # end of a weight's name -> number of matrices that are stacked in this weight (3 for Q, K and V)
     fused: Mapping[str, int] = field(default_factory=dict)
     block_weights: Callable[[Any], int]  # configuration -> number of weights in the matrices of all blocks
-    # function of the configuration; returns {NAME: value}. The GGUF export calls GGUFWriter.add_NAME(value)
-    # for each entry.
+    # configuration -> {NAME: value}. For each entry, the GGUF export calls GGUFWriter.add_NAME(value).
     gguf_values: Callable[[Any], dict[str, float]]
-    # function of the model; returns sentences that tell the user where llama.cpp's results differ from
-    # minigpt's
+    # model -> sentences that tell the user where llama.cpp's results differ from minigpt's
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
-    # list_operations(operation_list, model) adds the operations of a forward pass to a list that the C code
-    # runs. rotary_table(configuration, columns) returns RoPE's cos and sin, (columns, D), for the same C
-    # code. rotary_table is None for a family without RoPE.
+    # list_operations(operation_list, model) adds the operations of a forward pass to `operation_list`, which
+    # the C code runs. rotary_table(configuration, columns) returns RoPE's cos and sin for the first `columns`
+    # positions, (columns, D), for the C code. A family without RoPE has rotary_table=None.
     list_operations: Callable[[Any, Any], None]
-    native_modules: tuple[type[nn.Module], ...]  # classes of the modules that `list_operations` replaces
+    native_modules: tuple[type[nn.Module], ...]  # classes of modules that the C code can compute
     rotary_table: Callable[[Any, int], Tensor] | None = None
-    # configuration -> (angles between neighbouring positions, (D / 2,); number that multiplies cos and sin).
-    # None for a family without RoPE.
+    # configuration -> (RoPE's angles between neighbouring positions, of shape (D / 2,); a factor of cos and
+    # sin). None for a family without RoPE.
     rotary_frequencies: Callable[[Any], tuple[Tensor, float]] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
 
     def on_meta(self, config: Any) -> Any:
-        """Make a model on the "meta" device: it has shapes but no memory."""
+        """Make a model on the "meta" device: its parameters have shapes, but no values and no memory."""
         return on_meta(self.model_class, config)
 
     def parameter_shapes(self, config: Any) -> dict[str, torch.Size]:
@@ -113,10 +110,10 @@ class Family:
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """Yield the weights of a model, block by block, with block numbers in the names; lm_head comes last.
+        """Yield the names of all weights in Hugging Face's file of a model, block by block; lm_head is last.
 
-        A tied lm_head is not in the result. A weight that this configuration does not use, such as a bias, is
-        not in the result either.
+        A tied lm_head is left out. A weight that is in the file, but not in our model, is included: see
+        `with_all_weights`.
         """
         every = self.parameter_shapes(self.with_all_weights(config))
         for in_block, rows in itertools.groupby(self.weights, lambda row: "*" in row.ours):
@@ -132,7 +129,7 @@ class Family:
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
         """Return a dict: our name of a weight -> (Hugging Face's name, `transposed`).
 
-        `transposed`: Hugging Face stores the matrix as (in, out). lm_head is included, also if it is tied.
+        `transposed`: Hugging Face stores the matrix as (in, out). lm_head is included even if it is tied.
         """
         return {row.ours: (row.theirs, row.transposed) for row in self.rows(config)} | {HEAD: (HEAD, False)}
 
@@ -163,7 +160,7 @@ class Family:
         return written
 
     def names_in(self, tensors: Collection[str], config: Any) -> tuple[dict[str, str], list[str]]:
-        """Complete the names of a file's tensors with the family's prefix.
+        """Add the family's prefix to those names of a file's tensors that lack it.
 
         Returns: a dict, complete name -> name in the file; and a list of complaints about names that the file
         has twice, with and without the prefix.
@@ -180,7 +177,8 @@ class Family:
     ) -> dict[str, Tensor]:
         """Convert tensors under Hugging Face's names to weights under our names, as copies in `dtype`.
 
-        The result has every parameter of the model. A tied lm_head is in it once, as the embedding.
+        The result has every parameter of the model. A tied lm_head is left out, because the embedding is
+        the same parameter.
 
         Args:
             tensors: tensors under Hugging Face's names, with or without the family's prefix. If this is a
@@ -238,7 +236,8 @@ class Family:
         Args:
             model: the model.
             weights: name -> tensor.
-            assign: True: the model uses these tensors as its parameters. False: it copies their values.
+            assign: True: these tensors become the model's parameters. False: their values are copied into
+                the parameters that the model has.
         """
         missing, unexpected = model.load_state_dict(weights, strict=False, assign=assign)
         assert missing in ([], [HEAD]), missing
@@ -250,13 +249,13 @@ class Family:
     # -- training --------------------------------------------------------------------------------------------
 
     def matrix_parameters(self, model: Any) -> Iterator[tuple[nn.Parameter, int]]:
-        """Yield each matrix inside the blocks, and the number of matrices that are joined in it (QKV: 3)."""
+        """Yield each 2-D parameter of the blocks, and the number of matrices stacked in it (QKV: 3)."""
         for name, parameter in model.blocks.named_parameters():
             if parameter.dim() == 2:
                 yield parameter, next((n for end, n in self.fused.items() if name.endswith(end)), 1)
 
     def flops(self, config: Any, tokens: float, targets: float, length: float) -> float:
-        """Return the FLOPs of forward and backward: 6 per weight of a matrix and token, plus attention.
+        """Return the FLOPs of forward and backward: 6 for each matrix weight and token, plus attention.
 
         In each head and layer, a query is multiplied with T keys and T values of D channels: 4 T D forward,
         and twice that backward. The masked half of attention is counted, too, as is usual. If every token is

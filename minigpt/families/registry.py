@@ -98,7 +98,7 @@ def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
     """Return a list of (part of the model, number of parameters).
 
-    A part that each block has is one entry, for all blocks together. only_trained: leave out frozen weights.
+    Parts with the same name in all blocks are one entry. only_trained: leave out frozen weights.
     """
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name

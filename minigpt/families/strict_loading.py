@@ -70,9 +70,9 @@ def cast(
 
 
 def two_at_a_time(read: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """Yield the results of `read` in the order of `items`. Two threads call `read` at the same time.
+    """Call `read` for each item, in two threads. Yield the results in the order of `items`.
 
-    This is faster, because torch releases the GIL while it copies a tensor.
+    Two threads are faster than one, because torch releases the GIL while it copies a tensor.
     """
     with ThreadPoolExecutor(2) as pool:
         yield from pool.map(read, items)
@@ -96,7 +96,7 @@ class _SkipInit(TorchFunctionMode):
 
 
 def on_meta(model_class: Callable[[Any], nn.Module], config: Any) -> Any:
-    """Make a model on the "meta" device: it has shapes, but takes neither memory nor time.
+    """Make a model on the "meta" device: its parameters have shapes, but no values and no memory.
 
     Raises:
         InputError: if a tensor would have more values than a 64-bit number can count.

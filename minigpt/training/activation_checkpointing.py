@@ -1,4 +1,4 @@
-"""Activation checkpointing: a block keeps only its input, and computes its other values again when needed.
+"""Activation checkpointing: a block keeps only its input. The backward pass computes the other values again.
 
 https://arxiv.org/abs/1604.06174. The backward pass computes each block once more, so training does a third
 more arithmetic. In return, only the inputs of the blocks stay in memory. Use it for batches or models that do
@@ -22,7 +22,7 @@ def checkpoint_activations(
 ) -> None:
     """Make each block recompute its activations in the backward pass. Changes the blocks in place.
 
-    Without gradients a block computes as before.
+    If gradients are switched off (torch.no_grad), a block computes as before.
 
     Args:
         blocks: the model's blocks.
@@ -32,8 +32,7 @@ def checkpoint_activations(
     """
     for block in blocks:
         forward = functools.partial(_forward, block.forward, has_dropout, autocast)
-        # This replaces the block's forward method: Python finds an attribute of the object before the one of
-        # its class.
+        # This attribute of the object replaces the method `forward` of the block's class.
         block.forward = forward
 
 

@@ -45,15 +45,15 @@ __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compa
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key in run.json under which autosize stores its record
-# least number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
+# smallest number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
 _TOKENS_PER_PARAMETER = 2
 # tokens per parameter of the blocks for --size small, base and large; from https://arxiv.org/abs/2203.15556
 _TOKENS_OF_A_NAME = 20
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
-_STEPS_OF_LITTLE_DATA = 150  # little data may be repeated more often, until a run has this number of steps
-# largest number of evaluations in a run, and the largest share of the budget that they may take
+_STEPS_OF_LITTLE_DATA = 150  # a run may always have this number of steps, even if they repeat the data often
+# largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
 # if more than this share of the pairs is cut, max_length grows, up to 1,024 tokens
@@ -66,7 +66,7 @@ Why = list[tuple[str, object, str]]  # one entry for each chosen option: (option
 
 
 class TooShortError(InputError):
-    """The time given by --size is too short. `seconds` is a time that would be enough."""
+    """Raised if the time that --size gives is too short. `seconds`: a time that would be enough."""
 
     def __init__(self, text: str, seconds: float) -> None:
         super().__init__(text)
@@ -217,9 +217,12 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return (largest size with enough tokens per parameter, number of steps, number of evaluations)."""
+        """Return the largest model size that fits the budget, its number of steps and of evaluations.
+
+        A size fits if the budget is enough for _TOKENS_PER_PARAMETER training tokens per parameter.
+        """
         shape, least = shapes[len(shapes) // 3], self.least_steps
-        for _ in range(4):  # each round measures another size, which may change the choice
+        for _ in range(4):  # each round measures one size, and this may change the choice
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]
@@ -238,7 +241,7 @@ class _Choice:
         return shape, min(steps, self.most_steps), evaluations
 
     def _affordable(self, shape: Shape) -> tuple[int, int]:
-        """Return the numbers of steps and evaluations of a model size that fit into the budget."""
+        """Return how many steps and evaluations of a model of this size fit into the budget."""
         step, evaluation = self._costs(shape)
         budget = self.size.amount
         if self.size.unit == "seconds":
@@ -249,7 +252,7 @@ class _Choice:
         return max(0, math.floor((budget - evaluations * evaluation) / step)), evaluations
 
     def _costs(self, shape: Shape) -> tuple[float, float]:
-        """Return the costs of a step and of an evaluation, in seconds or FLOPs like the budget.
+        """Return the costs of a step and of an evaluation, in the unit of the budget: seconds or FLOPs.
 
         Only some sizes are measured in seconds. The seconds of another size are computed from the nearest
         measured size, in proportion to FLOPs.
@@ -296,7 +299,7 @@ class _Choice:
         return self.measured[shape]
 
     def _that_fits(self, shape: Shape, shapes: list[Shape]) -> Shape:
-        """Return `shape` if a run with it fits into memory, or else the largest smaller size that fits."""
+        """Return the largest size in `shapes` that fits into memory and is not larger than `shape`."""
         free = free_memory(self.config)
         below = [other for other in shapes if self._parameters(other) <= self._parameters(shape)]
         for other in reversed(below):
@@ -349,7 +352,7 @@ class _Choice:
         return dataclasses.replace(config, **values)
 
     def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
-        """Raise max_length until at most one example in a hundred is cut, up to a limit."""
+        """Increase max_length until at most one example in a hundred is cut, but to at most 1,024 tokens."""
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data
@@ -372,7 +375,10 @@ class _Choice:
         return say("given") if name in self.given else say("the recipe's")
 
     def _shapes(self) -> list[Shape]:
-        """Return the model sizes to choose from, smallest first. Sizes that the user gave are fixed."""
+        """Return the model sizes to choose from, smallest first.
+
+        If the user gave n_layer, n_embd or n_head, all sizes have this value.
+        """
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}
         complaint: InputError | None = None
@@ -469,7 +475,7 @@ def free_memory(config: TrainConfig) -> float:
 
 
 def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, Any], str]:
-    """Add the real loss and time of a finished run to its record.
+    """Add the real loss and time of a finished run to the record that autosize made for it.
 
     Args:
         record: from `decide` or `read_record`.

@@ -6,7 +6,7 @@ resuming: `optimizer.safetensors`, `rng.safetensors` (random states) and `traini
 
 With several processes, `rng-rank-00001.safetensors` and so on hold the random states of the other processes.
 With FSDP, the optimiser's state is in `shard-00001-*.safetensors`, one file per process. No file is a pickle.
-Each step of a save calls `files.step_hook`; tests use it to kill the process at that step.
+Each stage of a save calls `files.step_hook`; tests use this hook to kill the process at that stage.
 """
 
 import contextlib
@@ -57,13 +57,13 @@ class Contents:
     state: dict[str, Any]
     # random states of processes 1, 2, ..., each as the bytes of a safetensors file
     other_rngs: Sequence[bytes] = ()
-    # With FSDP: a function that writes the optimiser's state into a folder. `optimizer` is then empty.
+    # With FSDP: a function that writes the optimiser's state into a folder. `optimizer` is then not written.
     shards: Callable[[Path], None] | None = None
 
 
 @dataclass
 class Snapshot:
-    """What a resume reads from a checkpoint, without the weights, which are in the same folder."""
+    """What a resume reads from a checkpoint before it loads the weights from `folder`."""
 
     folder: Path
     optimizer: dict[str, torch.Tensor] | None  # None: the optimiser's state is in shard files (FSDP)
@@ -86,8 +86,9 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    If there is already a checkpoint of this step, the new one replaces it. (The old one is damaged, or was
-    saved before the evaluation of this step.) The old one stays until the new one is complete on the disk.
+    If there is already a checkpoint of this step, the new checkpoint replaces it. (The old checkpoint is
+    damaged, or was saved before the evaluation of this step.) The old checkpoint stays until the new one is
+    complete on the disk.
 
     Raises:
         InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.
@@ -189,8 +190,8 @@ def prune(output: Path, keep: int, keep_every: int = 0) -> None:
     With `keep_every`, the checkpoints at multiples of `keep_every` steps stay, too.
 
     At least one undamaged checkpoint stays. To ensure this, the checkpoints to keep are compared with their
-    manifests until a good one is found. If all of them are damaged, the newest good one of the others stays,
-    too.
+    manifests until an undamaged one is found. If all checkpoints to keep are damaged, the newest undamaged
+    one of the other checkpoints stays, too.
 
     Raises:
         InputError: if a folder cannot be removed.
@@ -209,8 +210,8 @@ def prune(output: Path, keep: int, keep_every: int = 0) -> None:
         sync_folder(output)  # the new links must be on the disk before their old targets are deleted
         for folder in going:
             doomed = output / f".{folder.name}.tmp-{os.getpid()}"
-            # Rename the folder first. If the process dies while deleting, the rest does not look like a
-            # checkpoint.
+            # Rename the folder first. If the process dies while it deletes, the remaining files do not look
+            # like a checkpoint.
             folder.rename(doomed)
             reached("pruning: renamed")
             shutil.rmtree(doomed)
@@ -247,7 +248,7 @@ def read(folder: Path, rank: int = 0) -> Snapshot:
 def read_newest(
     output: Path, acceptable: Callable[[dict[str, Any]], bool] = lambda state: True
 ) -> tuple[Snapshot, list[str]]:
-    """Read the newest undamaged checkpoint. Also return a sentence about each newer one that is damaged.
+    """Read the newest undamaged checkpoint. Also return a sentence about each newer, damaged checkpoint.
 
     Args:
         output: folder of the run.

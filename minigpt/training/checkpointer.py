@@ -49,7 +49,7 @@ class Checkpointer:
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None  # error of the last save; `_join` raises or prints it
         self._newest = -1  # step of the last save; -1: there was none, or it failed
-        # loss, step and metrics of the best model that is surely on the disk
+        # loss, step and metrics of the best model whose save is known to have succeeded
         self._confirmed: tuple[Any, ...] = (math.inf, 0, {})
 
     def __enter__(self) -> "Checkpointer":
@@ -61,7 +61,7 @@ class Checkpointer:
     def save(self, best: bool = False, final: bool = False) -> None:
         """Save the current step and move the link `last` to it. First waits for an earlier save.
 
-        If a save fails and the run continues, the run forgets a best loss whose model was not saved.
+        If a save fails and the run continues, `progress` gets the best loss of the models that were saved.
 
         Args:
             best: move the link `best`, too.
@@ -98,7 +98,7 @@ class Checkpointer:
     ) -> bool:
         """Save in process 0.
 
-        Returns: False if this save or the one before failed and the run may continue; else True.
+        Returns: False if this save or the save before it has failed, but the run continues; otherwise True.
         """
         config, step, before = self._config, self._step, self._join(final=False)
         try:
@@ -153,7 +153,7 @@ class Checkpointer:
     def _join(self, final: bool) -> bool:
         """Wait for a running save. Raises the same errors as `save`.
 
-        Returns: False if the last save failed and the run may continue; else True.
+        Returns: False if the last save has failed, but the run continues; otherwise True.
         """
         if self._thread is not None:
             self._thread.join()
@@ -171,7 +171,7 @@ class Checkpointer:
         return False
 
     def wait(self, final: bool = False) -> None:
-        """Wait for a save in the background. `final` and the errors are those of `save`."""
+        """Wait for a save in the background. `final` has the same meaning, and errors, as in `save`."""
         saved = True
         with self._processes.shared_errors():
             saved = self._join(final)  # True in the other processes, which have no thread to wait for
@@ -278,7 +278,7 @@ class Checkpointer:
                 checkpoint.set_link(output, "last", snapshot.folder)
                 is_known = math.isfinite(progress.best_val_loss) and not found.measure
                 has_best = is_known and checkpoint.verifies(best)
-                # The earlier process may have died after the save, before it moved `best`. So move it now.
+                # The process that saved may have died before it moved the link `best`. So move the link now.
                 if has_best:
                     checkpoint.set_link(output, "best", best)
         if not self._processes.broadcast(has_best):

@@ -67,7 +67,7 @@ from minigpt.weights.pretrained import CONFIG, AnyTokenizer, load_tokenizer, rea
 
 __all__ = ["ClassificationData", "ClassificationLoss", "labelled_parts", "make_classifier", "read_data"]
 
-_CONFUSION = "confusion.png"  # name of a file in the output folder
+_CONFUSION = "confusion.png"  # file in the output folder with a picture of the confusion matrix
 
 
 # -- data --------------------------------------------------------------------------------------------------
@@ -215,7 +215,7 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:
-    """Return the labels in the order of the classifier in `folder`, so that its output layer can be used.
+    """Return the labels in the order of the classifier in `folder`, so that the run can use its output layer.
 
     If that classifier has other labels, print a note.
     """
@@ -238,7 +238,7 @@ class LossTexts(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     last: Tensor  # (B,) int64: position of each row's last token
-    labels: Tensor  # (B,) int64: indices of labels; or (B, K) float32: 1 or 0 per label, or a number
+    labels: Tensor  # (B,) int64: each row's label; or (B, K) float32: 1 or 0 per label, or the target value
     weights: Tensor  # (B,) float32: factor of each row's loss
 
 
@@ -265,7 +265,7 @@ class ClassificationLoss(Objective):
         return LossTexts(batch.input_ids, batch.last, batch.labels, batch.weights)
 
     def example(self, device: torch.device) -> LossTexts:
-        """Return the tensors of the smallest batch: one text of one token."""
+        """Return a batch of the smallest possible size: one text of one token."""
         zero = torch.zeros(1, dtype=torch.int64, device=device)
         is_single = self.model.labels.problem_type == "single_label_classification"
         labels = zero if is_single else torch.zeros((1, len(self.model.labels)), device=device)
@@ -357,7 +357,7 @@ class ClassifierAdapterFiles(AdapterFiles):
 
 
 def _copied(model: SequenceClassifier) -> SequenceClassifier:
-    """Return a copy of a classifier on the CPU, which further training does not change."""
+    """Return a copy of a classifier, on the CPU. Further training does not change the copy."""
     family = classifier_family(model.config, model.labels, model.pad_token_id)
     copy: SequenceClassifier = family.on_meta(model.config)
     weights = family.from_hugging_face(family.to_hugging_face(model), model.config)

@@ -27,7 +27,7 @@ __all__ += ["checked_config", "read_recipe", "read_run"]
 
 RECIPES = Path(__file__).parent / "recipes"
 RUN_FILE = "run.json"  # file in the output folder that holds the resolved configuration
-# flags that --resume does not take from the earlier run: they count for one start of the command only
+# Flags that --resume does not take from the earlier run. To use such a flag again, give it again.
 PER_CALL = (
     "overwrite",
     "dry_run",
@@ -412,7 +412,7 @@ def _typed(source: str, key: str, value: object, hint: Any) -> object:
         fits = value in typing.get_args(hint)
     elif hint is float:
         fits = isinstance(value, int | float) and not isinstance(value, bool)
-        # Through a string, because `float(10**400)` raises OverflowError, but `float("1000...")` is infinity.
+        # Convert via a string: `float(10**400)` raises OverflowError, but `float("1000...")` is infinity.
         value = float(str(value)) if fits else value
     elif typing.get_origin(hint) is tuple:
         inner = typing.get_args(hint)[0]

@@ -45,7 +45,7 @@ _SIZES = {  # kind of example -> text for a number of examples
     "windows": "{count:,} window{several}",
     "examples": "{count:,} example{several}",
 }
-_PARTS = 4  # the data is divided into four parts; three give the frequencies for the loss of the fourth
+_PARTS = 4  # number of parts of the data; the loss of each part uses the token frequencies of the others
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,8 @@ class DataSummary:
     vocab_size: int
     train_unigram_loss: float  # nats per training target, with the token frequencies of the training data
     val_unigram_loss: float  # nats per validation target, with the token frequencies of the training data
-    # mean loss of a quarter of the training data, with the frequencies of the other three quarters
+    # nats per training target: loss of each quarter of the training data, with the token frequencies of the
+    # other three quarters
     held_out_unigram_loss: float
     is_same: bool  # True if training and validation data are the same
 
@@ -75,7 +76,7 @@ class DataSummary:
         return 1 / math.sqrt(self.val_targets)
 
     def warnings(self) -> Iterator[str]:
-        """Yield a sentence with advice for each part of the data that is too small."""
+        """Yield warnings with advice: training or validation data is too small, or the two are the same."""
         if self.train_targets < LEARN_FROM:
             yield Message(
                 "{count:,} tokens to learn from ({size}) are so few that a model learns them by heart and "
@@ -112,7 +113,7 @@ class DataSummary:
 
 
 def read_summary(value: object) -> DataSummary | None:
-    """Convert the result of `as_dict` back. Return None for any other value, such as an older format."""
+    """Build a DataSummary from the result of `as_dict`. Return None for any other value (an older format)."""
     if not isinstance(value, dict):
         return None
     for item in dataclasses.fields(DataSummary):
@@ -154,8 +155,8 @@ def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
 def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     """Compute the loss of each token of the vocabulary from its count, (V,).
 
-    Tokens that do not occur get a probability, too: the number of different tokens that occur is added to the
-    counts, in equal parts for all V tokens (after Witten and Bell, https://doi.org/10.1109/18.87000).
+    Tokens that do not occur get a probability, too: n / V is added to each of the V counts. n is the number
+    of different tokens that occur (after Witten and Bell, https://doi.org/10.1109/18.87000).
     """
     seen = max(1, int(np.count_nonzero(counts)))
     losses: npt.NDArray[np.float64] = -np.log((counts + seen / len(counts)) / (counts.sum() + seen))
@@ -165,9 +166,9 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the targets, (P,), and for each target the part of the data that it is in, (P,).
+    """Return the ids of the targets, (P,), and the number of each target's part of the data, (P,).
 
-    The parts are numbered from 0 to _PARTS - 1. Rows with the same answer are in the same part, because the
+    The parts have the numbers 0 to _PARTS - 1. Rows with the same answer are in the same part, because the
     same answer to a rephrased question is not new data.
     """
     if isinstance(part, EncodedExamples):

@@ -55,7 +55,7 @@ class Processes:
 
     rank: int = 0
     size: int = 1
-    local_rank: int = 0  # number among the processes on this machine; decides the CUDA device
+    local_rank: int = 0  # number of this process among those on its machine; decides the CUDA device
     group: Any = None  # gloo process group for messages on the CPU
 
     @property
@@ -74,7 +74,7 @@ class Processes:
     def seed(self, seed: int, step: int = 0) -> None:
         """Give each process except process 0 a seed of its own, so that dropout differs between processes.
 
-        step: number of steps that a resumed run has done.
+        step: number of steps that a resumed run has done; 0 for a new run.
         """
         if not self.is_main:
             seed_everything((seed + 0x9E3779B97F4A7C15 * self.rank + step) % 2**63)
@@ -82,7 +82,7 @@ class Processes:
     # -- messages: all processes must call these methods, in the same order ----------------------------------
 
     def all_reduce(self, values: Sequence[float]) -> list[float]:
-        """Sum each value over the processes, in float64. All processes get the same bits."""
+        """Return the sum of each value over all processes, in float64. All processes get the same bits."""
         if self.size == 1:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -94,7 +94,7 @@ class Processes:
         return self.all_reduce([float(flag)])[0] > 0
 
     def all_gather(self, content: bytes) -> list[bytes]:
-        """Return the contents of all processes, ordered by rank."""
+        """Return the `content` of every process, ordered by rank."""
         if self.size == 1:
             return [content]
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
@@ -106,7 +106,7 @@ class Processes:
         return [row[: int(length)].numpy().tobytes() for row, length in zip(rows, lengths)]
 
     def broadcast(self, value: Value) -> Value:
-        """Return the value that process 0 has. It must be a value that JSON can hold."""
+        """Return process 0's `value` in every process. JSON must be able to hold the value."""
         if self.size == 1:
             return value
         content = _bytes(json.dumps(value).encode() if self.is_main else b"")
@@ -156,7 +156,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in process 0, then in the others, which can use the files that process 0 has made.
+        """Run a block in process 0, then in the other processes. They can use the files that process 0 made.
 
         Raises:
             InputError: as `shared_errors`. If process 0 fails, the other processes do not run the block.

@@ -1,8 +1,8 @@
 """Prints before a run the parts of the model, and estimates memory and time of training on this machine.
 
-For the time, a piece of a real batch is computed, and its time is scaled by FLOPs. The memory is computed,
-not measured. The model is not trained: the gradients are thrown away, and weights and random states do not
-change.
+For the time, the loss of a part of a real batch is computed, and the measured time is scaled by FLOPs. The
+memory is computed, not measured. The model is not trained: the gradients are thrown away, and weights and
+random states do not change.
 """
 
 import copy
@@ -101,7 +101,7 @@ class Estimate:
 
 
 def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
-    """Estimate the cost of a run: measure a piece of the first batch (about a second), and scale it.
+    """Estimate the cost of a run: measure a part of the first batch (about a second), and scale the time.
 
     Args:
         trainer: the run.
@@ -112,8 +112,8 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
     """
     config = trainer.config
     needed = memory_needed(trainer)
-    # On a CPU, `needed` is the computed bytes times HELD, plus TORCH_ITSELF. Neither is used in this
-    # comparison, so that the error is raised only if the run surely does not fit.
+    # On a CPU, `needed` is the computed bytes times HELD, plus TORCH_ITSELF. This comparison leaves out HELD
+    # and TORCH_ITSELF, so that the error is raised only if the run surely does not fit.
     if needed - TORCH_ITSELF > HELD * free:
         raise InputError(
             f"a step needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: lower "
@@ -134,7 +134,7 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
         -(-trainer.step.total_steps // trainer.eval_steps) - trainer.progress.steps_done // trainer.eval_steps
     )
     val = trainer.data.val
-    # / 3, because an evaluation has no backward pass
+    # / 3: an evaluation has no backward pass, which takes two thirds of the FLOPs
     val_flops = batch_flops(trainer, val.rows, val.mean_targets, 1.0) / 3
     step_seconds = flops * per_step / speed + _optimizer_seconds(trainer) + sampling_seconds
     evaluation_seconds = val_flops / speed
@@ -162,7 +162,7 @@ def busy() -> str:
 
 
 def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> float:
-    """Return the FLOPs of training on some rows of T tokens. `counted`: share of the tokens in the loss."""
+    """Return the FLOPs of training on rows of T tokens. `counted`: share of tokens that the loss counts."""
     return model_flops(trainer.model, rows * T, rows * T * counted, T)
 
 
@@ -182,7 +182,8 @@ def _answer_share(trainer: Trainer) -> float:
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
     """Sample the answers of the first step. They are thrown away; training samples them again.
 
-    Returns: seconds for a step; (rows, tokens per row) of each batch; share of the tokens that are answers.
+    Returns: seconds of sampling per step; (rows, tokens per row) of each batch; share of the tokens that are
+    in answers.
     """
     start = time.perf_counter()
     batches = trainer.step.prepare(trainer.progress.steps_done)
@@ -198,7 +199,7 @@ def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
 
 
 def _measure(trainer: Trainer, answer_share: float) -> float:
-    """Measure FLOP/s of forward and backward pass, on at most 100 GFLOP of the first batch."""
+    """Measure the FLOP/s of forward and backward pass, with a part of the first batch (about 100 GFLOP)."""
     config = trainer.config
     rows = trainer.step.plan.rows(0)
     pad_to = config.max_length if config.pad_to_max_length else 0
@@ -206,7 +207,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
     keep = max(1, min(B, round(B * 1e11 / batch_flops(trainer, B, T, answer_share))))
     piece = trainer.data.train.batch(rows[:keep], pad_to)
     keep, T = piece.input_ids.shape
-    # a single row may still be too long, so shorten it
+    # even a single row may take too long, so shorten the rows
     while T > _LONGEST and batch_flops(trainer, keep, T, answer_share) > 1e10:
         T //= 2
     piece = _cut(piece, T)
@@ -239,7 +240,7 @@ def _cut(piece: Any, width: int) -> Any:
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
-    """Measure the time of one update of the weights, on a copy of the model. Frozen weights are left out."""
+    """Measure the seconds of one update of the weights, on a copy of the model's trained weights."""
     frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     shared = {id(tensor): tensor for tensor in [*frozen, *trainer.model.buffers()]}
     model = copy.deepcopy(trainer.model, dict[int, object](shared))
@@ -289,8 +290,8 @@ def memory_needed(trainer: Trainer) -> int:
 def _bytes_per_row(trainer: Trainer, T: int) -> float:
     """Return the bytes that autograd keeps for a row of T tokens."""
     if T > _LONGEST:
-        # The bytes for T tokens are a T^2 + b T + c, where attention gives the square. Measuring three
-        # lengths is enough to find a, b and c.
+        # The bytes are a polynomial of degree 2 in T, because attention's scores are (T, T). Measure three
+        # lengths, and take the value at T of the polynomial through the three points.
         lengths = (_LONGEST // 4, _LONGEST // 2, _LONGEST)
         a, b, c = (_bytes_per_row(trainer, length) for length in lengths)
         x, y, z = lengths

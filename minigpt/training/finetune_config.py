@@ -12,7 +12,7 @@ __all__ = ["GRPO_DEFAULTS", "METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "Finet
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "grpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
-# Method of fine-tuning -> its highest learning rate, if the user gives none.
+# Method of fine-tuning -> its highest learning rate in a run. It is used if the user gives none.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 3e-3, "ia3": 3e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
@@ -46,7 +46,7 @@ _LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grp
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # `--model` takes its place
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag `--model` replaces it
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),

@@ -1,9 +1,8 @@
 """Model FLOPs, and the peak speed of a GPU: how much of a GPU a run uses.
 
-Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is a quotient. Above the line are
-the FLOPs that the model needs for the tokens; below it are the FLOPs that the device could do in the same
-time at its peak. Padding and recomputed activations do not count. CPUs have no published peak, so they have
-no MFU.
+Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is a quotient: the FLOPs that the
+model needs for the tokens, divided by the FLOPs that the device could do in the same time at its peak.
+Padding and recomputed activations do not count. CPUs have no published peak, so they have no MFU.
 
 Letter: T tokens of a row.
 """

@@ -4,9 +4,9 @@ The answers of a step depend only on the weights, the seed, the number of the st
 So a resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If
 num_iterations is above 1, a checkpoint holds these answers.
 
-With beta above 0, the loss compares the model with a reference: the model before the first step. The
-reference is the model without its adapter, or a copy of the model. A resumed run makes the reference from
-the same weights.
+With beta above 0, the loss compares the model with a reference: the model before the first step. If the model
+has an adapter, the reference is the model without the adapter; otherwise it is a copy of the model. A resumed
+run makes the reference from the same weights.
 
 Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
 """
@@ -68,7 +68,7 @@ class Rollout(NamedTuple):
     answer_mask: Tensor  # (B, T) bool: True where the target was sampled
     advantages: Tensor  # (B,): how much better an answer is than the other answers to its prompt
     old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights have not changed since then
-    reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
+    reference: Tensor | None  # (P,) log-probabilities by the reference model; None: beta is 0
 
 
 class RolloutBatch(NamedTuple):
@@ -109,12 +109,12 @@ class GrpoReport:
         return [*of_answers, self.answered, self.failures]
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """Replace the sums by those over all processes."""
+        """Replace the sums of this process by the sums over all processes."""
         self.prompts, self.reward, self.exact, self.tokens, self.truncated = sums[:5]
         self.answered, self.failures = sums[5:]
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl."""
+        """Return the metrics as a dictionary: name of the metric -> value."""
         return {
             "val_loss": self.loss,
             "val_reward": self.reward / self.prompts,
@@ -124,7 +124,7 @@ class GrpoReport:
         }
 
     def shown(self) -> str:
-        """Return the numbers as text for the line of an evaluation."""
+        """Return the most important numbers as text, for the line that is printed at an evaluation."""
         found = self.metrics()
         exact = Message("")
         if self.answered:
@@ -151,8 +151,8 @@ class GrpoLoss(Objective):
 
     is_sampled = True
     step_sums_names = (
-        *("tokens", "kl", "is_low", "is_high"),  # sums over the tokens of forward passes
-        # sums over sampled answers
+        *("tokens", "kl", "is_low", "is_high"),  # sums over the answers' tokens in `forward`
+        # sums over the sampled answers
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
     )
@@ -198,7 +198,7 @@ class GrpoLoss(Objective):
         self._of_answers = torch.zeros(10, dtype=torch.float64)
         # (block, answers): block i is the i-th group of `num_iterations` steps, which use the same answers
         self._kept: tuple[int, list[Rollout]] | None = None
-        # False: the advantages must still be divided by the deviation over all processes
+        # False: advantages are not yet divided by the standard deviation of all processes' rewards
         self._is_scaled = True
         # call the rewards once now, so that a wrong reward function fails before anything else is done
         samples = train.prompts[:2]
@@ -208,7 +208,9 @@ class GrpoLoss(Objective):
     # -- sampling --------------------------------------------------------------------------------------------
 
     def sample(self, step: int, batches: Sequence[Batch]) -> list[Rollout]:
-        """Return sampled answers to the prompts of a step: new ones, or those of the step before.
+        """Return sampled answers to the prompts of a step.
+
+        The answers are new, unless the step is in the same block of num_iterations steps as the step before.
 
         Raises:
             RewardError: if a reward fails.
@@ -224,10 +226,11 @@ class GrpoLoss(Objective):
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Rollout]:
         """Return this step's answers.
 
-        With scale_rewards="batch", their advantages are divided by the standard deviation of the step's
-        rewards in all processes. Every process must call this method at every step, even if the answers are
-        those of an earlier step, because `all_reduce` waits for all processes.
-        `all_reduce`: a function that sums each number of a list over the processes.
+        With scale_rewards="batch", the advantages are divided by the standard deviation of the step's rewards
+        in all processes. Every process must call this method at every step, even if the answers are those of
+        an earlier step, because `all_reduce` waits for all processes.
+
+        all_reduce: a function that sums each number of a list over the processes.
         """
         assert self._kept is not None
         block, rollouts = self._kept
@@ -251,7 +254,7 @@ class GrpoLoss(Objective):
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
         """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers.
 
-        block: number of the block of steps that use these answers.
+        block: number of the block of `num_iterations` steps that use these answers, from 0.
         """
         return self._generate(
             [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
@@ -334,9 +337,10 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return the number by which the summed loss of a step is divided. It depends on loss_type.
+        """Return a batch's part of the number by which the summed loss of a step is divided.
 
-        dapo: number of sampled tokens; bnpo: 1; other types: number of answers.
+        It depends on loss_type. dapo: the number of sampled tokens; bnpo: 1; other types: the number of
+        answers.
         """
         mask = batch.answer_mask
         if self.options.loss_type == "bnpo":
@@ -358,7 +362,7 @@ class GrpoLoss(Objective):
         )
 
     def example(self, device: torch.device) -> RolloutBatch:
-        """Return the tensors of the smallest batch: one answer of one token."""
+        """Return a batch of the smallest possible size: one answer of one token."""
         ids, one = torch.zeros((1, 1), dtype=torch.int64, device=device), torch.ones(1, device=device)
         return RolloutBatch(ids, ids[0], one, one, None, None, ids[0])
 
@@ -385,10 +389,10 @@ class GrpoLoss(Objective):
         return torch.cat([self._of_forward.cpu().double(), self._of_answers])
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return numbers for metrics.jsonl, with TRL's names.
+        """Return the metrics of steps as a dictionary: TRL's name of the metric -> value.
 
         Args:
-            sums: the sums of `step_sums`, added over all processes.
+            sums: results of `step_sums`, added over all processes, and over one or more steps.
         """
         of = dict(zip(self.step_sums_names, sums))
         n, tokens, groups = (max(of[name], 1.0) for name in ("completions", "tokens", "groups"))
@@ -420,7 +424,7 @@ class GrpoLoss(Objective):
         return found
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state` returned. If `state` has no answers, the next step samples new ones."""
+        """Load the result of the method `state`. If it has no answers, the next step samples new ones."""
         self._kept = None
         if self.num_iterations == 1 or "rollout.block" not in state:
             return
@@ -443,7 +447,7 @@ class GrpoLoss(Objective):
         """Answer each validation prompt with the most likely tokens, and measure the rewards.
 
         Raises:
-            RewardError: if a reward fails, in all processes.
+            RewardError: in all processes, if a reward fails in one of them.
         """
         report, failure = GrpoReport(), ""
         options = GenerationOptions(max_new_tokens=self.sampling.options.max_new_tokens)
@@ -494,6 +498,6 @@ def _padded(answers: Sequence[Answer], advantages: Tensor, kept: Tensor) -> Roll
 
 
 def _answer_tokens(batch: Rollout) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the answers' tokens, their rows and their positions, each (P,), on the CPU."""
+    """Return the tokens of answers, their rows, and their positions in the flat B * T tokens, each (P,)."""
     positions = batch.answer_mask.flatten().nonzero().flatten()
     return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions

@@ -55,7 +55,7 @@ class RunFinishedError(InputError):
 
 
 class Trainer:
-    """A training run. `run()` does the whole run. Call `resume()` before it to continue an earlier run.
+    """A training run. `run()` does the whole run. To continue an earlier run, call `resume()` before `run()`.
 
     Args:
         config: options of the run.
@@ -150,9 +150,9 @@ class Trainer:
         return self.progress.steps_done >= self.step.total_steps and self.progress.evaluated
 
     def evaluation_is_due(self) -> bool:
-        """Return True if an evaluation belongs after the current step and was not done yet.
+        """Return True if an evaluation belongs after the current step, but was not done yet.
 
-        Evaluations come every `eval_steps` steps, every `keep_every` steps, and at the end.
+        Evaluations are done every `eval_steps` steps, every `keep_every` steps, and after the last step.
         """
         done, keep_every = self.progress.steps_done, self.config.keep_every
         is_due = done % self.eval_steps == 0 or done >= self.step.total_steps
@@ -160,11 +160,11 @@ class Trainer:
         return is_due and not self.progress.evaluated
 
     def metrics_are_due(self) -> bool:
-        """Return True every `logging_steps` steps, before an evaluation, and when the run has to stop.
+        """Return True if metrics are due: every `logging_steps` steps, before an evaluation, and at a stop.
 
-        On a CPU or MPS, return True also after a bad step (loss or gradient not finite), and once per second
-        for the progress line. On CUDA, these two cases are left out, because reading the metrics makes the
-        CPU wait for the GPU. The result of a run does not depend on when metrics are read, because all
+        On a CPU or MPS, metrics are also due after a bad step (loss or gradient not finite), and once per
+        second for the progress line. On CUDA, these two cases are left out, because reading the metrics makes
+        the CPU wait for the GPU. The result of a run does not depend on when metrics are read, because all
         processes see a bad step at the same step number.
         """
         is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
@@ -175,7 +175,7 @@ class Trainer:
         return time.monotonic() > self._last_read + 1 or bool(self.step.pending_metrics[-1].found_inf)
 
     def log_metrics(self) -> None:
-        """Log the metrics of all steps since the last call. Roll back if too many were not finite."""
+        """Log the metrics of all steps since the last call. Roll back after too many bad steps in a row."""
         self._last_read = time.monotonic()
         sizes = [each.sizes for each in self.step.pending_metrics]
         steps = self.step.read_metrics()
@@ -189,7 +189,8 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # True: weights were not finite, so earlier weights were loaded. The next iteration evaluates these.
+        # True: weights were not finite, so earlier weights were loaded. The loop's next iteration evaluates
+        # the loaded weights.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
@@ -197,7 +198,7 @@ class Trainer:
         if not math.isfinite(report.loss):  # even finite weights can give NaN or infinity
             self.guard.roll_back("the validation loss is not a finite number")
             return
-        self.checkpointer.wait()  # this resets best_val_loss if a save in the background failed
+        self.checkpointer.wait()  # if a save in the background failed, `wait` resets best_val_loss
         is_best = report.loss < progress.best_val_loss
         if is_best:
             progress.best_val_loss, progress.best_step = report.loss, progress.steps_done

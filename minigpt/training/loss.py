@@ -2,7 +2,7 @@
 
 A TrainStep calls three methods of an `Objective`, which is a model with its loss on top:
 
-    count(batch) -> int          number of targets that count; a step's loss is the mean over all of them
+    count(batch) -> int          number of targets that count; a step's loss is the mean over these targets
     select(batch) -> tensors     the inputs of `forward`, still on the CPU
     forward(*tensors) -> ()      the summed loss
 
@@ -59,7 +59,7 @@ class Objective(nn.Module):
     model: LanguageModel
     is_sampled = False  # True: `sample` makes the batches; their sizes can then differ between processes
     num_iterations = 1  # number of consecutive steps that use the same batches
-    longest_sample = 0  # largest number of tokens that `sample` adds to a row as an answer
+    longest_sample = 0  # largest number of tokens in an answer that `sample` adds to a row
     other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
     step_sums_names: tuple[str, ...] = ()  # names of the numbers that `step_sums` returns
 
@@ -73,7 +73,7 @@ class Objective(nn.Module):
         return [*batches]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
-        """Return the batches that `sample` returned. A subclass may scale them with sums over all processes.
+        """Return the batches that `sample` made. A subclass may use sums over all processes to scale them.
 
         Args:
             all_reduce: a function that sums each number of a list over the processes.
@@ -85,11 +85,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
-        """Return additional numbers of the last step, summed in this process, on the CPU."""
+        """Return sums over this process's part of the last step, named in `step_sums_names`; on the CPU."""
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return numbers for metrics.jsonl, given the sums of `step_sums` over all processes."""
+        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added over processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -97,18 +97,21 @@ class Objective(nn.Module):
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state` returned. `state` is empty if the checkpoint's run had fewer processes."""
+        """Load the result of the method `state`. It is empty if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
-        """Return the number of terms of the sum that `forward` returns for a batch."""
+        """Return the number of losses that `forward` adds up for a batch."""
         raise NotImplementedError
 
     def select(self, batch: Any) -> tuple[Tensor | None, ...]:
-        """Return a NamedTuple of the tensors of a batch that `forward` needs, on the CPU."""
+        """Return the arguments of `forward` for a batch: a NamedTuple of tensors on the CPU."""
         raise NotImplementedError
 
     def example(self, device: torch.device) -> tuple[Tensor | None, ...]:
-        """Return the result of `select` for the smallest batch."""
+        """Return arguments of `forward` for a batch of the smallest possible size, on `device`.
+
+        With DDP, one backward pass of this batch is done before the first step.
+        """
         raise NotImplementedError
 
     def evaluate(
@@ -122,8 +125,8 @@ class Objective(nn.Module):
 
         Args:
             model: the model of this objective; for a sharded model, an object that gathers its weights.
-            finish: a function that is called with the report when its sums are complete. With several
-                processes, it adds the sums of all of them.
+            finish: a function that is called with the report of this process. It replaces the report's sums
+                by the sums over all processes. None: there is only one process.
         """
         raise NotImplementedError
 
@@ -160,21 +163,21 @@ class NextTokenLoss(Objective):
         return batch.answer_mask if self.loss_on == "answer" else batch.token_mask
 
     def count(self, batch: Batch) -> int:
-        """Return the number of targets that count."""
+        """Return the number of targets in a batch that the loss counts."""
         return int(self._mask(batch).sum())
 
     def select(self, batch: Batch) -> LossBatch:
-        """Return the targets that count and their positions.
+        """Return the tensors that `forward` needs: ids, the targets that count, and their positions.
 
-        The positions are found on the CPU. If the GPU found them, the CPU would have to wait for the number
-        of positions.
+        The positions are computed on the CPU. If they were computed on a GPU, the CPU would have to wait for
+        their number.
         """
         mask, targets = self._mask(batch), batch.targets.flatten()  # (B, T), (B * T,)
         positions = None if bool(mask.all()) else mask.flatten().nonzero().flatten()  # (P,)
         return LossBatch(batch.input_ids, targets if positions is None else targets[positions], positions)
 
     def example(self, device: torch.device) -> LossBatch:
-        """Return the smallest possible batch: one token."""
+        """Return a batch of the smallest possible size: one token."""
         ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         return LossBatch(ids, ids[0], None)
 
@@ -191,7 +194,7 @@ class NextTokenLoss(Objective):
     def forward(
         self, input_ids: Tensor, targets: Tensor | None = None, positions: Tensor | None = None
     ) -> Tensor:
-        """Return the summed cross-entropy of `targets` (P,), or without targets the hidden states (B, T, C).
+        """Return the summed cross-entropy of `targets` (P,). Without targets, return hidden states (B, T, C).
 
         lm_head is the largest product of a small model, so it is computed only at the `positions` that count.
         """
@@ -207,9 +210,9 @@ class NextTokenLoss(Objective):
 def logits_limit(device: torch.device) -> int:
     """Return the largest number of logits that the loss may hold in memory.
 
-    On a CPU the number is 2**26 (256 MiB in float32). On CUDA it is what a quarter of the memory can hold; a
-    logit with its gradient takes 14 bytes. With more logits than this, CUDA computes all of them twice (see
-    `summed_cross_entropy`), so a smaller number would cost time.
+    On a CPU the number is 2**26 (256 MiB in float32). On CUDA it is the number of logits that fit into a
+    quarter of the memory; a logit with its gradient takes 14 bytes. If a batch has more logits, CUDA computes
+    each logit twice (see `summed_cross_entropy`), so a smaller limit would cost time.
     """
     if device.type != "cuda":
         return 2**26
@@ -217,7 +220,7 @@ def logits_limit(device: torch.device) -> int:
 
 
 def vocabulary_multiple(device: torch.device) -> int:
-    """Return the multiple to which the number of lm_head's rows is padded in training. 1: no padding."""
+    """Return m: in training, lm_head gets rows of zeros until its number of rows is a multiple of m."""
     return 64 if device.type == "cuda" else 1
 
 
@@ -230,9 +233,10 @@ def summed_cross_entropy(
 ) -> Tensor:
     """Return the sum of -log p(target) over all positions, in float32 for any dtype of the logits.
 
-    If there are more than `limit` logits, they are computed in pieces. On a CPU the gradient of a piece is
-    computed together with its loss: see `_LinearCrossEntropy`. On other devices the logits of a piece are
-    freed, and the backward pass computes them again. This costs one more product with lm_head.
+    If there are more than `limit` logits, they are computed in pieces, each for some of the positions. On a
+    CPU, the gradient of a piece is computed together with its loss: see `_LinearCrossEntropy`. On other
+    devices, the logits of a piece are freed after its loss, and the backward pass computes them again. This
+    costs one more product with lm_head.
 
     Args:
         lm_head: a linear layer, hidden (P, C) -> logits (P, V).
@@ -251,12 +255,13 @@ def summed_cross_entropy(
 
 
 def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
-    """Return True if `_LinearCrossEntropy` shall compute the gradient together with the loss.
+    """Return True if `_LinearCrossEntropy` shall compute the loss, together with its gradient.
 
-    The class works on a CPU, for a linear layer without bias or adapter. float16 is excluded, because small
-    gradients would become 0 before the loss scale is applied. If all logits fit into memory together,
-    autograd is as good. With a frozen matrix, `_LinearCrossEntropy` is always better: it keeps only the
-    gradient of the hidden states.
+    It is used only on a CPU, for an unsharded linear layer without bias or adapter, if gradients are needed,
+    and not inside torch.compile. If autocast computes in float16, the result is False, because small
+    gradients would become 0 before the loss scale is applied. If there are at most `limit` logits, the result
+    is False, because autograd is as good. Exception: if the layer is frozen, the result is True even then,
+    because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -270,16 +275,15 @@ def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bo
 class _LinearCrossEntropy(torch.autograd.Function):
     """The summed cross-entropy of a linear layer's outputs, computed in pieces together with its gradient.
 
-    The gradient of a piece's logits is softmax minus one-hot. The gradients of hidden states and weights
-    are products with this gradient. So memory holds the logits of one piece only, and no logit is computed
-    twice.
+    The gradient of logits is softmax minus one-hot. The gradients of hidden states and weights are products
+    with this gradient. So memory holds the logits of one piece only, and no logit is computed twice.
     """
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, rows: int) -> Tensor:
         """Return the sum of -log p(target). hidden (P, C), weight (V, C), targets (P,).
 
-        Each piece has `rows` positions; the last piece may have fewer. In shapes, p is this number.
+        The positions are computed in pieces of p = `rows` positions; the last piece may be smaller.
         """
         if torch.is_autocast_enabled("cpu"):
             dtype = torch.get_autocast_dtype("cpu")
@@ -338,13 +342,13 @@ def _cross_entropies(
     vocab_size = weight.shape[0]
     # pad a plain nn.Linear only: an lm_head with an adapter must call its own forward
     if vocab_size % multiple and type(lm_head) is nn.Linear:
-        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C): padded once for all pieces
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C), used by all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
         return [_cross_entropy(lm_head, hidden, targets, reduction)]
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # This function has no dropout, so checkpointing need not restore the random state.
+    # The backward pass calls `_cross_entropy` again. It has no dropout, so no random state must be restored.
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return [checkpoint(_cross_entropy, lm_head, some, goal, reduction, **again) for some, goal in pieces]
 

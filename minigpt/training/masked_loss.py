@@ -1,7 +1,7 @@
 """The loss of masked language modelling: the model predicts hidden tokens from the tokens on both sides.
 
-Which tokens of a window are hidden depends on the run's seed and on the start of the window in the text. Each
-epoch has windows with other starts, so other tokens are hidden. Every evaluation hides the same tokens.
+Which tokens of a window are hidden depends on the run's seed and on the start of the window in the text. The
+starts differ between epochs, so each epoch hides different tokens. Every evaluation hides the same tokens.
 
 Letters in shapes: B rows, T tokens, C channels, P hidden tokens.
 """
@@ -64,8 +64,8 @@ class MaskedTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
-        """Hide some tokens of each window. The targets are the original tokens at all places."""
-        # [] in a process without data, whose batch has no rows
+        """Hide some tokens of each window. The targets are the original tokens, hidden or not."""
+        # in a process without data, the batch has no rows, and this list is empty
         keys = [(self._seed, int(start)) for start in batch.rows]
         seen, chosen = mask_tokens(
             batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability, self._words
@@ -74,7 +74,7 @@ class MaskedTokenLoss(Objective):
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
-        if self._words is not None:  # the number of tokens is known only after whole words are hidden
+        if self._words is not None:  # with whole words, the number is known only after hiding
             return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)
@@ -86,7 +86,7 @@ class MaskedTokenLoss(Objective):
         return MaskedBatch(hidden.input_ids, hidden.targets.flatten()[positions], positions)
 
     def example(self, device: torch.device) -> MaskedBatch:
-        """Build the smallest batch."""
+        """Return a batch of the smallest possible size: one hidden token."""
         ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         return MaskedBatch(ids, ids[0], ids[0])
 
@@ -113,7 +113,7 @@ class MaskedTokenLoss(Objective):
 
 
 def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the same rows without padding, because with attention to both sides tokens would see padding.
+    """Yield the rows of batches without padding: with attention to both sides, tokens would see padding.
 
     A row that is shorter than the others becomes a batch of its own.
     """

@@ -42,7 +42,8 @@ class Logger:
     def open(self) -> "Logger":
         """Open the log files of the run. A resumed run continues its files. Returns a context manager."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
-        # A fine-tuning run evaluates its given weights at step 0, so it may be resumed even at step 0.
+        # A fine-tuning run evaluates the given weights before the first step. So a resumed run may have
+        # metrics even if no step is done.
         resumed = progress.steps_done > 0 or (config.starts_from is not None and progress.evaluated)
         self._metrics = Metrics(
             config.output, progress.steps_done, config.report_to, config.as_dict(), is_main, resumed
@@ -106,9 +107,9 @@ class Logger:
             progress.loss_sum, progress.loss_steps, progress.sums = 0.0, 0, []
 
     def _utilisation(self, sizes: Sequence[BatchSize]) -> float:
-        """Return the model FLOP utilisation since the last call, without evaluations; nan: unknown GPU.
+        """Return the model FLOP utilisation since the last call, without evaluations.
 
-        The number is not a mean since the start of the run, in which a slow hour would hardly be visible.
+        If the device's peak is unknown, return nan. A mean since the start of the run would hide a slow hour.
         """
         if math.isnan(self._peak):
             return math.nan
@@ -141,7 +142,7 @@ class Logger:
         self._metrics.write(self._progress.steps_done, **report.metrics(), **tasks)
 
     def show_evaluation(self, report: Report, is_best: bool, sample: str, began: float) -> None:
-        """Print the line of an evaluation. `began` is its start, from time.monotonic()."""
+        """Print a line about an evaluation. `began` is the time at its start, from time.monotonic()."""
         star = "*" if is_best else " "
         text = "step {step:>6}  validation loss {loss:.4f}{star} {report}{sample}"
         values = {"step": self._progress.steps_done, "loss": report.loss, "star": star}

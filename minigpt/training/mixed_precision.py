@@ -98,7 +98,7 @@ class LossScale:
         self._good = torch.where(is_bad | due, torch.zeros_like(self._good), self._good + 1)
 
     def state(self) -> list[float]:
-        """Return the loss scale, and the number of steps without overflow since its change."""
+        """Return the loss scale, and the number of steps without overflow since the scale last changed."""
         return [float(self.value), float(self._good)]
 
     def load(self, state: list[float]) -> None:

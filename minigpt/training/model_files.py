@@ -57,7 +57,7 @@ class ModelFiles:
         return self._facts
 
     def rests_on(self, **facts: str) -> None:
-        """Add facts for training_state.json, which a resumed run must have, too."""
+        """Add facts, name=value, for training_state.json. A resumed run must have the same facts."""
         self._facts.update(facts)
 
     def load(self, model: LanguageModel, folder: Path) -> None:
@@ -133,7 +133,7 @@ def copied(model: LanguageModel) -> LanguageModel:
 
 
 def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
-    """Return the SHA-256 of a model's weights. only_frozen: of the frozen weights alone."""
+    """Return the SHA-256 of a model's weights. only_frozen: True: use only the frozen weights."""
     digest = hashlib.sha256()
     # quantised weights are buffers, not parameters
     for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):

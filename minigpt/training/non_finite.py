@@ -1,8 +1,8 @@
 """Rolls a run back when a loss, a gradient or a weight is NaN or infinite.
 
 A step whose loss or gradient is not finite is a bad step: it is counted, but does not change the weights.
-After several bad steps in a row, the weights of the last checkpoint are loaded. The number of the step does
-not go back. So the run continues with new data, and skips the data since that checkpoint, as in PaLM's
+After several bad steps in a row, the weights of the last good checkpoint are loaded. The step number does not
+go back. So the run continues with new data, and does not repeat the data since that checkpoint, as in PaLM's
 training (https://arxiv.org/abs/2204.02311, section 5.1).
 """
 

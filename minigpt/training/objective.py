@@ -91,7 +91,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
 
 
 def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
-    """Load the weights with which training begins. With an adapter, they may be quantised."""
+    """Load the weights with which training begins. If the run trains an adapter, they may be quantised."""
     model = load_model(folder)
     if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
         set_precision(model, config.base_precision)
@@ -137,7 +137,7 @@ def _preference_loss(
 ) -> tuple[Objective, ModelFiles]:
     """Build the loss of preferences.
 
-    A resumed run must start from the same weights, because they are the reference of this loss.
+    A resumed run must have the same start weights, because these weights are the reference of the loss.
     """
     assert isinstance(data.train, EncodedPreferences)
     assert isinstance(data.val, EncodedPreferences)
@@ -158,7 +158,7 @@ def _grpo_loss(
 ) -> tuple[Objective, ModelFiles]:
     """Build the loss of sampled answers.
 
-    If beta is not 0, a resumed run must start from the same weights, because they are the reference.
+    If beta is not 0, a resumed run must have the same start weights, because they are the reference.
     """
     assert isinstance(data.train, EncodedPrompts)
     assert isinstance(data.val, EncodedPrompts)

@@ -59,7 +59,8 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
     # IA3's factors are vectors around 1. PEFT stores them as matrices with one row or column, so the
     # factors are found by their names. They get no weight decay.
     factors = {id(p) for name, p in model.named_parameters() if name.endswith(".ia3_l")}
-    # Number of matrices in one parameter (3 in a fused projection of Q, K and V) -> the parameters with it.
+    # Number of matrices in one parameter (3 in a fused projection of Q, K and V) -> the parameters that have
+    # this number of matrices.
     stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
         for p, parts in family_of(model.config).matrix_parameters(model):
@@ -122,8 +123,9 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         params: matrices, or groups of matrices, each group with its `parts`.
-        lr: spectral norm of an update (times sqrt(rows / columns) for a tall matrix).
-        momentum: share of the old direction that is kept; in Nesterov's form.
+        lr: spectral norm of an update. (If a matrix has more rows than columns, the norm is
+            lr * sqrt(rows / columns).)
+        momentum: share of the old momentum that each step keeps (Nesterov momentum).
         weight_decay: decoupled weight decay; it is multiplied by lr.
         products: dtype of the matrix products. Default: the dtype of the weights.
     """
@@ -144,8 +146,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient.
 
-        If self.found_inf is a tensor of 1.0, the gradient is not finite and nothing changes, as in torch's
-        fused AdamW. The device decides this, so the CPU does not wait.
+        If the gradient is not finite, self.found_inf is a tensor of 1.0, and nothing changes, as in torch's
+        fused AdamW. The tensor is read on the device only, so the CPU does not wait.
         """
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         keep = 1.0 if found_inf is None else 1 - found_inf
@@ -172,7 +174,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
-    """Return the optimisers' state by parameter name: `transformer.wte.weight.exp_avg` and so on.
+    """Return the optimisers' state as a dict: a name such as `transformer.wte.weight.exp_avg` -> tensor.
 
     The tensors are on the CPU. For a sharded model, they are this process's shards, on its device.
     """

@@ -108,10 +108,10 @@ class Parallel:
             self._compiled = torch.compile(self._loss)
 
     def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
-        """Do one backward pass and throw its gradient away, so that DDP chooses the order of its sums.
+        """Do one backward pass and throw its gradient away, so that DDP fixes the order of its messages now.
 
-        DDP reorders its messages after the first backward pass of a process, and so changes how sums are
-        rounded. Without this pass, a resumed run would do its reordering at another step than an
+        DDP reorders its messages after the first backward pass of a process. This changes how sums are
+        rounded. If that first pass were a training step, a resumed run would reorder at another step than an
         uninterrupted run, and the bits would differ.
         """
         was_training = self._loss.training
@@ -123,8 +123,8 @@ class Parallel:
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
         """Return this process's part of the batches of a step.
 
-        These are whole batches if their number is a multiple of the number of processes, or else some rows of
-        each batch.
+        If the number of batches is a multiple of N, the number of processes, this is every N-th batch.
+        Otherwise it is every N-th row of each batch.
         """
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
@@ -136,7 +136,7 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # the positions that the loss counts; None: it counts all
+        if batch[-1] is not None:  # positions that the loss counts; None: the loss counts all positions
             # Batches of pairs have various lengths. Their sizes are marked as dynamic, so that one compiled
             # graph is enough. Windows all have the same length; a graph for one size is faster.
             for tensor in batch:
@@ -148,7 +148,7 @@ class Parallel:
     def accumulate(self, last: bool) -> AbstractContextManager[Any]:
         """Return the context for one forward and backward pass of a step.
 
-        The processes exchange gradients only in the last pass of the step.
+        last: True for the last pass of the step. Only then do the processes exchange gradients.
         """
         if self.is_sharded:
             self._loss.set_requires_gradient_sync(last)  # type: ignore[operator]
@@ -162,7 +162,7 @@ class Parallel:
         """Measure the model on batches. Each process computes its rows, and gets the sums over all processes.
 
         Raises:
-            StopNow: if a signal comes meanwhile.
+            StopNow: if a signal comes during the evaluation.
         """
         with stop_request.interruptible():
             if self._processes.size == 1:
@@ -191,7 +191,7 @@ class Parallel:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def full_model(self) -> LanguageModel:
-        """Return the whole model, for process 0 to save. With FSDP, every process must call this."""
+        """Return, in process 0, the whole model to save. With FSDP, every process must call this method."""
         if not self.is_sharded:
             return self._model
         weights = {}
@@ -239,10 +239,10 @@ def _require_compiler(config: TrainConfig, device: torch.device) -> None:
 
 
 class _Gathering:
-    """Makes a sharded model look like a model for `evaluate_loss`. FSDP gathers weights in its forward pass.
+    """Wraps a sharded model, so that `evaluate_loss` can call it like a model.
 
-    `evaluate_loss` calls lm_head outside of this forward pass. That works, because lm_head belongs to FSDP's
-    outermost part, which stays gathered until `reshard`.
+    FSDP gathers the weights in the forward pass of the loss. `evaluate_loss` calls lm_head after this forward
+    pass. That works, because lm_head belongs to FSDP's outermost part, which stays gathered until `reshard`.
     """
 
     def __init__(self, model: LanguageModel, loss: nn.Module) -> None:
@@ -258,15 +258,14 @@ class _Gathering:
         self._loss.eval()
 
     def base_model(self, input_ids: Tensor) -> Tensor:
-        # FSDP uses the tensors of gathered weights again in training, so these must not become inference
-        # tensors.
+        # Training uses the same tensors of gathered weights again, so they must not become inference tensors.
         with torch.inference_mode(False), torch.no_grad():
             hidden: Tensor = self._loss(input_ids.clone())
             return hidden
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Return True if the tensor is a torch DTensor, whose other parts are in other processes."""
+    """Return True if the tensor is a DTensor of torch: this process holds only a part of it."""
     return hasattr(tensor, "to_local")
 
 
@@ -292,7 +291,7 @@ def shard_like(like: Tensor, full: Tensor) -> Tensor:
 
 
 def local_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return the parts of the tensors that are in this process."""
+    """Return this process's part of each tensor."""
     return {
         name: t.to_local() if is_sharded(t) else t  # type: ignore[attr-defined]
         for name, t in tensors.items()
@@ -309,8 +308,8 @@ class ShardedSave:
     That package overwrites files in place and stores no hashes, which does no harm here: the folder is new,
     and process 0 lists the files in its manifest.
 
-    Process 0 calls this object with the folder, or it calls `end` if the save failed before. The other
-    processes call `follow`.
+    Process 0 calls this object with the folder. If the save fails before that, process 0 calls `end` instead.
+    The other processes call `follow`.
     """
 
     def __init__(self, processes: Processes, tensors: dict[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""Losses of preferences, such as DPO: they make the better answer of a pair more probable than the other.
+"""Losses of preferences, such as DPO: they make the better answer of a pair more probable than the worse one.
 
 The loss compares the model with a reference: the model before the first step. The reference's
 log-probabilities are computed once for all pairs. They are not saved: a resumed run computes them again from
@@ -60,7 +60,7 @@ class PreferenceReport:
 
     pairs: float = 0.0
     total_loss: float = 0.0
-    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # chosen, rejected
+    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of chosen answers, of rejected answers
     correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
     logps: list[float] = field(default_factory=lambda: [0.0, 0.0])  # log-probabilities: chosen, rejected
     chosen_tokens: float = 0.0
@@ -77,15 +77,15 @@ class PreferenceReport:
         ]  # fmt: skip
 
     def set_sums(self, sums: Sequence[float]) -> None:
-        """Replace the sums by those over all processes."""
+        """Replace the sums of this process by the sums over all processes."""
         self.pairs, self.total_loss, *rest = sums
         self.rewards, self.correct, self.logps, self.chosen_tokens = rest[:2], rest[2], rest[3:5], rest[5]
 
     def metrics(self) -> dict[str, float]:
-        """Return the numbers for metrics.jsonl.
+        """Return the metrics as a dictionary: name of the metric -> value.
 
-        `rewards` are beta times the increase of an answer's log-probability over the reference. For a loss
-        without reference, they are beta times the mean log-probability of the answer's tokens.
+        A reward is beta times the increase of an answer's log-probability over the reference. For a loss
+        without reference, it is beta times the mean log-probability of the answer's tokens.
         `val_chosen_loss` is the mean cross-entropy of the tokens of the chosen answers, as in fine-tuning on
         these answers.
         """
@@ -102,7 +102,7 @@ class PreferenceReport:
         }
 
     def shown(self) -> str:
-        """Return the numbers as text for the line of an evaluation."""
+        """Return the most important numbers as text, for the line that is printed at an evaluation."""
         found = self.metrics()
         values = {"accuracy": found["rewards/accuracies"], "margin": found["rewards/margins"]}
         return Message("accuracy {accuracy:.1%}  margin {margin:.3f}", **values)
@@ -184,7 +184,7 @@ class PreferenceLoss(Objective):
         return PairLossBatch(batch.input_ids, targets, rows, reference, positions)
 
     def example(self, device: torch.device) -> PairLossBatch:
-        """Build the smallest batch: one pair with one token per answer."""
+        """Return a batch of the smallest possible size: one pair with one token per answer."""
         two = torch.arange(2, device=device)
         return PairLossBatch(two[:, None] * 0, two * 0, two, torch.zeros((2, 1), device=device), two)
 
@@ -229,7 +229,7 @@ class PreferenceLoss(Objective):
         reference: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the summed loss of a batch of pairs, a tensor (); without targets, the hidden states."""
+        """Return the summed loss of a batch of pairs, a tensor (). Without targets, return hidden states."""
         hidden: Tensor = self.model.base_model(input_ids)  # (2 B, T, C)
         if targets is None:
             return hidden

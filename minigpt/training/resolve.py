@@ -130,10 +130,10 @@ def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) 
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Return a recipe with the sizes of the model in a folder. The model's context limits row lengths.
+    """Return a recipe with the sizes of the model in a folder. Rows are limited to the model's context.
 
     Raises:
-        InputError: if there is no model, or for an option that only a new model has.
+        InputError: if there is no model, or if the user gave an option for new models only.
     """
     from minigpt.families.registry import family_of
     from minigpt.weights.pretrained import read_config

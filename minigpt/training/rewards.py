@@ -28,7 +28,7 @@ from minigpt.evaluation.answers import exact_match
 __all__ = ["RewardError", "Rewards", "make_rewards"]
 
 _ARGUMENTS = ("completions", "prompts", "answers")
-_LARGEST = 1e30  # largest sum of rewards; the loss is float32 and would overflow
+_LARGEST = 1e30  # largest sum of an answer's rewards; larger sums would overflow in the loss (float32)
 Fields: TypeAlias = Sequence[Mapping[str, Any]]  # records, one for each completion
 Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str], Fields], list[float]]
 

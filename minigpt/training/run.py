@@ -97,7 +97,7 @@ def _run(
         if processes.is_main:
             if any(
                 (output / name).exists() for name in (CONFIG, MANIFEST)
-            ):  # if a run wrote its files into this folder, the model could not be loaded any more
+            ):  # this folder holds a model, which could not be loaded any more with a run's files beside it
                 text = "{output} is the folder of a model: choose another folder with --output"
                 raise InputError(Message(text, output=output))
             # lock the folder before reading data, which may take minutes

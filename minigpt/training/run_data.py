@@ -82,11 +82,11 @@ class AnyData(Protocol):
 
     @property
     def train(self) -> Any:
-        """Return the training data. It has batch, fingerprint, lengths and answer_share."""
+        """Return the training data: an object with `batch`, `fingerprint`, `lengths` and `answer_share`."""
 
     @property
     def val(self) -> Any:
-        """Return the validation data. It has in_order, fingerprint, rows and mean_targets."""
+        """Return the validation data: an object with `in_order`, `fingerprint`, `rows` and `mean_targets`."""
 
     @property
     def sentence(self) -> str:
@@ -98,7 +98,7 @@ class AnyData(Protocol):
 
     @property
     def unit(self) -> str:
-        """Return "lines" or "windows": the things whose places `positions` returns."""
+        """Return what `positions` finds in the training data: "lines" or "windows"."""
 
     def plan(self, config: TrainConfig) -> Any:
         """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): number of batches."""
@@ -116,7 +116,7 @@ class AnyData(Protocol):
         """Describe some results of `positions` in words, for a message."""
 
     def sample(self, model: Any, number: int) -> str:
-        """Return a sample of the model's output. Each `number` gives another sample."""
+        """Return a sample of the model's output. Each `number` selects a different prompt."""
 
 
 _HELD_OUT = "no --val_data: {val:,} of {all:,} {what} of {path} are measured on and not learned from"
@@ -140,7 +140,7 @@ class RunData:
 
     @property
     def examples(self) -> str:
-        """Return the word for examples in messages: "conversations", "pairs" or "pairs of answers"."""
+        """Return what messages call the examples: "conversations", "pairs", "pairs of answers", "prompts"."""
         if isinstance(self.train, EncodedPreferences):
             return Message("pairs of answers")
         if isinstance(self.train, EncodedPrompts):
@@ -188,7 +188,7 @@ class RunData:
     def sample(self, model: LanguageModel, number: int) -> str:
         """Let the model answer a validation question, as a sample of its output.
 
-        Returns "" if the question is too long for an answer.
+        Returns "" if the question fills the model's context, so that there is no space for an answer.
         """
         question = self.val_conversations[number % len(self.val_conversations)].exchanges[0].question
         form: PromptFormat = "chat" if isinstance(self.tokenizer, SubwordTokenizer) else "question"
@@ -237,7 +237,7 @@ class TextData:
     unit = "windows"  # `positions` returns where windows begin
 
     def positions(self, batch: Batch) -> list[int]:
-        """Return for each window of a batch where it begins in the training text, in tokens."""
+        """Return the first token of each window of a batch, as an index into the training text."""
         return [int(start) for start in batch.rows]
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
@@ -251,7 +251,7 @@ class TextData:
 
     @without_warning()
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Let the model continue a piece of the validation text. Each `number` takes another piece."""
+        """Let the model continue a part of the validation text. Each `number` selects a different part."""
         length = min(_PROMPT, model.config.max_position_embeddings // 2, len(self.val))
         # multiples of the golden ratio spread the samples evenly over the text
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
@@ -268,7 +268,7 @@ class MaskedTextData(TextData):
     """Plain text in which some tokens are hidden."""
 
     def sample(self, model: LanguageModel, number: int) -> str:
-        """Hide every eighth token of a piece of the validation text, and show the model's predictions."""
+        """Hide every eighth token of a part of the validation text, and show the model's predictions."""
         length = min(_PROMPT, model.config.max_position_embeddings, len(self.val))
         start = int((number * 0.6180339887498949) % 1 * (len(self.val) - length))
         ids = self.val.tokens.read(self.val.first + start, length).tolist()
@@ -336,7 +336,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
+        if parts and path == HELD_OUT:  # `path` is val_data; as train_data, HELD_OUT is an error
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
@@ -356,9 +356,9 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 
 @contextlib.contextmanager
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
-    """If data is too small to be divided, raise an error with advice for training.
+    """Run a block that divides the data. If the data is too small, raise an error with advice for training.
 
-    This error replaces the original one, whose advice is for `minigpt split`.
+    It replaces the block's InputError, which has advice for `minigpt split`.
     """
     try:
         yield
@@ -378,7 +378,7 @@ def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation])
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # only val_data may be HELD_OUT: as train_data, it is an error
+        if parts and path == HELD_OUT:  # `path` is val_data; as train_data, HELD_OUT is an error
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]
@@ -431,9 +431,9 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-    """Return a tokenizer whose sep_token, such as BERT's [SEP], is also its eos_token.
+    """Return a tokenizer that uses its sep_token, such as BERT's [SEP], also as eos_token.
 
-    The tokenizer is saved with this change.
+    Checkpoints hold the tokenizer with this eos_token.
     """
     separator = tokenizer.named_tokens.get("sep_token")
     if separator not in tokenizer.special_tokens:
@@ -517,7 +517,7 @@ def _tokenizer_name(config: TrainConfig) -> str:
 
 
 class _ShardOptions(TypedDict):
-    """Keyword arguments of the function `prepare`, which makes shards."""
+    """Keyword arguments of the function `prepare`, which encodes a text into shard files."""
 
     options: TextOptions
     workers: int
@@ -580,7 +580,7 @@ def _require_no_skipped(text: Path, tokens: Tokens) -> None:
 
 
 def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> AnyTokenizer | None:
-    """Load the tokenizer for a text. Return None if a vocabulary of the text's characters shall be made."""
+    """Load the tokenizer for a text. Return None if the vocabulary is yet to be made from the text."""
     if config.starts_from is not None:
         quiet = QuietTextOptions(**dataclasses.asdict(reading))
         texts = read_sources(find_sources(text, quiet), options=quiet)

@@ -33,22 +33,28 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "eval_task",
     "gradient_checkpointing",
 }
-# options that decide how the files become examples
+# Options that decide how the files become examples. If one has changed, a resume is an error, unless
+# --allow_changed_data is given.
 _DECIDES_DATA = ("max_length", "block_size", "val_fraction", "encoding", "text_field", "document_separator")
-# options that decide which weights a checkpoint holds, and how the model uses them
+# Options that must not change when a run is resumed. They decide which weights a checkpoint holds, and how
+# the model uses these weights.
 _FIXED = (
     *("task", "method", "train_only", "base_precision", "r", "use_dora", "bottleneck_size"),
     *("target_modules", "layers_to_transform", "modules_to_save", "problem_type"),
 )
-# options that decide which loss an evaluation measures
+# Options that decide which loss an evaluation measures. If one has changed, losses before and after a resume
+# cannot be compared.
 _MEASURED = (
     *("loss_on", "loss_type", "label_smoothing", "simpo_gamma", "mlm_probability", "whole_words"),
     *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
 )
 _RECENT = 64  # a loss is compared with this number of recent losses
 _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
-_SIGMAS = 6.0  # height of a spike in standard deviations; normal noise exceeds it once in a billion losses
-_FLOOR = 0.02  # smallest standard deviation, as a share of the median loss: very small noise gives no spikes
+# smallest height of a spike in standard deviations; normal noise is higher only once in a billion losses
+_SIGMAS = 6.0
+# If the standard deviation is below this share of the median loss, this share is used instead. So a loss with
+# very little noise has no spikes.
+_FLOOR = 0.02
 # smallest height of a spike in nats; late in training, hard examples have a slightly higher loss than others
 _VISIBLE = 0.1
 
@@ -71,7 +77,7 @@ class StepMetrics(NamedTuple):
     loss_scale: float | None  # float16's loss scale; None for other precisions
     is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
     is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
-    bad_steps: int  # number of steps in a row that were not finite, this step included
+    bad_steps: int  # number of bad steps in a row, this step included; overflows of float16 are not counted
     spike_threshold: float  # a loss above this is reported as a spike
 
 
@@ -90,7 +96,7 @@ class Progress:
     # the objective's `step_sums`, added up since the last line of metrics
     sums: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
-    bad_steps: int = 0  # number of steps in a row, up to now, that were not finite
+    bad_steps: int = 0  # number of bad steps in a row, up to now; overflows of float16 are not counted
     rollbacks: int = 0
     # ranges of steps that had no effect on the weights, each as [first, last]
     skipped: list[list[int]] = field(default_factory=list)
@@ -151,7 +157,7 @@ class Progress:
         return {**dataclasses.asdict(self), "best_val_loss": best}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore the progress from the content of training_state.json. Missing fields keep their values."""
+        """Restore the progress from the content of training_state.json. Missing fields do not change."""
         for item in dataclasses.fields(self):
             if item.name in state:
                 setattr(self, item.name, state[item.name])
@@ -234,7 +240,7 @@ def changes(
     folder: Path,
     processes: int = 1,
 ) -> Changes:
-    """Compare the training_state.json of a checkpoint with the run that resumes from it.
+    """Return what differs between a checkpoint's training_state.json and the run that resumes from it.
 
     Raises:
         InputError: if the checkpoint has another vocabulary or other trained weights, or if the data has

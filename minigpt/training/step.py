@@ -42,7 +42,7 @@ class StepBatches(NamedTuple):
     step: int  # step number, from 0
     # the tensors of this process's batches; their copy to the device has begun
     mine: list[tuple[Tensor | None, ...]]
-    sizes: list[BatchSize]  # sizes of the batches of all processes together
+    sizes: list[BatchSize]  # size of each batch, with the rows of all processes
 
 
 class PendingMetrics(NamedTuple):
@@ -52,7 +52,7 @@ class PendingMetrics(NamedTuple):
     learning_rate: float
     sizes: list[BatchSize]
     measured: Tensor  # (3,): loss, gradient norm, loss scale
-    sums: list[float]  # sums of the objective over all processes
+    sums: list[float]  # the objective's `step_sums`, added over all processes
     found_inf: Tensor  # (): 1.0 if loss or gradient is not finite (the step was skipped), else 0.0
 
 
@@ -139,7 +139,7 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return where the rows of some steps are in the training data: lines, or first tokens of windows."""
+        """Return where the rows of `steps` are in the training data: lines, or first tokens of windows."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
@@ -153,7 +153,7 @@ class TrainStep:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            # a reward failed, here or in another process; the loop saves the run after a RewardError only
+            # A reward failed, here or in another process. Raise RewardError: the loop then saves the run.
             except InputError as error:
                 raise RewardError(str(error)) from None
             mine = self.loss.sampled_together(self.processes.all_reduce)

@@ -36,8 +36,8 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Note the stop signals inside the block. A second signal ends the process immediately."""
-        # Python handles signals only in the main thread
+        """While the block runs, only remember a stop signal. A second signal ends the process immediately."""
+        # Python can set signal handlers only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield
             return

@@ -29,7 +29,7 @@ class TaskScores:
     Args:
         paths: files and folders of the tasks.
         encoding: encoding of the files; "": detect it.
-        reads_text: True if the run learns plain text. The model is then asked without <sep>.
+        reads_text: True if the run learns plain text. The model then gets the questions without <sep>.
 
     Raises:
         InputError: if a task cannot be read.

@@ -29,7 +29,7 @@ from minigpt.training.loss import NextTokenLoss, token_cross_entropy
 
 __all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss", "keyword_lines"]
 
-_SEARCHED = 1 << 22  # `keyword_lines` searches only this number of tokens at the beginning of a text
+_SEARCHED = 1 << 22  # in a text with more tokens than this, `keyword_lines` searches only the first ones
 
 
 class _Encoder(Protocol):
@@ -46,7 +46,7 @@ class KeywordWeights:
     is found anywhere in the text.
 
     Args:
-        text: see `parse_keyword_weights`.
+        text: keywords with their weights, such as "plt:3,pd:2".
         tokenizer: the tokenizer of the ids.
 
     Raises:
@@ -87,10 +87,10 @@ class KeywordWeights:
 
 
 def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.NDArray[np.bool_]:
-    """Return a mask (B, T) of the places in ids (B, T) where a keyword ends.
+    """Return a mask (B, T), True at each position of ids (B, T) where a keyword ends.
 
-    `forms` are the keyword's ids, with and without a space before it. If two forms end at the same place, the
-    place counts once.
+    `forms` has the keyword's ids, with and without a space before it. If two forms end at the same position,
+    this counts as one keyword.
     """
     ends = np.zeros(ids.shape, dtype=np.bool_)
     for form in forms:
@@ -142,7 +142,7 @@ class WeightedTokenLoss(NextTokenLoss):
         loss_on: see NextTokenLoss.
         device: see NextTokenLoss.
         weights: (N,), the weight of each training sample; None: all weights are 1.
-        keywords: computes further weights from keywords; None: there are no keywords.
+        keywords: computes a factor of each row's weight from the row's keywords; None: no keywords.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class WeightedTokenLoss(NextTokenLoss):
         return weights
 
     def select(self, batch: Batch) -> WeightedBatch:  # type: ignore[override]
-        """Return the targets that count, their factors and their positions."""
+        """Return the tensors that `forward` needs: ids, the targets that count, factors, positions."""
         mask = self._mask(batch)  # (B, T)
         factors = torch.from_numpy(self.weights_of(batch)) / mask.sum(1).clamp(min=1)  # (B,)
         positions = mask.flatten().nonzero().flatten()  # (P,)
@@ -180,7 +180,7 @@ class WeightedTokenLoss(NextTokenLoss):
         return WeightedBatch(batch.input_ids, batch.targets.flatten()[positions], each, positions)
 
     def example(self, device: torch.device) -> WeightedBatch:  # type: ignore[override]
-        """Return the smallest possible batch: one token."""
+        """Return a batch of the smallest possible size: one token."""
         ids = torch.zeros((1, 1), dtype=torch.int64, device=device)
         return WeightedBatch(ids, ids[0], torch.ones(1, device=device), ids[0])
 
@@ -191,7 +191,7 @@ class WeightedTokenLoss(NextTokenLoss):
         factors: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the sum over samples of weight * mean loss. Without targets, return the hidden states."""
+        """Return the sum of weight * mean loss over the samples. Without targets, return hidden states."""
         hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
         if targets is None:
             return hidden

@@ -131,7 +131,8 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> GPTConfig:
 def gelu_difference(model: GPTLMHeadModel, tokens: int = 64) -> tuple[float, float]:
     """Compare the exact GELU with its tanh approximation in a model, on random tokens.
 
-    Returns: the largest difference of logits, and the share of positions whose most likely token changes.
+    Returns: the largest difference between the logits, and the share of positions at which the most likely
+    token differs.
     """
     length = min(tokens, model.config.block_size)
     generator = torch.Generator().manual_seed(0)

@@ -15,7 +15,8 @@ from minigpt.errors import shown
 
 __all__ = ["check_pickle"]
 
-# largest numbers of bytes and of opcodes; GPT-2 XL with its optimiser has 400,000 bytes and 70,000 opcodes
+# Largest number of bytes and of opcodes of a pickle. The pickle of GPT-2 XL and its optimiser has 400,000
+# bytes and 70,000 opcodes.
 _BYTES, _OPCODES = 8_000_000, 400_000
 _DEPTH, _SIZE = 60, 4_000_000
 
@@ -24,7 +25,7 @@ _PLAIN = {
     *("BINUNICODE", "SHORT_BINSTRING", "GLOBAL", "EMPTY_TUPLE", "EMPTY_LIST", "EMPTY_DICT", "EMPTY_SET"),
 }
 _OF_SEVERAL = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3, "REDUCE": 2, "NEWOBJ": 2, "BINPERSID": 1}
-# opcode -> number of values that it takes from the stack and puts into the value below them
+# opcode -> number of values that the opcode moves from the top of the stack into the value below them
 _INTO = {"APPEND": 1, "SETITEM": 2, "BUILD": 1}
 _FROM_MARK = {"APPENDS", "SETITEMS"}
 _STORAGES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte", "Bool", "Untyped")
@@ -41,7 +42,10 @@ _ALLOWED = {
 
 
 class _Value:
-    """A value of the pickle: its depth, its number of inner values, and whether another value holds it."""
+    """What is known of a value in the pickle: its nesting depth, the number of values in it, `is_used`.
+
+    `is_used` is True if the value is inside another value.
+    """
 
     __slots__ = ("depth", "is_used", "size")
 
@@ -53,8 +57,8 @@ class _Value:
         """Add inner values to this value, as a list's `append` does.
 
         Raises:
-            ValueError: if this value becomes too deep or too large, or if another value already holds it:
-                depth and size of that other value would then be wrong.
+            ValueError: if this value becomes too deep or too large. Also if this value is already inside
+                another value, because the depth and size of that other value would become wrong.
         """
         if (self.is_used and parts) or self in parts:
             raise ValueError("it changes a value that is part of another one")
@@ -72,8 +76,8 @@ def check_pickle(content: bytes) -> None:
     """Check the pickle in a file of torch.save. This takes less than a second and runs no code of the pickle.
 
     Raises:
-        ValueError: if the pickle is damaged, too large, or needs more than tensors need. The message is one
-            line.
+        ValueError: if the pickle is damaged or too large, or has an opcode or name that tensors do not need.
+            The message is one line.
     """
     if len(content) > _BYTES:
         raise ValueError(f"its list of tensors has {len(content):,} bytes: more than {_BYTES:,} are not read")
@@ -94,7 +98,7 @@ def check_pickle(content: bytes) -> None:
 def _step(
     name: str, argument: object, stack: list[_Value], marks: list[int], memo: dict[object, _Value]
 ) -> None:
-    floor = marks[-1] if marks else 0  # an opcode may not take values from below the last mark
+    floor = marks[-1] if marks else 0  # values below the last mark, which an opcode may not take
     if name == "GLOBAL" and argument not in _ALLOWED:
         asked = str(argument).replace(" ", ".")
         raise ValueError(f"it asks for {shown(asked)[1:-1]}, but only tensors are read; no code was run")

@@ -88,12 +88,13 @@ def preset(name: str) -> Preset:
 
 
 def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = None) -> dict[str, str]:
-    """Return a dict: file -> its URL. The files are at `mirror`, or else at `hf_endpoint`, or else at OpenAI.
+    """Return a dict: name of a file -> URL. Without `mirror` and `hf_endpoint`, the URLs are OpenAI's.
 
     Args:
         model: the published model.
         mirror: address of a copy of OpenAI's files: MIRROR/124M/hparams.json.
-        hf_endpoint: https://huggingface.co or a copy of it, as in the environment variable HF_ENDPOINT.
+        hf_endpoint: https://huggingface.co or a copy of it, as in the environment variable HF_ENDPOINT. It is
+            used only without `mirror`.
 
     Raises:
         InputError: if an address does not begin with http:// or https://.

@@ -4,7 +4,7 @@
     found.model, found.step            # found.origin is the program that the file seems to come from
 
 Such a file is a zip that holds a pickle, and a malicious pickle can call any function. So the file is read in
-three steps. First, the zip's checksums are compared. Second, pickle_check.py refuses a pickle that holds more
+three steps. First, the zip's checksums are checked. Second, pickle_check.py refuses a pickle that holds more
 than tensors need. Third, torch.load reads the file with weights_only=True.
 
 The model's sizes come from the shapes of the tensors. Two facts are not visible in shapes: n_head and the
@@ -60,7 +60,7 @@ _NAMES = (
 )
 _GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # nanoGPT's files from before 2023 have the tanh GELU
+    "nanoGPT": "exact",  # wrong for nanoGPT's files from before 2023: they need "tanh"
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",
@@ -73,7 +73,7 @@ class Imported:
 
     model: GPTLMHeadModel  # float32, eval mode
     step: str  # when the file was saved: "epoch 7", "iteration 2000", or "" if unknown
-    origin: str  # the program that probably wrote the file (by names and shapes), a key of _GELUS
+    origin: str  # program that probably wrote the file, guessed from names and shapes; a key of _GELUS
 
 
 def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
@@ -82,12 +82,13 @@ def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = No
     Args:
         path: the file. It holds a state_dict, or a dictionary with a state_dict under `model_state_dict` or
             `model`. All names may begin with "module." or "_orig_mod.".
-        n_head: number of heads; it must divide the number of channels. None: the number in the file, or else
-            8. With a wrong number, the model's answers make no sense.
+        n_head: number of heads; it must divide the number of channels. None: the number in the file; if the
+            file has none, 8. With a wrong number, the model's answers make no sense.
         gelu: as in GPTConfig. None: the GELU of the program that wrote the file.
 
     Raises:
-        InputError: if the file is damaged, holds more than tensors, or holds no GPT model.
+        InputError: if the file is damaged, holds Python objects that weights do not need, or holds no GPT
+            model.
     """
     path = Path(path)
     content = _load(path)
@@ -135,8 +136,8 @@ def _load(path: Path) -> Any:
 def _require_sound_zip(path: Path) -> None:
     """Check the pickle in a zip, and the CRC-32 of each zip entry. torch does not compare the CRC-32.
 
-    torch.save has written zips since 2020. Two entries with names that differ only in upper and lower case
-    are an error: torch might then read one entry while this function has checked the other.
+    torch.save has written zips since 2020; older files are an error. Two entries with names that differ only
+    in upper and lower case are an error, too: torch might not read the entry that was checked here.
     """
     try:
         with open_regular(path) as file, zipfile.ZipFile(file) as archive:
@@ -238,10 +239,10 @@ def _without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return True for a causal mask.
+    """Return True if a tensor looks like a causal mask.
 
-    This is a single number, or a square matrix in which all entries above the diagonal are equal, and all
-    other entries are equal.
+    That is a single number, or a square matrix that has one value above the diagonal, and one value in all
+    other entries.
     """
     if tensor.numel() == 1:
         return True

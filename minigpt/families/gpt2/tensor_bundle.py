@@ -24,9 +24,10 @@ from minigpt.storage.regular_files import open_regular, read_bytes
 
 __all__ = ["read_bundle"]
 
-FOOTER = 48  # bytes at the index's end: two handles (offset and size of a block), zeros, the magic number
+# number of bytes at the end of the index: two handles (offset and size of a block), zeros, the magic number
+FOOTER = 48
 MAGIC = 0xDB4775248B80FB57
-TRAILER = 5  # bytes at a block's end: one for the kind of compression, four for the checksum
+TRAILER = 5  # number of bytes after a block: one for the kind of compression, four for the checksum
 FLOAT32 = 1  # number that stands for float32 in TensorFlow's DataType
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # wire types of protocol buffers
 
@@ -36,7 +37,7 @@ class _DamageError(Exception):
 
 
 class _Entry(NamedTuple):
-    """The place and shape of a tensor in the data files."""
+    """Where a tensor is in the data files, and its shape."""
 
     shape: tuple[int, ...]
     shard: int  # number of the data file that holds the tensor
@@ -112,7 +113,7 @@ def _masked_checksum(data: Any) -> int:
 
 
 def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
-    """Return a dict, tensor name -> its place in the data files, and the number of data files."""
+    """Return a dict, name of a tensor -> its _Entry, and the number of data files."""
     rows = list(_table(file))
     keys = [key for key, _ in rows]
     if keys != sorted(set(keys)):
@@ -136,8 +137,8 @@ def _parse_index(file: bytes) -> tuple[dict[str, _Entry], int]:
 def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the key and the value of each row of the index.
 
-    The end of the file says where the block of handles is. A handle is the offset and the size of another
-    block. The blocks that these handles point to hold the rows.
+    A handle is the offset and the size of a block. The end of the file has the handle of a block of handles.
+    The blocks that those handles point to hold the rows.
     """
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
         raise _DamageError("it does not end as a checkpoint's index does (cut off, or another kind of file)")
@@ -217,7 +218,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
     """Yield (field number, wire type, number, bytes) for each field of a protocol buffer.
 
-    A VARINT has no bytes (b""). BYTES have no number (0). The other types have both.
+    If the type is VARINT, `bytes` is b"". If the type is BYTES, `number` is 0. Other types have both.
     """
     at = 0
     while at < len(message):

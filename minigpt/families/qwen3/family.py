@@ -108,7 +108,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
 def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None, tuple[str, ...] | None]:
     """Return the sliding window in tokens, and each layer's kind: "full_attention" or "sliding_attention".
 
-    Window and kinds are None if no layer has a window, or if the window is as long as the longest sequence.
+    Both are None if no layer has a window, or if the window is not shorter than the longest sequence.
     """
     count = config.num_hidden_layers
     window = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
@@ -156,13 +156,13 @@ def _rope_parameters(values: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 def _rope_theta(values: Mapping[str, Any]) -> Any:
     """Return rope_theta, the base of RoPE's frequencies.
 
-    In older files it is a key of its own, in newer files it is one of RoPE's settings.
+    Older files have rope_theta at the top level; newer files have it among RoPE's settings.
     """
     key, inside = _rope_parameters(values)
     found = {"rope_theta": values["rope_theta"]} if "rope_theta" in values else {}
     if "rope_theta" in inside:
         found[f"{key}.rope_theta"] = inside["rope_theta"]
-    first, *others = found.values() or (10_000.0,)  # Hugging Face's default
+    first, *others = found.values() or (10_000.0,)  # without rope_theta in the file: Hugging Face's default
     if any(other != first for other in others):
         raise InputError(f"{', '.join(found)} must be the same: got {', '.join(map(repr, found.values()))}")
     return first

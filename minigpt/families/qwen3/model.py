@@ -39,8 +39,8 @@ class RopeScaling:
     factor: float  # the slowest frequencies are divided by this number
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
-    beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence keep their frequency
-    beta_slow: float = 1.0  # yarn: the frequency of channel pairs with fewer rotations is divided by `factor`
+    beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence than this keep their frequency
+    beta_slow: float = 1.0  # yarn: below this number of rotations, frequencies are divided by `factor`
     truncate: bool = True  # yarn: round the indices of the pairs at beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
@@ -64,7 +64,7 @@ class Qwen3Config:
     # The published Qwen3 models use none of the following. Other models of this architecture do.
     attention_bias: bool = False  # True: biases in q_proj, k_proj, v_proj and o_proj
     rope_scaling: RopeScaling | None = None  # None: RoPE's frequencies are not scaled
-    sliding_window: int | None = None  # number of tokens that a query of a sliding layer sees, with itself
+    sliding_window: int | None = None  # tokens that a query of a sliding layer sees, itself included
     layer_types: tuple[str, ...] | None = None  # "full_attention" or "sliding_attention"; None: all full
 
     def __post_init__(self) -> None:
