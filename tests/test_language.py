@@ -387,7 +387,8 @@ def test_a_text_with_its_values_is_recognised(chinese: None) -> None:
     shown = language.translated("b.jsonl:3: a.txt is quantised: give the folder that it was made from")
     assert shown.startswith("b.jsonl:3: a.txt")
     assert "量化" in shown
-    for endless in ("a: " * 5000, "x holds " * 5000 + "y", "x is y: " * 5000):
+    unlike = "; ".join(f"a{i}: b{i} c{i}" for i in range(5000))
+    for endless in ("a: " * 5000, "x holds " * 5000 + "y", "x is y: " * 5000, unlike):
         assert len(language.translated(endless)) > 5000
 
 
@@ -396,6 +397,14 @@ def test_a_text_with_its_values_is_recognised(chinese: None) -> None:
     [
         ("a.txt is empty; training failed", "a.txt 是空的；训练失败"),  # two messages that were joined
         ("nobody says it; nor this", "nobody says it; nor this"),
+        (  # "{0} has no {1}" would fit, too
+            "b.csv: a quotation mark that opens in line 2 has no partner up to line 3",
+            "b.csv: 第 2 行开的引号到第 3 行还没有关上",
+        ),
+        (  # the first message does not reach to the last bracket
+            "x (1 record, first: line 2); y (3 records, first: line 4)",
+            "x（1 条记录，最先在第 2 行）；y（3 条记录，最先在第 4 行）",
+        ),
     ],
 )
 def test_joined_messages_are_recognised(chinese: None, text: str, shown: str) -> None:

@@ -89,27 +89,45 @@ def translated(text: str) -> str:
 
 
 @lru_cache(256)
-def _recognised(text: str, depth: int = 4) -> str:
+def _recognised(text: str, depth: int = 7) -> str:
     """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
 
-    A value of several words, the text after ": ", and both sides of "; " are translated in the same way, down
-    to `depth` levels.
+    A value of several words, and both sides of "; " and ": ", are translated in the same way, down to `depth`
+    levels.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
         return known
-    for fixed, chinese in _templates():
-        values = _between(fixed, text)
-        if values is not None:
-            return chinese.format(
-                *(_recognised(value, depth - 1) if " " in value else value for value in values)
-            )
-    first, semicolon, second = text.partition("; ")
-    if semicolon:
-        parts = _recognised(first, depth - 1), _recognised(second, depth - 1)
-        return "；".join(parts) if parts != (first, second) else text
-    where, colon, what = text.partition(": ")
-    return where + colon + _recognised(what, depth - 1) if what else text
+    for is_short in (False, True):
+        for fixed, chinese in _templates(is_short):
+            values = _between(fixed, text)
+            if values is not None and not any(map(_closes_too_much, values)):
+                return chinese.format(
+                    *(_recognised(value, depth - 1) if " " in value else value for value in values)
+                )
+        # Joined messages are parted before a short entry, such as "{0} has no {1}", can mix them up.
+        for mark in ("; ", ": ") if not is_short else ():
+            first, found, second = text.partition(mark)
+            if found:
+                parts = _recognised(first, depth - 1), _recognised(second, depth - 1)
+                if parts != (first, second):
+                    is_place = mark == ": " and parts[0] == first
+                    return (mark if is_place else {"; ": "；", ": ": "："}[mark]).join(parts)
+    return text
+
+
+def _closes_too_much(value: str) -> bool:
+    """Return True if a value closes a bracket that it has not opened: then it is a part of two messages.
+
+    >>> _closes_too_much("line 1); empty (line 2"), _closes_too_much("a (b)")
+    (True, False)
+    """
+    depth = 0
+    for one in value:
+        depth += (one == "(") - (one == ")")
+        if depth < 0:
+            return True
+    return False
 
 
 def _between(fixed: Sequence[str], text: str) -> list[str] | None:
@@ -131,14 +149,18 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 
 @cache
-def _templates() -> list[tuple[list[str], str]]:
-    """Return (fixed parts, translation) of each catalogue entry with {0}, the longest entry first."""
+def _templates(is_short: bool) -> list[tuple[list[str], str]]:
+    """Return (fixed parts, translation) of each short or long catalogue entry with {0}, the longest first.
+
+    An entry is short if its fixed parts have fewer than 12 characters together.
+    """
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            if all(fixed[1:-1]):  # not "{0}{1}": nothing shows where the first value ends
+            # not "{0}{1}": nothing shows where the first value ends
+            if (sum(map(len, fixed)) < 12) == is_short and all(fixed[1:-1]):
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: -sum(map(len, one[0])))
 

@@ -108,11 +108,11 @@ class ReadReport:
 
     def reasons(self) -> str:
         """Return the most frequent reasons in words, for the error of a file without a good record."""
-        listed = [
-            f"{reason}{f': {self.details[reason]}' if self.details[reason] else ''} "
-            f"({len(lines):,} {'record' if len(lines) == 1 else 'records'}, first: line {lines[0]})"
-            for reason, lines in list(self.by_reason().items())[:3]
-        ]
+        listed = []
+        for reason, lines in list(self.by_reason().items())[:3]:
+            why = f"{reason}: {self.details[reason]}" if self.details[reason] else reason
+            counted = f"{len(lines):,} {'record' if len(lines) == 1 else 'records'}"
+            listed.append(f"{why} ({counted}, first: line {lines[0]})")
         return "; ".join(listed) or "it has no record"
 
     def as_dict(self) -> dict[str, Any]:

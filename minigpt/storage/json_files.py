@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from minigpt.errors import InputError, shown
+from minigpt.errors import InputError, Message, shown
 from minigpt.storage.regular_files import open_regular
 
 __all__ = ["MAX_BYTES", "json_text", "parse_json", "read_json", "read_toml", "read_utf8", "reading"]
@@ -118,7 +118,8 @@ def reading(path: Path, missing: str = "") -> Iterator[BinaryIO]:
         with open_regular(path) as file:
             yield file
     except FileNotFoundError:
-        raise InputError(f"{path} is missing{f': {missing}' if missing else ''}") from None
+        text = "{path} is missing: {why}" if missing else "{path} is missing"
+        raise InputError(Message(text, path=path, why=missing)) from None
     except IsADirectoryError:
         raise InputError(f"{path} must be a file, and is a directory") from None
     except OSError as error:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from minigpt.data.labelled import EncodedTexts, LabelledText, encode_labelled
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.registry import is_classifier
 from minigpt.finetuning.adapters import ADAPTER_CONFIG, adapter_folder, is_adapter, load_adapter
 from minigpt.finetuning.classification import (
@@ -71,7 +71,9 @@ def start_classifier(folder: Path, labels: Labels, tokenizer: AnyTokenizer) -> S
         InputError: if a file is missing or wrong; the message names the file.
     """
     path, pad = model_folder(folder), pad_token_of(tokenizer)
-    if not is_classifier(read_json(path / CONFIG, missing=f"{path} is not a model directory")):
+    if not is_classifier(
+        read_json(path / CONFIG, missing=Message("{path} is not a model directory", path=path))
+    ):
         model = load_model(path)
         if is_quantised(model):
             prepare_training(model)
@@ -90,7 +92,7 @@ def classifier_labels(path: str | Path) -> Labels | None:
         InputError: if a file is missing or wrong; the message names the file.
     """
     folder = model_folder(path)
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=Message("{path} is not a model directory", path=folder))
     return _labels(folder, content) if is_classifier(content) else None
 
 
@@ -119,7 +121,7 @@ def load_classifier(
 
 
 def _read(folder: Path, pad_token_id: int | None) -> SequenceClassifier:
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=Message("{path} is not a model directory", path=folder))
     if not is_classifier(content):
         raise InputError(
             f"{folder} is a language model without a head that classifies; to train one: minigpt finetune "
@@ -142,7 +144,10 @@ def _read(folder: Path, pad_token_id: int | None) -> SequenceClassifier:
 
 
 def _read_adapted(folder: Path, tokenizer: AnyTokenizer) -> SequenceClassifier:
-    content = read_json(folder / CONFIG, missing=f"{folder} has no {CONFIG} with the labels' names")
+    content = read_json(
+        folder / CONFIG,
+        missing=Message("{path} has no {name} with the labels' names", path=folder, name=CONFIG),
+    )
     if not is_classifier(content):
         raise InputError(f"{folder} is an adapter for a language model, without a head that classifies")
     base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")

@@ -320,12 +320,14 @@ def read_config(path: str | Path) -> ModelConfig:
         InputError: if a file is missing or wrong; the message names it.
     """
     folder = model_folder(path)
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model directory")
+    content = read_json(folder / CONFIG, missing=Message("{path} is not a model directory", path=folder))
     return config_of(folder / CONFIG, content)[0] if is_quantized(content) else body_config(folder, content)
 
 
 def _read_config(folder: Path) -> ModelConfig:
-    return _config_of(folder, read_json(folder / CONFIG, missing=f"{folder} is not a model directory"))
+    return _config_of(
+        folder, read_json(folder / CONFIG, missing=Message("{path} is not a model directory", path=folder))
+    )
 
 
 def _config_of(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
@@ -380,7 +382,7 @@ def _model_reader(
     ran Python code, each call would wait to get the GIL back. So call this function before you start such a
     thread.
     """
-    content = read_json(folder / CONFIG, missing=f"{folder} is not a model folder")
+    content = read_json(folder / CONFIG, missing=Message("{path} is not a model folder", path=folder))
     if is_quantized(content):
         if dtype not in (None, "stored"):
             raise InputError(f"{folder} is quantised, its arithmetic is fixed: got dtype={dtype}")
@@ -465,7 +467,7 @@ def _read_tokenizer(folder: Path) -> AnyTokenizer:
             return WordPieceTokenizer.from_folder(folder)
         if (folder / "merges.txt").exists():
             return BpeTokenizer.from_folder(folder)
-    whole = read_json(path, missing=f"{folder} has no tokenizer")
+    whole = read_json(path, missing=Message("{path} has no tokenizer", path=folder))
     content = whole.get("model")
     kind = content.get("type", "BPE") if isinstance(content, dict) else None
     if kind == "BPE":

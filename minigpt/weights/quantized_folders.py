@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 from minigpt.families.checks import differences
 from minigpt.families.registry import LanguageModel, ModelConfig, family_of, family_of_json
 from minigpt.families.strict_loading import is_finite
@@ -80,7 +80,7 @@ def read_quantized(folder: Path, content: Mapping[str, Any]) -> LanguageModel:
     """
     config, precision = config_of(folder / "config.json", content)
     path = folder / FILES[precision]
-    found = TensorFile(path, missing="weights are read from this one file")
+    found = TensorFile(path, missing=Message("weights are read from this one file"))
     family = family_of(config)
     try:
         family.names_in(found.described, config)
