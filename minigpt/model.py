@@ -9,7 +9,7 @@
 With `bias=True, gelu="tanh"` this is exactly GPT-2; the defaults are the tutorial's smaller model. This file
 imports only torch. Training, sampling, caching, loading and saving are in other files.
 
-Letters in shapes: B rows of the batch; T tokens of this call; S all tokens, cached ones and these T;
+Letters in shapes: B rows of the batch; T tokens in the input; S = cached tokens + T;
 C = n_embd channels; H = n_head heads; D = C / H channels of a head; V = vocab_size.
 """
 

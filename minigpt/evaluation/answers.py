@@ -80,7 +80,7 @@ class Asked(NamedTuple):
 
 
 def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]:
-    """Return a dict: question (with the exchanges before it) -> its different answers in the file's order."""
+    """Return a dict: question (with the exchanges before it) -> its distinct answers, in the given order."""
     answers: dict[Asked, list[str]] = {}
     for conversation in conversations:
         for number, exchange in enumerate(conversation.exchanges):

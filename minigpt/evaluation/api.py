@@ -49,10 +49,10 @@ class AnswersReport:
     scores: AnswerReport
     conversations: int  # number of conversations
     pairs: int  # number of questions with answers, over all conversations
-    max_length: int  # largest number of tokens of a conversation for the loss; the rest is cut off
+    max_length: int  # for the loss, a longer conversation is cut to this number of tokens
     cut: int  # number of conversations with more than max_length tokens
     context: int  # largest number of tokens that the model can read
-    too_long: int  # number of questions that fill the whole context: their answer is ""
+    too_long: int  # number of questions that fill the whole context; the answer to them is ""
     unknown_characters: int  # number of questions with characters that are not in the vocabulary
     answers: dict[Asked, str]  # the model's answer to each distinct question
 

@@ -34,12 +34,12 @@ __all__ = [
     "predict", "print_confusion", "report_of",
 ]  # fmt: skip
 
-_SHOWN = {  # kind of labels -> the numbers of a report other than its loss, in words
+_SHOWN = {  # problem_type of the labels -> template of the text that `shown` returns
     "single_label_classification": "accuracy {accuracy:.4f}  macro f1 {macro_f1:.4f}",
     "multi_label_classification": "micro f1 {micro_f1:.4f}  macro f1 {macro_f1:.4f}",
     "regression": "mse {mse:.4f}  pearson {pearson:.4f}",
 }
-_SHOWN_LABELS = 20  # largest number of labels of a confusion matrix in the terminal
+_SHOWN_LABELS = 20  # with more labels, a confusion matrix is not printed, and a list of labels is cut
 _BINS = 15  # number of bins of the calibration error, as in https://arxiv.org/abs/1706.04599
 
 Matrix = npt.NDArray[np.float64]
@@ -49,9 +49,10 @@ Matrix = npt.NDArray[np.float64]
 class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
-    `counts` depends on the problem. One label per text: (K, K), with true labels in rows and predicted labels
-    in columns. Several labels per text: (K, 3): true positives, false positives, false negatives.
-    Regression: (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
+    The shape of `counts` depends on the problem type. With one label per text: (K, K), true labels in rows
+    and predicted labels in columns. With several labels per text: (K, 3), for each label the numbers of true
+    positives, false positives and false negatives. For regression: (1, 6), the number n of texts, and the
+    sums of x, y, x * x, y * y and x * y, with true values x and predictions y.
     """
 
     labels: Labels
@@ -143,7 +144,7 @@ class ClassificationReport:
         self.counts = np.array(sums[2:]).reshape(self.counts.shape)
 
     def metrics(self) -> dict[str, float]:
-        """Return a dict for metrics.jsonl, which training writes: name of a number -> number."""
+        """Return the metrics for metrics.jsonl as a dict: name of the metric -> value."""
         kind = self.labels.problem_type
         if kind == "regression":
             return {"val_loss": self.loss, "mse": self.loss, "pearson": self.pearson}
@@ -244,7 +245,7 @@ def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _
 def mistakes(
     labels: Labels, found: Matrix, texts: EncodedTexts, source: Sequence[LabelledText], most: int = 5
 ) -> list[dict[str, Any]]:
-    """Return at most `most` wrong predictions, the most confident first."""
+    """Return at most `most` wrong predictions as dicts (text, right label, ...), the most confident first."""
     given, sure = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(given != texts.labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:most]

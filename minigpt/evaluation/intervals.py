@@ -23,7 +23,7 @@ __all__ = ["Difference", "bootstrap", "mcnemar", "paired"]
 
 Values = npt.NDArray[np.float64]
 _SAMPLES = 2000
-_AT_ONCE = 4_000_000  # largest number of values in memory at a time
+_AT_ONCE = 4_000_000  # largest number of random values that are in memory at the same time
 
 
 def bootstrap(

@@ -72,15 +72,15 @@ class Report(Protocol):
         """Replace the sums of this process by the sums over all processes."""
 
     def metrics(self) -> dict[str, float]:
-        """Return a dict for metrics.jsonl: name of a number -> number. `val_loss` is the property `loss`."""
+        """Return the metrics for metrics.jsonl: name of the metric -> value. `val_loss` is `self.loss`."""
 
     def shown(self) -> str:
-        """Return another measure as text, such as the perplexity, to be printed in the line of the loss."""
+        """Return metrics other than the loss, such as the perplexity, as text to print beside the loss."""
 
 
 @dataclass
 class LossReport:
-    """Two losses. `all`: of all tokens except each row's first. `answer`: of answers and their <sep>."""
+    """Two losses: `all` is that of all tokens except each row's first; `answer` that of answers and <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
@@ -88,7 +88,7 @@ class LossReport:
 
     @property
     def counted(self) -> LossSum:
-        """The loss that `loss_on` chooses: over all tokens, or over answers."""
+        """The loss that `loss_on` chooses: `all` or `answer`."""
         return self.answer if self.loss_on == "answer" else self.all
 
     @property
@@ -105,7 +105,7 @@ class LossReport:
         self.all, self.answer = LossSum(sums[0], int(sums[1])), LossSum(sums[2], int(sums[3]))
 
     def metrics(self) -> dict[str, float]:
-        """Return a dict for metrics.jsonl, which training writes: name of a number -> number."""
+        """Return the metrics for metrics.jsonl as a dict: name of the metric -> value."""
         return {
             "val_loss": self.loss,
             "val_answer_loss": self.answer.loss,

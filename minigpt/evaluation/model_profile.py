@@ -73,7 +73,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that is measured for one task. None: not measured, for example because the task has no choices."""
+    """Measurements on one task. A field is None if it was not measured, as `positions` without choices."""
 
     calibration: Calibration | None = None
     # Kind of change -> score with changed questions minus score with unchanged questions.

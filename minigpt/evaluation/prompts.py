@@ -102,11 +102,11 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return the prompt format of an example. A text with a gap is always plain text, not a question."""
+        """Return the prompt format of an example: "text" for a text or a gap in a text, else `self.form`."""
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return pairs (context, continuation) of ids to score: one pair per choice, or one for a cloze."""
+        """Return the pairs (context, continuation) of ids to score: one per choice; for a cloze, one pair."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":

@@ -41,14 +41,15 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-# Device -> largest number of tokens of a forward pass. With more tokens, each layer frees its memory and
-# allocates it again.
+# Device -> largest number of tokens of a forward pass. A pass with more tokens is slower, because each layer
+# would free its memory and allocate it again.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
-# From this many tokens on, weights are packed: takes as long as 100 tokens, saves a tenth of the time.
+# With at least this many tokens to compute, the weights are packed first. Packing takes as long as computing
+# 100 tokens. Then all tokens take a tenth less time.
 _TOKENS_TO_PACK = 2048
-_LITTLE = 8  # at most this many tokens of a shared prefix may be computed again, if this makes rows shorter
+_LITTLE = 8  # a shared prefix of at most this many tokens may be computed in two rows, to make rows shorter
 _LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
@@ -58,7 +59,8 @@ class Scored(NamedTuple):
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
     n_cut: int  # number of tokens left out at the beginning of the context, because it was too long
-    pieces: int = 1  # more than 1 if the continuation is longer than the context: number of its pieces
+    # Number of pieces that were scored; more than 1 only if the continuation is longer than the context.
+    pieces: int = 1
 
     @property
     def total(self) -> float:
@@ -204,7 +206,8 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # A batch of one request: only tokens that the cache or the next request also has count as shared.
+        # If the batch is one request, its prefix is worth caching only as far as the cache already has it, or
+        # as the next request has it, too.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))

@@ -156,7 +156,7 @@ def profiles_of(
 ) -> "dict[str, Profile]":
     """Print the profile of each task. Return a dict: name of the task -> profile.
 
-    If `helm` is False, a profile has only the contamination; without training data there is then no profile.
+    If `helm` is False, only the contamination is measured; without `training` data the dict is then empty.
     """
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile

@@ -127,7 +127,7 @@ class TaskResult:
     n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
     n_in_pieces: int = 0  # number of choices that are longer than the context and so were scored in pieces
     tokens: int = 0  # number of tokens of all prompts
-    tokens_read: int = 0  # tokens that the model computed: less than `tokens` if prompts share some
+    tokens_read: int = 0  # number of tokens computed; less than `tokens` if prompts share prefixes
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
@@ -534,7 +534,9 @@ def _metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
 
 
 def macro_f1(truth: npt.NDArray[np.int64], given: npt.NDArray[np.int64]) -> float:
-    """Return the mean F1 over all labels that occur in `truth` or `given`: (N,) indices of labels.
+    """Return the mean F1 over all labels that occur in `truth` or `given`.
+
+    truth, given: (N,), for each text the index of the right label, and of the predicted label.
 
     >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])), 4)
     0.6667

@@ -266,7 +266,7 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # a key that several of these lines set gets the last value
+        if isinstance(value, str | bool):  # letters have priority over choices, choices over numbers
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
@@ -305,7 +305,7 @@ def _listed(
     choices: tuple[str, ...],
     labels: Sequence[str] = (),
 ) -> Example:
-    """Return an example whose prompt lists the choices; if style.score is "text", it lists none."""
+    """Return an example with choices. The prompt lists the choices, unless style.score is "text"."""
     answer = _index(_right(item), choices, labels[: len(choices)])
     if style.score == "text":
         return _choice(line, style, question, choices, answer, asks=True)
@@ -334,10 +334,13 @@ def _choice(
     line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
     *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Return an example with choices. The choices' texts are scored; with style.score "letter", letters.
+    """Return an example with choices, whose texts are scored as continuations of the prompt.
+
+    Exception: if `asks` is True and style.score is "letter", the prompt lists the choices with letters, and
+    the letters are scored.
 
     Args:
-        asks: True: the prompt is "Question: ... Answer:". False: the choices continue `question`.
+        asks: True: the prompt is "Question: ... Answer:". False: the prompt is `question` itself.
     """
     right, prompt = _index(answer, choices, labels), question
     if asks and style.score == "letter":

@@ -41,7 +41,7 @@ class IA3Config(AdapterConfig):
         return IA3Config(self.target_modules or outputs, inputs, self.modules_to_save)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+        """Return the layers that get an adapter: minigpt's name -> Hugging Face's name."""
         target = self.of_family(model).target_modules
         return targeted(model, target, modules_to_save=self.modules_to_save)
 

@@ -145,7 +145,7 @@ class AdapterConfig(ABC):
 
     @abstractmethod
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+        """Return the layers that get an adapter: minigpt's name -> Hugging Face's name."""
 
     @abstractmethod
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
@@ -163,7 +163,7 @@ class AdapterConfig(ABC):
 
 
 def _names(model: LanguageModel) -> dict[str, str]:
-    """Return a dict: our name -> Hugging Face's name, for modules with weights and their parents."""
+    """Return a dict: minigpt's name -> Hugging Face's name, for modules with weights and their parents."""
     found: dict[str, str] = {}
     for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
@@ -173,7 +173,7 @@ def _names(model: LanguageModel) -> dict[str, str]:
 
 
 def module_names(model: LanguageModel) -> dict[str, str]:
-    """Return a dict: our name -> Hugging Face's name, for the linear layers of the blocks and lm_head.
+    """Return the linear layers of the blocks, and lm_head: minigpt's name -> Hugging Face's name.
 
     >>> from minigpt import GPTConfig, GPTLMHeadModel
     >>> list(module_names(GPTLMHeadModel(GPTConfig(n_layer=1))).items())[0]
@@ -198,7 +198,7 @@ def _is_in(name: str, modules: Collection[str]) -> bool:
 
 
 _MOST_TRIES = 10**7
-_LONG = 30  # assumed number of characters in a module's name
+_LONG = 30  # number of characters that `_tries` assumes for a module's name
 _PART = re.compile(r"\((?:\?(?:P?<\w+>|<?[=!:>])?)?|[*+]\??|\?\??|\{\d*,?\d*\}\??|.", re.DOTALL)
 _LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
@@ -221,9 +221,10 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 
 def _tries(text: str) -> float:
-    """Estimate in how many ways a regular expression may be tried on a module's name."""
-    groups = [(0.0, 1.0)]  # for each open "(": (ways of earlier alternatives, ways of the present one)
-    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}"; last: ways of the part before
+    """Estimate the number of ways in which `re` may try to match an expression with a module's name."""
+    # For each open "(": (ways of the alternatives before the last "|", ways of the part after it).
+    groups = [(0.0, 1.0)]
+    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}" so far; last: ways to match the part before
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
         if part[0] == "(":
@@ -255,7 +256,7 @@ def targeted(
     layers_to_transform: Sequence[int] = (),
     modules_to_save: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Return the layers that target_modules means: our name -> Hugging Face's name.
+    """Return the layers that target_modules means: minigpt's name -> Hugging Face's name.
 
     Args:
         target: "all-linear" (all but lm_head), names, or a regular expression for Hugging Face's names.
@@ -293,7 +294,7 @@ def targeted(
 
 
 def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
-    """Return our full names of the modules in `names`. As in PEFT, the end of a full name is enough."""
+    """Return minigpt's full names of the modules in `names`. As in PEFT, `names` may hold ends of names."""
     found, known = list[str](), _names(model)
     for name in names:
         matches = [ours for ours, theirs in known.items() if theirs.endswith(name)]
@@ -372,13 +373,16 @@ class WholeModule:
 
 
 def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
-    """Return the modules that adapters replace by copies: our name -> WholeModule."""
+    """Return the modules that an adapter may train as a whole copy (PEFT's modules_to_save).
+
+    Returns: the module's name in minigpt -> WholeModule.
+    """
     found: dict[str, WholeModule] = vars(model).setdefault("_whole_modules", {})
     return found
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield (our name of the linear layer, AdaptedLayer). A layer with two adapters is yielded twice."""
+    """Yield (minigpt's name of a linear layer, its AdaptedLayer); twice for a layer with two adapters."""
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer):
             yield name.replace(".base_layer", ""), module
@@ -486,7 +490,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """Takes the place of a module: computes some rows of a batch by copies, the others by the original."""
+    """Replaces a module. Copies of the module compute some rows of a batch, the module itself all others."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()

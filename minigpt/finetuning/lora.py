@@ -89,7 +89,7 @@ class LoraConfig(AdapterConfig):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+        """Return the layers that get an adapter: minigpt's name -> Hugging Face's name."""
         return targeted(model, self.target_modules, self.layers_to_transform, self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
@@ -179,7 +179,7 @@ def apply_lora(
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """Yield (our name of the linear layer, LoraLinear). A layer with two adapters is yielded twice."""
+    """Yield (minigpt's name of a linear layer, its LoraLinear); twice for a layer with two adapters."""
     for name, layer in adapted_layers(model):
         if isinstance(layer, LoraLinear):
             yield name, layer

@@ -107,7 +107,10 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Choose words at random. Return the positions of their tokens: at most `count`, or one longer word's."""
+    """Choose words at random. Return the positions of their tokens.
+
+    These are at most `count` tokens. If every word is longer than this, one word is chosen all the same.
+    """
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0

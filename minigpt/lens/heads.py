@@ -25,7 +25,7 @@ __all__ = ["Ablation", "Attention", "ablate", "attention"]
 
 @dataclass(frozen=True)
 class Attention(View):
-    """The attention of all heads on one text. `layer` and `head` choose what is shown; None: all."""
+    """A view of the attention on one text: holds all heads, shows those of `layer` and `head` (None: all)."""
 
     pieces: list[str]  # (T) texts of the tokens
     probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
@@ -106,12 +106,15 @@ def attention(
     layer: int | None = None,
     head: int | None = None,
 ) -> Attention:
-    """Compute the attention probabilities of all heads while a model reads a question and writes an answer.
+    """Return a view of the attention on a question and its answer.
+
+    The view holds the probabilities of all heads. Its tables and charts show the heads that `layer` and
+    `head` choose.
 
     Args:
         answer: the answer; None: the model writes it.
-        layer: the layer (from 0) whose heads the view shows; None: all layers.
-        head: the head (from 0) of a layer that the view shows; None: all heads.
+        layer: show only this layer, counted from 0; None: all layers.
+        head: show only the head with this number, counted from 0, in each shown layer; None: all heads.
 
     Raises:
         InputError: if the layer or the head does not exist, or the text is too long for the model.

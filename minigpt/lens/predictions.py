@@ -140,7 +140,7 @@ class NextToken(View):
     # distribution.
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
-    probabilities: Floats  # (options, tokens)  0: the token cannot be drawn
+    probabilities: Floats  # (len(options), len(tokens)); 0 means that the token cannot be drawn
     kept: list[int]  # for each entry of `options`: number of tokens with a probability above 0
     entropy: list[float]  # for each entry of `options`: entropy of the distribution in nats
     show: int = 10
@@ -210,7 +210,7 @@ def next_token(
 
 
 def _difference(options: GenerationOptions) -> str:
-    """Return the options that differ from the defaults as text, such as "T 0.5" or "top_k 5"."""
+    """Return a text such as "T 0.5" or "top_k 5": the options whose values are not the defaults."""
     usual = GenerationOptions(do_sample=True)
     changed = [name for name in vars(usual) if getattr(options, name) != getattr(usual, name)]
     short = {"temperature": "T", "repetition_penalty": "penalty"}

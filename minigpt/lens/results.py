@@ -247,9 +247,10 @@ def fragment(view: View, language: Language = "en") -> str:
 
 
 def longest_bar(parts: Sequence[Part]) -> float | None:
-    """Return the length of the longest bar of several bar charts with the same labels; otherwise None.
+    """Return the length of the longest bar in several bar charts, which are drawn with one scale.
 
-    Such charts are drawn with one scale, so that they can be compared.
+    Returns None if there are fewer than two bar charts, or if their labels differ: then each chart has its
+    own scale.
     """
     bars = [part for part in parts if isinstance(part, Bars)]
     if len(bars) < 2 or any([*one.labels] != [*bars[0].labels] for one in bars):

@@ -145,9 +145,9 @@ def _encoded(
     """Return the ids of a conversation, and a mask: 1 for the assistant's tokens, else 0.
 
     Args:
-        before: None: the template itself marks the assistant's text. "": the whole contents of the
-            assistant's messages are marked. Another text, such as "</think>": only what stands behind its
-            last occurrence in a content is marked (the whole content, if this text is not in it).
+        before: None: the template itself marks the assistant's tokens. A text such as "</think>": in each
+            content of the assistant, the text after the last `before` is marked; without `before` in it, the
+            whole content is marked. "": always the whole content.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -209,10 +209,12 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put the characters `begin` and `end` around the assistant's texts. Return the variables, and a count.
+    """Put the characters `begin` and `end` around the assistant's texts.
 
-    The count is the number of these texts. If a text contains `before`, only what stands behind its last
-    occurrence is marked. White space at the ends is not marked, because many templates strip it.
+    If a text contains `before`, only the text after the last `before` is marked. White space at both ends is
+    not marked, because many templates strip it.
+
+    Returns: the template's variables with marked texts, and the number of marked texts.
     """
     messages = []
     count = 0

@@ -295,8 +295,9 @@ def _with_ids(
 ) -> dict[str, dict[str, Any]]:
     """Return text -> flags and id of each added token.
 
-    The `tokenizers` library ignores the ids in the files. A token gets its id in the vocabulary, or the next
-    free id. A file that states another id is an error: it was made for other weights, or by hand.
+    The `tokenizers` library ignores the ids that the files give to added tokens. A token that is in the
+    vocabulary keeps its id there, any other token gets the next free id. If a file gives a different id, this
+    is an error: the file was changed by hand, or belongs to other weights.
     """
     tokens: dict[str, dict[str, Any]] = {}
     highest = -1

@@ -2,9 +2,9 @@
 
 Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
-If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token:
-the `tokenizers.Tokenizer` that is used does not know the special tokens (library.py). With `allow_special`,
-one that knows them is used, and the ids are the same as in `transformers`.
+If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token,
+because the text is encoded by a `tokenizers.Tokenizer` without the special tokens (library.py). With
+`allow_special`, it is encoded by a second one, with the special tokens. Then the ids equal transformers' ids.
 """
 
 import hashlib

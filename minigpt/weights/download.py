@@ -79,7 +79,7 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
     """Download one file. Continue from FILE.part if it is there.
 
     Raises:
-        InputError: if the URL cannot be downloaded or the file cannot be written; the message says which.
+        InputError: if the URL cannot be downloaded, or the file cannot be written.
     """
     patience = patience or Patience()
     attempts, furthest = 0, -1

@@ -104,7 +104,7 @@ def _package() -> Any:
 
 
 def _write(onnx: Any, path: Path, graph: "_Graph", inline: int) -> list[Path]:
-    """Write the weights and the graph. If the weights have their own file, one weight at a time is copied."""
+    """Write the weights and the graph. Return the paths: one file, or two if the weights exceed `inline`."""
     proto = graph.proto()
     sizes = [tensor.numel() * (2 if narrow else 4) for tensor, narrow in graph.weights.values()]
     beside = path.with_name(f"{path.name}.data") if sum(sizes) > inline else None

@@ -258,7 +258,7 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of JSON as Hugging Face's libraries do."""
+    """Write a JSON file with the same formatting as Hugging Face's libraries."""
     atomic_write(path, (json_text(content, indent=2) + "\n").encode())
 
 
