@@ -172,8 +172,8 @@ def _completed(
 ) -> GenerationOptions:
     """Return the user's options, completed from the model's folder.
 
-    Values from the folder's generation_config.json, except do_sample, fill in flags that the user did not
-    give. The texts in --bad_words become ids, which are added to those of the folder.
+    A flag that the user did not give gets its value from the folder's generation_config.json; do_sample does
+    not. The texts in --bad_words become ids, which are added to the folder's bad_words_ids.
     """
     from minigpt.generation.sequence import bare_ids
 

@@ -112,9 +112,9 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
 ) -> list[Row]:
-    """Return rows of a table for `count` of the questions, spread evenly over the whole list.
+    """Return table rows for at most `count` of the questions, spread evenly over all questions.
 
-    If a question has several right answers, the answer most similar to the given answer is shown.
+    If a question has several right answers, its row has the one that is most similar to the model's answer.
     """
     count = min(count, len(questions))
     rows = []

@@ -81,9 +81,9 @@ def evaluate(
         tokenizer: its tokenizer.
         data: questions and answers: a file, or a list of (question, answer) pairs or conversations.
         text: a text file, instead of `data`.
-        batch_size: number of conversations measured, and questions answered, in one batch.
-        max_length: largest number of tokens of a conversation, or of a window of the text, for the loss; 0:
-            as many as the model can read (in a window of the text at most 1,024).
+        batch_size: number of conversations or questions in one batch.
+        max_length: for the loss, a longer conversation is cut to this number of tokens, and a text is divided
+            into windows of this number of tokens. 0: the model's context (for a text at most 1,024 tokens).
         max_new_tokens: largest number of tokens of an answer.
         strict: raise an error at the first bad record of a file, instead of skipping it.
 
@@ -170,10 +170,8 @@ def _answers(
 ) -> tuple[dict[Asked, str], int]:
     """Return the model's answer to each question, and the number of questions that are too long.
 
-    A question is too long if it fills the whole context, with no place for an answer. Then the answer
-    is "".
-
-    If a conversation is too long, its oldest exchanges are left out until half of the context is free.
+    If the exchanges before a question are long, the oldest ones are left out until half of the context is
+    free. If the question alone fills the whole context, it counts as too long, and its answer is "".
     """
     context = model.config.max_position_embeddings
     prompts = [encode_prompt(asked.before, asked.question, tokenizer, context // 2) for asked in questions]

@@ -163,10 +163,10 @@ def evaluate_classifier(
     device: torch.device | str = "cpu",
     finish: Callable[[ClassificationReport], None] | None = None,
 ) -> ClassificationReport:
-    """Measure a classifier on batches, in eval mode. Afterwards the model has its previous mode.
+    """Measure a classifier on batches, in eval mode. Afterwards, restore the model's mode (train or eval).
 
     Args:
-        finish: a function that gets the report at the end. With several processes, this function
+        finish: a function that is called with the report at the end. If there are several processes, it
             replaces the report's sums by the sums over all processes.
     """
     report, device, was_training = ClassificationReport(model.labels), torch.device(device), model.training
@@ -270,13 +270,13 @@ def print_confusion(report: ClassificationReport) -> None:
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
         show("confusion: the right label in rows, the predicted one in columns")
-        # `table` would translate the names of its columns. In a Message, the user's labels stay as they are.
+        # `table` translates column names, but not the values in a Message. So labels stay as they are.
         columns = (Message("{label}", label=name) for name in names)
         table("", ("", *columns), rows, range(1, len(names) + 1))
 
 
 def draw_confusion(report: ClassificationReport, path: Path, font: str | None = None) -> bool:
-    """Draw the confusion matrix as a PNG, normalised by row. Return False if there is no matplotlib."""
+    """Draw the confusion matrix as a PNG, normalised by row. Return True, or False without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib as mpl

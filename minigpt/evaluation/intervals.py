@@ -39,7 +39,7 @@ def bootstrap(
 
     Args:
         values: (N,), one value per question.
-        weights: (N,), such as numbers of tokens; None: all 1, so that the ratio is the mean.
+        weights: (N,), such as each question's number of tokens; None: all are 1, so the result is for the mean.
         transform: a function applied to the ratio, such as exp for perplexity.
 
     If all questions are right, or all wrong, every random sample gives the same number. The binomial
@@ -96,10 +96,10 @@ def _of_logarithms(n: int, less: int) -> float:
 class Difference:
     """The difference of two models, measured question by question."""
 
-    value: float  # mean of the second model minus mean of the first
+    value: float  # mean score of the second model minus mean score of the first model
     low: float  # lower end of the 95 % interval
     high: float
-    p: float  # p-value of McNemar's exact test (scores 0 and 1) or of a test with random signs (other scores)
+    p: float  # p-value: McNemar's exact test if all scores are 0 or 1, otherwise a test with random signs
     only_first: int  # number of questions on which the first model is better
     only_second: int
     count: int

@@ -125,16 +125,16 @@ def evaluate_loss(
     finish: Callable[[LossReport], None] | None = None,
     loss_on: Literal["answer", "all"] = "all",
 ) -> LossReport:
-    """Measure the loss of a model on batches, without dropout. Afterwards the model has its previous mode.
+    """Measure the loss of a model on batches, in eval mode. Afterwards, restore its mode (train or eval).
 
     In a small model, lm_head takes most of the time. So lm_head is computed only at positions whose loss
-    counts. These positions are divided into groups, so that the memory for logits has a fixed limit.
+    counts. It computes a limited number of positions at a time, so that the memory for logits is limited.
 
     Args:
         model: the model.
         batches: the batches.
         device: device of the model.
-        finish: a function that gets the report at the end. With several processes, this function
+        finish: a function that is called with the report at the end. If there are several processes, it
             replaces the report's sums by the sums over all processes.
         loss_on: the tokens that count in the report's `loss`: all tokens, or those of answers.
 

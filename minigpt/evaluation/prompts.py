@@ -59,8 +59,8 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
-    If the shots come from the measured file, one more example per subject is returned, because a question is
-    not used as its own shot.
+    Usually, these are `options.shots` examples per subject. If the shots come from the measured file itself,
+    there is one more, because a question is not used as its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -161,9 +161,9 @@ class Prompter:
     def _pairs(self, context: str, continuations: list[str]) -> list[Request]:
         """Encode a context with each continuation.
 
-        To save time, only the context's last line is encoded again with each continuation. This gives the
-        right ids only if no token contains both the newline before this line and the line's beginning. So
-        the code checks that the last line, encoded alone, gives the last tokens of the context.
+        To save time, the context is encoded once, and only its last line is encoded again with each
+        continuation. This is right only if no token extends from the line before into the last line. So the
+        code checks that the last line alone has the same ids as the end of the whole context.
         """
         line = context.rfind("\n") + 1
         tail, bare = context[line:], context.rstrip()

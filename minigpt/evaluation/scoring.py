@@ -179,10 +179,10 @@ class ContinuationScorer:
         return found
 
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
-        """Return True if the model cannot read trees of requests, but only one request after another.
+        """Return True if requests cannot be computed as trees, but only one after another.
 
-        Two cases: the C code, which has no masks; and sliding-window attention, which takes the distance
-        between two columns for the distance between two tokens. In a tree, these differ.
+        There are two cases. The C code has no masks. Sliding-window attention takes the distance between two
+        columns for the distance between two tokens, but in a tree these distances differ.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
@@ -195,7 +195,7 @@ class ContinuationScorer:
     # -- rows -----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Return (end, length of the shared prefix) of the batch order[start:end]."""
+        """Choose the batch order[start:end]. Return (end, number of tokens in its shared prefix)."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):
@@ -256,7 +256,7 @@ class ContinuationScorer:
     # -- branches -------------------------------------------------------------------------------------------
 
     def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
-        """Score requests with the same input tokens. Only the last token, which is predicted, differs."""
+        """Score requests with the same input tokens: only the last token of their continuations differs."""
         assert self._cache is not None
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
@@ -325,7 +325,7 @@ class _Tree:
     Attributes:
         tokens: the ids.
         depths: position of each token in its request.
-        forks: True if requests differ somewhere in the row, so that it is not one sequence of tokens.
+        forks: True if requests differ somewhere in the row, so that the row is not one sequence of tokens.
     """
 
     def __init__(self, shared: int) -> None:
@@ -397,7 +397,7 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
         for n_rows in range(1, min(len(trees), _ROWS) + 1):
             rows: list[list[int]] = [[] for _ in range(n_rows)]
             lengths = [0] * n_rows
-            for members, size in trees:  # sorted by size, the largest first; each goes into the shortest row
+            for members, size in trees:  # from the largest to the smallest; put each into the shortest row
                 r = lengths.index(min(lengths))
                 rows[r] += members
                 lengths[r] += size

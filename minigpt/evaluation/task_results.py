@@ -124,7 +124,7 @@ class TaskResult:
     shots: int
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
-    n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
+    n_cut: int = 0  # number of prompts whose beginning was left out, because they were too long
     n_in_pieces: int = 0  # number of choices that are longer than the context and so were scored in pieces
     tokens: int = 0  # number of tokens of all prompts
     tokens_read: int = 0  # number of tokens computed; less than `tokens` if prompts share prefixes
@@ -240,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of the question `one`. With `is_own`, `shots` may contain `one`: it is left out."""
+    """Return `count` shots for the question `one`. If `is_own`, `one` may be among `shots`: leave it out."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -323,7 +323,7 @@ def generate_texts(
 ) -> tuple[list[str], dict[str, int]]:
     """Continue prompts, always with the most likely token. A prefix that all prompts share is computed once.
 
-    Returns: the texts without stop strings; and a dict: name of a field of TaskResult -> number of tokens.
+    Returns: the texts without stop strings; and numbers of tokens, as a dict: field of TaskResult -> number.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     assert not isinstance(model, SequenceClassifier), "run_task"
@@ -370,9 +370,9 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
 
     Args:
         start: the id of the token put before the text.
-        length: largest number of tokens that the model reads for a pair: all but the last.
-        stride: number of tokens that each window after the first window predicts; the other tokens are
-            context. 0: as many as possible.
+        length: largest number of input tokens of a pair: all of its tokens except the last one.
+        stride: number of predicted tokens in each pair except the first; the rest of the `length` tokens is
+            context. 0: as many predicted tokens as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
     [([0], [1, 2, 3]), ([2, 3], [4, 5])]

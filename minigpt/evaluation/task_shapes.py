@@ -39,7 +39,7 @@ _NUMBERED = re.compile(r"(?:choice|option|choice_|option_)(\d)")
 _NUMBER_ANSWER = re.compile(r"####\s*-?[\d.,]+\s*$")
 _LETTER = re.compile(r"[(（\[]?([A-Za-z])[)）\].．、:：]?")  # A, (A), A., A:
 _LISTED = "{choices}"  # in a template, this stands for the choices with their letters
-_REST = 80  # largest number of characters after a gap that are scored together with the word in the gap
+_REST = 80  # at most this number of characters after a gap is scored together with the word in the gap
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Style:
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
     choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
-    score: str = ""  # score the "letter" or the "text" of a choice; "": letters if the prompt lists choices
-    delimiter: str | None = None  # text between prompt and answer; None: a space; with a gap: ""
+    score: str = ""  # "letter" or "text": what of a choice is scored; "": letters if the prompt lists choices
+    delimiter: str | None = None  # text between prompt and answer; None: " ", or "" in a text with a gap
     separator: str = "\n\n"  # text between shots
     instruction: str = ""  # text before everything else
     metrics: tuple[str, ...] = ()  # names of the metrics for generated answers; (): the default metrics
@@ -384,7 +384,7 @@ def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
 
 
 def _without_brackets(text: str) -> str:
-    """Remove marks such as "[title]" from HellaSwag's texts, as other programs do before they measure."""
+    """Remove marks such as "[title]" from HellaSwag's texts, as other evaluation programs do."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 

@@ -41,7 +41,7 @@ __all__ = ["Task", "read_tasks", "task_of_records"]
 _TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
 _DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
-_COLUMNS = {  # a first row with at least two of these names is the row of column names
+_COLUMNS = {  # if the first row of a table has at least two of these names, it holds the column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
@@ -123,7 +123,7 @@ def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style()
 
 
 def _merged(base: Style, over: Style) -> Style:
-    """Return `base` with those fields of `over` that differ from the default."""
+    """Return `base`, changed by `over`: each field that has not its default value in `over` is copied."""
     changed = {f.name: getattr(over, f.name) for f in dataclasses.fields(Style)
                if getattr(over, f.name) != f.default}  # fmt: skip
     return replace(base, **changed)
@@ -281,7 +281,7 @@ def _read(source: _Source, dev: Path | None, strict: bool) -> Task:
 def _with_labels(
     name: str, examples: list[Example], shots: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Give each text the labels of all texts as choices. If a TOML file names the labels, change nothing."""
+    """Give each text all labels of the data as choices. If a TOML file names the labels, change nothing."""
     every = [*examples, *(one for some in shots.values() for one in some)]
     if all(one.style.choices for one in every):
         return examples, shots
@@ -375,7 +375,7 @@ def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
 def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
     """Return the records of a table in MMLU's own form; [] if the table has another form.
 
-    MMLU's tables have no column names: a row is a question, the choices and a letter. But the reader takes
+    MMLU's tables have no column names: each row is a question, the choices and a letter. `rows` was read with
     the first row as column names. Here, this row becomes a record again, and the columns get names.
     """
     first = rows[0].value

@@ -149,7 +149,7 @@ def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | N
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
     """Return the content of a classifier's config.json.
 
-    Its key pad_token_id is the model's: without this key, transformers classifies only one text at a time.
+    It includes pad_token_id: without this key, transformers refuses batches of several texts.
     """
     family = family_of(model.config)
     content = family.config_to_hugging_face(

@@ -80,8 +80,8 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        # The tokens were sampled with older weights. The factor p / p_old (importance sampling) gives `kl`
-        # the mean that it would have for tokens sampled with the present weights.
+        # The tokens were sampled with older weights. The factor p / p_old (importance sampling) corrects
+        # this: the mean of `kl` becomes the mean over tokens that the present weights would sample.
         if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl

@@ -44,7 +44,7 @@ class AdaptedLayer(nn.Module):
         adapter: name of the adapter.
     """
 
-    is_linear = True  # True: the adapter can be merged into the layer's weight
+    is_linear = True  # the adapter is a linear function, so it can be merged into the layer's weight
 
     def __init__(self, base: Any, adapter: str) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def actives(self) -> "list[AdaptedLayer]":
-        """Return the active adapters of this linear layer, from the inside to the outside."""
+        """Return the active adapters around this linear layer, the innermost first."""
         inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
         return [*inner, self] if self.is_active else inner
 
@@ -94,7 +94,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter if it cannot be summed with others; "" if it can."""
+        """Return "" if this kind of adapter can be summed with other adapters, otherwise the kind's name."""
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -110,7 +110,7 @@ class AdaptedLayer(nn.Module):
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
+        """Return `weight` (N, K) and `bias` (N,) with this adapter merged into them."""
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -241,8 +241,8 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # k repeats can divide a name's characters among them in about LONG**k / k! ways. If the repeated
-            # part itself matches in several ways, as in (a+)+, a match can take hours: inf.
+            # There are about _LONG**k / k! ways to divide the characters of a name among k repeats. If the
+            # repeated part itself can match in several ways, as in (a+)+, matching can take hours: inf.
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
         else:
@@ -315,8 +315,8 @@ def add_adapter(
 ) -> None:
     """Freeze a model and add an adapter to some of its linear layers, in place. Only this adapter is active.
 
-    Modules in `modules_to_save` are copied, and the copies are trained. As in PEFT, a tied lm_head then has
-    its own weight.
+    Modules in `modules_to_save` are copied, and the copies are trained. If lm_head or the embedding is among
+    them, the two are no longer tied, as in PEFT.
 
     Args:
         adapter: a name that no other adapter of the model has.
@@ -362,7 +362,7 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the first copy that belongs to one of these adapters, or else the original."""
+        """Return the copy of the first of these adapters that has one, or else the original module."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)
@@ -455,12 +455,12 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 
 @contextmanager
 def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
-    """Give each row of a batch its own adapters, in a with block. An empty list means the model alone.
+    """Give each row of a batch its own adapters, in a with block.
 
-    The product with the frozen weights is computed once for all rows; an adapter only for its own rows.
+    The product with the frozen weights is computed for all rows together, each adapter only for its rows.
 
     Args:
-        names: for each row, a list of names of adapters.
+        names: for each row, the names of its adapters; an empty list: none.
     """
     device, rows_of = next(model.parameters()).device, dict[str, list[int]]()
     for row, each in enumerate(names):
@@ -495,7 +495,7 @@ class _ByRow(nn.Module):
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()
         self.original = original
-        self._copies = copies  # pairs: (numbers of the rows (n,), the copy that computes these rows)
+        self._copies = copies  # pairs: (indices of rows (n,), the copy that computes these rows)
 
     @property
     def weight(self) -> Any:
@@ -525,8 +525,8 @@ def is_mergeable(model: LanguageModel) -> bool:
 def merge_and_unload(model: LanguageModel) -> LanguageModel:
     """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
 
-    The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, it gets
-    a weight of its own, because merging must not change the embedding.
+    The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, lm_head
+    gets a weight of its own, because merging must not change the embedding.
 
     Raises:
         InputError: if weights are quantised or an adapter is not linear (the model stays unchanged), or a

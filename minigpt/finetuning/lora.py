@@ -133,7 +133,7 @@ class LoraLinear(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter if it cannot be summed with others (DoRA); else ""."""
+        """Return "", or for DoRA, which cannot be summed with other adapters, the kind's name."""
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -146,7 +146,7 @@ class LoraLinear(AdaptedLayer):
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
+        """Return `weight` (N, K) and `bias` (N,) with this adapter merged into them."""
         total = weight + self.delta()
         if self.use_dora:
             total = total * (self.lora_magnitude_vector / total.norm(dim=1))[:, None]
@@ -191,8 +191,8 @@ def add_weighted_adapter(
 ) -> LoraConfig:
     """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
 
-    A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. This is exact for one
-    adapter, and an approximation for several. `set_adapter` with several names gives the exact sum.
+    The new A is the sum of the adapters' A, each multiplied by sqrt(weight * scaling); the new B likewise.
+    The result is exact for one adapter, but approximate for several. `set_adapter` with several is exact.
 
     Args:
         weights: one factor per adapter.

@@ -51,7 +51,7 @@ def mask_token_id(tokenizer: _Encoder) -> int | None:
 
 
 def with_masks(text: str) -> str:
-    """Replace each [MASK] in a text with the token's character."""
+    """Replace each text "[MASK]" with MASK, the character of the mask token."""
     return text.replace(SHOWN, MASK)
 
 
@@ -79,11 +79,11 @@ def mask_tokens(
     Args:
         ids: (B, T) int64, on the CPU. They are not changed.
         real: (B, T) bool: False for padding.
-        keys: one key per row, which seeds the random choice.
+        keys: for each row, a key that seeds its random choice.
         mask_id: id of [MASK]. Random tokens are drawn from the lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
-        words: function of a row's ids (n,) that returns the number of each token's word (n,). If given, whole
-            words are chosen: at most `hidden_count` tokens, but at least one word.
+        words: a function: ids of a row (n,) -> for each id, the index of its word in the row (n,). If given,
+            whole words are chosen: at most `hidden_count` tokens, but at least one word.
 
     Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
     """
@@ -130,7 +130,7 @@ class Filling(NamedTuple):
 
 @torch.inference_mode()
 def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: int) -> list[list[Filling]]:
-    """Return the `top_k` most probable tokens for each [MASK], predicted while all other [MASK]s are hidden.
+    """Return for each [MASK] the `top_k` most probable tokens. All [MASK]s are predicted in one forward pass.
 
     Args:
         ids: ids of the text, including [MASK]; at most as many as the model's context.

@@ -30,9 +30,7 @@ __all__ = ["Data", "Example", "batch", "data", "encode"]
 def encode(
     conversations: Sequence[Conversation], tokenizer: AnyTokenizer, max_length: int
 ) -> EncodedExamples:
-    """Encode conversations as training does. A character tokenizer joins question, separator and answer.
-
-    Other tokenizers use their chat template.
+    """Encode conversations as training does: question <sep> answer, or with the tokenizer's chat template.
 
     Raises:
         InputError: if max_length leaves no token of an answer, or a chat template fails.
@@ -53,7 +51,7 @@ class Place(NamedTuple):
     target: str
     target_id: int
     is_token: bool  # False: padding
-    counts: bool  # True: the loss counts this target
+    counts: bool  # True: this target is a part of the loss
 
 
 @dataclass(frozen=True)

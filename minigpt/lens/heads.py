@@ -70,8 +70,8 @@ class Attention(View):
     def _overview(self, say: Say) -> Table:
         """Return a table with a row for each head to show.
 
-        A row has the tokens that the prompt's last token attends to, and three means over all tokens: the
-        attention to the token itself, to the token before it, and to the first token.
+        A row shows to which tokens the prompt's last token attends. It also has three means over all query
+        tokens: their attention to themselves, to the token before them, and to the first token.
         """
         T = len(self.pieces)
         rows = []

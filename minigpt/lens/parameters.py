@@ -28,7 +28,7 @@ class PartOfModel(NamedTuple):
     rms: float  # root of the mean square: the usual size of a parameter
     norm: float  # root of the sum of squares
     largest: float  # largest singular value; for a vector, its L2 norm
-    rank: float  # stable rank: norm^2 / largest^2, about the number of directions that matter
+    rank: float  # stable rank norm^2 / largest^2: about how many singular values are large
     change: float | None  # ||new - old|| / ||old||; None without an earlier model
 
 

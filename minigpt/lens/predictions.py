@@ -178,8 +178,8 @@ def next_token(
 
     Args:
         after: the beginning of the answer; "": the first token of the answer is predicted.
-        options: each entry gives one distribution. Options apply in the order of generation: first penalties,
-            then temperature, then top_k, top_p and min_p.
+        options: one distribution is computed for each entry, in the same order as in generation: first
+            penalties, then temperature, then top_k, top_p and min_p.
         show: number of tokens in the view's table.
     """
     ids = prompt_ids(tokenizer, question, form)

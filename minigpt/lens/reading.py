@@ -115,6 +115,6 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    # `ids` lacks the end token that ended the answer: take the most likely one
+    # `ids` lacks the end token that ended the answer: append the most likely one of the possible end tokens
     last = read_logits(model, [*prompt, *ids])[-1]
     return [*ids, max(ends, key=last.__getitem__)]
