@@ -39,7 +39,7 @@ def bootstrap(
 
     Args:
         values: (N,), one value per question.
-        weights: (N,), such as each question's number of tokens; None: all are 1, so the result is for the mean.
+        weights: (N,), such as each question's number of tokens; None: all are 1, which gives the mean.
         transform: a function applied to the ratio, such as exp for perplexity.
 
     If all questions are right, or all wrong, every random sample gives the same number. The binomial

@@ -108,7 +108,7 @@ def frame_of(kind: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
 
     Args:
         kind: a key of KINDS: "gpt2" or "qwen2".
-        config: tokenizer_config.json. Its add_prefix_space is copied.
+        config: the content of tokenizer_config.json, from which add_prefix_space is copied.
     """
     empty: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     steps = {**KINDS[kind], "post_processor": None, "decoder": {**_BYTE_LEVEL, "add_prefix_space": True}}

@@ -115,9 +115,9 @@ def encode_chat_with_mask(
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a conversation, and a mask of the same length: 1 for the assistant's tokens, else 0.
 
-    A template with `{% generation %}` blocks marks the assistant's tokens itself. With another template, the
-    assistant's tokens are the contents of the assistant's messages, each with the special token after it.
-    (If the template removes text before `</think>` from a content, this text does not count.)
+    If the template has `{% generation %}` blocks, these mark the assistant's tokens. Otherwise these tokens
+    are the contents of the assistant's messages, and the special token after each content. Exception: if the
+    template removes text before `</think>` from a content, this text is not marked.
 
     Raises:
         InputError: as `encode_chat`; if a template without `{% generation %}` blocks changes the contents.
@@ -184,7 +184,7 @@ def _encoded(
             mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # mask of the characters of `piece`, without `begin` and `end`
+        said_at: list[int] = []  # for each character of `piece` except `begin` and `end`: its mask, 0 or 1
         for char in piece:
             if char in (begin, end):
                 is_said = int(char == begin)
@@ -199,7 +199,7 @@ def _encoded(
 
 
 def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
-    """Return the `token_ids` of an answer; [] if the message has no `token_ids`."""
+    """Return the `token_ids` of an assistant's message, or [] if there are none."""
     ids = message.get("token_ids")
     if not ids or not message.get("content") or message["role"] != "assistant":
         return []
@@ -238,18 +238,18 @@ class _Reading:
     tokenizer: ChatTokenizer
     template: str
     given: dict[str, Any]  # the template's variables; the assistant's texts may have `marks` around them
-    plain: str  # the text that `render_chat` returns, for comparison
-    stand_ins: dict[str, str]  # special token -> the private character in its place; longest tokens first
-    twins: dict[str, str]  # each character that occurs in special tokens -> a private character in its place
-    marks: tuple[str, str]  # characters that mark begin and end of the assistant's text
-    count: int | None  # number of the assistant's texts with marks; None: the template writes the marks
+    plain: str  # the conversation as `render_chat` returns it, to check other renderings against
+    stand_ins: dict[str, str]  # special token -> private character that replaces it; longest tokens first
+    twins: dict[str, str]  # each character of the special tokens -> private character that replaces it
+    marks: tuple[str, str]  # (character before each text of the assistant, character after it)
+    count: int | None  # number of marked texts of the assistant; None: the template itself writes the marks
 
     def marked(self, own: dict[int, str]) -> str:
         """Return the rendered text with private characters in place of special tokens.
 
         Args:
-            own: index of a message -> private character in place of its whole text. This works only if the
-                template does not look into the text.
+            own: index of a message -> private character that replaces its whole text. This works only if the
+                template does not examine the text.
 
         Raises:
             _LostError: if contents with marks are left out or repeated.
@@ -279,11 +279,11 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Render with a private character in place of each special token in a text of the template."""
+        """Render with a private character for each special token that is inside one text of the template."""
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Render with a private character in place of each special token, even if several texts form it."""
+        """Render with a private character for each special token, even if it is joined from several texts."""
         text = self._rendered(own, self.twins)
         origin = {twin: char for char, twin in self.twins.items()}
         plain = "".join(origin.get(char, char) for char in text)
@@ -304,8 +304,8 @@ class _Reading:
         """Render the template.
 
         Args:
-            own: index of a message -> private character in place of its whole text.
-            changes: text -> private character in its place, in the template's own texts.
+            own: index of a message -> private character that replaces its whole text.
+            changes: part of a text in the template -> private character that replaces this part.
         """
         named = {role: _replaced(changes, token) for role, token in self.tokenizer.named_tokens.items()}
         compiled = _compiled(self.template, tuple(changes.items()), self.marks)
@@ -315,8 +315,8 @@ class _Reading:
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
         """Return a message for the template. Only the assistant's messages are changed.
 
-        `own` is a private character in place of the whole text. If it is None, only special tokens in the
-        text become private characters (except those that stay text: see the module's docstring).
+        If `own` is given, this private character replaces the whole text. Otherwise private characters replace
+        only special tokens in the text (some of them stay text: see the module's docstring).
         """
         content = message.get("content")
         if message["role"] != "assistant" or not content:
@@ -331,10 +331,10 @@ class _Reading:
         return {**message, "content": _replaced(inner, content)}
 
     def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
-        """Return True if a rendered text is right, so that its private characters stand for special tokens.
+        """Return True if the private characters in a rendered text stand for the template's special tokens.
 
-        With special tokens put back in place of the private characters, the text must equal `plain`. The text
-        must have all marks. It may contain special tokens as text only where users typed them.
+        This is so under three conditions. If each private character is replaced by its special token, the
+        text equals `plain`. The text has all marks. It has special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):

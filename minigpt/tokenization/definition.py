@@ -107,8 +107,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if is_there(template):  # newer models have the template in this file, which has priority
         text = read_utf8(template)
         config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
-    # transformers 4.34 and later write all added tokens under this key. The older, separate files are
-    # ignored.
+    # transformers 4.34 and later write all added tokens under this key. If it is there, the separate files of
+    # older releases are ignored.
     if "added_tokens_decoder" in config:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
@@ -140,8 +140,8 @@ def class_of(folder: Path, config: dict[str, Any]) -> str | None:
 def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str, Any], name: str) -> None:
     """Check that tokenizer.json prepares text in the same way as the class that its folder names.
 
-    transformers 5 follows the class, transformers 4 follows the file. No file says which release the model
-    was trained with.
+    If the two differ, transformers 5 follows the class, and transformers 4 follows the file. As no file says
+    with which release the model was trained, a difference is an error.
 
     Args:
         path: tokenizer.json.
@@ -167,9 +167,9 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 
 
 def _without_switches(step: Any) -> Any:
-    """Return a step of tokenizer.json without settings that tokenizer_config.json decides.
+    """Return a step of tokenizer.json without the settings that may differ from the class's.
 
-    All releases of transformers agree on these settings, so a difference in them does no harm.
+    These settings do no harm: all releases of transformers take them from tokenizer_config.json.
     """
     switches = (
         *("trim_offsets", "add_prefix_space"),  # trim_offsets does not change ids
@@ -202,7 +202,7 @@ def assembled(
     merges: list[tuple[str, str]], config: dict[str, Any], name: str | None,
     around: tuple[str, str] | None = None,
 ) -> Definition:  # fmt: skip
-    """Build the definition from its parts, and check it. An added token that is not a word becomes special.
+    """Build a definition from its parts, and check it. Added tokens that are not words become special tokens.
 
     Args:
         path: the file of the vocabulary.
@@ -226,7 +226,7 @@ def assembled(
     words = {token["content"]: token["id"] for token in ordered if _is_word(token, texts, made)}
     special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
     frame = {**frame, "added_tokens": ordered}
-    # Replace a token with flags by its text only: the flags are in `frame`, too.
+    # If a role's token is an object with flags, replace it by its text: `frame` has the flags, too.
     config |= {key: named[key] for key in named if isinstance(config.get(key), dict)}
     # This key tells transformers how to read the files that minigpt writes.
     config.setdefault("tokenizer_class", name or "PreTrainedTokenizerFast")

@@ -26,7 +26,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # used for each token, but not for the whole text, as in transformers
+    (" do not", " don't"),  # as in transformers, replaced within each token only, so never across tokens
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -34,7 +34,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # a token's text depends on the token before it, so texts of tokens cannot just be joined
+    joins = False  # tokens' texts cannot just be joined: each depends on the token before it
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)

@@ -207,7 +207,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # one token is BOS and EOS, as in GPT-2; llama.cpp's default may be outside the vocabulary
+        bos = eos  # as in GPT-2, which has one token for both; llama.cpp's default BOS may not exist here
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

@@ -47,7 +47,7 @@ SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-_PART = 3 * 2**20  # largest number of bytes in one element of the page; a multiple of 3: no padding in base64
+_PART = 3 * 2**20  # largest number of bytes in one element; a multiple of 3, so that base64 adds no padding
 
 
 def write_html(
@@ -162,7 +162,7 @@ def _text_of(name: str) -> str:
 
 
 def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
-    """Return two parts of the page: the bytes before the description and the weights, and the bytes after."""
+    """Return the page in two parts: all before the description and the weights, and all after them."""
     script = '"use strict";\n' + "\n".join(_text_of(file) for file in SCRIPTS)
     style = _text_of("page.css")
     policy = (

@@ -61,7 +61,7 @@ class _Listener:
     texts: list[str] = field(default_factory=list)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Store the text in `texts`. Return one negative id: -1 for the first text, -2 for the second."""
+        """Store the text in `texts`. Return one id that stands for it: -1 for the first text, then -2, ..."""
         self.texts.append(text)
         return ([-len(self.texts)], [(0, len(text))]) if text else ([], [])
 
@@ -125,8 +125,9 @@ class _Template:
     def _rendered(self, turns: Sequence[str], add: bool = True, **options: Any) -> _Piece:
         """Render a conversation with the chat template.
 
-        In `turns`, "a" stands for an answer. Any other text is a user's message. If `add` is True, each
-        message is put between the marks < and >, so that `_cut` can find the message.
+        Args:
+            turns: the messages in order: "a" stands for an answer, any other text is a user's message.
+            add: put each user's message between the marks < and >, so that `_cut` can find it.
         """
         messages: list[Mapping[str, Any]] = []
         for turn in turns:
