@@ -302,7 +302,7 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
 
 
 def _warn_of_special(asked: "QuestionAnswering", questions: list[str]) -> None:
-    """Warn once if a question contains the text of a special token: the model reads it as plain text."""
+    """Warn once if questions contain the text of a special token, which the model reads as plain text."""
     from minigpt.console.terminal import warn
 
     tokens = getattr(asked.tokenizer, "special_tokens", {})

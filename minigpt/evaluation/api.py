@@ -48,7 +48,7 @@ class AnswersReport:
     losses: LossReport
     scores: AnswerReport
     conversations: int  # number of conversations
-    pairs: int  # number of questions with answers, over all conversations
+    pairs: int  # number of question-answer pairs in all conversations together
     max_length: int  # for the loss, a longer conversation is cut to this number of tokens
     cut: int  # number of conversations with more than max_length tokens
     context: int  # largest number of tokens that the model can read

@@ -4,8 +4,8 @@
     print(report.accuracy, report.macro_f1)
     found = predict(model, encoded)               # (N, K) probabilities in the order of the texts
 
-All measures are computed from sums over texts. So several processes can each measure a part of the texts, and
-then add up their sums.
+All measures are computed from sums over texts. So each of several processes can measure a part of the texts.
+Then the sums of all processes are added up.
 """
 
 import importlib.util
@@ -227,11 +227,11 @@ def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> Classificat
 
 
 def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _BINS) -> float:
-    """Compute the expected calibration error: the gap between confidence and accuracy.
+    """Compute the expected calibration error (https://arxiv.org/abs/1706.04599).
 
-    As in https://arxiv.org/abs/1706.04599, texts are put into bins of equal width by the probability of the
-    predicted label (`bins`: number of bins). The error is the mean of |accuracy - mean probability| over the
-    bins, weighted by their numbers of texts.
+    The texts are divided into `bins` bins of equal width by the probability of their predicted label. The
+    error of a bin is |accuracy - mean probability|. The result is the mean error of all bins, weighted by
+    the number of texts in each bin.
 
     >>> round(calibration_error(np.array([[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]), 2), 4)
     0.0333

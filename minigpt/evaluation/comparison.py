@@ -94,7 +94,7 @@ def _needed(d: Difference) -> int:
 
 
 def compare_results(first: TaskResult, second: TaskResult, metric: str = "") -> Comparison:
-    """Compare two results of the same task, question by question.
+    """Compare two models' results on the same task, question by question.
 
     Args:
         metric: name of the metric; "": the first metric.

@@ -84,9 +84,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _of_logarithms(n: int, less: int) -> float:
-    """Compute the p-value of `mcnemar` with logarithms: for many questions, 2**n is too large for a float.
+    """Compute the p-value of `mcnemar` with logarithms, because 2**n is too large for a float if n is large.
 
-    n: only_a + only_b; less: the smaller of the two.
+    n: only_a + only_b; less: the smaller of only_a and only_b.
     """
     of = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(less + 1)])
     return float(min(1.0, 2 * np.exp(of - n * math.log(2)).sum()))

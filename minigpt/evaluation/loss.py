@@ -41,11 +41,11 @@ class LossSum:
     @property
     def perplexity(self) -> float:
         """exp(loss): the number of equally likely tokens that would give the same loss."""
-        return math.exp(self.loss) if self.loss < 709 else math.inf  # exp(710) overflows float64
+        return math.exp(self.loss) if self.loss < 709 else math.inf  # math.exp(710) is an OverflowError
 
     @property
     def bits_per_character(self) -> float:
-        """Loss in bits per token. The name fits the character tokenizer, whose tokens are characters."""
+        """Loss in bits per token. With the character tokenizer, a token is a character, hence the name."""
         return self.loss / math.log(2)
 
     def as_dict(self) -> dict[str, float | int | None]:

@@ -46,8 +46,8 @@ class Calibration:
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # the best temperature, fitted on questions that are not measured
-    error_after: float  # error with this temperature
+    temperature: float  # the temperature with the lowest loss on other questions than the measured ones
+    error_after: float  # expected calibration error of the measured questions with this temperature
     bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str
     count: int
@@ -154,7 +154,7 @@ def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
 
 
 def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Calibration | None:
-    """Return the calibration of a task with choices; None for other tasks."""
+    """Return the calibration; None for a task without choices, or with fewer than four questions."""
     answered = result.answered
     if not all(one.probabilities for one in answered) or len(answered) < 4:
         return None

@@ -26,7 +26,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 __all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
 
 Request = tuple[Sequence[int], Sequence[int]]
-STOPS = ("\n\n", "Question:", "问题：")  # an answer in plain text ends where the model begins a new question
+STOPS = ("\n\n", "Question:", "问题：")  # an answer in plain text ends at the first of these texts
 
 
 def encode_pair(
@@ -35,7 +35,7 @@ def encode_pair(
     """Return the ids of a context and of its continuation.
 
     Args:
-        start: the token that replaces an empty context; it predicts the continuation's first token.
+        start: id of a token. If the context is empty, this token is used as the context.
 
     Raises:
         InputError: if the context is empty and `start` is None.

@@ -119,7 +119,7 @@ class ContinuationScorer:
             InputError: if a context or a continuation is empty; if the model's scores are not finite.
         """
         pieces = [self._pieces(number, *request) for number, request in enumerate(requests, 1)]
-        # whole[i] is the index of the request that piece i belongs to.
+        # whole[i] is the index of the request to which piece i (counted over all requests) belongs.
         whole = [i for i, some in enumerate(pieces) for _ in some]
         found = self._score(
             [piece for some in pieces for piece in some], lambda done: on_progress(whole[done - 1] + 1)
@@ -338,7 +338,7 @@ class _Tree:
         self._last: Sequence[int] | None = None
 
     def add(self, ids: Sequence[int]) -> list[int]:
-        """Add a request. Return the indices of its tokens in the row, without the shared beginning."""
+        """Add a request. For its tokens after the shared beginning, return their indices in `tokens`."""
         common = self._shared if self._last is None else _common(self._last, ids)
         del self._path[common - self._shared :]
         for depth in range(common, len(ids)):
@@ -370,7 +370,7 @@ class _Shared:
         self._cache, self.length = cache, length
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k and v (R, H, L, D) with those of the shared beginning in front: (R, H, S + L, D) each."""
+        """Put the cached k and v of the shared beginning before k and v: (R, H, L, D) -> (R, H, S + L, D)."""
         if not self.length:
             return k, v
         shared = [one[:, :, : self.length].expand(len(k), -1, -1, -1) for one in self._cache.layer(layer)]

@@ -49,7 +49,7 @@ def evaluate_task(
         options: fields of TaskOptions, such as shots=5.
 
     Raises:
-        InputError: if the task cannot be read, is several tasks, or does not fit the model.
+        InputError: if `task` cannot be read, holds several tasks, or does not fit the model.
     """
     chosen = TaskOptions(**options)
     if isinstance(task, str | Path):
@@ -70,7 +70,7 @@ def _only(tasks: Sequence[Task]) -> Task:
 
 
 def tasks_of(paths: Sequence[Path], options: TaskOptions, strict: bool = False) -> list[Task]:
-    """Read the tasks, and change them as the options say. Raises InputError for an option without effect."""
+    """Read the tasks, and apply the options to them. Raises InputError for an option that has no effect."""
     tasks = read_tasks(paths, dev=options.dev, style=Style(score=options.score or ""), strict=strict)
     forms = {task.form for task in tasks}
     lists = any(one.letters for task in tasks for one in task.examples)

@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 _PREFIX_MIB = 256.0  # memory in MiB for the cached keys and values of prefixes that prompts share
-_NEW_TOKENS = 256  # default: largest number of tokens of an answer
+_NEW_TOKENS = 256  # largest number of tokens of an answer, if neither the user nor the task says it
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Answered:
     example: Example
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
-    logprobs: tuple[float, ...] = ()  # of each choice; cloze: of each token; perplexity: of the text
-    greedy: tuple[bool, ...] = ()  # for each choice, or for the cloze: True if greedy decoding gives it
+    logprobs: tuple[float, ...] = ()  # log-probability of each choice; of each token (cloze); of the text
+    greedy: tuple[bool, ...] = ()  # for each choice, or for a cloze: True if greedy decoding gives this text
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -195,7 +195,7 @@ class LoadedModel:
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        # A model with a character tokenizer was trained by minigpt, so its prompts are "question <sep>".
+        # Only minigpt trains models with a character tokenizer, usually with prompts "question <sep>".
         if form is None and isinstance(self.tokenizer, Tokenizer):
             form = "question"
             if self.folder is not None:
@@ -337,7 +337,8 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    # Put a long shared prefix into the cache first. Else each prompt of the first batch would compute it.
+    # If the shared prefix is long, run it alone first, which puts it into the cache. Otherwise each prompt of
+    # the first batch would compute it.
     if shared > 64:
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)

@@ -182,7 +182,8 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         return [_listed(item, line, style, _text(item, name), choices)]
     if columns := sorted(key for key in item if _NUMBERED.fullmatch(key)):
         name = _required(item, FIELDS["question"])
-        # In WinoGrande, the answer 1 means option1. A number in a field `label` always counts from 0.
+        # If the choices are numbered from 1, as WinoGrande's option1, the answer counts from 1, too.
+        # Exception: a number in a field `label` always counts from 0.
         numbers = [key[-1] for key in columns] if _right_name(item) != "label" else []
         from_1 = numbers[:1] == ["1"] and re.fullmatch(r"\d+(\.0)?", str(_right(item)).strip())
         return [
@@ -237,7 +238,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the choices of a record with one field per choice. Empty choices at the end are left out."""
+    """Return the choices in the fields `names` of a record. Empty choices at the end are left out."""
     values = [item[name] for name in names]
     if not all(value is None or _is_text(value) for value in values):
         raise BadLine("the choices are no list of texts")
@@ -256,7 +257,8 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     """Return the index of the right choice.
 
     Args:
-        value: the index; a letter as A, (A) or A.; a label; the choice's text; or a list with one of these.
+        value: the answer in the record: the index of the right choice; its letter, such as A, (A) or A.; its
+            label; its text; or a list with one of these.
     """
     if isinstance(value, list) and len(value) > 1:
         raise BadLine("several right answers", f"{len(value)}; one is needed")

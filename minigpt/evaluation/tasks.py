@@ -146,7 +146,7 @@ def _sources(path: Path) -> list[_Source]:
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
             subjects = {_subject(file): file for file in _files(path / test)}
             if test == "test" and (path / "val").is_dir() and not any(map(_has_answers, subjects.values())):
-                continue  # as in C-Eval, the test part has no answers: measure on the next part, "val"
+                continue  # the test part has no answers, as in C-Eval: measure on the next part, "val"
             if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
             return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
@@ -161,7 +161,7 @@ def _sources(path: Path) -> list[_Source]:
 
 
 def _has_answers(path: Path) -> bool:
-    """Return True if the first line of a file names a field for the answer."""
+    """Return True if the first line of a file contains a word for an answer, such as "answer" or "label"."""
     with reading(path) as file:
         first = file.read(1 << 16).split(b"\n")[0].lower()
     return any(name in first for name in (b"answer", b"label", b"gold", b"target"))

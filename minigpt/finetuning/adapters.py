@@ -89,7 +89,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return an adapter's folder, and check its files by its manifest, if there is one.
+    """Return an adapter's folder. If it has a manifest, compare its files with the manifest.
 
     Args:
         path: the adapter's folder, or the folder of the run that trained the adapter.
@@ -238,7 +238,7 @@ def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str)
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # the user's names, because feedforward_modules must be among them
+        return list(target)  # keep the user's names, because feedforward_modules uses the same names
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
@@ -274,7 +274,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # gets the adapter, to find the names and shapes that the file needs
+    twin: Any = _on_meta(model)  # the adapter is added to it, to get the names and shapes of its tensors
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:

@@ -90,12 +90,15 @@ def token_losses(
 
 
 def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
-    """Return the factor for the loss of each answer's tokens, (answers,).
+    """Return for each answer the factor by which the losses of its tokens are multiplied, (answers,).
 
-    dapo: the loss is the mean over all tokens. grpo: first the mean over each answer's tokens, then the mean
-    over answers. bnpo: the mean over the tokens of a batch, then the mean over the batches of a step.
-    dr_grpo: the sum over each answer's tokens, divided by max_completion_length, then the mean over answers;
-    so a long answer counts more than a short one.
+    The caller adds up the products and divides the sum, so that the loss is, for each loss_type:
+
+    dapo     the mean over all tokens
+    grpo     the mean over each answer's tokens, then the mean over answers
+    bnpo     the mean over the tokens of a batch, then the mean over the batches of a step
+    dr_grpo  the sum over each answer's tokens, divided by max_completion_length, then the mean over answers;
+             so a long answer counts more than a short one
     """
     if options.loss_type == "dapo":
         return torch.ones(len(lengths))

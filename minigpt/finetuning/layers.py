@@ -137,7 +137,7 @@ class AdaptedLayer(nn.Module):
 class AdapterConfig(ABC):
     """The base class of the configurations of all kinds of adapters."""
 
-    modules_to_save: tuple[str, ...]  # names of modules; a copy of each is trained
+    modules_to_save: tuple[str, ...]  # names of modules of which the adapter trains a whole copy
 
     def of_family(self, model: LanguageModel) -> Self:
         """Return this configuration with the defaults of the model's family filled in."""
@@ -259,8 +259,8 @@ def targeted(
     """Return the layers that target_modules means: minigpt's name -> Hugging Face's name.
 
     Args:
-        target: "all-linear" (all but lm_head), names, or a regular expression for Hugging Face's names.
-        layers_to_transform: the blocks (from 0) in which layers are chosen; empty: all blocks.
+        target: "all-linear" (all but lm_head); names; or a regular expression for Hugging Face's names.
+        layers_to_transform: indices (from 0) of the blocks in which layers are chosen; empty: all blocks.
         modules_to_save: modules in which no layer is chosen.
 
     Raises:
@@ -343,7 +343,7 @@ def add_adapter(
     for name, theirs in chosen.items():
         parent, _, last = name.rpartition(".")
         layer = config.new_layer(modules[name], theirs, adapter, draw)
-        # A new module is in train mode. Give it the mode of the layer that it replaces.
+        # A new module is in train mode. Give it the mode (train or eval) of the layer that it replaces.
         setattr(modules[parent], last, layer.train(modules[name].training))
     for name in saved:
         parent, _, last = name.rpartition(".")
@@ -402,7 +402,7 @@ def active_adapters(model: LanguageModel) -> list[str]:
 
 
 def check_adapters(model: LanguageModel, names: Sequence[str]) -> None:
-    """Raise InputError if an adapter does not exist, or several cannot be summed."""
+    """Raise InputError if one of these adapters does not exist, or if they cannot be summed."""
     known = adapter_names(model)
     for name in names:
         if name not in known:

@@ -156,7 +156,8 @@ class LoraLinear(AdaptedLayer):
         """Add the adapter's part to the outputs (..., N) of the linear layer for the inputs x (..., K)."""
         dropped = self.lora_dropout(x).to(self.lora_A.dtype)
         low = F.linear(dropped, self.lora_A)  # (..., r)
-        # addmm does product, scaling and sum in one call. Three calls would go over the outputs three times.
+        # addmm computes product, scaling and sum together. Separately, they would pass over the outputs three
+        # times.
         if not self.use_dora:
             flat = out.to(low.dtype).flatten(0, -2)
             total: Tensor = torch.addmm(flat, low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)

@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's tokens are chosen: the share `probability`, at least 1 (of 0 tokens: 0)."""
+    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 (or 0 of 0)."""
     return min(tokens, max(1, round(probability * tokens)))
 
 

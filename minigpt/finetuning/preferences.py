@@ -52,7 +52,7 @@ def preference_loss(
     if loss_type == "ipo":
         return (h - 1 / (2 * beta)).square()
     if loss_type == "orpo":
-        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log(P / (1 - P)), P = exp(p)
+        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log odds: log(P / (1 - P)), P = exp(p)
         return -chosen - beta * F.logsigmoid(odds[0] - odds[1])
     logits = beta * h - (simpo_gamma if loss_type == "simpo" else 0.0)
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)

@@ -125,7 +125,7 @@ class Hard(NamedTuple):
 
 
 class Costly(NamedTuple):
-    """A token of the vocabulary, and its losses in all answers."""
+    """A token of the vocabulary, with the sum and the mean of its losses over all answers."""
 
     text: str
     number: int
@@ -181,8 +181,8 @@ def data(
     """Measure the loss of each example's answers, and of each token of the answers.
 
     Args:
-        count: how many examples, and how many tokens, with the highest loss are returned.
-        on_progress: called with the number of examples that are measured.
+        count: number of examples with the highest loss in the result, and number of such tokens.
+        on_progress: called with the number of examples measured so far.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)
     device = next(model.parameters()).device

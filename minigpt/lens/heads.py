@@ -82,7 +82,7 @@ class Attention(View):
             looked = self._looked_at(layer, head, self.start, 3)
             rows.append((f"{layer}.{head}", looked, *map(percent, shares)))
         title = say("what each head looks at when the answer begins; its mean share on three places")
-        if self.start == T - 1:  # there is no answer: the model reads a text, or a question alone
+        if self.start == T - 1:  # there is no answer, but only a plain text, or only a question
             title = say("what each head looks at from the last token; its mean share on three places")
         columns = (say("layer.head"), say("looks at"), say("itself"), say("before"), say("first"))
         return Table(title, columns, rows, (2, 3, 4))
@@ -134,8 +134,8 @@ class Ablation(View):
     loss: float  # nats per token, with all heads and layers switched on
     count: int  # number of tokens of the answers
     heads: Floats  # (layers, heads)  loss without the head, minus `loss`
-    layers: Floats  # (layers,)  loss without attention and MLP of the layer, minus `loss`
-    parts_off: dict[str, Floats]  # "attn", "mlp" -> (layers,) loss without this part, minus `loss`
+    layers: Floats  # (layers,)  loss without the attention and the MLP of the layer, minus `loss`
+    parts_off: dict[str, Floats]  # "attn" or "mlp" -> (layers,)  loss without it in one layer, minus `loss`
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""

@@ -1,4 +1,4 @@
-"""The logit lens: which token the model would predict if it ended after each layer.
+"""The logit lens: for each layer, the token that the model would predict if this were its last layer.
 
 The hidden state after a block goes directly to the last norm and lm_head, without the blocks that follow
 (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).

@@ -58,7 +58,7 @@ class Loss(View):
 
     @property
     def answer(self) -> str:
-        """The answer as text, with invisible characters shown."""
+        """The answer as text, with visible signs for invisible characters."""
         return "".join(token.text for token in self.tokens)
 
     @property
@@ -136,8 +136,8 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    # A name for each set of generation options, such as "T 0.5". The first name, "", means the model's own
-    # distribution.
+    # Names of the distributions. The first, "", is that of the model itself. Each other one is that of a set
+    # of generation options, such as "T 0.5".
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (len(options), len(tokens)); 0 means that the token cannot be drawn

@@ -150,7 +150,7 @@ def _matching(pattern: str, every: list[str]) -> list[str]:
 def _hooked(
     model: LanguageModel, names: Iterable[str], changes: Mapping[str, Change], found: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Install hooks on the model inside the `with` block. They apply `changes` and write into `found`."""
+    """Install hooks on the model for a `with` block. The hooks apply `changes` and write into `found`."""
     was_training = model.training
     with ExitStack() as hooks:
         for name in names:
@@ -173,9 +173,9 @@ def _hooked(
 
 
 class _ReplacedSoftmax(TorchFunctionMode):
-    """Changes the attention probabilities of one layer: it replaces the results of softmax calls.
+    """Changes the attention probabilities of one layer by changing the results of softmax.
 
-    This TorchFunctionMode is active only while the layer's attention runs.
+    This TorchFunctionMode is active only while the layer's attention runs. So it changes no other softmax.
     """
 
     def __init__(self, name: str, change: Change) -> None:

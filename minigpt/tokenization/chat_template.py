@@ -315,8 +315,8 @@ class _Reading:
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
         """Return a message for the template. Only the assistant's messages are changed.
 
-        If `own` is given, this private character replaces the whole text. Otherwise private characters replace
-        only special tokens in the text (some of them stay text: see the module's docstring).
+        If `own` is given, this private character replaces the whole text. Otherwise private characters
+        replace only special tokens in the text (some of these stay text: see the module's docstring).
         """
         content = message.get("content")
         if message["role"] != "assistant" or not content:
@@ -334,7 +334,8 @@ class _Reading:
         """Return True if the private characters in a rendered text stand for the template's special tokens.
 
         This is so under three conditions. If each private character is replaced by its special token, the
-        text equals `plain`. The text has all marks. It has special tokens as text only where users typed them.
+        text equals `plain`. The text has all marks. Special tokens are in it as text only where users typed
+        them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):
