@@ -319,7 +319,7 @@ class GPTLMHeadModel(nn.Module):
 
         attention_mask: (B, S): 1 = token, 0 = padding, cached tokens included; not needed for right padding.
             Or (B, T, S): 1 = the query attends to the key, even to a later one. No row may be all 0.
-        position_ids (B, T): positions of the input tokens. Left padding needs attention_mask and this.
+        position_ids: (B, T): positions of the input tokens. For left padding, give this and attention_mask.
         past_key_values: a cache of earlier tokens. The T input tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or if the sequence is longer than block_size.
         """

@@ -80,7 +80,7 @@ class Report(Protocol):
 
 @dataclass
 class LossReport:
-    """Two losses: `all` is that of all tokens except each row's first; `answer` that of answers and <sep>."""
+    """Two losses. `all` counts all tokens but the first of each row, `answer` those of answers and <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)

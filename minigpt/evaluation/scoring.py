@@ -82,7 +82,7 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: largest number of tokens of one input of the model; 0: the model's context.
+        max_length: largest number of input tokens for one request; 0: the model's context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.
@@ -106,14 +106,14 @@ class ContinuationScorer:
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> list[Scored]:
-        """Return the score of each (context, continuation), in the order of the requests.
+        """Return the score of each request, in the given order.
 
-        If context and continuation together are too long, the beginning of the context is left out. If the
-        continuation alone is too long, it is scored in pieces, so that each of its tokens counts.
+        If context and continuation together exceed `max_length`, the beginning of the context is left out. If
+        the continuation alone exceeds it, the continuation is scored in pieces, so that all its tokens count.
 
         Args:
-            requests: ids. A context has at least one token.
-            on_progress: called with the number of finished requests.
+            requests: pairs (ids of the context, ids of the continuation). Neither may be empty.
+            on_progress: called with the number of requests finished so far.
 
         Raises:
             InputError: if a context or a continuation is empty; if the model's scores are not finite.
@@ -383,10 +383,10 @@ class _Shared:
 def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int) -> list[list[int]]:
     """Divide requests among rows, so that the estimated time of the forward pass is the least.
 
-    If there are more rows, they are shorter, so each token attends to fewer columns. But there is more
-    padding, and tokens that requests of two rows share are read twice. The estimated time of a row is its
-    number of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per
-    token in matrix products, and 2 C per token and column in attention, which run at two thirds of the speed.
+    With more rows, each row is shorter, so each token attends to fewer columns. But there is more padding, and
+    a token that is shared by requests in two rows is computed twice. The estimated time of a row is its number
+    of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in
+    matrix products, and 2 C per token and column in attention, where they take 1.5 times as long.
 
     Returns: for each row, the indices in `batch` of its requests.
     """

@@ -101,7 +101,7 @@ class Answered:
     example: Example
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
-    logprobs: tuple[float, ...] = ()  # log-probability of each choice; of each token (cloze); of the text
+    logprobs: tuple[float, ...] = ()  # of each choice; for a cloze of each token; for perplexity of the text
     greedy: tuple[bool, ...] = ()  # for each choice, or for a cloze: True if greedy decoding gives this text
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
@@ -207,8 +207,8 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     """Measure a model on a task.
 
     Raises:
-        InputError: if the task does not fit the model: a classifier reads texts with its own labels only;
-            shots need a dev part; a metric needs a package that is not installed.
+        InputError: if the task does not fit the model, for example if a classifier does not have the task's
+            labels; if there is no dev part for shots; if a metric needs a package that is not installed.
     """
     options = options or TaskOptions()
     task = task.limited(options.limit)

@@ -123,7 +123,7 @@ def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style()
 
 
 def _merged(base: Style, over: Style) -> Style:
-    """Return `base`, changed by `over`: each field that has not its default value in `over` is copied."""
+    """Return `base` with some fields replaced: those of `over` that do not have their default value."""
     changed = {f.name: getattr(over, f.name) for f in dataclasses.fields(Style)
                if getattr(over, f.name) != f.default}  # fmt: skip
     return replace(base, **changed)

@@ -84,7 +84,7 @@ _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return True for an adapter's folder."""
+    """Return True if a folder holds an adapter."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 

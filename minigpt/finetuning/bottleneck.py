@@ -83,7 +83,7 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter: it cannot be active together with another adapter."""
+        """Return this kind's name, because bottleneck adapters cannot be summed with other adapters."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:

@@ -150,7 +150,7 @@ def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | N
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
     """Return the content of a classifier's config.json.
 
-    It includes pad_token_id: without this key, transformers refuses batches of several texts.
+    The content has the key pad_token_id, because without it transformers refuses batches of several texts.
     """
     family = family_of(model.config)
     content = family.config_to_hugging_face(

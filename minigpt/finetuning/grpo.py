@@ -51,10 +51,10 @@ class TokenLosses(NamedTuple):
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
     """Return the advantages of answers from their rewards; (N, G) -> (N, G).
 
-    The mean of the group is subtracted from a reward. With "group", the difference is divided by the
-    group's standard deviation. With "batch", the caller divides the difference by the standard deviation of
-    all rewards of the step. With "none", nothing is divided. If all rewards of a group are equal, its
-    advantages are zeros.
+    An advantage is the reward minus the mean of its group. With "group", this difference is divided by the
+    group's standard deviation. With "none", it is not divided. With "batch", it is not divided here, because
+    the caller divides it by the standard deviation of all rewards of the step. If all rewards of a group are
+    equal, the group's advantages are zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards != "group":

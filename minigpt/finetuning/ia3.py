@@ -80,11 +80,11 @@ class IA3Layer(AdaptedLayer):
         return {"ia3_l": self.ia3_l}
 
     def entering(self, x: Tensor) -> Tensor:
-        """Return the layer's inputs (..., K): if `is_feedforward`, multiplied by the vector."""
+        """Return the layer's inputs x (..., K), multiplied by the vector if `is_feedforward`."""
         return (x * self.ia3_l.flatten()).to(x.dtype) if self.is_feedforward else x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return the layer's outputs (..., N): unless `is_feedforward`, multiplied by the vector."""
+        """Return the layer's outputs `out` (..., N), multiplied by the vector unless `is_feedforward`."""
         return out if self.is_feedforward else (out * self.ia3_l.flatten()).to(out.dtype)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:

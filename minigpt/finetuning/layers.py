@@ -313,7 +313,7 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model and add an adapter to some of its linear layers, in place. Only this adapter is active.
+    """Freeze a model, and add an adapter to some of its linear layers, in place. Only the new one is active.
 
     Modules in `modules_to_save` are copied, and the copies are trained. If lm_head or the embedding is among
     them, the two are no longer tied, as in PEFT.

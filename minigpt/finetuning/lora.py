@@ -193,7 +193,8 @@ def add_weighted_adapter(
     """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
 
     The new A is the sum of the adapters' A, each multiplied by sqrt(weight * scaling); the new B likewise.
-    The result is exact for one adapter, but approximate for several. `set_adapter` with several is exact.
+    For one adapter this is exact, for several it is an approximation. To use the exact sum of several
+    adapters, give their names to `set_adapter` instead.
 
     Args:
         weights: one factor per adapter.

@@ -109,7 +109,7 @@ def _some_words(
 ) -> npt.NDArray[np.int64]:
     """Choose words at random. Return the positions of their tokens.
 
-    These are at most `count` tokens. If every word is longer than this, one word is chosen all the same.
+    At most `count` tokens are chosen. Exception: if every word has more tokens, one word is chosen.
     """
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))

@@ -189,7 +189,7 @@ def _as_text(part: Part, say: Say, width: int) -> str:
 
 
 def _heat_text(heat: Heat, say: Say, width: int) -> str:
-    """Draw a heat map as text: each square is two characters wide, and labels of columns are cut to this."""
+    """Draw a heat map as text. Each square, and so each label of a column, is at most two characters wide."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
         note = "({title}: too wide for {width} columns; --plot FILE draws it)"

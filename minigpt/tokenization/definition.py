@@ -26,7 +26,7 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the same key in transformers 5 and in 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # name of one key in transformers 5, and in 4
 
 _END = "<|endoftext|>"
 # Class of transformers -> {role: token} for the roles that the tokenizer's files do not mention.

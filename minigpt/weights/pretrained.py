@@ -77,15 +77,15 @@ def load_model(
     While the model is loaded, two tensors of the file are in memory besides the model.
 
     Args:
-        path: a folder with config.json and model.safetensors or its shards. Or the folder of a run, whose
-            `best`, or else `last`, is loaded.
+        path: a folder with config.json and model.safetensors or its shards; or the folder of a run, of which
+            `best` is loaded, or `last` if there is no `best`.
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
-        adapter: folder of an adapter, or several adapters: a list of folders with their names, or a dict name
-            -> folder. One adapter is merged into the weights. It is not merged if the weights are int8 or
-            int4, or if it is a bottleneck adapter. Several adapters are never merged; the first one is
-            active. See minigpt.finetuning.layers.
+        adapter: folder of an adapter. Or several adapters: a dict name -> folder, or a list of folders with
+            their names. A single adapter is merged into the weights, unless the weights are int8 or int4, or
+            it is a bottleneck adapter. Several adapters are not merged; only the first one is active. See
+            minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -294,10 +294,9 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
 
 
 def model_folder(path: str | Path) -> Path:
-    """Return the model folder of a path. For the folder of a run, this is its `best` or `last`.
+    """Return `path` if it is a model's folder. If it is a run's folder, return its folder `best` or `last`.
 
-    Args:
-        path: a model's folder or a run's folder. Its files are not compared with its manifest.
+    The folder's files are not compared with its manifest.
 
     Raises:
         InputError: if there is no model folder.
