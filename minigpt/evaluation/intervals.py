@@ -68,8 +68,7 @@ def bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
-    The p-value: if both models are equally good, the probability of a difference at least as large as that
-    of only_a and only_b.
+    The p-value is the probability that two equally good models differ by at least as much as here.
 
     Args:
         only_a: number of questions that only the first model gets right.

@@ -9,13 +9,13 @@ prefix are neighbours: questions with the same shots, choices of the same questi
 
 1. The prefix that all requests of a batch share goes into a key-value cache. If the next batch begins with
    the same tokens, these stay in the cache.
-2. Behind this prefix, requests that share more tokens form a tree: a shared token is in the tree once, and
-   the tree forks where the requests differ. The trees are divided among rows of nearly equal length.
-3. One forward pass reads all rows. A mask lets each token attend only to the earlier tokens of its request.
+2. After this prefix, requests that share more tokens form a tree: a shared token is in the tree once, and the
+   tree forks where the requests differ. The trees are divided among rows of nearly equal length.
+3. One forward pass computes all rows. A mask lets each token attend only to earlier tokens of its request.
 
 More rows make attention faster, fewer rows mean less padding; `_in_rows_of_least_work` chooses. With weights
-in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no such mask, so it reads one request
-after another, each from the position where it differs from the request before.
+in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no such mask, so it computes one
+request after another, each from the position where the request differs from the request before it.
 
 Letters in shapes: R rows, L tokens of a row, W tokens of a row whose logits are needed, S tokens in the
 cache, H heads, D channels of one head, C channels, V entries of the vocabulary.
@@ -108,8 +108,9 @@ class ContinuationScorer:
     ) -> list[Scored]:
         """Return the score of each request, in the given order.
 
-        If context and continuation together exceed `max_length`, the beginning of the context is left out. If
-        the continuation alone exceeds it, the continuation is scored in pieces, so that all its tokens count.
+        If context and continuation together are too long for the model, the beginning of the context is left
+        out. If the continuation alone has more than `max_length` tokens, it is scored in pieces, so that all
+        of its tokens count.
 
         Args:
             requests: pairs (ids of the context, ids of the continuation). Neither may be empty.
@@ -383,8 +384,8 @@ class _Shared:
 def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int) -> list[list[int]]:
     """Divide requests among rows, so that the estimated time of the forward pass is the least.
 
-    With more rows, each row is shorter, so each token attends to fewer columns. But there is more padding, and
-    a token that is shared by requests in two rows is computed twice. The estimated time of a row is its number
+    With more rows, each row is shorter, so each token attends to fewer columns. But there is more padding,
+    and a token that requests in two rows share is computed twice. The estimated time of a row is its number
     of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in
     matrix products, and 2 C per token and column in attention, where they take 1.5 times as long.
 

@@ -121,7 +121,7 @@ def check_metric(name: str) -> None:
 
 
 def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return BLEU or chrF of all texts together, by sacrebleu, with its bootstrap interval.
+    """Return BLEU or chrF of all texts together, computed by sacrebleu: "value", "low" and "high".
 
     If any right answer has Chinese characters, BLEU splits Chinese texts into characters.
 

@@ -7,7 +7,7 @@ assistant as fixed pieces between the messages:
 
 A piece is a list of texts and ids of special tokens. To find the pieces, this module renders a conversation
 with marks in place of the messages, and cuts the rendered text at the marks. Then it checks the pieces with a
-longer conversation. If the check fails, the page asks each question without the earlier questions.
+longer conversation. If a template has no such pieces, the page asks each question without the earlier ones.
 """
 
 from collections.abc import Mapping, Sequence
