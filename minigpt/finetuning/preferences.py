@@ -41,10 +41,11 @@ def preference_loss(
     Args:
         chosen: log-probabilities of the better answers, (B,).
         rejected: log-probabilities of the worse answers, (B,).
-        reference_chosen: the reference's log-probabilities of the better answers; zeros without a reference.
-        reference_rejected: the reference's log-probabilities of the worse answers.
-        beta: sigmoid, ipo: how strongly the model is kept near the reference; simpo: factor of
-            log p(chosen) - log p(rejected); orpo: weight of the odds ratio.
+        reference_chosen: log-probabilities of the better answers under the reference model, (B,); zeros if
+            the loss uses no reference model.
+        reference_rejected: the same for the worse answers.
+        beta: sigmoid, ipo: how strongly the model is kept near the reference model; simpo: factor of
+            log p(chosen) - log p(rejected); orpo: weight of the term with the odds.
         label_smoothing: for sigmoid and simpo: share of the pairs that may be in the wrong order.
         simpo_gamma: the margin of SimPO.
     """

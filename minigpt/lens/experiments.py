@@ -229,7 +229,7 @@ def experiment(
         name: a key of EXPERIMENTS.
         conversations: questions and answers; a fifth of the conversations is held out.
         steps: number of training steps of each run.
-        on_progress: called with the number of steps that both runs have done so far.
+        on_progress: called with the number of training steps done so far, in both runs together.
 
     Raises:
         InputError: if there is no such experiment.

@@ -73,7 +73,7 @@ def logit_lens(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> LogitLens:
-    """Compute which token each layer would predict, for each token of an answer.
+    """For each position of an answer and each layer, compute which token the logit lens predicts.
 
     Args:
         answer: the answer; None: the model writes it.

@@ -10,9 +10,10 @@ with do not change, and neither do the messages. So `message.content.split('</th
 template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then it is rendered a
 third time, with a private character in place of each character of its own texts.
 
-If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise its text is
-encoded again. A special token in this text, such as `<think>`, becomes the token, because the model wrote it,
-not a user. But it stays text if it has a role (such as eos_token) or if the template contains it.
+If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise the text is
+encoded. Then the text of a special token in it, such as `<think>`, becomes this token, because it was written
+by the model, not by a user. Exceptions: special tokens that have a role (such as eos_token) or that the
+template contains stay text.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """

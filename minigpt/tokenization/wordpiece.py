@@ -5,8 +5,9 @@
 
 A text is normalised: lower case and no accents, if the files say so. It is split at white space, punctuation
 and Chinese characters. Each word is split into the longest pieces that the vocabulary has; pieces inside a
-word begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary lacks a piece, the whole
-word becomes [UNK]. White space is lost: decoding puts a space before each word, as `transformers` does.
+word begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary has no piece for a part
+of a word, the whole word becomes [UNK]. White space is lost: decoding puts a space before each word, as
+`transformers` does.
 """
 
 from pathlib import Path

@@ -74,7 +74,7 @@ def write_html(
         eos: ids that end an answer.
         dtype: type of the matrices. int8 has a scale for each row. Vectors are always float32.
         name: a name of the model, which the page shows.
-        options: name of a field of GenerationOptions -> the first value of its slider in the page.
+        options: name of a field of GenerationOptions -> initial value of its slider in the page.
         start: the id with which the model begins if the text is empty; only for the format "text".
         opened: what the page shows when it opens: {"said": the question, "prompt": its ids, "ids": the
             answer's ids, "isOwn": true if the model wrote the answer, "view", "layer", "head"}. `Page.open`

@@ -5,12 +5,12 @@
 
 Inputs and outputs have the names that Optimum gives them:
 
-    input_ids                       int64 (B, T)          the next tokens
+    input_ids                       int64 (B, T)          the new tokens
     attention_mask                  int64 (B, S)          1 = token, 0 = padding; cached tokens included
     position_ids                    int64 (B, T)          their positions
     past_key_values.0.key, .value   float32 (B, K, P, D)  the cache of layer 0; P is 0 at first
     logits                          float32 (B, T, V)
-    present.0.key, .value           float32 (B, K, S, D)  the same cache with the tokens of this call
+    present.0.key, .value           float32 (B, K, S, D)  the same cache with the new tokens at its end
 
 Each family describes its forward pass as a list of operations, also for generation.native. This module writes
 one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
@@ -18,7 +18,7 @@ one or several nodes for each operation, so it works for every family. Tracing t
 one example, although other shapes need other branches. All operators are standard ones of opset 20, which
 onnxruntime has supported since version 1.17.
 
-Letters in shapes: B rows; T tokens of this call; P cached tokens; S = P + T; C channels; H heads of queries,
+Letters in shapes: B rows; T new tokens; P cached tokens; S = P + T; C channels; H heads of queries,
 K of keys and values; D channels of a head; V entries of the vocabulary.
 """
 

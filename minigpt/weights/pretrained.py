@@ -211,8 +211,8 @@ def save_pretrained(
             if the model is float64 or has several dtypes.
 
     Raises:
-        InputError: if model and tokenizer differ in size, a weight is not finite, or a file cannot be
-            written.
+        InputError: if model and tokenizer have different vocabulary sizes, a weight is not finite, or a file
+            cannot be written.
     """
     folder = Path(directory)
     if adapter_names(model):
