@@ -42,7 +42,7 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the states of the random generators: Python's, NumPy's, torch's on the CPU, and the device's.
+    """Return the states of the random generators of Python, of NumPy, of torch on the CPU, and of `device`.
 
     Dropout on a device uses the device's generator. The generators of Python and NumPy are Mersenne twisters.
     Their state is 624 words and a position. They draw normally distributed numbers in pairs. If only one

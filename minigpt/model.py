@@ -149,7 +149,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # number of this layer, under which the cache stores its keys and values
+        self.layer = layer  # index of this layer; the cache stores keys and values under this index
         self.n_head, self.dropout = config.n_head, config.dropout
         # The matrices of queries, keys and values are joined, because one large product is faster than three
         # small products.

@@ -188,7 +188,7 @@ def text_pieces(
     strict: bool = False,
     options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> list[str]:
-    """Read a text file. Return its text in order; a long text is cut into several pieces.
+    """Read a text file. Return its text as a list of pieces in order; a short text is one piece.
 
     Raises:
         InputError: if the path is a folder, or the file cannot be read.
@@ -202,13 +202,13 @@ def text_pieces(
 def evaluate_pieces(
     model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
 ) -> TextReport:
-    """Measure the loss and the bits per byte of a text, as `text_pieces` returns it. Called by `evaluate`."""
+    """Measure loss and bits per byte of a text, given as the pieces that `text_pieces` returns."""
     with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
         return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
 
 
 def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
-    """Warn about characters of a text that are not in the vocabulary. At most twenty of them are shown."""
+    """Warn about characters of a text that are not in the vocabulary. The warning shows at most twenty."""
     unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
     if unknown:
         warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(map(repr, unknown[:20]))}")

@@ -105,7 +105,7 @@ class Difference:
 
     @property
     def is_clear(self) -> bool:
-        """True if the difference is significant at 5 %."""
+        """Return True if the difference is significant at 5 %."""
         return self.p < 0.05
 
 

@@ -41,7 +41,7 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well a model's probabilities agree with how often it is right."""
+    """How well the probabilities of a model's answers agree with the share of right answers."""
 
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval

@@ -215,7 +215,7 @@ class ContinuationScorer:
         return end, shared
 
     def _read_shared(self, ids: tuple[int, ...]) -> None:
-        """Change the cache so that it holds the keys and values of the tokens `ids`, and no others."""
+        """Change the cache so that it holds exactly the keys and values of the tokens `ids`."""
         assert self._cache is not None
         kept = _common(self._held, ids)
         self._cache.truncate(0, kept)
@@ -353,7 +353,7 @@ class _Tree:
         return [*self._path]
 
     def above(self, length: int) -> npt.NDArray[np.bool_]:
-        """Return the mask (length, S + length): a token sees itself and earlier tokens of its request."""
+        """Return the mask (length, S + length), True where a token attends to an earlier one or to itself."""
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True
         # Every token attends to itself. So does padding, because a softmax over no key would give NaN.

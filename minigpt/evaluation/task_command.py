@@ -125,7 +125,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn about characters that are not in the vocabulary, and about choices that differ only in them."""
+    """Warn about characters that are not in the vocabulary. Warn about choices that differ only in these."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):

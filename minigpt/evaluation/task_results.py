@@ -180,7 +180,7 @@ class LoadedModel:
 
     @property
     def start(self) -> int | None:
-        """The id of the token put before a text without context, or None without such a token."""
+        """The id of the token put before a text without context; None if the tokenizer has no such token."""
         if self.folder is not None:
             return start_token(self.folder, self.tokenizer)
         names = ("bos_token_id", "eos_token_id")

@@ -99,13 +99,13 @@ class Example:
 
     @property
     def can_be_reordered(self) -> bool:
-        """True if the choices may be listed in another order. A template with {a}, {b} fixes the order."""
+        """Return True if the choices may be listed in another order. A template with {a} and {b} fixes it."""
         return self.form == "multiple_choice" and (
             not self.letters or _LISTED in (self.style.template or _LISTED)
         )
 
     def asking(self, question: str) -> "Example":
-        """Return the example with another wording of its question."""
+        """Return the example with its question replaced by `question`."""
         if self.letters:
             changed = replace(self, question=question)
             return replace(changed, prompt=render_question(changed))

@@ -187,7 +187,7 @@ def _subject(path: Path) -> str:
 
 
 def _sibling(path: Path) -> Path | None:
-    """Return the file for shots that stands beside a file such as test.jsonl, or None."""
+    """Return the file for shots in the same folder as a file such as test.jsonl, or None if there is none."""
     if (part := _stem(path)) not in _TEST:
         return None
     beside = {_stem(file): file for file in _files(path.parent)} if path.parent.is_dir() else {}
@@ -329,7 +329,7 @@ def _examples(path: Path, source: _Source, strict: bool) -> tuple[list[Example],
 
 
 def _records(path: Path, report: ReadReport) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of each record. A conversation becomes its last question with its answer."""
+    """Yield (line, value) of each record. Of a conversation, only the last question and answer are used."""
     data = open_data(path, is_head=_is_head)
     if data.kind == "text":
         if path.name.removesuffix(".gz").lower().endswith((".jsonl", ".json")):

@@ -59,7 +59,7 @@ class BottleneckConfig(AdapterConfig):
 
 
 class BottleneckLayer(AdaptedLayer):
-    """A frozen linear layer with a bottleneck behind it.
+    """A frozen linear layer with a bottleneck adapter after it.
 
     Args:
         base: an nn.Linear, a quantised layer, or a layer that has an adapter already.

@@ -503,7 +503,7 @@ class _ByRow(nn.Module):
         return self.original.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute each row by its copy, or else by the original module."""
+        """Compute each row by the copy to which it belongs; rows without a copy by the original module."""
         out: Tensor = self.original(x)
         for rows, module in self._copies:
             out = out.index_copy(0, rows, module(x[rows]))

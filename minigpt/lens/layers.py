@@ -33,7 +33,7 @@ class LogitLens(View):
     ranks: list[list[int]]  # (L, n) rank of the token in `writes`; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the first layer from which on all layers predict writes[place], or None."""
+        """Return the first layer from which on each layer predicts writes[place]; None if there is none."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 

@@ -56,7 +56,7 @@ class Definition:
     """Everything that decides a tokenizer's ids, and other settings that must be kept when it is saved."""
 
     vocab: dict[str, int]
-    """token, as the files write it -> id; GPT-2's vocabulary includes its special token"""
+    """token in the spelling of the files -> id; GPT-2's vocabulary includes the special token"""
     merges: list[tuple[str, str]]
     """pairs of tokens that are merged into one; earlier pairs are merged first"""
     special: dict[str, int]
@@ -72,7 +72,7 @@ class Definition:
     before: tuple[int, ...] = ()
     """ids that the tokenizer puts before each text, such as BOS"""
     after: tuple[int, ...] = ()
-    """ids that the tokenizer puts behind each text"""
+    """ids that the tokenizer puts after each text"""
 
     @property
     def tokens(self) -> dict[str, int]:

@@ -98,7 +98,7 @@ class SubwordTokenizer:
             raise in_one_line(error, "the text cannot be encoded") from None
 
     def _words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
-        """Cut a text into the words that become tokens. Return each with its start and end in the text."""
+        """Cut a text into words. Return (word, (start, end)) for each; start and end count characters."""
         cutter = self._library.pre_tokenizer
         try:
             return [(text, (0, len(text)))] if cutter is None else cutter.pre_tokenize_str(text)

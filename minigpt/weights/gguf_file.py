@@ -112,7 +112,7 @@ def _package() -> Any:
 def _plan(
     gguf: Any, model: LanguageModel, weights: dict[str, Tensor], dtype: str
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield for each tensor: its name in llama.cpp, its name at Hugging Face, and its type in the file."""
+    """Yield for each tensor (llama.cpp's name, Hugging Face's name, the tensor's type in the file)."""
     kinds = gguf.GGMLQuantizationType
     architectures = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     architecture = architectures[family_of(model.config).model_type]

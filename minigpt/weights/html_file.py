@@ -308,7 +308,7 @@ class _Plan:
         return {key: name, f"{key}At": view.storage_offset()}
 
     def _number(self, tensor: Tensor | None) -> int | None:
-        """Return a tensor's index in `tensors`. A shared tensor, such as a tied lm_head, has one index."""
+        """Return a tensor's index in `tensors`; None for None. A tensor that is used twice has one index."""
         if tensor is None:
             return None
         key = (tensor.data_ptr(), tensor.shape)

@@ -99,7 +99,7 @@ class _Template:
         return None
 
     def _between(self, head: _Piece, tail: _Piece) -> list[_Piece] | None:
-        """Return the pieces before and after an answer, or None if they are not the same for all answers."""
+        """Return [piece before an answer, piece after it]; None if these differ from answer to answer."""
         try:
             first = self._cut(self._rendered(["u1", "a", "u2"]), ["u1", "a", "u2"])
             longer = self._rendered(["u1", "a", "u2", "a", "u3"])
