@@ -46,7 +46,7 @@ class Calibration:
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # the temperature with the lowest loss on other questions than the measured ones
+    temperature: float  # the temperature with the lowest loss on questions that are not measured
     error_after: float  # expected calibration error of the measured questions with this temperature
     bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str

@@ -49,7 +49,9 @@ _ROWS = 16  # largest number of rows of a forward pass
 # With at least this many tokens to compute, the weights are packed first. Packing takes as long as computing
 # 100 tokens. Then all tokens take a tenth less time.
 _TOKENS_TO_PACK = 2048
-_LITTLE = 8  # a shared prefix of at most this many tokens may be computed in two rows, to make rows shorter
+# Requests that share at most this many tokens after the batch's prefix may be put into different rows. Then
+# the shared tokens are computed in each of these rows, but the rows are shorter.
+_LITTLE = 8
 _LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
@@ -207,8 +209,8 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # If the batch is one request, its prefix is worth caching only as far as the cache already has it, or
-        # as the next request has it, too.
+        # If the batch is a single request, a prefix of it is put into the cache only as far as the cache
+        # already has it, or the next request has it, too.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
@@ -353,7 +355,7 @@ class _Tree:
         return [*self._path]
 
     def above(self, length: int) -> npt.NDArray[np.bool_]:
-        """Return the mask (length, S + length), True where a token attends to an earlier one or to itself."""
+        """Return the mask (length, S + length), True for the token itself and earlier ones of its request."""
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True
         # Every token attends to itself. So does padding, because a softmax over no key would give NaN.

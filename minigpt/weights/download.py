@@ -267,8 +267,8 @@ def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
 
 
 def _unreachable(url: str, part: _Part, reason: object) -> None:
-    # No further attempt for an unknown server name or a wrong certificate: they will not change in seconds.
-    # Exception: if some bytes have arrived before, the address is right, and a further attempt follows.
+    # An unknown server name or a wrong certificate will not change in seconds: the download fails. Exception:
+    # if some bytes have arrived before, the address is right, and a further attempt follows.
     if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not part.size:
         raise InputError(f"{url} cannot be reached: {_words(reason)}") from None
     if not isinstance(reason, OSError):
