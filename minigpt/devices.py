@@ -28,10 +28,10 @@ def pick_device(name: str) -> torch.device:
 
 
 def move(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copy a tensor to a device. The CPU does not wait for a copy to a CUDA device."""
+    """Return a tensor on a device. The CPU does not wait until a copy to a CUDA device is finished."""
     if device.type == "cuda":
         return tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)  # waits for the end of the copy, because the memory is not pinned
+    return tensor.to(device)  # the CPU waits until the copy is finished
 
 
 def seed_everything(seed: int) -> None:
@@ -42,11 +42,11 @@ def seed_everything(seed: int) -> None:
 
 
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
-    """Return the states of the random generators: Python's, NumPy's, torch's on the CPU, and the device's.
+    """Return the states of the random generators of Python, of NumPy, of torch on the CPU, and of `device`.
 
-    Dropout on a device uses the device's generator. Python and NumPy have Mersenne twisters, whose state is
-    624 words and a position. They draw normal numbers in pairs, so a spare number may belong to the state,
-    too.
+    Dropout on a device uses the device's generator. The generators of Python and NumPy are Mersenne twisters.
+    Their state is 624 words and a position. They draw normally distributed numbers in pairs. If only one
+    number of a pair has been used, the other one belongs to the state, too (`..._spare`).
     """
     _, words, spare = random.getstate()
     _, keys, position, has_spare, numpy_spare = np.random.get_state(legacy=True)

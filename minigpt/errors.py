@@ -44,7 +44,7 @@ class Message(str):
         return self
 
     def __getnewargs_ex__(self) -> tuple[tuple[str], dict[str, object]]:
-        """Return the arguments with which pickle makes an equal Message in another process."""
+        """Return the arguments of `__new__` with which pickle makes an equal Message in another process."""
         return (self.template,), self.values
 
 
@@ -126,8 +126,9 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
 def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
     """Check numbers against the table RANGES of a class and of its base classes.
 
-    RANGES maps a field to its least and greatest value: two ints for an integer, two floats for any number.
-    A third entry is advice for the message. None is allowed if it is the field's default. A field has several
+    RANGES maps a field's name to (least value, greatest value). If these are ints, the field's value must be
+    an integer; if they are floats, it may be any number. A third entry is advice for the message. None is
+    allowed if it is the field's default. A field has several
     numbers if its default is a tuple; each of them is checked.
 
     Args:

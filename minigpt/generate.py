@@ -172,8 +172,8 @@ def _completed(
 ) -> GenerationOptions:
     """Return the user's options, completed from the model's folder.
 
-    Values from the folder's generation_config.json, except do_sample, fill in flags that the user did not
-    give. The texts in --bad_words become ids, which are added to those of the folder.
+    A flag that the user did not give gets its value from the folder's generation_config.json; do_sample does
+    not. The texts in --bad_words become ids, which are added to the folder's bad_words_ids.
     """
     from minigpt.generation.sequence import bare_ids
 
@@ -302,7 +302,7 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
 
 
 def _warn_of_special(asked: "QuestionAnswering", questions: list[str]) -> None:
-    """Warn once if a question contains the text of a special token: the model reads it as plain text."""
+    """Warn once if questions contain the text of a special token, which the model reads as plain text."""
     from minigpt.console.terminal import warn
 
     tokens = getattr(asked.tokenizer, "special_tokens", {})

@@ -9,7 +9,7 @@
 With `bias=True, gelu="tanh"` this is exactly GPT-2; the defaults are the tutorial's smaller model. This file
 imports only torch. Training, sampling, caching, loading and saving are in other files.
 
-Letters in shapes: B rows of the batch; T tokens of this call; S all tokens, cached ones and these T;
+Letters in shapes: B rows of the batch; T tokens in the input; S = cached tokens + T;
 C = n_embd channels; H = n_head heads; D = C / H channels of a head; V = vocab_size.
 """
 
@@ -91,15 +91,15 @@ def check_inputs(
     if ids.ndim != 2 or ids.shape[1] == 0 or ids.dtype not in (torch.int64, torch.int32):
         raise ValueError(f"input_ids must be int64/int32 (B, T > 0): got {ids.dtype} {tuple(ids.shape)}")
     (B, T), width = ids.shape, past + ids.shape[1]
-    # A float mask is refused, because it is probably one that is added to the scores (0 = attend, -inf = do
-    # not attend). Here, 1 means attend.
+    # A float mask is refused. It is probably a mask to be added to the scores: 0 = attend, -inf = do not
+    # attend. In minigpt's masks, 1 means attend.
     if mask is not None and (mask.is_floating_point() or mask.shape not in ((B, width), (B, T, width))):
         raise ValueError(f"attention_mask must be bool or int {B, width}: got {mask.dtype} {(*mask.shape,)}")
     if positions is not None and positions.shape != (B, T):
         raise ValueError(f"position_ids must have the shape of input_ids, {B, T}: got {(*positions.shape,)}")
-    # The limit is on positions. With left padding, a row has more columns than positions, so the largest
-    # position is checked, not the width. To read a position, the CPU must wait for the GPU: so on a GPU the
-    # positions are read only if the width exceeds the limit.
+    # `limit` limits the positions. With left padding, a row has more columns than positions. So the largest
+    # position is checked, not the number of columns. On a GPU, this is done only if `width` exceeds `limit`:
+    # to get a value of `positions`, the CPU must wait for the GPU.
     if positions is not None and (ids.device.type == "cpu" or width > limit):
         width = 0 if torch.compiler.is_compiling() else int(positions.max()) + 1
     if width > limit:
@@ -109,8 +109,9 @@ def check_inputs(
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
     """Return the mask for SDPA, True = attend: (T, S), or (B, 1, T, S) if `attention_mask` is given.
 
-    Without attention_mask, returns None if no token is cached (SDPA's is_causal is faster), or if T is 1 (the
-    newest token attends to all). Right padding needs no mask: real tokens never attend to later ones.
+    Returns None if no mask is needed. This is so without `attention_mask` if no token is cached, because
+    SDPA's is_causal is faster, or if T is 1, because the newest token attends to all tokens. (Right padding
+    needs no `attention_mask`, because the padding comes after the real tokens.)
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None
@@ -148,7 +149,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
         super().__init__()
-        self.layer = layer  # number of this layer, under which the cache stores its keys and values
+        self.layer = layer  # index of this layer; the cache stores keys and values under this index
         self.n_head, self.dropout = config.n_head, config.dropout
         # The matrices of queries, keys and values are joined, because one large product is faster than three
         # small products.
@@ -316,10 +317,10 @@ class GPTLMHeadModel(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
-        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs no
-            mask. Or (B, T, S): 1 = this query attends to this key, also a later one; each query needs a key.
-        position_ids (B, T): positions of these tokens. Left padding needs a mask and positions.
-        past_key_values: a cache of the earlier tokens; these T tokens are added to it.
+        attention_mask: (B, S): 1 = token, 0 = padding, cached tokens included; not needed for right padding.
+            Or (B, T, S): 1 = the query attends to the key, even to a later one. No row may be all 0.
+        position_ids: (B, T): positions of the input tokens. For left padding, give this and attention_mask.
+        past_key_values: a cache of earlier tokens. The T input tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or if the sequence is longer than block_size.
         """
         hidden = self.transformer(input_ids, attention_mask, position_ids, past_key_values)  # (B, T, C)

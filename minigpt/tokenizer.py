@@ -75,8 +75,8 @@ class Tokenizer:
         self.pad_token_id, self.unk_token_id, self.sep_token_id = (word2id[token] for token in SPECIAL_TOKENS)
         characters = self.id2word[len(SPECIAL_TOKENS) :]
         highest = max(map(ord, characters), default=0)
-        # _table[c] is the id of the character with code point c. The last entry is <unk>, for all code points
-        # above the highest known one.
+        # _table[c] is the id of the character with code point c. The last entry is the id of <unk>. It is
+        # used for every code point above the highest one in the vocabulary.
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
@@ -114,9 +114,10 @@ class Tokenizer:
     def encode(
         self, question: str, answer: str | None, max_length: int = 128, pad_to_max_length: bool = True
     ) -> tuple[list[int], list[int]]:
-        """Encode question <sep> answer <sep>, or question <sep> if `answer` is None; cut at max_length.
+        """Encode question <sep> answer <sep>, or question <sep> if `answer` is None.
 
-        Returns: ids and attention mask (1: token, 0: padding). Both have max_length entries if padded.
+        Returns: ids and attention mask (1: token, 0: padding), both cut to max_length entries. With padding,
+        both have exactly max_length entries.
 
         Raises:
             ValueError: if max_length is less than 1.

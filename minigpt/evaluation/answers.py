@@ -58,7 +58,8 @@ def character_f1(given: str, expected: str) -> float:
     F1 is the harmonic mean of precision (shared / given) and recall (shared / expected). If a character
     occurs 3 times in one text and 2 times in the other, 2 are shared. This is SQuAD's F1
     (https://arxiv.org/abs/1606.05250, section 6.1) with characters instead of words, because Chinese has no
-    spaces between words. White space does not count. Two empty texts give 1; one empty text gives 0.
+    spaces between words. White space does not count. The result is 1 if both texts are empty, and 0 if only
+    one is empty.
 
     >>> character_f1("是成都。", "成都市。")  # three of four characters are shared
     0.75
@@ -80,7 +81,7 @@ class Asked(NamedTuple):
 
 
 def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]:
-    """Return a dict: question (with the exchanges before it) -> its different answers in the file's order."""
+    """Return a dict: question (with the exchanges before it) -> its distinct answers, in the given order."""
     answers: dict[Asked, list[str]] = {}
     for conversation in conversations:
         for number, exchange in enumerate(conversation.exchanges):
@@ -91,7 +92,7 @@ def by_question(conversations: Iterable[Conversation]) -> dict[Asked, list[str]]
 
 
 def score_answers(given: Sequence[str], references: Sequence[Sequence[str]]) -> AnswerReport:
-    """Score one answer per question. If a question has several right answers, the best score counts.
+    """Score the model's answers, one per question. If several answers are right, the best score counts.
 
     Raises:
         InputError: if there are no questions, or the numbers of answers and questions differ.
@@ -112,9 +113,9 @@ def _is_right(given: str, references: Sequence[str]) -> bool:
 def answer_rows(
     questions: Sequence[str], references: Sequence[Sequence[str]], given: Sequence[str], count: int
 ) -> list[Row]:
-    """Return rows of a table for `count` of the questions, spread evenly over the whole list.
+    """Return table rows for at most `count` of the questions, spread evenly over all questions.
 
-    If a question has several right answers, the answer most similar to the given answer is shown.
+    If a question has several right answers, its row has the one that is most similar to the model's answer.
     """
     count = min(count, len(questions))
     rows = []

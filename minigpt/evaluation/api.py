@@ -48,11 +48,11 @@ class AnswersReport:
     losses: LossReport
     scores: AnswerReport
     conversations: int  # number of conversations
-    pairs: int  # number of questions with answers, over all conversations
-    max_length: int  # largest number of tokens of a conversation for the loss; the rest is cut off
+    pairs: int  # number of question-answer pairs in all conversations together
+    max_length: int  # for the loss, a longer conversation is cut to this number of tokens
     cut: int  # number of conversations with more than max_length tokens
     context: int  # largest number of tokens that the model can read
-    too_long: int  # number of questions that fill the whole context: their answer is ""
+    too_long: int  # number of questions that fill the whole context; the answer to them is ""
     unknown_characters: int  # number of questions with characters that are not in the vocabulary
     answers: dict[Asked, str]  # the model's answer to each distinct question
 
@@ -81,9 +81,9 @@ def evaluate(
         tokenizer: its tokenizer.
         data: questions and answers: a file, or a list of (question, answer) pairs or conversations.
         text: a text file, instead of `data`.
-        batch_size: number of conversations measured, and questions answered, in one batch.
-        max_length: largest number of tokens of a conversation, or of a window of the text, for the loss; 0:
-            as many as the model can read (in a window of the text at most 1,024).
+        batch_size: number of conversations or questions in one batch.
+        max_length: for the loss, a longer conversation is cut to this number of tokens, and a text is divided
+            into windows of this number of tokens. 0: the model's context (for a text at most 1,024 tokens).
         max_new_tokens: largest number of tokens of an answer.
         strict: raise an error at the first bad record of a file, instead of skipping it.
 
@@ -170,10 +170,8 @@ def _answers(
 ) -> tuple[dict[Asked, str], int]:
     """Return the model's answer to each question, and the number of questions that are too long.
 
-    A question is too long if it fills the whole context, with no place for an answer. Then the answer
-    is "".
-
-    If a conversation is too long, its oldest exchanges are left out until half of the context is free.
+    If the exchanges before a question are long, the oldest ones are left out until half of the context is
+    free. If the question alone fills the whole context, it counts as too long, and its answer is "".
     """
     context = model.config.max_position_embeddings
     prompts = [encode_prompt(asked.before, asked.question, tokenizer, context // 2) for asked in questions]
@@ -190,7 +188,7 @@ def text_pieces(
     strict: bool = False,
     options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> list[str]:
-    """Read a text file. Return its text in order; a long text is cut into several pieces.
+    """Read a text file. Return its text as a list of pieces in order; a short text is one piece.
 
     Raises:
         InputError: if the path is a folder, or the file cannot be read.
@@ -204,13 +202,13 @@ def text_pieces(
 def evaluate_pieces(
     model: LanguageModel, tokenizer: AnyTokenizer, pieces: Sequence[str], max_length: int = 0
 ) -> TextReport:
-    """Measure the loss and the bits per byte of a text, as `text_pieces` returns it. Called by `evaluate`."""
+    """Measure loss and bits per byte of a text, given as the pieces that `text_pieces` returns."""
     with ProgressLine("characters measured", sum(map(len, pieces)), patience=2.0) as progress:
         return evaluate_text(model, tokenizer, pieces, max_length, progress.update)
 
 
 def warn_of_unknown(tokenizer: AnyTokenizer, pieces: Sequence[str]) -> None:
-    """Warn about characters of a text that are not in the vocabulary. At most twenty of them are shown."""
+    """Warn about characters of a text that are not in the vocabulary. The warning shows at most twenty."""
     unknown = list(dict.fromkeys(c for piece in pieces for c in tokenizer.unknown_characters(piece)))
     if unknown:
         warn(f"not in the vocabulary, {tokenizer.unknown_read_as}: {' '.join(map(repr, unknown[:20]))}")

@@ -4,8 +4,8 @@
     print(report.accuracy, report.macro_f1)
     found = predict(model, encoded)               # (N, K) probabilities in the order of the texts
 
-All measures are computed from sums over texts. So several processes can each measure a part of the texts, and
-then add up their sums.
+All measures are computed from sums over texts. So each of several processes can measure a part of the texts.
+Then the sums of all processes are added up.
 """
 
 import importlib.util
@@ -34,12 +34,12 @@ __all__ = [
     "predict", "print_confusion", "report_of",
 ]  # fmt: skip
 
-_SHOWN = {  # kind of labels -> the numbers of a report other than its loss, in words
+_SHOWN = {  # problem_type of the labels -> template of the text that `shown` returns
     "single_label_classification": "accuracy {accuracy:.4f}  macro f1 {macro_f1:.4f}",
     "multi_label_classification": "micro f1 {micro_f1:.4f}  macro f1 {macro_f1:.4f}",
     "regression": "mse {mse:.4f}  pearson {pearson:.4f}",
 }
-_SHOWN_LABELS = 20  # largest number of labels of a confusion matrix in the terminal
+_SHOWN_LABELS = 20  # with more labels, a confusion matrix is not printed, and a list of labels is cut
 _BINS = 15  # number of bins of the calibration error, as in https://arxiv.org/abs/1706.04599
 
 Matrix = npt.NDArray[np.float64]
@@ -49,9 +49,10 @@ Matrix = npt.NDArray[np.float64]
 class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
-    `counts` depends on the problem. One label per text: (K, K), with true labels in rows and predicted labels
-    in columns. Several labels per text: (K, 3): true positives, false positives, false negatives.
-    Regression: (1, 6) with the sums n, x, y, xx, yy, xy of true values x and predictions y.
+    The shape of `counts` depends on the problem type. With one label per text: (K, K), true labels in rows
+    and predicted labels in columns. With several labels per text: (K, 3), for each label the numbers of true
+    positives, false positives and false negatives. For regression: (1, 6), the number n of texts, and the
+    sums of x, y, x * x, y * y and x * y, with true values x and predictions y.
     """
 
     labels: Labels
@@ -143,7 +144,7 @@ class ClassificationReport:
         self.counts = np.array(sums[2:]).reshape(self.counts.shape)
 
     def metrics(self) -> dict[str, float]:
-        """Return a dict for metrics.jsonl, which training writes: name of a number -> number."""
+        """Return the metrics for metrics.jsonl as a dict: name of the metric -> value."""
         kind = self.labels.problem_type
         if kind == "regression":
             return {"val_loss": self.loss, "mse": self.loss, "pearson": self.pearson}
@@ -162,10 +163,10 @@ def evaluate_classifier(
     device: torch.device | str = "cpu",
     finish: Callable[[ClassificationReport], None] | None = None,
 ) -> ClassificationReport:
-    """Measure a classifier on batches, in eval mode. Afterwards the model has its previous mode.
+    """Measure a classifier on batches, in eval mode. Afterwards, restore the model's mode (train or eval).
 
     Args:
-        finish: a function that gets the report at the end. With several processes, this function
+        finish: a function that is called with the report at the end. If there are several processes, it
             replaces the report's sums by the sums over all processes.
     """
     report, device, was_training = ClassificationReport(model.labels), torch.device(device), model.training
@@ -226,11 +227,11 @@ def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> Classificat
 
 
 def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _BINS) -> float:
-    """Compute the expected calibration error: the gap between confidence and accuracy.
+    """Compute the expected calibration error (https://arxiv.org/abs/1706.04599).
 
-    As in https://arxiv.org/abs/1706.04599, texts are put into bins of equal width by the probability of the
-    predicted label (`bins`: number of bins). The error is the mean of |accuracy - mean probability| over the
-    bins, weighted by their numbers of texts.
+    The texts are divided into `bins` bins of equal width by the probability of their predicted label. The
+    error of a bin is |accuracy - mean probability|. The result is the mean error of all bins, weighted by
+    the number of texts in each bin.
 
     >>> round(calibration_error(np.array([[0.8, 0.2], [0.7, 0.3], [0.4, 0.6]]), np.array([0, 1, 1]), 2), 4)
     0.0333
@@ -244,7 +245,7 @@ def calibration_error(found: Matrix, truth: npt.NDArray[np.int64], bins: int = _
 def mistakes(
     labels: Labels, found: Matrix, texts: EncodedTexts, source: Sequence[LabelledText], most: int = 5
 ) -> list[dict[str, Any]]:
-    """Return at most `most` wrong predictions, the most confident first."""
+    """Return at most `most` wrong predictions as dicts (text, right label, ...), the most confident first."""
     given, sure = found.argmax(1), found.max(1)
     wrong = np.flatnonzero(given != texts.labels)
     wrong = wrong[np.argsort(-sure[wrong], kind="stable")][:most]
@@ -269,13 +270,13 @@ def print_confusion(report: ClassificationReport) -> None:
     elif report.labels.problem_type == "single_label_classification" and len(names) <= _SHOWN_LABELS:
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]
         show("confusion: the right label in rows, the predicted one in columns")
-        # `table` would translate the names of its columns. In a Message, the user's labels stay as they are.
+        # `table` translates column names, but not the values in a Message. So labels stay as they are.
         columns = (Message("{label}", label=name) for name in names)
         table("", ("", *columns), rows, range(1, len(names) + 1))
 
 
 def draw_confusion(report: ClassificationReport, path: Path, font: str | None = None) -> bool:
-    """Draw the confusion matrix as a PNG, normalised by row. Return False if there is no matplotlib."""
+    """Draw the confusion matrix as a PNG, normalised by row. Return True, or False without matplotlib."""
     if importlib.util.find_spec("matplotlib") is None:
         return False
     import matplotlib as mpl

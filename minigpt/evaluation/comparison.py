@@ -80,8 +80,8 @@ class Comparison:
 def _needed(d: Difference) -> int:
     """Return about how many questions would make the difference significant, if its value stays the same.
 
-    Returns 0 if there is no useful answer: the models do not differ, the number is above a million, or it is
-    not above the number of questions that were measured.
+    Returns 0 if there is no useful answer: if the models do not differ, if more than a million questions
+    would be needed, or if no more questions would be needed than were measured.
     """
     if not d.value or d.high <= d.low:
         return 0
@@ -94,7 +94,7 @@ def _needed(d: Difference) -> int:
 
 
 def compare_results(first: TaskResult, second: TaskResult, metric: str = "") -> Comparison:
-    """Compare two results of the same task, question by question.
+    """Compare two models' results on the same task, question by question.
 
     Args:
         metric: name of the metric; "": the first metric.

@@ -20,7 +20,7 @@ from minigpt.evaluation.text_metrics import words_of
 __all__ = ["Contamination", "contamination"]
 
 _WORDS = 10  # number of words of an n-gram
-_LEAST = 5  # questions with fewer words are not searched for: they may be in other texts by chance
+_LEAST = 5  # questions with fewer words are left out, because other texts may contain them by chance
 _NEAR = 0.5
 
 

@@ -23,7 +23,7 @@ __all__ = ["Difference", "bootstrap", "mcnemar", "paired"]
 
 Values = npt.NDArray[np.float64]
 _SAMPLES = 2000
-_AT_ONCE = 4_000_000  # largest number of values in memory at a time
+_AT_ONCE = 4_000_000  # largest number of random values that are in memory at the same time
 
 
 def bootstrap(
@@ -39,7 +39,7 @@ def bootstrap(
 
     Args:
         values: (N,), one value per question.
-        weights: (N,), such as numbers of tokens; None: all 1, so that the ratio is the mean.
+        weights: (N,), such as each question's number of tokens; None: all are 1, which gives the mean.
         transform: a function applied to the ratio, such as exp for perplexity.
 
     If all questions are right, or all wrong, every random sample gives the same number. The binomial
@@ -68,8 +68,7 @@ def bootstrap(
 def mcnemar(only_a: int, only_b: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
-    The p-value: if both models are equally good, the probability of a difference at least as large as that
-    of only_a and only_b.
+    The p-value is the probability that two equally good models differ by at least as much as here.
 
     Args:
         only_a: number of questions that only the first model gets right.
@@ -84,9 +83,9 @@ def mcnemar(only_a: int, only_b: int) -> float:
 
 
 def _of_logarithms(n: int, less: int) -> float:
-    """Compute the p-value of `mcnemar` with logarithms: for many questions, 2**n is too large for a float.
+    """Compute the p-value of `mcnemar` with logarithms, because 2**n is too large for a float if n is large.
 
-    n: only_a + only_b; less: the smaller of the two.
+    n: only_a + only_b; less: the smaller of only_a and only_b.
     """
     of = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in range(less + 1)])
     return float(min(1.0, 2 * np.exp(of - n * math.log(2)).sum()))
@@ -96,17 +95,17 @@ def _of_logarithms(n: int, less: int) -> float:
 class Difference:
     """The difference of two models, measured question by question."""
 
-    value: float  # mean of the second model minus mean of the first
+    value: float  # mean score of the second model minus mean score of the first model
     low: float  # lower end of the 95 % interval
     high: float
-    p: float  # p-value of McNemar's exact test (scores 0 and 1) or of a test with random signs (other scores)
+    p: float  # p-value: McNemar's exact test if all scores are 0 or 1, otherwise a test with random signs
     only_first: int  # number of questions on which the first model is better
     only_second: int
     count: int
 
     @property
     def is_clear(self) -> bool:
-        """True if the difference is significant at 5 %."""
+        """Return True if the difference is significant at 5 %."""
         return self.p < 0.05
 
 

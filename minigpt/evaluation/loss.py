@@ -41,11 +41,11 @@ class LossSum:
     @property
     def perplexity(self) -> float:
         """exp(loss): the number of equally likely tokens that would give the same loss."""
-        return math.exp(self.loss) if self.loss < 709 else math.inf  # exp(710) overflows float64
+        return math.exp(self.loss) if self.loss < 709 else math.inf  # math.exp(710) is an OverflowError
 
     @property
     def bits_per_character(self) -> float:
-        """Loss in bits per token. The name fits the character tokenizer, whose tokens are characters."""
+        """Loss in bits per token. With the character tokenizer, a token is a character, hence the name."""
         return self.loss / math.log(2)
 
     def as_dict(self) -> dict[str, float | int | None]:
@@ -72,15 +72,15 @@ class Report(Protocol):
         """Replace the sums of this process by the sums over all processes."""
 
     def metrics(self) -> dict[str, float]:
-        """Return a dict for metrics.jsonl: name of a number -> number. `val_loss` is the property `loss`."""
+        """Return the metrics for metrics.jsonl: name of the metric -> value. `val_loss` is `self.loss`."""
 
     def shown(self) -> str:
-        """Return another measure as text, such as the perplexity, to be printed in the line of the loss."""
+        """Return metrics other than the loss, such as the perplexity, as text to print beside the loss."""
 
 
 @dataclass
 class LossReport:
-    """Two losses. `all`: of all tokens except each row's first. `answer`: of answers and their <sep>."""
+    """Two losses. `all` counts all tokens but the first of each row, `answer` those of answers and <sep>."""
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
@@ -88,7 +88,7 @@ class LossReport:
 
     @property
     def counted(self) -> LossSum:
-        """The loss that `loss_on` chooses: over all tokens, or over answers."""
+        """The loss that `loss_on` chooses: `all` or `answer`."""
         return self.answer if self.loss_on == "answer" else self.all
 
     @property
@@ -105,7 +105,7 @@ class LossReport:
         self.all, self.answer = LossSum(sums[0], int(sums[1])), LossSum(sums[2], int(sums[3]))
 
     def metrics(self) -> dict[str, float]:
-        """Return a dict for metrics.jsonl, which training writes: name of a number -> number."""
+        """Return the metrics for metrics.jsonl as a dict: name of the metric -> value."""
         return {
             "val_loss": self.loss,
             "val_answer_loss": self.answer.loss,
@@ -125,16 +125,16 @@ def evaluate_loss(
     finish: Callable[[LossReport], None] | None = None,
     loss_on: Literal["answer", "all"] = "all",
 ) -> LossReport:
-    """Measure the loss of a model on batches, without dropout. Afterwards the model has its previous mode.
+    """Measure the loss of a model on batches, in eval mode. Afterwards, restore its mode (train or eval).
 
     In a small model, lm_head takes most of the time. So lm_head is computed only at positions whose loss
-    counts. These positions are divided into groups, so that the memory for logits has a fixed limit.
+    counts. It computes a limited number of positions at a time, so that the memory for logits is limited.
 
     Args:
         model: the model.
         batches: the batches.
         device: device of the model.
-        finish: a function that gets the report at the end. With several processes, this function
+        finish: a function that is called with the report at the end. If there are several processes, it
             replaces the report's sums by the sums over all processes.
         loss_on: the tokens that count in the report's `loss`: all tokens, or those of answers.
 

@@ -109,7 +109,7 @@ def _pipeline(folder: Path) -> str:
 
 
 def _base(folder: Path) -> str:
-    """Return the base model of an adapter or of a fine-tuned model, if the folder names it."""
+    """Return the header's line `base_model: ...`, or "" if the folder names no base model."""
     for name, key in (("adapter_config.json", "base_model_name_or_path"), ("config.json", "_name_or_path")):
         path = folder / name
         if path.exists() and (value := read_json(path).get(key)) and isinstance(value, str):

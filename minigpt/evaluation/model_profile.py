@@ -41,13 +41,13 @@ _BINS = 10
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well a model's probabilities agree with how often it is right."""
+    """How well the probabilities of a model's answers agree with the share of right answers."""
 
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # the best temperature, fitted on questions that are not measured
-    error_after: float  # error with this temperature
+    temperature: float  # the temperature with the lowest loss on questions that are not measured
+    error_after: float  # expected calibration error of the measured questions with this temperature
     bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str
     count: int
@@ -73,7 +73,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """All that is measured for one task. None: not measured, for example because the task has no choices."""
+    """Measurements on one task. A field is None if it was not measured, as `positions` without choices."""
 
     calibration: Calibration | None = None
     # Kind of change -> score with changed questions minus score with unchanged questions.
@@ -154,7 +154,7 @@ def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
 
 
 def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Calibration | None:
-    """Return the calibration of a task with choices; None for other tasks."""
+    """Return the calibration; None for a task without choices, or with fewer than four questions."""
     answered = result.answered
     if not all(one.probabilities for one in answered) or len(answered) < 4:
         return None

@@ -26,7 +26,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 __all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
 
 Request = tuple[Sequence[int], Sequence[int]]
-STOPS = ("\n\n", "Question:", "问题：")  # an answer in plain text ends where the model begins a new question
+STOPS = ("\n\n", "Question:", "问题：")  # an answer in plain text ends at the first of these texts
 
 
 def encode_pair(
@@ -35,7 +35,7 @@ def encode_pair(
     """Return the ids of a context and of its continuation.
 
     Args:
-        start: the token that replaces an empty context; it predicts the continuation's first token.
+        start: id of a token. If the context is empty, this token is used as the context.
 
     Raises:
         InputError: if the context is empty and `start` is None.
@@ -59,8 +59,8 @@ def _from_start(ids: list[int], start: int | None) -> tuple[list[int], list[int]
 def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
-    If the shots come from the measured file, one more example per subject is returned, because a question is
-    not used as its own shot.
+    Usually, these are `options.shots` examples per subject. If the shots come from the measured file itself,
+    there is one more, because a question is not used as its own shot.
 
     Raises:
         InputError: if there is no dev part, or it has too few examples.
@@ -102,11 +102,11 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return the prompt format of an example. A text with a gap is always plain text, not a question."""
+        """Return the prompt format of an example: "text" for a text or a gap in a text, else `self.form`."""
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
-        """Return pairs (context, continuation) of ids to score: one pair per choice, or one for a cloze."""
+        """Return the pairs (context, continuation) of ids to score: one per choice; for a cloze, one pair."""
         form = self.format_of(one)
         answers = one.scored if one.form in ("multiple_choice", "classification") else one.references[:1]
         if form == "text":
@@ -161,9 +161,9 @@ class Prompter:
     def _pairs(self, context: str, continuations: list[str]) -> list[Request]:
         """Encode a context with each continuation.
 
-        To save time, only the context's last line is encoded again with each continuation. This gives the
-        right ids only if no token contains both the newline before this line and the line's beginning. So
-        the code checks that the last line, encoded alone, gives the last tokens of the context.
+        To save time, the context is encoded once, and only its last line is encoded again with each
+        continuation. This is right only if no token extends from the line before into the last line. So the
+        code checks that the last line alone has the same ids as the end of the whole context.
         """
         line = context.rfind("\n") + 1
         tail, bare = context[line:], context.rstrip()

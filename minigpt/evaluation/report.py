@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return two lists of answers to show: wrong ones with a high probability, right ones with a low one."""
+    """Return answers to show: (wrong answers with a high probability, right answers with a low one)."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:
@@ -90,7 +90,7 @@ def _efficiency(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def profile_tables(found: Profile, say: Say = _ENGLISH) -> list[tuple[str, Table]]:
-    """Return the tables of a profile, each with its title."""
+    """Return the tables of a profile as pairs (title, table)."""
     tables: list[tuple[str, Table]] = []
     columns: tuple[str, ...]
     if c := found.calibration:

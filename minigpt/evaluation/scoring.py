@@ -9,13 +9,13 @@ prefix are neighbours: questions with the same shots, choices of the same questi
 
 1. The prefix that all requests of a batch share goes into a key-value cache. If the next batch begins with
    the same tokens, these stay in the cache.
-2. Behind this prefix, requests that share more tokens form a tree: a shared token is in the tree once, and
-   the tree forks where the requests differ. The trees are divided among rows of nearly equal length.
-3. One forward pass reads all rows. A mask lets each token attend only to the earlier tokens of its request.
+2. After this prefix, requests that share more tokens form a tree: a shared token is in the tree once, and the
+   tree forks where the requests differ. The trees are divided among rows of nearly equal length.
+3. One forward pass computes all rows. A mask lets each token attend only to earlier tokens of its request.
 
 More rows make attention faster, fewer rows mean less padding; `_in_rows_of_least_work` chooses. With weights
-in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no such mask, so it reads one request
-after another, each from the position where it differs from the request before.
+in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no such mask, so it computes one
+request after another, each from the position where the request differs from the request before it.
 
 Letters in shapes: R rows, L tokens of a row, W tokens of a row whose logits are needed, S tokens in the
 cache, H heads, D channels of one head, C channels, V entries of the vocabulary.
@@ -41,14 +41,17 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-# Device -> largest number of tokens of a forward pass. With more tokens, each layer frees its memory and
-# allocates it again.
+# Device -> largest number of tokens of a forward pass. A pass with more tokens is slower, because each layer
+# would free its memory and allocate it again.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
-# From this many tokens on, weights are packed: takes as long as 100 tokens, saves a tenth of the time.
+# With at least this many tokens to compute, the weights are packed first. Packing takes as long as computing
+# 100 tokens. Then all tokens take a tenth less time.
 _TOKENS_TO_PACK = 2048
-_LITTLE = 8  # at most this many tokens of a shared prefix may be computed again, if this makes rows shorter
+# Requests that share at most this many tokens after the batch's prefix may be put into different rows. Then
+# the shared tokens are computed in each of these rows, but the rows are shorter.
+_LITTLE = 8
 _LOGITS = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
 
@@ -58,7 +61,8 @@ class Scored(NamedTuple):
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
     n_cut: int  # number of tokens left out at the beginning of the context, because it was too long
-    pieces: int = 1  # more than 1 if the continuation is longer than the context: number of its pieces
+    # Number of pieces that were scored; more than 1 only if the continuation is longer than the context.
+    pieces: int = 1
 
     @property
     def total(self) -> float:
@@ -80,7 +84,7 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: largest number of tokens of one input of the model; 0: the model's context.
+        max_length: largest number of input tokens for one request; 0: the model's context.
 
     Attributes:
         tokens_asked: number of tokens of all requests.
@@ -104,20 +108,21 @@ class ContinuationScorer:
         requests: Sequence[tuple[Sequence[int], Sequence[int]]],
         on_progress: Callable[[int], None] = lambda done: None,
     ) -> list[Scored]:
-        """Return the score of each (context, continuation), in the order of the requests.
+        """Return the score of each request, in the given order.
 
-        If context and continuation together are too long, the beginning of the context is left out. If the
-        continuation alone is too long, it is scored in pieces, so that each of its tokens counts.
+        If context and continuation together are too long for the model, the beginning of the context is left
+        out. If the continuation alone has more than `max_length` tokens, it is scored in pieces, so that all
+        of its tokens count.
 
         Args:
-            requests: ids. A context has at least one token.
-            on_progress: called with the number of finished requests.
+            requests: pairs (ids of the context, ids of the continuation). Neither may be empty.
+            on_progress: called with the number of requests finished so far.
 
         Raises:
             InputError: if a context or a continuation is empty; if the model's scores are not finite.
         """
         pieces = [self._pieces(number, *request) for number, request in enumerate(requests, 1)]
-        # whole[i] is the index of the request that piece i belongs to.
+        # whole[i] is the index of the request to which piece i (counted over all requests) belongs.
         whole = [i for i, some in enumerate(pieces) for _ in some]
         found = self._score(
             [piece for some in pieces for piece in some], lambda done: on_progress(whole[done - 1] + 1)
@@ -177,10 +182,10 @@ class ContinuationScorer:
         return found
 
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
-        """Return True if the model cannot read trees of requests, but only one request after another.
+        """Return True if requests cannot be computed as trees, but only one after another.
 
-        Two cases: the C code, which has no masks; and sliding-window attention, which takes the distance
-        between two columns for the distance between two tokens. In a tree, these differ.
+        There are two cases. The C code has no masks. Sliding-window attention takes the distance between two
+        columns for the distance between two tokens, but in a tree these distances differ.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
@@ -193,7 +198,7 @@ class ContinuationScorer:
     # -- rows -----------------------------------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Return (end, length of the shared prefix) of the batch order[start:end]."""
+        """Choose the batch order[start:end]. Return (end, number of tokens in its shared prefix)."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):
@@ -204,14 +209,15 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # A batch of one request: only tokens that the cache or the next request also has count as shared.
+        # If the batch is a single request, a prefix of it is put into the cache only as far as the cache
+        # already has it, or the next request has it, too.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
         return end, shared
 
     def _read_shared(self, ids: tuple[int, ...]) -> None:
-        """Change the cache so that it holds the keys and values of the tokens `ids`, and no others."""
+        """Change the cache so that it holds exactly the keys and values of the tokens `ids`."""
         assert self._cache is not None
         kept = _common(self._held, ids)
         self._cache.truncate(0, kept)
@@ -253,7 +259,7 @@ class ContinuationScorer:
     # -- branches -------------------------------------------------------------------------------------------
 
     def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
-        """Score requests with the same input tokens. Only the last token, which is predicted, differs."""
+        """Score requests with the same input tokens: only the last token of their continuations differs."""
         assert self._cache is not None
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
@@ -322,7 +328,7 @@ class _Tree:
     Attributes:
         tokens: the ids.
         depths: position of each token in its request.
-        forks: True if requests differ somewhere in the row, so that it is not one sequence of tokens.
+        forks: True if requests differ somewhere in the row, so that the row is not one sequence of tokens.
     """
 
     def __init__(self, shared: int) -> None:
@@ -335,7 +341,7 @@ class _Tree:
         self._last: Sequence[int] | None = None
 
     def add(self, ids: Sequence[int]) -> list[int]:
-        """Add a request. Return the indices of its tokens in the row, without the shared beginning."""
+        """Add a request. For its tokens after the shared beginning, return their indices in `tokens`."""
         common = self._shared if self._last is None else _common(self._last, ids)
         del self._path[common - self._shared :]
         for depth in range(common, len(ids)):
@@ -349,7 +355,7 @@ class _Tree:
         return [*self._path]
 
     def above(self, length: int) -> npt.NDArray[np.bool_]:
-        """Return the mask (length, S + length): a token sees itself and earlier tokens of its request."""
+        """Return the mask (length, S + length), True for the token itself and earlier ones of its request."""
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True
         # Every token attends to itself. So does padding, because a softmax over no key would give NaN.
@@ -367,7 +373,7 @@ class _Shared:
         self._cache, self.length = cache, length
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Return k and v (R, H, L, D) with those of the shared beginning in front: (R, H, S + L, D) each."""
+        """Put the cached k and v of the shared beginning before k and v: (R, H, L, D) -> (R, H, S + L, D)."""
         if not self.length:
             return k, v
         shared = [one[:, :, : self.length].expand(len(k), -1, -1, -1) for one in self._cache.layer(layer)]
@@ -380,10 +386,10 @@ class _Shared:
 def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int) -> list[list[int]]:
     """Divide requests among rows, so that the estimated time of the forward pass is the least.
 
-    If there are more rows, they are shorter, so each token attends to fewer columns. But there is more
-    padding, and tokens that requests of two rows share are read twice. The estimated time of a row is its
-    number of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per
-    token in matrix products, and 2 C per token and column in attention, which run at two thirds of the speed.
+    With more rows, each row is shorter, so each token attends to fewer columns. But there is more padding,
+    and a token that requests in two rows share is computed twice. The estimated time of a row is its number
+    of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in
+    matrix products, and 2 C per token and column in attention, where they take 1.5 times as long.
 
     Returns: for each row, the indices in `batch` of its requests.
     """
@@ -394,7 +400,7 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
         for n_rows in range(1, min(len(trees), _ROWS) + 1):
             rows: list[list[int]] = [[] for _ in range(n_rows)]
             lengths = [0] * n_rows
-            for members, size in trees:  # sorted by size, the largest first; each goes into the shortest row
+            for members, size in trees:  # from the largest to the smallest; put each into the shortest row
                 r = lengths.index(min(lengths))
                 rows[r] += members
                 lengths[r] += size

@@ -49,7 +49,7 @@ def evaluate_task(
         options: fields of TaskOptions, such as shots=5.
 
     Raises:
-        InputError: if the task cannot be read, is several tasks, or does not fit the model.
+        InputError: if `task` cannot be read, holds several tasks, or does not fit the model.
     """
     chosen = TaskOptions(**options)
     if isinstance(task, str | Path):
@@ -72,7 +72,7 @@ def _only(tasks: Sequence[Task]) -> Task:
 def tasks_of(
     paths: Sequence[Path], options: TaskOptions, strict: bool = False, encoding: str = ""
 ) -> list[Task]:
-    """Read the tasks, and change them as the options say. Raises InputError for an option without effect."""
+    """Read the tasks, and apply the options to them. Raises InputError for an option that has no effect."""
     style = Style(score=options.score or "")
     tasks = read_tasks(paths, dev=options.dev, style=style, strict=strict, encoding=encoding)
     forms = {task.form for task in tasks}
@@ -128,7 +128,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn about characters that are not in the vocabulary, and about choices that differ only in them."""
+    """Warn about characters that are not in the vocabulary. Warn about choices that differ only in these."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):
@@ -159,7 +159,7 @@ def profiles_of(
 ) -> "dict[str, Profile]":
     """Print the profile of each task. Return a dict: name of the task -> profile.
 
-    If `helm` is False, a profile has only the contamination; without training data there is then no profile.
+    If `helm` is False, only the contamination is measured; without `training` data the dict is then empty.
     """
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile

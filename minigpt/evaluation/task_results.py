@@ -62,7 +62,7 @@ __all__ = [
 ]
 
 _PREFIX_MIB = 256.0  # memory in MiB for the cached keys and values of prefixes that prompts share
-_NEW_TOKENS = 256  # default: largest number of tokens of an answer
+_NEW_TOKENS = 256  # largest number of tokens of an answer, if neither the user nor the task says it
 
 
 @dataclass(frozen=True)
@@ -101,8 +101,8 @@ class Answered:
     example: Example
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
-    logprobs: tuple[float, ...] = ()  # of each choice; cloze: of each token; perplexity: of the text
-    greedy: tuple[bool, ...] = ()  # for each choice, or for the cloze: True if greedy decoding gives it
+    logprobs: tuple[float, ...] = ()  # of each choice; for a cloze of each token; for perplexity of the text
+    greedy: tuple[bool, ...] = ()  # for each choice, or for a cloze: True if greedy decoding gives this text
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -124,10 +124,10 @@ class TaskResult:
     shots: int
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
-    n_cut: int = 0  # number of prompts that were too long, so that their beginning was left out
+    n_cut: int = 0  # number of prompts whose beginning was left out, because they were too long
     n_in_pieces: int = 0  # number of choices that are longer than the context and so were scored in pieces
     tokens: int = 0  # number of tokens of all prompts
-    tokens_read: int = 0  # tokens that the model computed: less than `tokens` if prompts share some
+    tokens_read: int = 0  # number of tokens computed; less than `tokens` if prompts share prefixes
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
@@ -180,7 +180,7 @@ class LoadedModel:
 
     @property
     def start(self) -> int | None:
-        """The id of the token put before a text without context, or None without such a token."""
+        """The id of the token put before a text without context; None if the tokenizer has no such token."""
         if self.folder is not None:
             return start_token(self.folder, self.tokenizer)
         names = ("bos_token_id", "eos_token_id")
@@ -195,7 +195,7 @@ class LoadedModel:
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        # A model with a character tokenizer was trained by minigpt, so its prompts are "question <sep>".
+        # Only minigpt trains models with a character tokenizer, usually with prompts "question <sep>".
         if form is None and isinstance(self.tokenizer, Tokenizer):
             form = "question"
             if self.folder is not None:
@@ -207,8 +207,8 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
     """Measure a model on a task.
 
     Raises:
-        InputError: if the task does not fit the model: a classifier reads texts with its own labels only;
-            shots need a dev part; a metric needs a package that is not installed.
+        InputError: if the task does not fit the model, for example if a classifier does not have the task's
+            labels; if there is no dev part for shots; if a metric needs a package that is not installed.
     """
     options = options or TaskOptions()
     task = task.limited(options.limit)
@@ -240,7 +240,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return the shots of the question `one`. With `is_own`, `shots` may contain `one`: it is left out."""
+    """Return `count` shots for the question `one`. If `is_own`, `one` may be among `shots`: leave it out."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -323,7 +323,7 @@ def generate_texts(
 ) -> tuple[list[str], dict[str, int]]:
     """Continue prompts, always with the most likely token. A prefix that all prompts share is computed once.
 
-    Returns: the texts without stop strings; and a dict: name of a field of TaskResult -> number of tokens.
+    Returns: the texts without stop strings; and numbers of tokens, as a dict: field of TaskResult -> number.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     assert not isinstance(model, SequenceClassifier), "run_task"
@@ -337,7 +337,8 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    # Put a long shared prefix into the cache first. Else each prompt of the first batch would compute it.
+    # If the shared prefix is long, run it alone first, which puts it into the cache. Otherwise each prompt of
+    # the first batch would compute it.
     if shared > 64:
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
@@ -370,9 +371,9 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
 
     Args:
         start: the id of the token put before the text.
-        length: largest number of tokens that the model reads for a pair: all but the last.
-        stride: number of tokens that each window after the first window predicts; the other tokens are
-            context. 0: as many as possible.
+        length: largest number of input tokens of a pair: all of its tokens except the last one.
+        stride: number of predicted tokens in each pair except the first; the rest of the `length` tokens is
+            context. 0: as many predicted tokens as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
     [([0], [1, 2, 3]), ([2, 3], [4, 5])]
@@ -534,7 +535,9 @@ def _metrics(task: Task, answered: Sequence[Answered]) -> dict[str, Metric]:
 
 
 def macro_f1(truth: npt.NDArray[np.int64], given: npt.NDArray[np.int64]) -> float:
-    """Return the mean F1 over all labels that occur in `truth` or `given`: (N,) indices of labels.
+    """Return the mean F1 over all labels that occur in `truth` or `given`.
+
+    truth, given: (N,), for each text the index of the right label, and of the predicted label.
 
     >>> round(macro_f1(np.array([0, 0, 1]), np.array([0, 1, 1])), 4)
     0.6667

@@ -40,7 +40,7 @@ _NUMBERED = re.compile(r"(?:choice|option|choice_|option_)(\d)")
 _NUMBER_ANSWER = re.compile(r"####\s*-?[\d.,]+\s*$")
 _LETTER = re.compile(r"[(（\[]?([A-Za-z])[)）\].．、:：]?")  # A, (A), A., A:
 _LISTED = "{choices}"  # in a template, this stands for the choices with their letters
-_REST = 80  # largest number of characters after a gap that are scored together with the word in the gap
+_REST = 80  # at most this number of characters after a gap is scored together with the word in the gap
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ class Style:
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
     choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
-    score: str = ""  # score the "letter" or the "text" of a choice; "": letters if the prompt lists choices
-    delimiter: str | None = None  # text between prompt and answer; None: a space; with a gap: ""
+    score: str = ""  # "letter" or "text": what of a choice is scored; "": letters if the prompt lists choices
+    delimiter: str | None = None  # text between prompt and answer; None: " ", or "" in a text with a gap
     separator: str = "\n\n"  # text between shots
     instruction: str = ""  # text before everything else
     metrics: tuple[str, ...] = ()  # names of the metrics for generated answers; (): the default metrics
@@ -100,13 +100,13 @@ class Example:
 
     @property
     def can_be_reordered(self) -> bool:
-        """True if the choices may be listed in another order. A template with {a}, {b} fixes the order."""
+        """Return True if the choices may be listed in another order. A template with {a} and {b} fixes it."""
         return self.form == "multiple_choice" and (
             not self.letters or _LISTED in (self.style.template or _LISTED)
         )
 
     def asking(self, question: str) -> "Example":
-        """Return the example with another wording of its question."""
+        """Return the example with its question replaced by `question`."""
         if self.letters:
             changed = replace(self, question=question)
             return replace(changed, prompt=render_question(changed))
@@ -206,7 +206,8 @@ def _by_shape(item: dict[str, Any], line: int, style: Style) -> list[Example]:
         return [_listed(item, line, style, _text(item, name), choices)]
     if columns := sorted(key for key in item if _NUMBERED.fullmatch(key)):
         name = _required(item, FIELDS["question"])
-        # In WinoGrande, the answer 1 means option1. A number in a field `label` always counts from 0.
+        # If the choices are numbered from 1, as WinoGrande's option1, the answer counts from 1, too.
+        # Exception: a number in a field `label` always counts from 0.
         numbers = [key[-1] for key in columns] if _right_name(item) != "label" else []
         from_1 = numbers[:1] == ["1"] and re.fullmatch(r"\d+(\.0)?", str(_right(item)).strip())
         return [
@@ -261,7 +262,7 @@ def _is_text(value: Any) -> bool:
 
 
 def _cells(item: Mapping[str, Any], names: Sequence[str]) -> tuple[str, ...]:
-    """Return the choices of a record with one field per choice. Empty choices at the end are left out."""
+    """Return the choices in the fields `names` of a record. Empty choices at the end are left out."""
     values = [item[name] for name in names]
     if not all(value is None or _is_text(value) for value in values):
         raise BadLine("the choices are no list of texts")
@@ -280,7 +281,8 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     """Return the index of the right choice.
 
     Args:
-        value: the index; a letter as A, (A) or A.; a label; the choice's text; or a list with one of these.
+        value: the answer in the record: the index of the right choice; its letter, such as A, (A) or A.; its
+            label; its text; or a list with one of these.
     """
     if isinstance(value, list) and len(value) > 1:
         raise BadLine("several right answers", f"{len(value)}; one is needed")
@@ -290,7 +292,7 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # a key that several of these lines set gets the last value
+        if isinstance(value, str | bool):  # letters have priority over choices, choices over numbers
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
@@ -329,7 +331,7 @@ def _listed(
     choices: tuple[str, ...],
     labels: Sequence[str] = (),
 ) -> Example:
-    """Return an example whose prompt lists the choices; if style.score is "text", it lists none."""
+    """Return an example with choices. The prompt lists the choices, unless style.score is "text"."""
     answer = _index(_right(item), choices, labels[: len(choices)])
     if style.score == "text":
         return _choice(line, style, question, choices, answer, asks=True)
@@ -358,10 +360,13 @@ def _choice(
     line: int, style: Style, question: str, choices: tuple[str, ...], answer: Any,
     *, asks: bool = False, labels: Sequence[str] = (),
 ) -> Example:  # fmt: skip
-    """Return an example with choices. The choices' texts are scored; with style.score "letter", letters.
+    """Return an example with choices, whose texts are scored as continuations of the prompt.
+
+    Exception: if `asks` is True and style.score is "letter", the prompt lists the choices with letters, and
+    the letters are scored.
 
     Args:
-        asks: True: the prompt is "Question: ... Answer:". False: the choices continue `question`.
+        asks: True: the prompt is "Question: ... Answer:". False: the prompt is `question` itself.
     """
     right, prompt = _index(answer, choices, labels), question
     if asks and style.score == "letter":
@@ -409,7 +414,7 @@ def _hellaswag(item: dict[str, Any], line: int, style: Style) -> Example:
 
 
 def _without_brackets(text: str) -> str:
-    """Remove marks such as "[title]" from HellaSwag's texts, as other programs do before they measure."""
+    """Remove marks such as "[title]" from HellaSwag's texts, as other evaluation programs do."""
     text = text.strip().replace(" [title]", ". ")
     return re.sub(r"\[.*?\]", "", text).replace("  ", " ")
 

@@ -41,7 +41,7 @@ __all__ = ["Task", "read_tasks", "task_of_records"]
 _TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
 _DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
-_COLUMNS = {  # a first row with at least two of these names is the row of column names
+_COLUMNS = {  # if the first row of a table has at least two of these names, it holds the column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
     *("premise", "choice0", "choice1", "choice2", "query", "gold", "choices", "context", "continuation"),
     *TEXT_FIELDS, *LABEL_FIELDS, *FIELDS["question"], *FIELDS["answer"],
@@ -129,7 +129,7 @@ def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style()
 
 
 def _merged(base: Style, over: Style) -> Style:
-    """Return `base` with those fields of `over` that differ from the default."""
+    """Return `base` with some fields replaced: those of `over` that do not have their default value."""
     changed = {f.name: getattr(over, f.name) for f in dataclasses.fields(Style)
                if getattr(over, f.name) != f.default}  # fmt: skip
     return replace(base, **changed)
@@ -152,7 +152,7 @@ def _sources(path: Path) -> list[_Source]:
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
             subjects = {_subject(file): file for file in _files(path / test)}
             if test == "test" and (path / "val").is_dir() and not any(map(_has_answers, subjects.values())):
-                continue  # as in C-Eval, the test part has no answers: measure on the next part, "val"
+                continue  # the test part has no answers, as in C-Eval: measure on the next part, "val"
             if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
             return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
@@ -167,7 +167,7 @@ def _sources(path: Path) -> list[_Source]:
 
 
 def _has_answers(path: Path) -> bool:
-    """Return True if the first line of a file names a field for the answer."""
+    """Return True if the first line of a file contains a word for an answer, such as "answer" or "label"."""
     with reading(path) as file:
         first = file.read(1 << 16).split(b"\n")[0].lower()
     return any(name in first for name in (b"answer", b"label", b"gold", b"target"))
@@ -193,7 +193,7 @@ def _subject(path: Path) -> str:
 
 
 def _sibling(path: Path) -> Path | None:
-    """Return the file for shots that stands beside a file such as test.jsonl, or None."""
+    """Return the file for shots in the same folder as a file such as test.jsonl, or None if there is none."""
     if (part := _stem(path)) not in _TEST:
         return None
     beside = {_stem(file): file for file in _files(path.parent)} if path.parent.is_dir() else {}
@@ -287,7 +287,7 @@ def _read(source: _Source, dev: Path | None, strict: bool, encoding: str) -> Tas
 def _with_labels(
     name: str, examples: list[Example], shots: dict[str, list[Example]]
 ) -> tuple[list[Example], dict[str, list[Example]]]:
-    """Give each text the labels of all texts as choices. If a TOML file names the labels, change nothing."""
+    """Give each text all labels of the data as choices. If a TOML file names the labels, change nothing."""
     every = [*examples, *(one for some in shots.values() for one in some)]
     if all(one.style.choices for one in every):
         return examples, shots
@@ -335,7 +335,7 @@ def _examples(path: Path, source: _Source, strict: bool, encoding: str) -> tuple
 
 
 def _records(path: Path, report: ReadReport, encoding: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, value) of each record. A conversation becomes its last question with its answer."""
+    """Yield (line, value) of each record. Of a conversation, only the last question and answer are used."""
     data = open_data(path, encoding, is_head=_is_head)
     if data.kind == "text":
         if path.name.removesuffix(".gz").lower().endswith((".jsonl", ".json")):
@@ -381,7 +381,7 @@ def _records(path: Path, report: ReadReport, encoding: str) -> Iterator[tuple[in
 def _without_head(rows: Sequence[Record]) -> list[tuple[int, Any]]:
     """Return the records of a table in MMLU's own form; [] if the table has another form.
 
-    MMLU's tables have no column names: a row is a question, the choices and a letter. But the reader takes
+    MMLU's tables have no column names: each row is a question, the choices and a letter. `rows` was read with
     the first row as column names. Here, this row becomes a record again, and the columns get names.
     """
     first = rows[0].value

@@ -27,7 +27,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TextReport", "evaluate_text"]
 
-_MEASURED = 1 << 13  # largest number of tokens of a batch; a single window may have more
+_MEASURED = 1 << 13  # largest number of tokens of a batch; a batch of one window may have more
 
 
 @dataclass(frozen=True)

@@ -75,7 +75,7 @@ def rouge_l(given: str, expected: str) -> float:
 
 
 def number_of(text: str) -> Fraction | None:
-    """Return the final number of an answer: the number after "####", or else the last number, or None.
+    """Return the number after "####"; without "####", the last number in the text; None if there is none.
 
     >>> [str(number_of(t)) for t in ("9 * 2 = 18\\n#### 1,080", "一共是 3/4 千米", "２５%", "none")]
     ['1080', '3/4', '1/4', 'None']
@@ -121,7 +121,7 @@ def check_metric(name: str) -> None:
 
 
 def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return BLEU or chrF of all texts together, by sacrebleu, with its bootstrap interval.
+    """Return BLEU or chrF of all texts together, computed by sacrebleu: "value", "low" and "high".
 
     If any right answer has Chinese characters, BLEU splits Chinese texts into characters.
 
@@ -132,17 +132,17 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
     from sacrebleu.metrics import BLEU, CHRF
 
     most = max(map(len, references))
-    # sacrebleu needs equally many right answers for each text, so missing answers are filled with None.
+    # sacrebleu needs the same number of right answers for each text, so shorter lists are filled with None.
     columns = [[row[i] if i < len(row) else None for row in references] for i in range(most)]
     chinese = any("\u3400" <= c <= "\u9fff" for row in references for text in row for c in text)
     metric: Any = BLEU(tokenize="zh" if chinese else "13a") if name == "bleu" else CHRF()
-    # sacrebleu's chrF returns NumPy numbers, but 0.0 if nothing matches, and cannot average this mixture. So
-    # chrF's function is replaced by one that always returns a float.
+    # sacrebleu's chrF function usually returns a NumPy number, but a Python float if nothing matches.
+    # sacrebleu then fails to average the two types. So the function is wrapped to always return a float.
     if name == "chrf":
         compute = metric._compute_f_score
         metric._compute_f_score = lambda statistics: float(compute(statistics))
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
-    if len(given) > 1:  # `_mean` is the mean of the bootstrap samples, `_ci` half of the interval's width
+    if len(given) > 1:  # sacrebleu: `_mean` of the bootstrap samples, `_ci`: half of the interval's width
         found |= {"low": float(score._mean - score._ci), "high": float(score._mean + score._ci)}
     return found

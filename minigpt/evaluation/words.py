@@ -15,7 +15,7 @@ __all__ = ["CHINESE", "Say", "speaker"]
 
 
 class Say(Protocol):
-    """Translates a text, and then fills its fields."""
+    """A function that translates a text, and then replaces fields such as {count} by values."""
 
     def __call__(self, text: str, /, **values: object) -> str:
         """Return the text in the language that was given to `speaker`."""

@@ -48,8 +48,8 @@ __all__ = [
 
 ADAPTER_CONFIG, ADAPTER_MODEL = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-# Keys of adapter_config.json that minigpt may ignore: they concern only the start of a training, or inform
-# about the file. Any other key that minigpt does not know must have an empty value.
+# Keys of adapter_config.json that minigpt ignores: they matter only at the start of a training, or only
+# describe the file. If a key is neither here nor known to minigpt, its value must be empty.
 _NO_MATTER = {
     *("auto_mapping", "base_model_name_or_path", "corda_config", "ephemeral_gpu_offload", "eva_config"),
     *(
@@ -84,12 +84,12 @@ _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Return True for an adapter's folder."""
+    """Return True if a folder holds an adapter."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return an adapter's folder, and check its files by its manifest, if there is one.
+    """Return an adapter's folder. If it has a manifest, compare its files with the manifest.
 
     Args:
         path: the adapter's folder, or the folder of the run that trained the adapter.
@@ -166,8 +166,8 @@ def save_adapter(
         config: the configuration that was given to `add_adapter`.
         base: folder or name of the base model, for programs that load the adapter.
         adapter: name of the adapter in the model.
-        tensors: an earlier result of `adapter_tensors`, if the model has changed since. Default: the
-            model's present tensors.
+        tensors: the tensors to write, as `adapter_tensors` returned them earlier. Default: the model's
+            present tensors.
         task_type: PEFT's name of the task; SEQ_CLS for a classifier.
 
     Raises:
@@ -203,7 +203,7 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         target = _targets(model, config, adapter)
         inputs: str | Sequence[str] = config.feedforward_modules or ()
         if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
-            # PEFT requires each name of feedforward_modules in target_modules, too. Full names ensure this.
+            # PEFT requires that all of feedforward_modules are in target_modules, too. So write full names.
             names = module_names(model)
             own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
             target = sorted(own)
@@ -229,16 +229,16 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 
 
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
-    """Return the value of target_modules to be saved.
+    """Return the value of target_modules for adapter_config.json.
 
-    A regular expression, and for IA3 the user's names, stay as they are. Otherwise the value is short names
-    such as "c_attn" if these match exactly the adapted layers, or else full names.
+    A regular expression does not change, and neither do a user's names for IA3. Otherwise the value is a
+    list of short names such as "c_attn" if these match exactly the adapted layers, or else of full names.
     """
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
         return target  # a regular expression
     if isinstance(config, IA3Config) and not isinstance(target, str):
-        return list(target)  # the user's names, because feedforward_modules must be among them
+        return list(target)  # keep the user's names, because feedforward_modules uses the same names
     names = module_names(model)
     layers = {names[name] for name, layer in adapted_layers(model) if layer.adapter == adapter}
     short = sorted({layer.rpartition(".")[2] for layer in layers})
@@ -261,7 +261,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
     path = folder / ADAPTER_CONFIG
     values = read_json(path)
     config, tensors = config_of(values, path), _read(folder / ADAPTER_MODEL, model)
-    # For a classifier, PEFT writes several possible names in modules_to_save. Keep those that the model has.
+    # For a classifier, PEFT's modules_to_save lists all usual names of a head. Keep those that the model has.
     if values.get("task_type") == "SEQ_CLS":
         if not isinstance(model, SequenceClassifier) and f"{_PREFIX}score.weight" in tensors:
             raise InputError(f"{folder} does not fit a model that writes text: {_of_classifier(folder)}")
@@ -274,7 +274,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # gets the adapter, to find the names and shapes that the file needs
+    twin: Any = _on_meta(model)  # the adapter is added to it, to get the names and shapes of its tensors
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:
@@ -337,7 +337,7 @@ def _with(config: AdapterConfig, **values: Any) -> AdapterConfig:
 
 
 def _require_size(folder: Path, config: AdapterConfig, tensors: Mapping[str, Tensor]) -> None:
-    """Raise InputError if rank or bottleneck size differ between tensors and configuration."""
+    """Raise InputError if the tensors have another rank or bottleneck size than the configuration."""
     if isinstance(config, LoraConfig):
         key, size, end, name = "r", config.r, ".lora_A.weight", "rank"
     elif isinstance(config, BottleneckConfig):

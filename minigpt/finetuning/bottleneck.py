@@ -47,7 +47,7 @@ class BottleneckConfig(AdapterConfig):
             raise InputError(f"bottleneck_size must be at least 1: got {self.bottleneck_size}")
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the last linear layers of attention and MLP: our name -> Hugging Face's name."""
+        """Return the last linear layer of each attention and MLP: minigpt's name -> Hugging Face's name."""
         ends = tuple(f".{name}" for name in family_of(model.config).residual_projections)
         table = weight_names(model).items()
         names = sorted(theirs.removesuffix(".weight") for ours, (theirs, _) in table if ours.endswith(ends))
@@ -59,7 +59,7 @@ class BottleneckConfig(AdapterConfig):
 
 
 class BottleneckLayer(AdaptedLayer):
-    """A frozen linear layer with a bottleneck behind it.
+    """A frozen linear layer with a bottleneck adapter after it.
 
     Args:
         base: an nn.Linear, a quantised layer, or a layer that has an adapter already.
@@ -83,7 +83,7 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter, which cannot be active together with another adapter."""
+        """Return this kind's name, because bottleneck adapters cannot be summed with other adapters."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:

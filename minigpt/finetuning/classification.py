@@ -93,7 +93,7 @@ class SequenceClassifier(nn.Module):
         return logits
 
     def last_tokens(self, input_ids: Tensor) -> Tensor:
-        """Return the position of each row's last id that is not pad_token_id, (B, T) -> (B,)."""
+        """Return the position of the last id of each row that is not pad_token_id, (B, T) -> (B,)."""
         B, T = input_ids.shape
         if self.pad_token_id is None:
             return torch.full((B,), T - 1, device=input_ids.device)
@@ -104,11 +104,12 @@ class SequenceClassifier(nn.Module):
 def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: ProblemType) -> Tensor:
     """Compute the loss in float32, summed over rows and outputs.
 
-    transformers divides this sum by the number of rows (one label), or by rows times outputs (otherwise).
+    transformers has the mean instead: if each text has one label, the sum divided by B, otherwise by B * K.
 
     Args:
         logits: (B, K).
-        labels: (B,) int64: indices of the right outputs; or (B, K) float32: 0 and 1, or target values.
+        labels: one label per text: (B,) int64, the indices of the right outputs. Several labels per text:
+            (B, K) float32, 0 or 1. Regression: (B, K) float32, the true values.
         weights: (B,): factor for the loss of each row.
     """
     logits = logits.float()
@@ -142,14 +143,14 @@ def _family(model_type: str, labels: Labels, pad_token_id: int | None) -> Family
 
 
 def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | None) -> Family:
-    """Return a model family that builds and loads a classifier in place of the language model."""
+    """Return a Family like that of `config`, which builds and loads classifiers, not language models."""
     return _family(family_of(config).model_type, labels, pad_token_id)
 
 
 def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> dict[str, Any]:
     """Return the content of a classifier's config.json.
 
-    Its key pad_token_id is the model's: without this key, transformers classifies only one text at a time.
+    The content has the key pad_token_id, because without it transformers refuses batches of several texts.
     """
     family = family_of(model.config)
     content = family.config_to_hugging_face(

@@ -16,8 +16,8 @@ from minigpt.finetuning.layers import pattern_of
 
 __all__ = ["PARTS", "hugging_face_names", "train_only"]
 
-# Part of a model -> regular expression. A parameter belongs to the part if the expression matches one of the
-# components of its Hugging Face name, such as "attn" in transformer.h.0.attn.c_attn.weight.
+# Part of a model -> regular expression. A parameter belongs to the part if the expression matches a component
+# of the parameter's Hugging Face name. (transformer.h.0.attn.c_attn.weight has the component "attn".)
 PARTS = {
     "head": r"lm_head|score",
     "attention": r"\w*attn",

@@ -51,10 +51,10 @@ class TokenLosses(NamedTuple):
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
     """Return the advantages of answers from their rewards; (N, G) -> (N, G).
 
-    The mean of the group is subtracted from a reward. With "group", the difference is divided by the
-    group's standard deviation. With "batch", the caller divides the difference by the standard deviation of
-    all rewards of the step. With "none", nothing is divided. If all rewards of a group are equal, its
-    advantages are zeros.
+    An advantage is the reward minus the mean of its group. With "group", this difference is divided by the
+    group's standard deviation. With "none", it is not divided. With "batch", it is not divided here, because
+    the caller divides it by the standard deviation of all rewards of the step. If all rewards of a group are
+    equal, the group's advantages are zeros.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards != "group":
@@ -80,8 +80,8 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        # The tokens were sampled with older weights. The factor p / p_old (importance sampling) gives `kl`
-        # the mean that it would have for tokens sampled with the present weights.
+        # The tokens were sampled with older weights. The factor p / p_old (importance sampling) corrects
+        # this: the mean of `kl` becomes the mean over tokens that the present weights would sample.
         if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl
@@ -90,12 +90,15 @@ def token_losses(
 
 
 def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
-    """Return the factor for the loss of each answer's tokens, (answers,).
+    """Return for each answer the factor by which the losses of its tokens are multiplied, (answers,).
 
-    dapo: the loss is the mean over all tokens. grpo: first the mean over each answer's tokens, then the mean
-    over answers. bnpo: the mean over the tokens of a batch, then the mean over the batches of a step.
-    dr_grpo: the sum over each answer's tokens, divided by max_completion_length, then the mean over answers;
-    so a long answer counts more than a short one.
+    The caller adds up the products and divides the sum, so that the loss is, for each loss_type:
+
+    dapo     the mean over all tokens
+    grpo     the mean over each answer's tokens, then the mean over answers
+    bnpo     the mean over the tokens of a batch, then the mean over the batches of a step
+    dr_grpo  the sum over each answer's tokens, divided by max_completion_length, then the mean over answers;
+             so a long answer counts more than a short one
     """
     if options.loss_type == "dapo":
         return torch.ones(len(lengths))

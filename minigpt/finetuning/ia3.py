@@ -41,7 +41,7 @@ class IA3Config(AdapterConfig):
         return IA3Config(self.target_modules or outputs, inputs, self.modules_to_save)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+        """Return the layers that get an adapter: minigpt's name -> Hugging Face's name."""
         target = self.of_family(model).target_modules
         return targeted(model, target, modules_to_save=self.modules_to_save)
 
@@ -52,7 +52,7 @@ class IA3Config(AdapterConfig):
         if isinstance(some, str):
             is_feedforward = pattern_of(some, "feedforward_modules").fullmatch(theirs) is not None
         else:
-            # As in PEFT, a name in `some` means all layers whose name ends with it.
+            # As in PEFT, each name in `some` stands for all layers whose full name ends with this name.
             is_feedforward = any(theirs.endswith(name) for name in some)
         return IA3Layer(base, is_feedforward, adapter, draw)
 
@@ -80,15 +80,15 @@ class IA3Layer(AdaptedLayer):
         return {"ia3_l": self.ia3_l}
 
     def entering(self, x: Tensor) -> Tensor:
-        """Multiply the inputs of the linear layer by the vector, if `is_feedforward`; (..., K)."""
+        """Return the layer's inputs x (..., K), multiplied by the vector if `is_feedforward`."""
         return (x * self.ia3_l.flatten()).to(x.dtype) if self.is_feedforward else x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Multiply the outputs of the linear layer by the vector, unless `is_feedforward`; (..., N)."""
+        """Return the layer's outputs `out` (..., N), multiplied by the vector unless `is_feedforward`."""
         return out if self.is_feedforward else (out * self.ia3_l.flatten()).to(out.dtype)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
+        """Return `weight` (N, K) and `bias` (N,) with this adapter merged into them."""
         if not self.is_feedforward and bias is not None:
             bias = bias * self.ia3_l.flatten()
         return torch.mul(weight, self.ia3_l), bias

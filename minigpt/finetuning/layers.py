@@ -44,7 +44,7 @@ class AdaptedLayer(nn.Module):
         adapter: name of the adapter.
     """
 
-    is_linear = True  # True: the adapter can be merged into the layer's weight
+    is_linear = True  # the adapter is a linear function, so it can be merged into the layer's weight
 
     def __init__(self, base: Any, adapter: str) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def actives(self) -> "list[AdaptedLayer]":
-        """Return the active adapters of this linear layer, from the inside to the outside."""
+        """Return the active adapters around this linear layer, the innermost first."""
         inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
         return [*inner, self] if self.is_active else inner
 
@@ -94,7 +94,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter if it cannot be summed with others; "" if it can."""
+        """Return "" if this kind of adapter can be summed with other adapters, otherwise the kind's name."""
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -110,7 +110,7 @@ class AdaptedLayer(nn.Module):
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
+        """Return `weight` (N, K) and `bias` (N,) with this adapter merged into them."""
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
@@ -137,7 +137,7 @@ class AdaptedLayer(nn.Module):
 class AdapterConfig(ABC):
     """The base class of the configurations of all kinds of adapters."""
 
-    modules_to_save: tuple[str, ...]  # names of modules; a copy of each is trained
+    modules_to_save: tuple[str, ...]  # names of modules of which the adapter trains a whole copy
 
     def of_family(self, model: LanguageModel) -> Self:
         """Return this configuration with the defaults of the model's family filled in."""
@@ -145,7 +145,7 @@ class AdapterConfig(ABC):
 
     @abstractmethod
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+        """Return the layers that get an adapter: minigpt's name -> Hugging Face's name."""
 
     @abstractmethod
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
@@ -163,7 +163,7 @@ class AdapterConfig(ABC):
 
 
 def _names(model: LanguageModel) -> dict[str, str]:
-    """Return a dict: our name -> Hugging Face's name, for modules with weights and their parents."""
+    """Return a dict: minigpt's name -> Hugging Face's name, for modules with weights and their parents."""
     found: dict[str, str] = {}
     for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
@@ -173,7 +173,7 @@ def _names(model: LanguageModel) -> dict[str, str]:
 
 
 def module_names(model: LanguageModel) -> dict[str, str]:
-    """Return a dict: our name -> Hugging Face's name, for the linear layers of the blocks and lm_head.
+    """Return the linear layers of the blocks, and lm_head: minigpt's name -> Hugging Face's name.
 
     >>> from minigpt import GPTConfig, GPTLMHeadModel
     >>> list(module_names(GPTLMHeadModel(GPTConfig(n_layer=1))).items())[0]
@@ -198,7 +198,7 @@ def _is_in(name: str, modules: Collection[str]) -> bool:
 
 
 _MOST_TRIES = 10**7
-_LONG = 30  # assumed number of characters in a module's name
+_LONG = 30  # number of characters that `_tries` assumes for a module's name
 _PART = re.compile(r"\((?:\?(?:P?<\w+>|<?[=!:>])?)?|[*+]\??|\?\??|\{\d*,?\d*\}\??|.", re.DOTALL)
 _LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
@@ -221,9 +221,10 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 
 def _tries(text: str) -> float:
-    """Estimate in how many ways a regular expression may be tried on a module's name."""
-    groups = [(0.0, 1.0)]  # for each open "(": (ways of earlier alternatives, ways of the present one)
-    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}"; last: ways of the part before
+    """Estimate the number of ways in which `re` may try to match an expression with a module's name."""
+    # For each open "(": (ways of the alternatives before the last "|", ways of the part after it).
+    groups = [(0.0, 1.0)]
+    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}" so far; last: ways to match the part before
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
         if part[0] == "(":
@@ -240,8 +241,8 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # k repeats can divide a name's characters among them in about LONG**k / k! ways. If the repeated
-            # part itself matches in several ways, as in (a+)+, a match can take hours: inf.
+            # There are about _LONG**k / k! ways to divide the characters of a name among k repeats. If the
+            # repeated part itself can match in several ways, as in (a+)+, matching can take hours: inf.
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
         else:
@@ -255,11 +256,11 @@ def targeted(
     layers_to_transform: Sequence[int] = (),
     modules_to_save: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Return the layers that target_modules means: our name -> Hugging Face's name.
+    """Return the layers that target_modules means: minigpt's name -> Hugging Face's name.
 
     Args:
-        target: "all-linear" (all but lm_head), names, or a regular expression for Hugging Face's names.
-        layers_to_transform: the blocks (from 0) in which layers are chosen; empty: all blocks.
+        target: "all-linear" (all but lm_head); names; or a regular expression for Hugging Face's names.
+        layers_to_transform: indices (from 0) of the blocks in which layers are chosen; empty: all blocks.
         modules_to_save: modules in which no layer is chosen.
 
     Raises:
@@ -293,7 +294,7 @@ def targeted(
 
 
 def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
-    """Return our full names of the modules in `names`. As in PEFT, the end of a full name is enough."""
+    """Return minigpt's full names of the modules in `names`. As in PEFT, `names` may hold ends of names."""
     found, known = list[str](), _names(model)
     for name in names:
         matches = [ours for ours, theirs in known.items() if theirs.endswith(name)]
@@ -312,10 +313,10 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model and add an adapter to some of its linear layers, in place. Only this adapter is active.
+    """Freeze a model, and add an adapter to some of its linear layers, in place. Only the new one is active.
 
-    Modules in `modules_to_save` are copied, and the copies are trained. As in PEFT, a tied lm_head then has
-    its own weight.
+    Modules in `modules_to_save` are copied, and the copies are trained. If lm_head or the embedding is among
+    them, the two are no longer tied, as in PEFT.
 
     Args:
         adapter: a name that no other adapter of the model has.
@@ -342,7 +343,7 @@ def add_adapter(
     for name, theirs in chosen.items():
         parent, _, last = name.rpartition(".")
         layer = config.new_layer(modules[name], theirs, adapter, draw)
-        # A new module is in train mode. Give it the mode of the layer that it replaces.
+        # A new module is in train mode. Give it the mode (train or eval) of the layer that it replaces.
         setattr(modules[parent], last, layer.train(modules[name].training))
     for name in saved:
         parent, _, last = name.rpartition(".")
@@ -361,7 +362,7 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the first copy that belongs to one of these adapters, or else the original."""
+        """Return the copy of the first of these adapters that has one, or else the original module."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)
@@ -372,13 +373,16 @@ class WholeModule:
 
 
 def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
-    """Return the modules that adapters replace by copies: our name -> WholeModule."""
+    """Return the modules that an adapter may train as a whole copy (PEFT's modules_to_save).
+
+    Returns: the module's name in minigpt -> WholeModule.
+    """
     found: dict[str, WholeModule] = vars(model).setdefault("_whole_modules", {})
     return found
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield (our name of the linear layer, AdaptedLayer). A layer with two adapters is yielded twice."""
+    """Yield (minigpt's name of a linear layer, its AdaptedLayer); twice for a layer with two adapters."""
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer):
             yield name.replace(".base_layer", ""), module
@@ -398,7 +402,7 @@ def active_adapters(model: LanguageModel) -> list[str]:
 
 
 def check_adapters(model: LanguageModel, names: Sequence[str]) -> None:
-    """Raise InputError if an adapter does not exist, or several cannot be summed."""
+    """Raise InputError if one of these adapters does not exist, or if they cannot be summed."""
     known = adapter_names(model)
     for name in names:
         if name not in known:
@@ -451,12 +455,12 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 
 @contextmanager
 def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
-    """Give each row of a batch its own adapters, in a with block. An empty list means the model alone.
+    """Give each row of a batch its own adapters, in a with block.
 
-    The product with the frozen weights is computed once for all rows; an adapter only for its own rows.
+    The product with the frozen weights is computed for all rows together, each adapter only for its rows.
 
     Args:
-        names: for each row, a list of names of adapters.
+        names: for each row, the names of its adapters; an empty list: none.
     """
     device, rows_of = next(model.parameters()).device, dict[str, list[int]]()
     for row, each in enumerate(names):
@@ -486,12 +490,12 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """Takes the place of a module: computes some rows of a batch by copies, the others by the original."""
+    """Replaces a module. Copies of the module compute some rows of a batch, the module itself all others."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()
         self.original = original
-        self._copies = copies  # pairs: (numbers of the rows (n,), the copy that computes these rows)
+        self._copies = copies  # pairs: (indices of rows (n,), the copy that computes these rows)
 
     @property
     def weight(self) -> Any:
@@ -499,7 +503,7 @@ class _ByRow(nn.Module):
         return self.original.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute each row by its copy, or else by the original module."""
+        """Compute each row by the copy to which it belongs; rows without a copy by the original module."""
         out: Tensor = self.original(x)
         for rows, module in self._copies:
             out = out.index_copy(0, rows, module(x[rows]))
@@ -521,8 +525,8 @@ def is_mergeable(model: LanguageModel) -> bool:
 def merge_and_unload(model: LanguageModel) -> LanguageModel:
     """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
 
-    The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, it gets
-    a weight of its own, because merging must not change the embedding.
+    The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, lm_head
+    gets a weight of its own, because merging must not change the embedding.
 
     Raises:
         InputError: if weights are quantised or an adapter is not linear (the model stays unchanged), or a

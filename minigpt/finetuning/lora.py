@@ -89,7 +89,7 @@ class LoraConfig(AdapterConfig):
         return self.lora_alpha / (math.sqrt(self.r) if self.use_rslora else self.r)
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the layers that get an adapter: our name -> Hugging Face's name."""
+        """Return the layers that get an adapter: minigpt's name -> Hugging Face's name."""
         return targeted(model, self.target_modules, self.layers_to_transform, self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
@@ -133,7 +133,7 @@ class LoraLinear(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return the name of this kind of adapter if it cannot be summed with others (DoRA); else ""."""
+        """Return "", or for DoRA, which cannot be summed with other adapters, the kind's name."""
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -146,7 +146,7 @@ class LoraLinear(AdaptedLayer):
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) with this adapter merged in; these give the same outputs."""
+        """Return `weight` (N, K) and `bias` (N,) with this adapter merged into them."""
         total = weight + self.delta()
         if self.use_dora:
             total = total * (self.lora_magnitude_vector / total.norm(dim=1))[:, None]
@@ -156,7 +156,8 @@ class LoraLinear(AdaptedLayer):
         """Add the adapter's part to the outputs (..., N) of the linear layer for the inputs x (..., K)."""
         dropped = self.lora_dropout(x).to(self.lora_A.dtype)
         low = F.linear(dropped, self.lora_A)  # (..., r)
-        # addmm does product, scaling and sum in one call. Three calls would go over the outputs three times.
+        # addmm computes product, scaling and sum together. Separately, they would pass over the outputs three
+        # times.
         if not self.use_dora:
             flat = out.to(low.dtype).flatten(0, -2)
             total: Tensor = torch.addmm(flat, low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
@@ -179,7 +180,7 @@ def apply_lora(
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """Yield (our name of the linear layer, LoraLinear). A layer with two adapters is yielded twice."""
+    """Yield (minigpt's name of a linear layer, its LoraLinear); twice for a layer with two adapters."""
     for name, layer in adapted_layers(model):
         if isinstance(layer, LoraLinear):
             yield name, layer
@@ -191,8 +192,9 @@ def add_weighted_adapter(
 ) -> LoraConfig:
     """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
 
-    A and B of each adapter are multiplied by sqrt(weight * scaling) and summed. This is exact for one
-    adapter, and an approximation for several. `set_adapter` with several names gives the exact sum.
+    The new A is the sum of the adapters' A, each multiplied by sqrt(weight * scaling); the new B likewise.
+    For one adapter this is exact, for several it is an approximation. To use the exact sum of several
+    adapters, give their names to `set_adapter` instead.
 
     Args:
         weights: one factor per adapter.

@@ -51,7 +51,7 @@ def mask_token_id(tokenizer: _Encoder) -> int | None:
 
 
 def with_masks(text: str) -> str:
-    """Replace each [MASK] in a text with the token's character."""
+    """Replace each text "[MASK]" with MASK, the character of the mask token."""
     return text.replace(SHOWN, MASK)
 
 
@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's tokens are chosen: the share `probability`, at least 1 (of 0 tokens: 0)."""
+    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 (or 0 of 0)."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -79,11 +79,11 @@ def mask_tokens(
     Args:
         ids: (B, T) int64, on the CPU. They are not changed.
         real: (B, T) bool: False for padding.
-        keys: one key per row, which seeds the random choice.
+        keys: for each row, a key that seeds its random choice.
         mask_id: id of [MASK]. Random tokens are drawn from the lower ids.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
-        words: function of a row's ids (n,) that returns the number of each token's word (n,). If given, whole
-            words are chosen: at most `hidden_count` tokens, but at least one word.
+        words: a function: ids of a row (n,) -> for each id, the index of its word in the row (n,). If given,
+            whole words are chosen: at most `hidden_count` tokens, but at least one word.
 
     Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
     """
@@ -107,7 +107,10 @@ def mask_tokens(
 def _some_words(
     words: npt.NDArray[np.int64], count: int, random: np.random.Generator
 ) -> npt.NDArray[np.int64]:
-    """Choose words at random. Return the positions of their tokens: at most `count`, or one longer word's."""
+    """Choose words at random. Return the positions of their tokens.
+
+    At most `count` tokens are chosen. Exception: if every word has more tokens, one word is chosen.
+    """
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
     chosen, total = list[int](), 0
@@ -127,7 +130,7 @@ class Filling(NamedTuple):
 
 @torch.inference_mode()
 def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: int) -> list[list[Filling]]:
-    """Return the `top_k` most probable tokens for each [MASK], predicted while all other [MASK]s are hidden.
+    """Return for each [MASK] the `top_k` most probable tokens. All [MASK]s are predicted in one forward pass.
 
     Args:
         ids: ids of the text, including [MASK]; at most as many as the model's context.

@@ -41,10 +41,11 @@ def preference_loss(
     Args:
         chosen: log-probabilities of the better answers, (B,).
         rejected: log-probabilities of the worse answers, (B,).
-        reference_chosen: the reference's log-probabilities of the better answers; zeros without a reference.
-        reference_rejected: the reference's log-probabilities of the worse answers.
-        beta: sigmoid, ipo: how strongly the model is kept near the reference; simpo: factor of
-            log p(chosen) - log p(rejected); orpo: weight of the odds ratio.
+        reference_chosen: log-probabilities of the better answers under the reference model, (B,); zeros if
+            the loss uses no reference model.
+        reference_rejected: the same for the worse answers.
+        beta: sigmoid, ipo: how strongly the model is kept near the reference model; simpo: factor of
+            log p(chosen) - log p(rejected); orpo: weight of the term with the odds.
         label_smoothing: for sigmoid and simpo: share of the pairs that may be in the wrong order.
         simpo_gamma: the margin of SimPO.
     """
@@ -52,7 +53,7 @@ def preference_loss(
     if loss_type == "ipo":
         return (h - 1 / (2 * beta)).square()
     if loss_type == "orpo":
-        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log(P / (1 - P)), P = exp(p)
+        odds = [p - (-p.exp()).log1p() for p in (chosen, rejected)]  # log odds: log(P / (1 - P)), P = exp(p)
         return -chosen - beta * F.logsigmoid(odds[0] - odds[1])
     logits = beta * h - (simpo_gamma if loss_type == "simpo" else 0.0)
     return -(1 - label_smoothing) * F.logsigmoid(logits) - label_smoothing * F.logsigmoid(-logits)

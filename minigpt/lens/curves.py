@@ -31,14 +31,14 @@ class Curve:
     seconds: float
     best_loss: float
     best_step: int
-    train: Points  # steps, and the training loss at each of them
+    train: Points  # (training steps, training loss at each step)
     val: Points
     checkpoints: list[int]
     answers: list[str]
 
     @property
     def rose(self) -> float:
-        """How far the validation loss rises above its lowest value by the end of the run, in nats."""
+        """The last validation loss minus the lowest one, in nats; nan if none was measured."""
         return self.val[1][-1] - self.best_loss if self.val[1] else math.nan
 
 

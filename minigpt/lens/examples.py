@@ -30,9 +30,7 @@ __all__ = ["Data", "Example", "batch", "data", "encode"]
 def encode(
     conversations: Sequence[Conversation], tokenizer: AnyTokenizer, max_length: int
 ) -> EncodedExamples:
-    """Encode conversations as training does. A character tokenizer joins question, separator and answer.
-
-    Other tokenizers use their chat template.
+    """Encode conversations as training does: question <sep> answer, or with the tokenizer's chat template.
 
     Raises:
         InputError: if max_length leaves no token of an answer, or a chat template fails.
@@ -53,7 +51,7 @@ class Place(NamedTuple):
     target: str
     target_id: int
     is_token: bool  # False: padding
-    counts: bool  # True: the loss counts this target
+    counts: bool  # True: this target is a part of the loss
 
 
 @dataclass(frozen=True)
@@ -127,7 +125,7 @@ class Hard(NamedTuple):
 
 
 class Costly(NamedTuple):
-    """A token of the vocabulary, and its losses in all answers."""
+    """A token of the vocabulary, with the sum and the mean of its losses over all answers."""
 
     text: str
     number: int
@@ -183,8 +181,8 @@ def data(
     """Measure the loss of each example's answers, and of each token of the answers.
 
     Args:
-        count: how many examples, and how many tokens, with the highest loss are returned.
-        on_progress: called with the number of examples that are measured.
+        count: number of examples with the highest loss in the result, and number of such tokens.
+        on_progress: called with the number of examples measured so far.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)
     device = next(model.parameters()).device

@@ -46,7 +46,7 @@ class Experiment:
 
     what: str  # what differs from the usual run, in English; minigpt.lens.words translates it
     why: str
-    model: Callable[[Any], None] = lambda model: None  # changes the failing run's model in place
+    model: Callable[[Any], None] = lambda model: None  # a function that changes the failing run's model
     options: dict[str, Any] = field(default_factory=dict)  # training options of the failing run alone
     usual: dict[str, Any] = field(default_factory=dict)  # training options of both runs
 
@@ -172,8 +172,8 @@ class Run:
     """One of the two runs of an experiment: its losses and answers."""
 
     name: str
-    train: tuple[list[int], list[float]]  # steps, and at each the loss of the answers in the batch
-    val: tuple[list[int], list[float]]  # steps, and at each the loss of the held-out answers
+    train: tuple[list[int], list[float]]  # (training steps, loss of the batch's answers at each step)
+    val: tuple[list[int], list[float]]  # (training steps, loss of the held-out answers at each step)
     answers: list[str]
 
 
@@ -229,7 +229,7 @@ def experiment(
         name: a key of EXPERIMENTS.
         conversations: questions and answers; a fifth of the conversations is held out.
         steps: number of training steps of each run.
-        on_progress: called with the number of steps that both runs have done so far.
+        on_progress: called with the number of training steps done so far, in both runs together.
 
     Raises:
         InputError: if there is no such experiment.
@@ -260,9 +260,9 @@ def experiment(
 
 
 def _with_few_answers(conversations: Sequence[Conversation]) -> list[Conversation]:
-    """Return the conversations whose answer is among the first `_ANSWERS` different answers.
+    """Return the conversations whose answer is one of the first `_ANSWERS` distinct answers in the data.
 
-    If answers rarely repeat in the data, too few conversations would remain. Then all are returned.
+    Exception: if answers rarely repeat, so that too few conversations would remain, all are returned.
     """
     chosen = set(list(dict.fromkeys(each.answer for each in conversations))[:_ANSWERS])
     found = [each for each in conversations if each.answer in chosen]

@@ -72,7 +72,7 @@ def along(
         run: folder of the run.
         look: function of model and tokenizer that makes the view.
         device: device of the models.
-        on_progress: called with the number of checkpoints that are done.
+        on_progress: called with the number of checkpoints finished so far.
 
     Raises:
         InputError: if the run has no checkpoints, or a checkpoint cannot be read.

@@ -25,7 +25,7 @@ __all__ = ["Ablation", "Attention", "ablate", "attention"]
 
 @dataclass(frozen=True)
 class Attention(View):
-    """The attention of all heads on one text. `layer` and `head` choose what is shown; None: all."""
+    """A view of the attention on one text: holds all heads, shows those of `layer` and `head` (None: all)."""
 
     pieces: list[str]  # (T) texts of the tokens
     probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
@@ -70,8 +70,8 @@ class Attention(View):
     def _overview(self, say: Say) -> Table:
         """Return a table with a row for each head to show.
 
-        A row has the tokens that the prompt's last token attends to, and three means over all tokens: the
-        attention to the token itself, to the token before it, and to the first token.
+        A row shows to which tokens the prompt's last token attends. It also has three means over all query
+        tokens: their attention to themselves, to the token before them, and to the first token.
         """
         T = len(self.pieces)
         rows = []
@@ -82,7 +82,7 @@ class Attention(View):
             looked = self._looked_at(layer, head, self.start, 3)
             rows.append((f"{layer}.{head}", looked, *map(percent, shares)))
         title = say("what each head looks at when the answer begins; its mean share on three places")
-        if self.start == T - 1:  # there is no answer: the model reads a text, or a question alone
+        if self.start == T - 1:  # there is no answer, but only a plain text, or only a question
             title = say("what each head looks at from the last token; its mean share on three places")
         columns = (say("layer.head"), say("looks at"), say("itself"), say("before"), say("first"))
         return Table(title, columns, rows, (2, 3, 4))
@@ -106,12 +106,15 @@ def attention(
     layer: int | None = None,
     head: int | None = None,
 ) -> Attention:
-    """Compute the attention probabilities of all heads while a model reads a question and writes an answer.
+    """Return a view of the attention on a question and its answer.
+
+    The view holds the probabilities of all heads. Its tables and charts show the heads that `layer` and
+    `head` choose.
 
     Args:
         answer: the answer; None: the model writes it.
-        layer: the layer (from 0) whose heads the view shows; None: all layers.
-        head: the head (from 0) of a layer that the view shows; None: all heads.
+        layer: show only this layer, counted from 0; None: all layers.
+        head: show only the head with this number, counted from 0, in each shown layer; None: all heads.
 
     Raises:
         InputError: if the layer or the head does not exist, or the text is too long for the model.
@@ -131,8 +134,8 @@ class Ablation(View):
     loss: float  # nats per token, with all heads and layers switched on
     count: int  # number of tokens of the answers
     heads: Floats  # (layers, heads)  loss without the head, minus `loss`
-    layers: Floats  # (layers,)  loss without attention and MLP of the layer, minus `loss`
-    parts_off: dict[str, Floats]  # "attn", "mlp" -> (layers,) loss without this part, minus `loss`
+    layers: Floats  # (layers,)  loss without the attention and the MLP of the layer, minus `loss`
+    parts_off: dict[str, Floats]  # "attn" or "mlp" -> (layers,)  loss without it in one layer, minus `loss`
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""

@@ -1,4 +1,4 @@
-"""The logit lens: which token the model would predict if it ended after each layer.
+"""The logit lens: for each layer, the token that the model would predict if this were its last layer.
 
 The hidden state after a block goes directly to the last norm and lm_head, without the blocks that follow
 (https://www.lesswrong.com/posts/AcKRB8wDpdaN6v6ru/interpreting-gpt-the-logit-lens).
@@ -25,15 +25,15 @@ class LogitLens(View):
     """A view of the most likely token after each layer, at each position of the answer."""
 
     layers: list[str]  # (L) "embeddings", "blocks.0", ...
-    reads: list[str]  # (n) the token that is read at each position
-    writes: list[str]  # (n) the answer's token after each position
+    reads: list[str]  # (n) the model's input token at each position
+    writes: list[str]  # (n) the token of the answer that follows each position
     tokens: list[list[str]]  # (L, n) the most likely token after each layer
     best: Floats  # (L, n) probability of the most likely token
     probabilities: Floats  # (L, n) probability of the token in `writes`
     ranks: list[list[int]]  # (L, n) rank of the token in `writes`; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the layer from which on the answer's token at `place` is the most likely one, or None."""
+        """Return the first layer from which on each layer predicts writes[place]; None if there is none."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 
@@ -73,7 +73,7 @@ def logit_lens(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> LogitLens:
-    """Compute which token each layer would predict, for each token of an answer.
+    """For each position of an answer and each layer, compute which token the logit lens predicts.
 
     Args:
         answer: the answer; None: the model writes it.

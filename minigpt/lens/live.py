@@ -85,6 +85,6 @@ def write_live_page(
 
 
 def _name(folder: Path) -> str:
-    """Return a name of the model to show. For the folder `best` of a run, this is the run's name."""
+    """Return the model's name for the page: the folder's name; for `best` or `last`, the run's name."""
     whole = folder.absolute()
     return whole.parent.name if whole.name in ("best", "last") else whole.name

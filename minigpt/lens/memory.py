@@ -20,7 +20,7 @@ __all__ = ["Cache", "cache"]
 class Cache(View):
     """A view of the KV cache after a question and an answer."""
 
-    pieces: list[str]  # texts of all tokens; an answer's last token is not among the S tokens in the cache
+    pieces: list[str]  # texts of all tokens; the last token of an answer is here, but not in the cache
     prompt: int  # number of tokens of the prompt, which the model reads in one forward pass
     shape: tuple[int, int, int, int]  # layers, key/value heads, tokens (S), channels of a head
     query_heads: int
@@ -77,7 +77,7 @@ def cache(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> Cache:
-    """Read a question and an answer with a KV cache, as generation does, and measure the cache.
+    """Run the model on a question and an answer with a KV cache, as generation does. Measure the cache.
 
     Raises:
         InputError: if the text is too long for the model.

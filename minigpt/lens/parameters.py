@@ -28,7 +28,7 @@ class PartOfModel(NamedTuple):
     rms: float  # root of the mean square: the usual size of a parameter
     norm: float  # root of the sum of squares
     largest: float  # largest singular value; for a vector, its L2 norm
-    rank: float  # stable rank: norm^2 / largest^2, about the number of directions that matter
+    rank: float  # stable rank norm^2 / largest^2: about how many singular values are large
     change: float | None  # ||new - old|| / ||old||; None without an earlier model
 
 
@@ -64,7 +64,7 @@ class Weights(View):
         details = []
         for name, parts in groups.items():
             for part in parts:
-                # only the end of the name, such as "attn.qkv_proj", without ".weight"
+                # the end of the weight's name without ".weight", such as "attn.qkv_proj"
                 short = re.sub(r"^.*\.(?=\w+\.\w+$)|\.weight$", "", part.name)
                 size = "x".join(map(str, part.shape))
                 more = [] if part.change is None else [f"{part.change:.1%}"]
@@ -79,7 +79,7 @@ class Weights(View):
             columns.append(say("change"))
         charts: list[Part] = [Bars(say("parameters"), list(sums), [float(count) for count in sums.values()])]
         if self.against:
-            # "0.q_proj": number of the block, and the last part of the name
+            # names such as "0.q_proj": the number of the block, and the end of the weight's name
             names = [
                 ".".join(re.findall(r"(?<=\.)\d+(?=\.)|\w+$", part.name.removesuffix(".weight")))
                 for part in self.matrices
@@ -144,7 +144,7 @@ def _shape(matrix: Tensor | None) -> str:
 
 
 def _matrices(model: LanguageModel) -> Iterator[tuple[str, Tensor]]:
-    """Yield (name, weight) in the order of the model. A shared weight is listed once."""
+    """Yield (name, weight) in the order of the model. A weight with two names (tied lm_head) comes once."""
     family = family_of(model.config)
     modules, seen = dict(model.named_modules()), set[int]()
     for key in family.weight_names(model.config):

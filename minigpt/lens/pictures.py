@@ -26,7 +26,7 @@ _ROWS = 40  # largest number of rows of a table in a picture
 
 
 def check_picture(path: Path, flag: str = "--plot") -> None:
-    """Raise InputError if a picture cannot be written. Called before anything is computed."""
+    """Raise InputError if a picture cannot be written to `path`. Call this before a long computation."""
     if path.suffix.lower() not in (".html", ".htm"):
         picture_kind(path, flag)
     if path.is_dir():

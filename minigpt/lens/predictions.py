@@ -58,7 +58,7 @@ class Loss(View):
 
     @property
     def answer(self) -> str:
-        """The answer as text, with invisible characters shown."""
+        """The answer as text, with visible signs for invisible characters."""
         return "".join(token.text for token in self.tokens)
 
     @property
@@ -136,11 +136,11 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    # A name for each set of generation options, such as "T 0.5". The first name, "", means the model's own
-    # distribution.
+    # Names of the distributions. The first, "", is that of the model itself. Each other one is that of a set
+    # of generation options, such as "T 0.5".
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
-    probabilities: Floats  # (options, tokens)  0: the token cannot be drawn
+    probabilities: Floats  # (len(options), len(tokens)); 0 means that the token cannot be drawn
     kept: list[int]  # for each entry of `options`: number of tokens with a probability above 0
     entropy: list[float]  # for each entry of `options`: entropy of the distribution in nats
     show: int = 10
@@ -178,8 +178,8 @@ def next_token(
 
     Args:
         after: the beginning of the answer; "": the first token of the answer is predicted.
-        options: each entry gives one distribution. Options apply in the order of generation: first penalties,
-            then temperature, then top_k, top_p and min_p.
+        options: one distribution is computed for each entry, in the same order as in generation: first
+            penalties, then temperature, then top_k, top_p and min_p.
         show: number of tokens in the view's table.
     """
     ids = prompt_ids(tokenizer, question, form)
@@ -210,7 +210,7 @@ def next_token(
 
 
 def _difference(options: GenerationOptions) -> str:
-    """Return the options that differ from the defaults as text, such as "T 0.5" or "top_k 5"."""
+    """Return a text such as "T 0.5" or "top_k 5": the options whose values are not the defaults."""
     usual = GenerationOptions(do_sample=True)
     changed = [name for name in vars(usual) if getattr(options, name) != getattr(usual, name)]
     short = {"temperature": "T", "repetition_penalty": "penalty"}

@@ -22,7 +22,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["Reading", "prompt_ids", "read_question", "read_text", "usual_format"]
 
-# largest number of tokens of a text; the attention of more tokens takes too much memory, (T, T) per head
+# a plain text is cut to this number of tokens T, because the attention of each head takes memory for (T, T)
 _MOST = 512
 
 
@@ -44,9 +44,9 @@ class Reading:
 
 
 def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
-    """Return the prompt format that fits a kind of tokenizer.
+    """Return the usual prompt format of models with this kind of tokenizer.
 
-    If the model's folder is known, use `prompt_format` instead, which reads the folder's settings.
+    If the model's folder is known, call `prompt_format` instead, which also uses the folder's settings.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
@@ -54,7 +54,7 @@ def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
 
 
 def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None = None) -> list[int]:
-    """Return the ids of the prompt: a question in its prompt format, or the beginning of a text."""
+    """Return the ids of `question` in a prompt format. With "text", it is the beginning of a text."""
     return question_ids(tokenizer, form or usual_format(tokenizer), question)
 
 
@@ -115,6 +115,6 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    # `ids` lacks the end token that ended the answer: take the most likely one
+    # `ids` lacks the end token that ended the answer: append the most likely one of the possible end tokens
     last = read_logits(model, [*prompt, *ids])[-1]
     return [*ids, max(ends, key=last.__getitem__)]

@@ -150,7 +150,7 @@ def _matching(pattern: str, every: list[str]) -> list[str]:
 def _hooked(
     model: LanguageModel, names: Iterable[str], changes: Mapping[str, Change], found: dict[str, Tensor]
 ) -> Iterator[None]:
-    """Install hooks on the model inside the `with` block. They apply `changes` and write into `found`."""
+    """Install hooks on the model for a `with` block. The hooks apply `changes` and write into `found`."""
     was_training = model.training
     with ExitStack() as hooks:
         for name in names:
@@ -173,9 +173,9 @@ def _hooked(
 
 
 class _ReplacedSoftmax(TorchFunctionMode):
-    """Changes the attention probabilities of one layer: it replaces the results of softmax calls.
+    """Changes the attention probabilities of one layer by changing the results of softmax.
 
-    This TorchFunctionMode is active only while the layer's attention runs.
+    This TorchFunctionMode is active only while the layer's attention runs. So it changes no other softmax.
     """
 
     def __init__(self, name: str, change: Change) -> None:
@@ -206,7 +206,7 @@ def _changed(name: str, value: Tensor, change: Change) -> Tensor:
 
 
 def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
-    """Return the module of an activation, and True if the activation is the module's input, not output."""
+    """Return (module of an activation, True if the activation is the module's input, False if its output)."""
     family = family_of(model.config)
     if name == "embeddings":
         return model.blocks[0], True
@@ -224,9 +224,9 @@ def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
 def _hook(
     name: str, change: Change | None, found: dict[str, Tensor], heads: int, is_input: bool
 ) -> Callable[..., Any]:
-    """Make a hook that records an activation. If `change` is given, it returns the changed activation.
+    """Return a hook that records an activation. If `change` is given, the hook also changes the activation.
 
-    A forward pre-hook (is_input=True) returns the module's inputs, a forward hook returns its output.
+    With is_input=True, it is a forward pre-hook, for the module's input; otherwise a forward hook.
     """
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:

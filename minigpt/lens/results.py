@@ -48,11 +48,11 @@ Floats: TypeAlias = npt.NDArray[np.floating[Any]]
 NOTHING = "∅"  # shown for an empty answer
 _INVISIBLE = ("Cf", "Zs", "Zl", "Zp")  # Unicode categories of characters that cannot be seen
 _SHADES = " ░▒▓█"
-_MOST_MAPS = 2  # largest number of heat maps in a terminal
+_MOST_MAPS = 2  # if a view has more heat maps than this, a terminal shows none of them
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
-    # no element is wider than the screen of a phone
+    # these rules keep each element within the screen of a phone
     "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"
     "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"
@@ -112,7 +112,7 @@ class View:
         raise NotImplementedError
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary of the view: column -> cell of one table row. `--along` joins such rows."""
+        """Return a summary of the view as one table row: column -> cell. `--along` makes a table of them."""
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
@@ -189,7 +189,7 @@ def _as_text(part: Part, say: Say, width: int) -> str:
 
 
 def _heat_text(heat: Heat, say: Say, width: int) -> str:
-    """Draw a heat map with squares two characters wide. Labels of columns are cut to this width."""
+    """Draw a heat map as text. Each square, and so each label of a column, is at most two characters wide."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
         note = "({title}: too wide for {width} columns; --plot FILE draws it)"
@@ -247,9 +247,10 @@ def fragment(view: View, language: Language = "en") -> str:
 
 
 def longest_bar(parts: Sequence[Part]) -> float | None:
-    """Return the length of the longest bar of several bar charts with the same labels; otherwise None.
+    """Return the length of the longest bar in several bar charts, which are drawn with one scale.
 
-    Such charts are drawn with one scale, so that they can be compared.
+    Returns None if there are fewer than two bar charts, or if their labels differ: then each chart has its
+    own scale.
     """
     bars = [part for part in parts if isinstance(part, Bars)]
     if len(bars) < 2 or any([*one.labels] != [*bars[0].labels] for one in bars):

@@ -16,14 +16,14 @@ __all__ = ["Merges", "Tokens", "tokens"]
 class Piece(NamedTuple):
     """A token of a text."""
 
-    text: str  # the token's text, with all characters visible
+    text: str  # the token's text, with visible signs for spaces and other invisible characters
     id: int
     bytes: str  # bytes of the token, or of an unknown character, in hexadecimal
     is_unknown: bool
 
 
 class Merges(NamedTuple):
-    """The BPE merges of one word: its parts after each step. At first these are bytes, in the end tokens."""
+    """The BPE merges of one word. `steps`: its parts after each merge, at first bytes, in the end tokens."""
 
     word: str
     steps: list[list[str]]

@@ -50,7 +50,7 @@ class BpeTokenizer(SubwordTokenizer):
 
         Args:
             path: the folder.
-            kind: rule for splitting text into words, "gpt2" or "qwen2". Needed only if no file defines it.
+            kind: rule for splitting text into words, "gpt2" or "qwen2"; used only if no file defines it.
             whole: the parsed tokenizer.json, if the caller has it (parsing megabytes takes time).
 
         Raises:
@@ -121,7 +121,7 @@ class BpeTokenizer(SubwordTokenizer):
         ]
 
     def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
-        """Return each word of a text with its history: its single bytes, then its parts after each merge.
+        """Return (word, steps) for each word of a text. Steps: its bytes, then its parts after each merge.
 
         The `tokenizers` library does the same merges in the same order, but does not show the steps.
         """
@@ -150,7 +150,7 @@ class BpeTokenizer(SubwordTokenizer):
         return b"".join(map(self._bytes.__getitem__, ids)).decode("utf-8", "replace")
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of one token, often only part of a character.
+        """Return the bytes of one token. They are often only a part of a character.
 
         Raises:
             ValueError: for an id outside the vocabulary.
@@ -172,7 +172,7 @@ class _Bytes(dict[int, bytes]):
         token = self._tokens.get(index, "")  # "": the vocabulary has no token with this id
         if self._byte_of.keys() >= set(map(ord, token)):
             found = token.translate(self._byte_of).encode("latin-1")
-        # The token has a character that stands for no byte, so no text becomes this token. Return its text.
+        # A character of the token stands for no byte, so no text becomes this token. Use its own text.
         else:
             found = token.encode("utf-8", "replace")
         self[index] = found

@@ -32,7 +32,7 @@ LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "g
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Qwen's rule for splitting a text into words, from tokenizer.json of https://huggingface.co/Qwen/Qwen3-0.6B.
 # Differences from GPT-2's rule: each digit is a word; contractions may be in capitals; a word ends after
-# newlines; any single symbol before letters belongs to their word.
+# newlines; one symbol directly before letters, whatever it is, is in the same word as the letters.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -108,7 +108,7 @@ def frame_of(kind: str, config: dict[str, Any] | None = None) -> dict[str, Any]:
 
     Args:
         kind: a key of KINDS: "gpt2" or "qwen2".
-        config: tokenizer_config.json. Its add_prefix_space is copied.
+        config: the content of tokenizer_config.json, from which add_prefix_space is copied.
     """
     empty: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
     steps = {**KINDS[kind], "post_processor": None, "decoder": {**_BYTE_LEVEL, "add_prefix_space": True}}

@@ -17,8 +17,9 @@ __all__ = ["LONGEST_WORD", "learn"]
 
 # The tokens with the ids 0, 1 and 2. The character tokenizer has the same ids for <pad> and <sep>.
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
-# In training, a longer word is cut into pieces of this number of characters. The time of training grows with
-# the square of a word's length, and a Chinese text without punctuation is one word. Encoding cuts no word.
+# In training, longer words are cut into pieces of this number of characters, because the time of training
+# grows with the square of a word's length, and a Chinese text without punctuation is one word. Encoding does
+# not cut words.
 LONGEST_WORD = 64
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
 _TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}
@@ -72,7 +73,7 @@ def learn(
 def _train(
     library: Library, trainer: BpeTrainer, texts: Iterable[str], on_progress: Callable[[int, str], None]
 ) -> None:
-    """Train a `tokenizers.Tokenizer` in a thread. So Ctrl-C works, although `tokenizers` ignores signals.
+    """Train a `tokenizers.Tokenizer` in a thread, so that Ctrl-C works although `tokenizers` ignores signals.
 
     The main thread waits and handles Ctrl-C. `tokenizers` cannot be stopped while it merges. So after Ctrl-C,
     the thread runs until the process ends, and its result is not used.

@@ -10,9 +10,10 @@ with do not change, and neither do the messages. So `message.content.split('</th
 template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then it is rendered a
 third time, with a private character in place of each character of its own texts.
 
-If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise its text is
-encoded again. A special token in this text, such as `<think>`, becomes the token, because the model wrote it,
-not a user. But it stays text if it has a role (such as eos_token) or if the template contains it.
+If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise the text is
+encoded. Then the text of a special token in it, such as `<think>`, becomes this token, because it was written
+by the model, not by a user. Exceptions: special tokens that have a role (such as eos_token) or that the
+template contains stay text.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
@@ -115,9 +116,9 @@ def encode_chat_with_mask(
 ) -> tuple[list[int], list[int]]:
     """Return the ids of a conversation, and a mask of the same length: 1 for the assistant's tokens, else 0.
 
-    A template with `{% generation %}` blocks marks the assistant's tokens itself. With another template, the
-    assistant's tokens are the contents of the assistant's messages, each with the special token after it.
-    (If the template removes text before `</think>` from a content, this text does not count.)
+    If the template has `{% generation %}` blocks, these mark the assistant's tokens. Otherwise these tokens
+    are the contents of the assistant's messages, and the special token after each content. Exception: if the
+    template removes text before `</think>` from a content, this text is not marked.
 
     Raises:
         InputError: as `encode_chat`; if a template without `{% generation %}` blocks changes the contents.
@@ -145,9 +146,9 @@ def _encoded(
     """Return the ids of a conversation, and a mask: 1 for the assistant's tokens, else 0.
 
     Args:
-        before: None: the template itself marks the assistant's text. "": the whole contents of the
-            assistant's messages are marked. Another text, such as "</think>": only what stands behind its
-            last occurrence in a content is marked (the whole content, if this text is not in it).
+        before: None: the template itself marks the assistant's tokens. A text such as "</think>": in each
+            content of the assistant, the text after the last `before` is marked; without `before` in it, the
+            whole content is marked. "": always the whole content.
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -184,7 +185,7 @@ def _encoded(
             mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # mask of the characters of `piece`, without `begin` and `end`
+        said_at: list[int] = []  # for each character of `piece` except `begin` and `end`: its mask, 0 or 1
         for char in piece:
             if char in (begin, end):
                 is_said = int(char == begin)
@@ -199,7 +200,7 @@ def _encoded(
 
 
 def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
-    """Return the `token_ids` of an answer; [] if the message has no `token_ids`."""
+    """Return the `token_ids` of an assistant's message, or [] if there are none."""
     ids = message.get("token_ids")
     if not ids or not message.get("content") or message["role"] != "assistant":
         return []
@@ -209,10 +210,12 @@ def _written_ids(message: Mapping[str, Any], place: int) -> list[int]:
 
 
 def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tuple[dict[str, Any], int]:
-    """Put the characters `begin` and `end` around the assistant's texts. Return the variables, and a count.
+    """Put the characters `begin` and `end` around the assistant's texts.
 
-    The count is the number of these texts. If a text contains `before`, only what stands behind its last
-    occurrence is marked. White space at the ends is not marked, because many templates strip it.
+    If a text contains `before`, only the text after the last `before` is marked. White space at both ends is
+    not marked, because many templates strip it.
+
+    Returns: the template's variables with marked texts, and the number of marked texts.
     """
     messages = []
     count = 0
@@ -236,18 +239,18 @@ class _Reading:
     tokenizer: ChatTokenizer
     template: str
     given: dict[str, Any]  # the template's variables; the assistant's texts may have `marks` around them
-    plain: str  # the text that `render_chat` returns, for comparison
-    stand_ins: dict[str, str]  # special token -> the private character in its place; longest tokens first
-    twins: dict[str, str]  # each character that occurs in special tokens -> a private character in its place
-    marks: tuple[str, str]  # characters that mark begin and end of the assistant's text
-    count: int | None  # number of the assistant's texts with marks; None: the template writes the marks
+    plain: str  # the conversation as `render_chat` returns it, to check other renderings against
+    stand_ins: dict[str, str]  # special token -> private character that replaces it; longest tokens first
+    twins: dict[str, str]  # each character of the special tokens -> private character that replaces it
+    marks: tuple[str, str]  # (character before each text of the assistant, character after it)
+    count: int | None  # number of marked texts of the assistant; None: the template itself writes the marks
 
     def marked(self, own: dict[int, str]) -> str:
         """Return the rendered text with private characters in place of special tokens.
 
         Args:
-            own: index of a message -> private character in place of its whole text. This works only if the
-                template does not look into the text.
+            own: index of a message -> private character that replaces its whole text. This works only if the
+                template does not examine the text.
 
         Raises:
             _LostError: if contents with marks are left out or repeated.
@@ -277,11 +280,11 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Render with a private character in place of each special token in a text of the template."""
+        """Render with a private character for each special token that is inside one text of the template."""
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Render with a private character in place of each special token, even if several texts form it."""
+        """Render with a private character for each special token, even if it is joined from several texts."""
         text = self._rendered(own, self.twins)
         origin = {twin: char for char, twin in self.twins.items()}
         plain = "".join(origin.get(char, char) for char in text)
@@ -302,8 +305,8 @@ class _Reading:
         """Render the template.
 
         Args:
-            own: index of a message -> private character in place of its whole text.
-            changes: text -> private character in its place, in the template's own texts.
+            own: index of a message -> private character that replaces its whole text.
+            changes: part of a text in the template -> private character that replaces this part.
         """
         named = {role: _replaced(changes, token) for role, token in self.tokenizer.named_tokens.items()}
         compiled = _compiled(self.template, tuple(changes.items()), self.marks)
@@ -313,8 +316,8 @@ class _Reading:
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
         """Return a message for the template. Only the assistant's messages are changed.
 
-        `own` is a private character in place of the whole text. If it is None, only special tokens in the
-        text become private characters (except those that stay text: see the module's docstring).
+        If `own` is given, this private character replaces the whole text. Otherwise private characters
+        replace only special tokens in the text (some of these stay text: see the module's docstring).
         """
         content = message.get("content")
         if message["role"] != "assistant" or not content:
@@ -329,10 +332,11 @@ class _Reading:
         return {**message, "content": _replaced(inner, content)}
 
     def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
-        """Return True if a rendered text is right, so that its private characters stand for special tokens.
+        """Return True if the private characters in a rendered text stand for the template's special tokens.
 
-        With special tokens put back in place of the private characters, the text must equal `plain`. The text
-        must have all marks. It may contain special tokens as text only where users typed them.
+        This is so under three conditions. If each private character is replaced by its special token, the
+        text equals `plain`. The text has all marks. Special tokens are in it as text only where users typed
+        them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):

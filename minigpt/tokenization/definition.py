@@ -26,7 +26,7 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the same key in transformers 5 and in 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # name of one key in transformers 5, and in 4
 
 _END = "<|endoftext|>"
 # Class of transformers -> {role: token} for the roles that the tokenizer's files do not mention.
@@ -56,7 +56,7 @@ class Definition:
     """Everything that decides a tokenizer's ids, and other settings that must be kept when it is saved."""
 
     vocab: dict[str, int]
-    """token, as the files write it -> id; GPT-2's vocabulary includes its special token"""
+    """token in the spelling of the files -> id; GPT-2's vocabulary includes the special token"""
     merges: list[tuple[str, str]]
     """pairs of tokens that are merged into one; earlier pairs are merged first"""
     special: dict[str, int]
@@ -72,7 +72,7 @@ class Definition:
     before: tuple[int, ...] = ()
     """ids that the tokenizer puts before each text, such as BOS"""
     after: tuple[int, ...] = ()
-    """ids that the tokenizer puts behind each text"""
+    """ids that the tokenizer puts after each text"""
 
     @property
     def tokens(self) -> dict[str, int]:
@@ -107,8 +107,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if is_there(template):  # newer models have the template in this file, which has priority
         text = read_utf8(template)
         config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
-    # transformers 4.34 and later write all added tokens under this key. The older, separate files are
-    # ignored.
+    # transformers 4.34 and later write all added tokens under this key. If it is there, the separate files of
+    # older releases are ignored.
     if "added_tokens_decoder" in config:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
@@ -141,8 +141,8 @@ def class_of(folder: Path, config: dict[str, Any]) -> str | None:
 def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str, Any], name: str) -> None:
     """Check that tokenizer.json prepares text in the same way as the class that its folder names.
 
-    transformers 5 follows the class, transformers 4 follows the file. No file says which release the model
-    was trained with.
+    If the two differ, transformers 5 follows the class, and transformers 4 follows the file. As no file says
+    with which release the model was trained, a difference is an error.
 
     Args:
         path: tokenizer.json.
@@ -168,9 +168,9 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 
 
 def _without_switches(step: Any) -> Any:
-    """Return a step of tokenizer.json without settings that tokenizer_config.json decides.
+    """Return a step of tokenizer.json without the settings that may differ from the class's.
 
-    All releases of transformers agree on these settings, so a difference in them does no harm.
+    These settings do no harm: all releases of transformers take them from tokenizer_config.json.
     """
     switches = (
         *("trim_offsets", "add_prefix_space"),  # trim_offsets does not change ids
@@ -203,7 +203,7 @@ def assembled(
     merges: list[tuple[str, str]], config: dict[str, Any], name: str | None,
     around: tuple[str, str] | None = None,
 ) -> Definition:  # fmt: skip
-    """Build the definition from its parts, and check it. An added token that is not a word becomes special.
+    """Build a definition from its parts, and check it. Added tokens that are not words become special tokens.
 
     Args:
         path: the file of the vocabulary.
@@ -227,7 +227,7 @@ def assembled(
     words = {token["content"]: token["id"] for token in ordered if _is_word(token, texts, made)}
     special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
     frame = {**frame, "added_tokens": ordered}
-    # Replace a token with flags by its text only: the flags are in `frame`, too.
+    # If a role's token is an object with flags, replace it by its text: `frame` has the flags, too.
     config |= {key: named[key] for key in named if isinstance(config.get(key), dict)}
     # This key tells transformers how to read the files that minigpt writes.
     config.setdefault("tokenizer_class", name or "PreTrainedTokenizerFast")
@@ -296,8 +296,9 @@ def _with_ids(
 ) -> dict[str, dict[str, Any]]:
     """Return text -> flags and id of each added token.
 
-    The `tokenizers` library ignores the ids in the files. A token gets its id in the vocabulary, or the next
-    free id. A file that states another id is an error: it was made for other weights, or by hand.
+    The `tokenizers` library ignores the ids that the files give to added tokens. A token that is in the
+    vocabulary keeps its id there, any other token gets the next free id. If a file gives a different id, this
+    is an error: the file was changed by hand, or belongs to other weights.
     """
     tokens: dict[str, dict[str, Any]] = {}
     highest = -1

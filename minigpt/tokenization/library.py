@@ -30,8 +30,8 @@ def library_of(definition: Definition, with_special: bool = False) -> Library:
 
     Args:
         definition: the tokenizer's definition.
-        with_special: True: the text of a special token becomes this token. False: the result does not know
-            the special tokens, so it cannot produce them.
+        with_special: True: the text of a special token becomes this token. False: it stays ordinary text,
+            because the `tokenizers.Tokenizer` does not have the special tokens.
 
     Raises:
         InputError: if `tokenizers` does not accept the definition.
@@ -66,8 +66,8 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 def panics_without_trace() -> Iterator[None]:
     """Hide the stack trace that `tokenizers` writes to standard error when it panics (crashes in Rust).
 
-    What other threads write to standard error appears only at the end of the `with` block. It is lost if the
-    block raises an error.
+    Text that other threads write to standard error appears only at the end of the `with` block. It is lost if
+    the block raises an error.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
@@ -125,7 +125,7 @@ def _growth(step: Any) -> float:
         case {"type": "Replace", "pattern": {"String": str(old)}, "content": str(new)} if old:
             return max(1.0, len(new) / len(old))
         case {"type": "Replace", "content": str(new)}:
-            return 1.0 + len(new)  # an expression may match between any two characters
+            return 1.0 + len(new)  # the worst case: a regular expression that matches between all characters
     return 1.0
 
 

@@ -2,9 +2,9 @@
 
 Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
-If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token:
-the `tokenizers.Tokenizer` that is used does not know the special tokens (library.py). With `allow_special`,
-one that knows them is used, and the ids are the same as in `transformers`.
+If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token,
+because the text is encoded by a `tokenizers.Tokenizer` without the special tokens (library.py). With
+`allow_special`, it is encoded by a second one, with the special tokens. Then the ids equal transformers' ids.
 """
 
 import hashlib
@@ -98,7 +98,7 @@ class SubwordTokenizer:
             raise in_one_line(error, "the text cannot be encoded") from None
 
     def _words(self, text: str) -> list[tuple[str, tuple[int, int]]]:
-        """Cut a text into the words that become tokens. Return each with its start and end in the text."""
+        """Cut a text into words. Return (word, (start, end)) for each; start and end count characters."""
         cutter = self._library.pre_tokenizer
         try:
             return [(text, (0, len(text)))] if cutter is None else cutter.pre_tokenize_str(text)
@@ -128,7 +128,7 @@ class SubwordTokenizer:
         """
         old = self._definition
         new = [text for text in dict.fromkeys(texts) if text and not self._is_token(text)]
-        # The first new id: `tokenizers`, too, would give this id to the next added token.
+        # The first new id. It is the id that `tokenizers` would give to the next added token.
         first = max(len(old.vocab), *(1 + token["id"] for token in old.frame["added_tokens"]), 0)
         if new and first < self._size:
             raise InputError(
@@ -138,7 +138,8 @@ class SubwordTokenizer:
         ids = {text: index for index, text in enumerate(new, first)}
         flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized", "special"), False)
         config = dict(old.config)
-        # If this key exists, transformers ignores the list in tokenizer.json. So both lists get new tokens.
+        # If the config has this key, transformers ignores the added tokens in tokenizer.json. So the new
+        # tokens go into both lists.
         if listed := config.get("added_tokens_decoder"):
             more = {str(index): {"content": text, **flags} for text, index in ids.items()}
             config["added_tokens_decoder"] = {**listed, **more}
@@ -163,8 +164,8 @@ class SubwordTokenizer:
         Args:
             text: the text.
             add_special_tokens: put `before_text` and `after_text` around the ids.
-            allow_special: convert the text of a special token to that token. Use it only for text that no
-                user has written. A user's text could otherwise pretend to be part of the template.
+            allow_special: convert the text of a special token to that token. Do not use it for text that a
+                user has written: such text could pretend to be part of the template.
 
         Raises:
             InputError: for a lone surrogate (half a character); the message names its position.
@@ -246,7 +247,7 @@ class SubwordTokenizer:
         raise NotImplementedError
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of one token in the middle of a text; b"" for an id that has no token.
+        """Return the bytes that a token adds in the middle of a text; b"" for an id without a token.
 
         Raises:
             ValueError: for an id outside the vocabulary.

@@ -39,12 +39,12 @@ from minigpt.errors import InputError
 
 __all__ = ["SandboxedTemplate"]
 
-MAX_TEMPLATE = 200_000  # largest number of characters; published templates have up to 30,000
-# The budget of a rendering: CHARACTERS, and PER_CHARACTER more for each character of the variables.
+MAX_TEMPLATE = 200_000  # largest number of characters of a template; published ones have up to 30,000
+# The budget of a rendering is CHARACTERS, plus PER_CHARACTER for each character in the template's variables.
 CHARACTERS, PER_CHARACTER = 1_000_000, 100
 STEP = 10  # subtracted from the budget for each call and for each iteration of a loop
 SECONDS = 5.0  # largest CPU time of a rendering; Qwen3's template needs about 0.1 s for 1,000 messages
-MAX_NUMBER = 10**15  # largest operand of arithmetic: larger numbers could be slow
+MAX_NUMBER = 10**15  # largest operand of arithmetic, because computing with huge integers is slow
 
 FILTERS = (
     "abs attr count d default dictsort filesizeformat first float groupby int items last length list map max "
@@ -174,8 +174,8 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 class _Charged(NodeTransformer):
     """Rewrites a template, so that all of its operations are charged to the budget.
 
-    Jinja compiles some operations, such as making a list, to plain Python. The rewritten template passes
-    their results to filters, which charge them.
+    Jinja compiles some operations, such as making a list, to plain Python, which nothing charges. So the
+    rewritten template passes the results of these operations to filters that charge them.
     """
 
     def __init__(self, environment: jinja2.Environment) -> None:
@@ -261,7 +261,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
         Args:
             value: the value.
-            as_text: also count the characters of str(value). The count is estimated, up to ten times too low.
+            as_text: also count the characters of str(value), estimated (up to ten times too low).
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:
@@ -285,12 +285,12 @@ class _Sandbox(ImmutableSandboxedEnvironment):
 
     @pass_context  # so that Jinja does not call this function when it compiles the template
     def printed(self, context: Any, value: Any) -> Any:
-        """Subtract the length of a piece of the output from the budget. Jinja calls this for every piece."""
+        """Return `value`, a piece of the output, and subtract its length from the budget."""
         self.charge(self.size(value, as_text=True))
         return value
 
     def built(self, value: Any) -> Any:
-        """Subtract from the budget the size of a list, tuple, dict or slice that the template makes."""
+        """Return `value`, a list, slice, ... that the template makes. Subtract its size from the budget."""
         self.charge(self.size(value, as_text=isinstance(value, str)))
         return value
 

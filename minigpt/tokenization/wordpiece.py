@@ -5,8 +5,9 @@
 
 A text is normalised: lower case and no accents, if the files say so. It is split at white space, punctuation
 and Chinese characters. Each word is split into the longest pieces that the vocabulary has; pieces inside a
-word begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary lacks a piece, the whole
-word becomes [UNK]. White space is lost: decoding puts a space before each word, as `transformers` does.
+word begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary has no piece for a part
+of a word, the whole word becomes [UNK]. White space is lost: decoding puts a space before each word, as
+`transformers` does.
 """
 
 from pathlib import Path
@@ -26,7 +27,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # used for each token, but not for the whole text, as in transformers
+    (" do not", " don't"),  # as in transformers, replaced within each token only, so never across tokens
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -34,7 +35,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # a token's text depends on the token before it, so texts of tokens cannot just be joined
+    joins = False  # tokens' texts cannot just be joined: each depends on the token before it
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)

@@ -40,7 +40,7 @@ class Patience:
     """How long a download waits, and how often it tries again."""
 
     timeout: float = 30.0  # seconds without a byte after which the connection counts as broken
-    attempts: int = 5  # after this number of attempts in a row without a new byte, the download fails
+    attempts: int = 5  # the download fails after this number of successive attempts without a new byte
     pause: float = 1.0  # seconds before the second attempt; doubled before each further attempt
     sleep: Callable[[float], None] = time.sleep
 
@@ -79,7 +79,7 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
     """Download one file. Continue from FILE.part if it is there.
 
     Raises:
-        InputError: if the URL cannot be downloaded or the file cannot be written; the message says which.
+        InputError: if the URL cannot be downloaded, or the file cannot be written.
     """
     patience = patience or Patience()
     attempts, furthest = 0, -1
@@ -127,7 +127,7 @@ class _Part:
         with contextlib.suppress(ValueError, TypeError):
             self.version = _Version(**read_json(self.notes))
         if self.version is None:
-            self.restart(None)  # without a version, it is unknown whether the bytes still fit, so begin again
+            self.restart(None)  # begin again: the bytes so far may belong to another version of the file
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -254,7 +254,7 @@ def _receive(answer: http.client.HTTPResponse, part: _Part, length: int | None) 
 
 
 def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
-    if error.code == 416:  # 416: the part is as long as the file or longer; perhaps it is complete
+    if error.code == 416:  # FILE.part has at least as many bytes as the file on the server
         total = error.headers.get("Content-Range", "").removeprefix("bytes */")
         if part.version is not None and total == str(part.size) == str(part.version.length):
             return
@@ -267,8 +267,8 @@ def _refused(url: str, part: _Part, error: urllib.error.HTTPError) -> None:
 
 
 def _unreachable(url: str, part: _Part, reason: object) -> None:
-    # An unknown server name or a wrong certificate will not change within seconds, so there is no further
-    # attempt. If some bytes have arrived before, the address is right, and a further attempt follows.
+    # An unknown server name or a wrong certificate will not change in seconds: the download fails. Exception:
+    # if some bytes have arrived before, the address is right, and a further attempt follows.
     if isinstance(reason, socket.gaierror | ssl.SSLCertVerificationError) and not part.size:
         raise InputError(f"{url} cannot be reached: {_words(reason)}") from None
     if not isinstance(reason, OSError):

@@ -112,7 +112,7 @@ def _package() -> Any:
 def _plan(
     gguf: Any, model: LanguageModel, weights: dict[str, Tensor], dtype: str
 ) -> Iterator[tuple[str, str, Any]]:
-    """Yield for each tensor: its name in llama.cpp, its name at Hugging Face, and its type in the file."""
+    """Yield for each tensor (llama.cpp's name, Hugging Face's name, the tensor's type in the file)."""
     kinds = gguf.GGMLQuantizationType
     architectures = {text: kind for kind, text in gguf.MODEL_ARCH_NAMES.items()}
     architecture = architectures[family_of(model.config).model_type]
@@ -207,7 +207,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # one token is BOS and EOS, as in GPT-2; llama.cpp's default may be outside the vocabulary
+        bos = eos  # as in GPT-2, which has one token for both; llama.cpp's default BOS may not exist here
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

@@ -47,7 +47,7 @@ SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-_PART = 3 * 2**20  # largest number of bytes in one element of the page; a multiple of 3: no padding in base64
+_PART = 3 * 2**20  # largest number of bytes in one element; a multiple of 3, so that base64 adds no padding
 
 
 def write_html(
@@ -74,7 +74,7 @@ def write_html(
         eos: ids that end an answer.
         dtype: type of the matrices. int8 has a scale for each row. Vectors are always float32.
         name: a name of the model, which the page shows.
-        options: name of a field of GenerationOptions -> the first value of its slider in the page.
+        options: name of a field of GenerationOptions -> initial value of its slider in the page.
         start: the id with which the model begins if the text is empty; only for the format "text".
         opened: what the page shows when it opens: {"said": the question, "prompt": its ids, "ids": the
             answer's ids, "isOwn": true if the model wrote the answer, "view", "layer", "head"}. `Page.open`
@@ -162,7 +162,7 @@ def _text_of(name: str) -> str:
 
 
 def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
-    """Return two parts of the page: the bytes before the description and the weights, and the bytes after."""
+    """Return the page in two parts: all before the description and the weights, and all after them."""
     script = '"use strict";\n' + "\n".join(_text_of(file) for file in SCRIPTS)
     style = _text_of("page.css")
     policy = (
@@ -308,7 +308,7 @@ class _Plan:
         return {key: name, f"{key}At": view.storage_offset()}
 
     def _number(self, tensor: Tensor | None) -> int | None:
-        """Return a tensor's index in `tensors`. A shared tensor, such as a tied lm_head, has one index."""
+        """Return a tensor's index in `tensors`; None for None. A tensor that is used twice has one index."""
         if tensor is None:
             return None
         key = (tensor.data_ptr(), tensor.shape)

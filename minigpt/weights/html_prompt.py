@@ -5,10 +5,9 @@ assistant as fixed pieces between the messages:
 
     head, user, between[0], answer, between[1], user, ..., user, tail
 
-To find the pieces, this module renders a conversation with marks in place of the messages, and cuts the
-rendered text at the marks. Then it checks the pieces with a longer conversation. A piece is a list of texts
-and ids of special tokens. If a template has no such pieces, the page asks each question without the earlier
-ones.
+A piece is a list of texts and ids of special tokens. To find the pieces, this module renders a conversation
+with marks in place of the messages, and cuts the rendered text at the marks. Then it checks the pieces with a
+longer conversation. If a template has no such pieces, the page asks each question without the earlier ones.
 """
 
 from collections.abc import Mapping, Sequence
@@ -61,7 +60,7 @@ class _Listener:
     texts: list[str] = field(default_factory=list)
 
     def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """Store the text in `texts`. Return one negative id: -1 for the first text, -2 for the second."""
+        """Store the text in `texts`. Return one id that stands for it: -1 for the first text, then -2, ..."""
         self.texts.append(text)
         return ([-len(self.texts)], [(0, len(text))]) if text else ([], [])
 
@@ -100,7 +99,7 @@ class _Template:
         return None
 
     def _between(self, head: _Piece, tail: _Piece) -> list[_Piece] | None:
-        """Return the pieces before and after an answer, or None if they are not the same for all answers."""
+        """Return [piece before an answer, piece after it]; None if these differ from answer to answer."""
         try:
             first = self._cut(self._rendered(["u1", "a", "u2"]), ["u1", "a", "u2"])
             longer = self._rendered(["u1", "a", "u2", "a", "u3"])
@@ -125,8 +124,9 @@ class _Template:
     def _rendered(self, turns: Sequence[str], add: bool = True, **options: Any) -> _Piece:
         """Render a conversation with the chat template.
 
-        In `turns`, "a" stands for an answer. Any other text is a user's message. If `add` is True, each
-        message is put between the marks < and >, so that `_cut` can find the message.
+        Args:
+            turns: the messages in order: "a" stands for an answer, any other text is a user's message.
+            add: put each user's message between the marks < and >, so that `_cut` can find it.
         """
         messages: list[Mapping[str, Any]] = []
         for turn in turns:

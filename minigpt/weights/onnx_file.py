@@ -5,12 +5,12 @@
 
 Inputs and outputs have the names that Optimum gives them:
 
-    input_ids                       int64 (B, T)          the next tokens
+    input_ids                       int64 (B, T)          the new tokens
     attention_mask                  int64 (B, S)          1 = token, 0 = padding; cached tokens included
     position_ids                    int64 (B, T)          their positions
     past_key_values.0.key, .value   float32 (B, K, P, D)  the cache of layer 0; P is 0 at first
     logits                          float32 (B, T, V)
-    present.0.key, .value           float32 (B, K, S, D)  the same cache with the tokens of this call
+    present.0.key, .value           float32 (B, K, S, D)  the same cache with the new tokens at its end
 
 Each family describes its forward pass as a list of operations, also for generation.native. This module writes
 one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
@@ -18,7 +18,7 @@ one or several nodes for each operation, so it works for every family. Tracing t
 one example, although other shapes need other branches. All operators are standard ones of opset 20, which
 onnxruntime has supported since version 1.17.
 
-Letters in shapes: B rows; T tokens of this call; P cached tokens; S = P + T; C channels; H heads of queries,
+Letters in shapes: B rows; T new tokens; P cached tokens; S = P + T; C channels; H heads of queries,
 K of keys and values; D channels of a head; V entries of the vocabulary.
 """
 
@@ -45,8 +45,8 @@ __all__ = ["OnnxDtype", "write_onnx"]
 
 OnnxDtype = Literal["float32", "float16"]
 
-# Versions of the operators and of the file format. These two belong together. Older programs could not read
-# newer versions.
+# Versions of the operators and of the file format, which belong together. They are not the newest ones, so
+# that older programs can read the file, too.
 _OPSET, _IR_VERSION = 20, 9
 _INLINE = 2**30  # largest number of bytes of weights inside the file; protobuf limits the whole file to 2 GiB
 _FLOAT16_MAX = 65504.0
@@ -104,7 +104,7 @@ def _package() -> Any:
 
 
 def _write(onnx: Any, path: Path, graph: "_Graph", inline: int) -> list[Path]:
-    """Write the weights and the graph. If the weights have their own file, one weight at a time is copied."""
+    """Write the weights and the graph. Return the paths: one file, or two if the weights exceed `inline`."""
     proto = graph.proto()
     sizes = [tensor.numel() * (2 if narrow else 4) for tensor, narrow in graph.weights.values()]
     beside = path.with_name(f"{path.name}.data") if sum(sizes) > inline else None
@@ -142,9 +142,9 @@ class _Graph:
     """Collects the operations of a model as ONNX nodes.
 
     A model family calls the methods of this class, which have the names and arguments of
-    native.OperationList. The activations of all tokens are the rows of a matrix, (B * T, C). A node never
-    changes a value. So writing into a buffer makes a new value, and `_values` holds the name of the newest
-    value of each buffer.
+    native.OperationList. The activations of all tokens are the rows of a matrix, (B * T, C). The operations
+    write into buffers, but a node of ONNX cannot change a value. So each write makes a new value, and
+    `_values` holds the name of the newest value of each buffer.
 
     Attributes:
         weights: name -> (the tensor, True if it is stored in float16).
@@ -154,7 +154,8 @@ class _Graph:
         self._onnx, self._is_narrow = onnx, dtype == "float16"
         self._config: Any = model.config
         self._nodes: list[Any] = []
-        # (operator, inputs, attributes) of each node so far -> its outputs; an equal node is not added again
+        # (operator, inputs, attributes) of each node so far -> its outputs. If the same node is needed again,
+        # these outputs are used.
         self._known: dict[tuple[Any, ...], list[str]] = {}
         self._constants: dict[str, Any] = {}
         self.weights: dict[str, tuple[Tensor, bool]] = {}
@@ -232,8 +233,8 @@ class _Graph:
             for name, new in (("key", k), ("value", v))
         )
         q = self._node("Mul", q, self._float(1 / math.sqrt(D)))
-        # H / K query heads share the keys of one head: their queries become rows of one matrix,
-        # (B, K, H / K * T, D)
+        # H / K query heads use the same keys. So the queries of these heads become the rows of one matrix:
+        # (B, K, H / K * T, D).
         if H > K:
             q = self._node("Reshape", q, self._ints(0, K, -1, D))
         scores = self._node("MatMul", q, self._node("Transpose", k, perm=(0, 1, 3, 2)))
@@ -330,8 +331,8 @@ class _Graph:
             # the T new tokens always count as tokens, even if the mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): number of tokens, not padding, up to a column
-            # (B, T): number of tokens up to each query
+            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to each column
+            # (B, T): the same for the columns of the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
             near = self._node("Less", self._node("Sub", *pair), self._int(window))
@@ -360,7 +361,7 @@ class _Graph:
         return self._known[key]
 
     def _place(self, view: Tensor) -> tuple[str, int]:
-        """Return the buffer of a view, and the view's first column."""
+        """Return (name of the buffer that `view` is a part of, index of the view's first column)."""
         return self._buffers[view.untyped_storage().data_ptr()], int(view.storage_offset())
 
     def _weight(self, tensor: Tensor) -> str:

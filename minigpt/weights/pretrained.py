@@ -77,15 +77,15 @@ def load_model(
     While the model is loaded, two tensors of the file are in memory besides the model.
 
     Args:
-        path: a folder with config.json and model.safetensors or its shards. Or the folder of a run, whose
-            `best`, or else `last`, is loaded.
+        path: a folder with config.json and model.safetensors or its shards; or the folder of a run, of which
+            `best` is loaded, or `last` if there is no `best`.
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
-        adapter: folder of an adapter, or several adapters: a list of folders with their names, or a dict name
-            -> folder. One adapter is merged into the weights. It is not merged if the weights are int8 or
-            int4, or if it is a bottleneck adapter. Several adapters are never merged; the first one is
-            active. See minigpt.finetuning.layers.
+        adapter: folder of an adapter. Or several adapters: a dict name -> folder, or a list of folders with
+            their names. A single adapter is merged into the weights, unless the weights are int8 or int4, or
+            it is a bottleneck adapter. Several adapters are not merged; only the first one is active. See
+            minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -108,7 +108,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # if training has changed the tokenizer, an adapter's folder has its own
+    # an adapter's folder holds a tokenizer of its own if training has changed the base model's tokenizer
     folder = path if is_adapter(path) else model_folder(path)
     if is_there(folder / MANIFEST):
         verify_manifest(folder, weights=False)
@@ -128,9 +128,9 @@ def load_model_and_tokenizer(
         path: as in `load_model`.
         device: as in `load_model`.
         dtype: as in `load_model`.
-        ahead: a ReadAhead that is already reading the same folder. If the dtype does not change, the model
-            uses the memory of this object. Otherwise the file and the model may both be in memory for a
-            moment.
+        ahead: a ReadAhead that is already reading the weights of the same folder. If their dtype does not
+            change, the model uses this object's memory. Otherwise file and model are in memory together for
+            a short time.
         adapter: as in `load_model`.
 
     Raises:
@@ -140,10 +140,11 @@ def load_model_and_tokenizer(
     folder = model_folder(path)
     with ahead.check if ahead and ahead.check and ahead.check.folder == folder else ManifestCheck(folder):
         read_model = _model_reader(folder, device, dtype, ahead)
-        # A thread makes the tokenizer in Python. Meanwhile torch copies the weights, and releases the GIL.
+        # A second thread makes the tokenizer in Python, while torch copies the weights in this thread. torch
+        # releases the GIL for that.
         with ThreadPoolExecutor(1) as beside:
             later = beside.submit(_read_tokenizer, folder)
-            model = read_model()  # if both the model and the tokenizer are wrong, the model's error is raised
+            model = read_model()  # called before `later.result()`: an error of the model is raised first
             tokenizer = later.result()
     _require_same_vocabulary(model, tokenizer, f"{folder}: ")
     return _adapted(model, adapter), tokenizer
@@ -167,7 +168,8 @@ def _adapted(model: LanguageModel, adapter: Adapters | None) -> LanguageModel:
 def load_weights(model: LanguageModel, path: str | Path) -> None:
     """Copy the weights of a folder into an existing model, for example to resume training.
 
-    The parameters stay the same objects, with their device and dtype. The dropout setting may differ.
+    The parameters stay the same objects, with their device and dtype. The dropout in the folder's config.json
+    may differ from the model's.
 
     Raises:
         InputError: as `load_model`; also if the folder holds a different model.
@@ -209,8 +211,8 @@ def save_pretrained(
             if the model is float64 or has several dtypes.
 
     Raises:
-        InputError: if model and tokenizer differ in size, a weight is not finite, or a file cannot be
-            written.
+        InputError: if model and tokenizer have different vocabulary sizes, a weight is not finite, or a file
+            cannot be written.
     """
     folder = Path(directory)
     if adapter_names(model):
@@ -226,7 +228,7 @@ def save_pretrained(
     weights = _converted(family_of(model.config).to_hugging_face(model), stored)
     special_ids = {name: getattr(tokenizer, name, None) for name in ("eos_token_id", "pad_token_id")}
     for name, index in special_ids.items():
-        # True: the tokenizer has this token, but the model has no row for this id
+        # the tokenizer has this special token, but the model's embedding has no row for its id: leave it out
         if index is not None and index >= model.config.vocab_size:
             special_ids[name] = None
     config = family_of(model.config).config_to_hugging_face(model.config, **special_ids)
@@ -258,7 +260,7 @@ def save_tokenizer(tokenizer: AnyTokenizer, folder: Path, max_length: int) -> No
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a file of JSON as Hugging Face's libraries do."""
+    """Write a JSON file with the same formatting as Hugging Face's libraries."""
     atomic_write(path, (json_text(content, indent=2) + "\n").encode())
 
 
@@ -271,7 +273,7 @@ def _stored_dtype(model: LanguageModel, dtype: torch.dtype | None) -> torch.dtyp
 
 
 def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """Convert the weights to another dtype. Each tensor is freed as soon as it is converted."""
+    """Convert the weights in the dict to another dtype. Old tensors are freed one by one, to save memory."""
     if dtype != torch.float32:
         for name in weights:
             weights[name] = cast(name, weights[name], dtype)
@@ -281,8 +283,8 @@ def _converted(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tens
 def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, where: str = "") -> None:
     entries, rows = tokenizer.get_vocab_size(), model.config.vocab_size
     if isinstance(tokenizer, SubwordTokenizer):
-        # Added tokens are not counted. A padding token, for example, may have an id beyond the model's rows,
-        # because no text contains it.
+        # Count without added tokens: an added token that occurs in no text, such as a padding token, may have
+        # an id for which the model has no row.
         entries = 1 + max(tokenizer.definition.vocab.values(), default=-1)
     if entries > rows or (entries < rows and isinstance(tokenizer, Tokenizer)):
         raise InputError(
@@ -292,10 +294,9 @@ def _require_same_vocabulary(model: LanguageModel, tokenizer: AnyTokenizer, wher
 
 
 def model_folder(path: str | Path) -> Path:
-    """Return the model folder of a path. For the folder of a run, this is its `best` or `last`.
+    """Return `path` if it is a model's folder. If it is a run's folder, return its folder `best` or `last`.
 
-    Args:
-        path: a model's folder or a run's folder. Its files are not compared with its manifest.
+    The folder's files are not compared with its manifest.
 
     Raises:
         InputError: if there is no model folder.
@@ -390,8 +391,8 @@ def _model_reader(
     config = _config_of(folder, content)
     family = family_of(config)
     made: LanguageModel | None = None
-    # A configuration with too many layers is damaged. The returned function will raise the error, so do not
-    # build a billion modules here.
+    # If a configuration has too many layers, it is damaged. Then build nothing here (it could be a billion
+    # modules): the returned function will raise the error.
     if config.num_hidden_layers <= MAX_LAYERS:
         with contextlib.suppress(InputError):  # the returned function raises it again, with the file's name
             made = family.on_meta(config)

@@ -78,9 +78,9 @@ WEIGHT_GROUP = 64
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round a matrix (N, K) to int8 (N, K) and scales (N,), so that weight is about int8 * scale.
 
-    The error is at most half a scale. The largest value of a row becomes 127 or -127. -128 is not used:
-    without it, the sum of two products of int8 numbers fits into 16 bits, which the fastest instructions of
-    older CPUs need.
+    The error is at most half a scale. The value of a row with the largest magnitude becomes 127 or -127. -128
+    is not used: without it, the sum of two products of int8 numbers fits into 16 bits, and the fastest
+    instructions of older CPUs need this.
     """
     scale = weight.abs().amax(dim=1) / 127  # (N,)
     steps = weight / scale.clamp(min=torch.finfo(scale.dtype).tiny)[:, None]
@@ -90,8 +90,8 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 def rounded_groups(x: Tensor) -> Tensor:
     """Round the inputs of a layer, (..., K), as the integer products of a CPU do. The shape stays.
 
-    Each group of INPUT_GROUP neighbours has its own scale: with m, the largest absolute value of the group,
-    the values become multiples of m / 127.
+    Each group of INPUT_GROUP neighbours has its own scale m / 127, where m is the largest absolute value of
+    the group. The values become multiples of this scale.
     """
     K = x.shape[-1]
     padded = F.pad(x, (0, -K % INPUT_GROUP))
@@ -125,8 +125,8 @@ def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
 class _FrozenProduct(torch.autograd.Function):
     """The product of x (..., K) with a quantised layer's weights, with a gradient for x only.
 
-    Forward and backward pass both convert the weights to floats and free them again. F.linear would keep the
-    converted weights of all layers until the backward pass.
+    The forward pass converts the weights to floats and frees the floats again; so does the backward pass.
+    F.linear would keep the floats of all layers until the backward pass.
     """
 
     @staticmethod
@@ -236,7 +236,7 @@ class Int4Linear(nn.Module):
         self._pack()
 
     def _pack(self) -> None:
-        """On CUDA, change the weights' order to the order of torch's int4 kernel. This cannot be undone.
+        """On CUDA, put the weights into the order that torch's int4 kernel needs. This cannot be undone.
 
         The kernel needs N to be a multiple of 8, and K to be a multiple of 16 times 2, 4 or 8. Each K fits,
         because K is a multiple of 64.
@@ -330,7 +330,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # on a GPU, int8 layers do not round their inputs; on a CPU they do
+        for module in model.modules():  # int8 layers round their inputs on a CPU, but not on a GPU
             if isinstance(module, QuantizedLinear):
                 module.rounds_inputs = False
         return cast_parameters(model, torch.bfloat16)

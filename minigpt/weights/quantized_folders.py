@@ -128,7 +128,7 @@ def _entries(config: ModelConfig, state: Mapping[str, Tensor]) -> Iterator[_Entr
             yield _Entry(ours, f"{theirs.removesuffix('.weight')}.{kind}", transposed and kind == "scale")
         else:
             theirs, transposed = names[ours]
-            # packed int4 weights are never transposed, because two neighbours share a byte
+            # packed int4 weights are never transposed, because each byte holds two neighbours of one row
             is_packed = state[ours].dtype == torch.uint8
             yield _Entry(ours, theirs, transposed and not is_packed)
 
@@ -159,7 +159,7 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
 
 
 def _stored_form(entry: _Entry, form: Tensor) -> str:
-    """Return a tensor's dtype and shape in the file as text. `form` has its dtype and shape in the model."""
+    """Return the dtype and shape of a tensor in the file, as text. `form` is the model's own tensor."""
     shape = (*form.shape, 1) if entry.ours.endswith(".scale") else tuple(form.shape)
     return f"{form.dtype} {shape[::-1] if entry.transposed else shape}"
 
