@@ -429,7 +429,7 @@ def _view_of_model(
 
 
 def _variants(options: Options) -> "list[GenerationOptions]":
-    """Return GenerationOptions for each variant to compare: one for each value of each of the flags."""
+    """Return one GenerationOptions for each value that the user gave to a flag such as --temperature."""
     pairs = [(name, value) for name in _DRAWING for value in getattr(options, name)]
     return [GenerationOptions(do_sample=True, **{name: value}) for name, value in pairs]
 

@@ -40,15 +40,16 @@ _ALIKE = 0.75  # from this similarity, a wrong choice is taken for a typing erro
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
-    """Make a field of a dataclass that adds flags for fields of another dataclass, `options`.
+    """Return a dataclass field that adds command-line flags. Each flag sets one field of `options`.
 
-    The value of the field is a dictionary: name -> value, of those flags that the user gave. If the field has
-    a string below it, this string is the title of the flags' group in the help. Else the flags have the
-    groups of `options`.
+    The value of the returned field is a dictionary with the flags that the user gave: name -> value. If a
+    string stands below the returned field, this string is the title of the flags' group in the help. Else the
+    flags stand in the same groups as in the help of `options`.
 
     Args:
+        options: another dataclass.
         names: fields of `options` that become flags.
-        shows_defaults: True shows the defaults of `options` in the help.
+        shows_defaults: True: the help shows the defaults of `options`.
     """
     metadata = {"fields_of": options, "names": tuple(names), "shows_defaults": shows_defaults}
     return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -62,7 +63,7 @@ class Flag(NamedTuple):
     is_list: bool
     is_positional: bool
     default: object  # value without the flag; dataclasses.MISSING if the flag is required
-    holder: str  # the `fields_of` field whose dictionary gets the value; "": the flag is a field itself
+    holder: str  # name of the `fields_of` field that adds the flag; "": an ordinary field is the flag
 
     @property
     def title(self) -> str:
@@ -71,7 +72,10 @@ class Flag(NamedTuple):
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """Return name -> flag for all fields of a dataclass, or for `names` only. `holder`: see Flag.holder."""
+    """Return name -> flag for the fields of a dataclass: for all, or only for `names`.
+
+    `holder` becomes the value of Flag.holder.
+    """
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -89,9 +93,9 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """Return the type of one value, and True if a list of values is allowed.
+    """Return (type of one value, True if the flag takes a list of values) for the type hint of a field.
 
-    In a union such as `int | None`, the first type that a flag can have is used.
+    From a union such as `int | None`, the first type that a flag can have is taken.
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)
@@ -169,7 +173,10 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_flag(word: str) -> bool:
-    """Return True if a word is a flag, not a number (-1). A word processor may have made its dash longer."""
+    """Return True if a word begins with a dash, but is no number such as -1.
+
+    A long dash counts, too: word processors write it in place of "-".
+    """
     if word[:1] not in ("-", "—", "–") or word == "-":
         return False
     try:
@@ -180,7 +187,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
-    """Find the flag that a word names. The second value is False for a switch that is written with `no_`."""
+    """Return the flag that a word names, and True; for `--no_` with the name of a switch, return False."""
     name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
     positive = name.removeprefix("no_")
     known = {name: flag for name, flag in flags.items() if not flag.is_positional}

@@ -90,10 +90,10 @@ def translated(text: str) -> str:
 
 @lru_cache(256)
 def _recognised(text: str, depth: int = 4) -> str:
-    """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
+    """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
-    A value of several words, the text after ": ", and both sides of "; " are translated in the same way, down
-    to `depth` levels.
+    The parts of the text are translated in the same way: a value of several words, the text after ": ", and
+    the texts before and after "; ". `depth` limits how often a part is divided again.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -138,7 +138,7 @@ def _templates() -> list[tuple[list[str], str]]:
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            if all(fixed[1:-1]):  # not "{0}{1}": nothing shows where the first value ends
+            if all(fixed[1:-1]):  # there is text between values; in "{0}{1}", {0} could end anywhere
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: -sum(map(len, one[0])))
 

@@ -50,7 +50,7 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to find out which field holds the text
-_LONGEST = 1 << 26  # when JSON Lines are recognised: most bytes to read of a line, and of all lines together
+_LONGEST = 1 << 26  # most bytes that are read of one line, or of the first lines, to recognise JSON Lines
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class TextOptions:
 
 
 class QuietTextOptions(TextOptions):
-    """The same options for reading the same files again: the notes about them were printed the first time."""
+    """Options for reading files a second time: the notes about the files are not printed again."""
 
     is_quiet = True
 
@@ -364,9 +364,9 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
 
 
 def _require_good_bytes(path: Path, text: str, encoding: str) -> None:
-    """Raise InputError if the bytes of a text included a byte that is no character of its encoding.
+    """Raise InputError if a text has a bad byte: one that stands for no character in the encoding.
 
-    A text in UTF-8 is not checked here: `read_document` makes this check later.
+    `encoding` is the text's encoding. UTF-8 is not checked here: `read_document` does this later.
     """
     found = None if encoding == "utf-8" else BAD_BYTES.search(text)
     if found:

@@ -38,8 +38,8 @@ _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or fo
 class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
     """The error of a record that is skipped.
 
-    Skipped records are counted by `reason`. So `reason` is a general text that different records share.
-    `detail` describes only this record.
+    `reason` is a general text, such as "not an object": the records that were skipped for the same reason are
+    counted together. `detail` describes only this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:

@@ -56,7 +56,7 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def gentler(record: RunRecord) -> dict[str, Any]:
-    """Return settings with a lower learning rate: a third of the run's rate, or the usual rate if lower."""
+    """Return settings with a lower learning rate: a third of the run's rate, but at most the usual rate."""
     config, usual = record.config, usual_rates(record.config)
     lower = {name: float(f"{min(rate / 3, usual[name]):.2g}") for name, rate in rates(config).items()}
     warmup = max(config.warmup_steps, min(100, record.total_steps // 10))

@@ -35,28 +35,28 @@ DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
 # A loss is a spike if it is half a nat above the highest of the sixteen losses recorded before it (other
 # spikes left out). Smaller rises are usual, because batches differ.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
-# Spikes are reported if there are at least three, and at least one in fifty steps (2 %). One or two spikes
-# may come from unusual batches. After a spike the loss needs about ten steps to recover, so with one spike in
-# fifty steps, a fifth of the run is wasted.
+# Report spikes if there are at least three, and if at least 2 % of the steps (one in fifty) have a spike. One
+# or two spikes may come from unusual batches. After a spike the loss needs about ten steps to recover, so
+# with one spike in fifty steps, a fifth of the run is wasted.
 SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are fewer than three spikes, the rate is
 # not the reason for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# A gradient norm that grows to five times its value after the start is reported. A little growth is normal
-# while the loss falls.
+# Report it if the gradient norm at the end is more than five times the norm after the start. A little growth
+# is normal while the loss falls.
 GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between two
 # evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. All evaluations use
 # the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the
-# standard error of the mean loss may be more than 2 %. This half is then the limit.
+# standard error of the mean loss may be more than 2 %; then this half is used in place of 2 %.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
-# A plateau is reported if there are at least six evaluations, and the last third of the run lowered the loss
-# by less than half a per cent.
+# Report a plateau if the validation loss fell by less than 0.5 % in the last third of the evaluations. At
+# least six evaluations are needed.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# A fall of the speed to less than 0.75 of the first speed is reported, in a run of at least a minute. Rows
-# of different lengths and a busy machine change the speed by only 10 %.
+# Report it if the speed falls to less than 0.75 of the speed at the start. The run must have lasted at least
+# 60 seconds. Rows of different lengths and a busy machine change the speed by only 10 %.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
@@ -282,13 +282,19 @@ def finite(points: Sequence[Point]) -> list[Point]:
 
 
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
-    """Return True if the last validation loss is above the lowest by `share` of it and by OVERFIT_NATS."""
+    """Return True if the last validation loss is clearly above the lowest.
+
+    The difference must be at least `share` times the lowest loss, and at least OVERFIT_NATS.
+    """
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return a moving median of the losses, over 1/40 of the points on each side (at least 2 points)."""
+    """Return the losses, each replaced by the median of its neighbourhood.
+
+    The neighbourhood has 1/40 of all points on each side, and at least 2 points.
+    """
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
