@@ -105,7 +105,7 @@ def _conversation(options: Options) -> "Conversation":
 
 
 def _talk(talk: "Conversation") -> None:
-    """Ask and answer until the user ends the conversation."""
+    """Read questions from the terminal and print answers, until the user ends the conversation."""
     from minigpt.generation.slash_commands import command_name, is_command
 
     with contextlib.suppress(ImportError):

@@ -456,7 +456,7 @@ class _Counted:
         ]
 
     def prompts(self) -> list[str]:
-        """Return two prompts: beginnings of lines near the end of the text, which is the validation part."""
+        """Return two prompts: beginnings of lines near the end of the text. The end is for validation."""
         lines = [line.strip() for text in self._last for line in text.splitlines()]
         lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
         lines = lines[-max(2, len(lines) // 4) :]

@@ -36,7 +36,7 @@ POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
-_ALIKE = 0.75  # from this similarity, a wrong choice is taken for a typing error
+_ALIKE = 0.75  # a wrong choice that is so similar (0 to 1) to a valid choice is a typing error
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
@@ -62,8 +62,8 @@ class Flag(NamedTuple):
     kind: Any  # type of one value: int, float, str, Path, a Literal; bool: a switch
     is_list: bool
     is_positional: bool
-    default: object  # value without the flag; dataclasses.MISSING if the flag is required
-    holder: str  # name of the `fields_of` field that adds the flag; "": an ordinary field is the flag
+    default: object  # value if the user does not give the flag; dataclasses.MISSING if the flag is required
+    holder: str  # name of the `fields_of` field that adds this flag; "" for the flag of an ordinary field
 
     @property
     def title(self) -> str:
@@ -187,7 +187,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
-    """Return the flag that a word names, and True; for `--no_` with the name of a switch, return False."""
+    """Return (the flag that a word names, True); for a switch that is written with `--no_`: (flag, False)."""
     name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
     positive = name.removeprefix("no_")
     known = {name: flag for name, flag in flags.items() if not flag.is_positional}
@@ -234,8 +234,8 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
     Args:
         options: the dataclass of the command's options.
         program: the command's name in the line of usage.
-        source: source file of the command. It is read for classes of the module `__main__`, because under
-            `minigpt VERB` another module is sys.modules["__main__"].
+        source: source file of the command. The help of a class whose module is `__main__` is read from this
+            file, because under `minigpt VERB`, sys.modules["__main__"] is not the command's module.
         defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)
@@ -279,7 +279,7 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
 
 
 def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield group, name and help of each flag, in the order of the source. Base classes come last."""
+    """Yield (group, name, help) of each flag, in the order of the source. Flags of base classes come last."""
     seen = set()
     fields = {field.name: field for field in dataclasses.fields(options)}
     for owner in filter(dataclasses.is_dataclass, options.__mro__):

@@ -113,7 +113,7 @@ def _recognised(text: str, depth: int = 4) -> str:
 
 
 def _between(fixed: Sequence[str], text: str) -> list[str] | None:
-    """Return the texts between the fixed parts of a text; None if the text does not have these parts.
+    """Return the values in a text: the parts of it between the `fixed` parts; None if `fixed` does not match.
 
     >>> _between(["", " is empty: ", ""], "a.txt is empty: no line")
     ['a.txt', 'no line']
@@ -132,7 +132,7 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates() -> list[tuple[list[str], str]]:
-    """Return (fixed parts, translation) of each catalogue entry with {0}, the longest entry first."""
+    """Return (texts around the values, translation) of each catalogue entry with {0}, longest entry first."""
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:

@@ -144,7 +144,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _translated(rows: Sequence[Sequence[object]]) -> list[list[object]]:
-    """Translate the cells that are Messages. Other cells may be names or texts of the user."""
+    """Translate the cells that are Messages. Other cells stay: they may be names or texts of the user."""
     return [[translated(cell) if isinstance(cell, Message) else cell for cell in row] for row in rows]
 
 

@@ -193,7 +193,7 @@ def read_document(
     any_place: bool,
     check: Check = lambda left, right: True,
 ) -> Iterator[tuple[str, bool]]:
-    """Read a piece of a text file in chunks. Only the last chunk of a document may be less than `chunk` long.
+    """Read a piece of a text file in chunks. A document is cut whenever `chunk` characters or more were read.
 
     All chunks together are the piece's text without separators. Encoding the chunks one by one gives the
     same ids as encoding the whole text. For `any_place` and `check`, see `plan_pieces`.
@@ -318,7 +318,7 @@ def whole_characters(data: bytes) -> int:
 
 
 def _place(path: Path, offset: int) -> tuple[int, int]:
-    """Return line and column (in bytes) of a byte, both from 1."""
+    """Return line and column of the byte at `offset`. Both begin at 1; the column is counted in bytes."""
     line, column, left = 1, 1, offset
     with open_regular(path) as file:
         while left > 0:

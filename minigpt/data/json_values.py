@@ -137,7 +137,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def _value(text: str, begin: int) -> tuple[Any, int]:
-    """Parse the JSON value at position `begin`. Return value and end. Raise BadLine for broken JSON."""
+    """Return the JSON value at position `begin`, and the position after it. Broken JSON raises BadLine."""
     try:
         value, end = _DECODER.raw_decode(text, begin)
     except json.JSONDecodeError as error:

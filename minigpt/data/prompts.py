@@ -30,7 +30,7 @@ __all__ = ["EncodedPrompts", "Prompt", "encode_prompts", "read_prompts"]
 class Prompt(NamedTuple):
     """One prompt."""
 
-    ids: list[int]  # ids that the model reads
+    ids: list[int]  # token ids of the prompt
     question: str  # the last question as text
     answer: str  # the answer of the record; "": it has none
     fields: Mapping[str, Any] = {}  # all fields of the record

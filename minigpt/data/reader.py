@@ -45,7 +45,7 @@ class ReadReport:
     conversations: int = 0
     answers: int = 0  # number of answers in all conversations
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
-    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of its first record
+    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of the first such record
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()

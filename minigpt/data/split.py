@@ -200,7 +200,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     """Choose the groups for train. Return a list: True if the group is for train, False if it is for val.
 
     `sizes` are the sizes of the groups in random order. The sum of the chosen sizes should be as close as
-    possible to `ratio` times the sum of all sizes. The groups are divided into three sections:
+    possible to the target: `ratio` times the sum of all sizes. The groups are divided into three sections:
 
     - The groups at the beginning are for train. Their sum is below the target.
     - From the next groups (at most `_WINDOW`), the groups for train are chosen so that the whole sum comes

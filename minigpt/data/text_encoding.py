@@ -175,7 +175,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # tried before `readings`: an encoding that allows all bytes fits a damaged text, too
+    if damaged:  # preferred to `readings`, because some encodings can decode any bytes
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec

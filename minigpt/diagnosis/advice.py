@@ -134,7 +134,7 @@ def reading(config: TrainConfig) -> list[str]:
 
 
 def split_commands(record: RunRecord) -> tuple[str, dict[str, Any]]:
-    """Return a command that splits the training file anew, and the flags to train on its two parts."""
+    """Return a command that splits the training file again, and flags to train on the two new files."""
     config = record.config
     folder = anew(record.folder.with_name(f"{record.folder.name}-data"))
     words = ["minigpt", "split", "--input", str(config.train_data), "--output_dir", str(folder)]

@@ -55,7 +55,7 @@ class AnswerLoss(NamedTuple):
     other: float  # loss after questions that belong to different answers
     error: float  # standard error of other - own
     end: float  # loss of the <sep> that ends an answer
-    inside: float  # loss of an answer's tokens without this <sep>
+    inside: float  # loss of an answer's tokens, except this <sep>
     example: Exchange
 
 
@@ -129,7 +129,10 @@ def measure(
 
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return three tensors (B,): loss of each answer, loss of its last token (both in nats), its tokens."""
+    """Return three tensors (B,) about the answer in each row, with losses in nats.
+
+    They are the sum of the losses of its tokens, the loss of its last token, and its number of tokens.
+    """
     hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))

@@ -183,7 +183,7 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def leaps(record: RunRecord) -> dict[int, tuple[float, float]]:
-    """Return a dict: step with a spike -> (its loss, the usual loss before it).
+    """Return a dict: step with a spike -> (loss at this step, median of the losses before this step).
 
     Spikes are found in the lines of metrics and among the events that the run recorded.
     """

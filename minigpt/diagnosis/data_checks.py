@@ -213,7 +213,10 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Check for skipped lines, without lines with an empty field. Report the file with more such lines."""
+    """Check for skipped lines. Lines with an empty field are not counted here, but in `empty_answers`.
+
+    The finding is about the file with the larger share of skipped lines.
+    """
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -250,7 +253,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD (a lost character). Report the file in which more records have it."""
+    """Check for records with U+FFFD (a lost character). Report the file with the larger share of them."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -353,7 +356,7 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 
 def leak(data: DataRecord) -> Finding | None:
-    """Check for validation questions in the training data. Width, case and spaces do not count."""
+    """Check for validation questions that are also training questions, up to width, case and spaces."""
     # In a file of pairs, equal questions are a leak. In conversations, questions such as "why?" often occur
     # again. So there, a question counts only with its answer.
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))

@@ -40,7 +40,7 @@ class TrainPoint:
     seconds: float = math.nan
     # The next fields have values only in a run that learns from rewards.
     reward: float = math.nan
-    equal_groups: float = math.nan  # share of the groups whose answers all have the same reward
+    equal_groups: float = math.nan  # share of the prompts whose answers all have the same reward
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ RISE = 0.02
 # If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
 CUT_OFF = 0.5  # if a larger share of the answers is cut off at the largest length, answers are endless
-EQUAL = 0.9  # if a larger share of the groups has equal rewards, the run can learn little
+EQUAL = 0.9  # if all answers to a prompt have the same reward for this share of prompts, little is learned
 
 
 def learns_from_rewards(record: RunRecord) -> bool:
@@ -71,7 +71,7 @@ def _numbers(first: ValPoint, last: ValPoint) -> dict[str, float]:
 
 
 def rewards_equal(record: RunRecord) -> Finding | None:
-    """Check whether nearly all groups had equal rewards, which teach nothing."""
+    """Check whether, for nearly all prompts, all answers had the same reward. Such prompts teach nothing."""
     shares = [point.equal_groups for point in record.train if math.isfinite(point.equal_groups)]
     if not shares:
         return None

@@ -99,7 +99,7 @@ def is_far(record: RunRecord) -> bool:
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum of the schedule's factors (0 to 1, learning rate / highest rate) over all steps done.
+    """Return the sum, over all steps done, of the schedule's factor: learning rate / highest learning rate.
 
     This sum times the highest learning rate is the largest distance by which AdamW can move a weight.
     """
