@@ -358,7 +358,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if isinstance(value, str) and source.path != source.origin:
-        return BadLine(value)  # `decode_sources` wrote the reason of a bad record in place of the record
+        return BadLine(value)  # `decode_sources` replaced a bad record by the reason why it is bad
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:

@@ -35,7 +35,7 @@ _FEWEST = 3  # an object {question: answer, ...} with fewer questions is not tak
 _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or four levels
 
 
-class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
+class BadLine(Exception):  # noqa: N818 -- always caught by minigpt; users never see this exception
     """The error of a record that is skipped.
 
     `reason` is a general text, such as "not an object": the records that were skipped for the same reason are

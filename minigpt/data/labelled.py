@@ -182,8 +182,8 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
 def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> Fields:
     """Choose the keys of text and label for the whole file.
 
-    For each of the two, the name given by the user is taken. Without it, the first usual name that at least
-    half of the records have is taken; if there is none, the usual name that most records have.
+    If the user gave a name, this name is the key. Else the key is the first usual name that at least half of
+    the records have, or else the usual name that most records have.
 
     Raises:
         InputError: if no record has a key for a needed part; the message lists the keys of the first record.

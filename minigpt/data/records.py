@@ -150,7 +150,7 @@ def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | No
 
 
 def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation:
-    """Return the conversation of a record that may lack its last answer; an empty answer is then added.
+    """Return the conversation of a record. If the last answer is missing, an empty answer is added.
 
     Raises:
         BadLine: if the record has no question, or a part of it is not text.

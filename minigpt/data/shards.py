@@ -339,7 +339,7 @@ def _described(sources: list[Source]) -> list[dict[str, Any]]:
 
 
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
-    """Return True if the sources have the same names, sizes and times (or, with another time, SHA-256)."""
+    """Return True if the sources are unchanged: same names, same sizes, and same time or same SHA-256."""
     if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
         return False
     return all(

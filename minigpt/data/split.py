@@ -31,7 +31,8 @@ from minigpt.storage.json_files import json_text
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
-# The version of the function `normalise`. Increase it with every change of the function: the split changes.
+# The version of the function `normalise`. Increase it with every change of the function, because such a
+# change changes the split, too.
 NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors

@@ -31,8 +31,8 @@ __all__ = [
     "usual_rates",
 ]
 
-# Options of the run that the new command does not repeat. `size` only chose other settings, such as n_layer,
-# and the command repeats these.
+# Options of the run that the new command does not repeat. `size` is not needed, because the command repeats
+# the settings that `size` chose, such as n_layer.
 _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
@@ -128,7 +128,7 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def reading(config: TrainConfig) -> list[str]:
-    """Return the run's flags about reading its files, such as --encoding, for use in other commands, too."""
+    """Return the flags, such as --encoding, with which other commands read the data files of the run."""
     names = ("encoding", "question_field", "answer_field")
     return [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
 

@@ -41,8 +41,8 @@ SAME_SHARE = 0.5
 # Report it if more than one answer in ten is empty. An empty answer is never right: the data has no empty
 # answers.
 EMPTY_SHARE = 0.1
-# The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
-# by at least two standard errors. Else the answers do not depend on the questions.
+# Answers depend on their questions if the loss of an answer is lower after the right question than after a
+# wrong question: by at least 2 %, and by at least two standard errors.
 OWN_SHARE, OWN_ERRORS = 0.02, 2.0
 _CHUNK = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 

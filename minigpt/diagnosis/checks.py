@@ -124,7 +124,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if the learning rate cannot have caused an overflow: it is low, and spikes are few."""
+    """Return True if an overflow has another cause than the learning rate: few spikes, and no high rate."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -138,7 +138,7 @@ def data_replaced(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Check whether the first recorded loss, maybe a mean over several steps, fits an untrained model."""
+    """Check whether the first recorded loss is too low for an untrained model."""
     train = finite(record.train)
     if record.config.teacher is not None:  # the loss of distillation is mainly the distance to the teacher
         return None

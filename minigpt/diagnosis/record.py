@@ -185,7 +185,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
-    """Return the run's settings, from run.json or else from its newest checkpoint.
+    """Return the run's settings. They are read from run.json, or else from the newest checkpoint of the run.
 
     A setting that this version does not know is skipped. A setting with an impossible value gets its default.
     A warning names these settings. (A resume would need all of them, a diagnosis does not.)

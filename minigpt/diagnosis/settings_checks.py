@@ -82,9 +82,10 @@ def end_loss(record: RunRecord) -> float:
 
 
 def learned_less_than(record: RunRecord, share: float) -> bool:
-    """Return True if both losses stayed high, compared with the unigram loss of their data.
+    """Return True if both losses stayed high; False if a loss is low, or not known.
 
-    The limit is `share` times the unigram loss for validation, and `share` - 0.1 times for training.
+    The validation loss is low if it was ever below `share` times the unigram loss of the validation data. The
+    training loss is low if it ended below (`share` - 0.1) times the unigram loss of the training data.
     """
     if record.summary is None or not finite(record.val):
         return False
@@ -94,7 +95,7 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
 
 
 def is_far(record: RunRecord) -> bool:
-    """Return True if the run got far: the model has learned most of the data, or this is not known."""
+    """Return True if the model has learned most of the data, or if this is not known."""
     return record.summary is None or not best_loss(record) >= NOT_FAR * record.summary.val_unigram_loss
 
 
