@@ -316,7 +316,7 @@ def _decoded(data: bytes, name: str, encoding: str) -> str:
 
 
 def _asked(options: Options, model: "LanguageModel", tokenizer: "AnyTokenizer") -> "str | Reading":
-    """Return the question, or the text, cut to the length that the model can read."""
+    """Return the user's question; or else the user's text, without the end if the model cannot read all."""
     if options.question or not options.text or options.view == "neighbours":
         return options.question
     from minigpt.lens.reading import read_text

@@ -238,7 +238,7 @@ def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
 
 
 def _with_marks(path: Path, marks: Mapping[str, int], encoding: str) -> str:
-    """Return a note for texts that are conversations with marks."""
+    """Return a note for the user: some texts are conversations with marks of speakers, such as ChatML's."""
     shown = ", ".join(f"{count:,} with {name} marks" for name, count in marks.items())
     is_file = path.is_file()
     as_text = f"; as plain texts: {advised('train --text', path, encoding)}" if is_file else ""

@@ -201,7 +201,7 @@ def _first(item: Mapping[str, Any], part: str) -> str | None:
     return _found(item)[part]
 
 
-@functools.lru_cache(maxsize=256)  # the records of a file have few different sets of fields
+@functools.lru_cache(maxsize=256)  # most records of a file have the same fields
 def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for part, names in FIELDS.items():

@@ -1,7 +1,7 @@
 """Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)   # loss of answers, after their own and other questions
+    loss = measure(model, tokenizer, conversations)   # loss of answers, after right and wrong questions
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
