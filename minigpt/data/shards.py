@@ -195,7 +195,7 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
     """Return a dict with all characters of a job's texts as one string, under the key "characters"."""
-    met = np.zeros(0x110000, dtype=np.bool_)  # met[c]: character c occurs; six times faster than a set
+    met = np.zeros(0x110000, dtype=np.bool_)  # met[c]: True if c occurs; six times faster than a set
     for text, _ in _documents(job, _Counts(), None):
         met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
     return {"characters": "".join(map(chr, np.flatnonzero(met).tolist()))}

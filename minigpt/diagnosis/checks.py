@@ -24,13 +24,14 @@ Point = TypeVar("Point", TrainPoint, ValPoint)
 
 # A new model's first loss is about ln(V), for V entries of the vocabulary. If this loss is below 0.7 ln(V),
 # the model was trained before. If the first line of metrics is a mean over several steps, a new model may
-# already reach the unigram loss, about half of ln(V); so the limit is then lower.
+# already reach the unigram loss, about half of ln(V); so the limit is then 0.3 ln(V).
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
 # A first loss below this limit means that something is wrong: no model predicts real text with certainty so
 # early.
 NOTHING = 1e-3
-# The smoothed loss varies by 10 or 20 %, because the rows of batches differ in length. If the loss is small,
-# it varies by more. A rise by 30 % and by half a nat is not noise.
+# A run has diverged if its smoothed loss ends at least 30 %, and at least half a nat, above its minimum.
+# Smaller rises are noise: the loss varies by 10 or 20 %, because the rows of batches differ in length, and a
+# small loss varies by more.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
 # A loss is a spike if it is half a nat above the highest of the sixteen losses recorded before it (other
 # spikes left out). Smaller rises are usual, because batches differ.
@@ -42,11 +43,11 @@ SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are fewer than three spikes, the rate is
 # not the reason for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# Report it if the gradient norm at the end is more than five times the norm after the start. A little growth
+# Report it if the gradient norm at the end is at least five times the norm after the start. A little growth
 # is normal while the loss falls.
 GRADIENT_TIMES = 5.0
-# At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between two
-# evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
+# At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between the last
+# two evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. All evaluations use
 # the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the
@@ -319,9 +320,9 @@ def late_share(record: RunRecord) -> float:
 def untrained(record: RunRecord) -> float:
     """Return the loss of the model before its first step; nan: unknown.
 
-    If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the
-    logits. The initial weights have a standard deviation of 0.02, and C normalised channels enter a logit; so
-    s^2 is 0.0004 C.
+    If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, for V entries of the vocabulary, and
+    logits with the variance s^2. A logit is a sum over C normalised channels, and the initial weights have a
+    standard deviation of 0.02; so s^2 is 0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss

@@ -52,7 +52,7 @@ CUT_SHARE = 0.05
 NO_ANSWER_SHARE = 0.01
 # Report it if more than half of the tokens are padding. Padding takes as much time as text.
 PADDING_SHARE = 0.5
-# The fields of question and answer are swapped if more than 50 % of the answers, but less than 10 % of the
+# The fields of question and answer are swapped if at least 50 % of the answers, but at most 10 % of the
 # questions, end with a question mark.
 ASKING, NOT_ASKING = 0.5, 0.1
 # Report it if more than 1 % of the conversations contain UTF-8 that was read as Latin-1. A few texts may
@@ -69,7 +69,8 @@ FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # are usual.
 DUPLICATE_SHARE = 0.1
 # Report it if 90 % of the questions of one part (training or validation) begin, or end, with the same phrase
-# of at least 3 characters, but less than 10 % of the other part do. Then only one part has a template.
+# of at least 3 characters, but at most 10 % of the questions of the other part do. Then only one part has a
+# template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
 # If more than one pair in ten contains special tokens of other programs, a program has left them there by
 # mistake. A few texts may contain them because they are about such tokens.
@@ -357,8 +358,8 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 def leak(data: DataRecord) -> Finding | None:
     """Check for validation questions that are also training questions, up to width, case and spaces."""
-    # In a file of pairs, equal questions are a leak. In conversations, questions such as "why?" often occur
-    # again. So there, a question counts only with its answer.
+    # In files of pairs, a question that is in both files is a leak. In conversations, questions such as
+    # "why?" occur often. So if the files have conversations, it is a leak only if the answer is equal, too.
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)

@@ -21,8 +21,8 @@ from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
 
-# A model that knows only how frequent each token is has the unigram loss. A model with a loss below 0.9 times
-# the unigram loss has learned to use the context; else it has learned little.
+# If the loss stays above 0.9 times the unigram loss, the model has learned little. (The unigram loss is that
+# of a model that knows how frequent each token is, and uses no context.)
 LITTLE = 0.9
 # If the loss stays above 0.97 times the unigram loss, the model has learned nothing but frequencies. The
 # limit is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
