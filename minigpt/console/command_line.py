@@ -175,8 +175,8 @@ def run(
     for number in stop_signals()[1:]:
         signal.signal(number, _terminate)
     # Torch's threads wait for each other in a loop ("spinning"), by default 300,000 times, before they sleep.
-    # If another program uses a core, this waiting makes torch up to six times slower. With at most 10,000
-    # times, torch does not become so slow. But on an idle machine, this costs 2 to 5 % of the speed.
+    # If another program uses a core, this waiting makes torch up to six times slower. A limit of 10,000 times
+    # avoids this. But on an idle machine, the limit costs 2 to 5 % of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # At the exit, Python's garbage collection of torch's objects would take half a second. Freezing avoids
     # it.

@@ -113,7 +113,7 @@ def _recognised(text: str, depth: int = 4) -> str:
 
 
 def _between(fixed: Sequence[str], text: str) -> list[str] | None:
-    """Return the values in a text: the parts of it between the `fixed` parts; None if `fixed` does not match.
+    """Return the parts of a text between the texts in `fixed`; None if `fixed` does not match the text.
 
     >>> _between(["", " is empty: ", ""], "a.txt is empty: no line")
     ['a.txt', 'no line']
@@ -138,7 +138,7 @@ def _templates() -> list[tuple[list[str], str]]:
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            if all(fixed[1:-1]):  # there is text between values; in "{0}{1}", {0} could end anywhere
+            if all(fixed[1:-1]):  # True: text separates the values; in "{0}{1}", {0} may end anywhere
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: -sum(map(len, one[0])))
 

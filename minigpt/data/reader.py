@@ -45,7 +45,8 @@ class ReadReport:
     conversations: int = 0
     answers: int = 0  # number of answers in all conversations
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
-    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of the first such record
+    # Reason -> detail of the first record that was skipped for this reason.
+    details: dict[str, str] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
@@ -90,7 +91,7 @@ class ReadReport:
         warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 
     def by_reason(self) -> dict[str, list[int]]:
-        """Return a dict: reason -> numbers of the skipped lines, for each reason; frequent reasons first."""
+        """Return a dict: reason -> numbers of the lines skipped for it, the most frequent reason first."""
         groups: dict[str, list[int]] = {}
         for line, reason in self.skipped:
             groups.setdefault(reason, []).append(line)

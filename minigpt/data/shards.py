@@ -321,7 +321,7 @@ def _as_prepared(
 
 
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
-    """Return True if the shards were made with these options. (Old manifests only have separators.)"""
+    """Return True if the shards were made with these options. (Old manifests record only separators.)"""
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))
     usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])

@@ -125,7 +125,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if an overflow has another cause than the learning rate: few spikes, and no high rate."""
+    """Return True if the learning rate cannot cause an overflow: the rate is not high, and spikes are few."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -184,7 +184,7 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def leaps(record: RunRecord) -> dict[int, tuple[float, float]]:
-    """Return a dict: step with a spike -> (loss at this step, median of the losses before this step).
+    """Return a dict: step with a spike -> (loss at this step, median of the losses shortly before).
 
     Spikes are found in the lines of metrics and among the events that the run recorded.
     """

@@ -36,10 +36,10 @@ MOVED = 0.1
 # A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
 # small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
-# The first steps of a run are too long in two cases. First: the loss rises to more than 0.15 nats above the
-# loss of the untrained model; between batches, it varies only by a few hundredths. Second: the learning rate
-# is high, and one of the first losses (a tenth of the run, at least ten losses) is more than half a nat above
-# an earlier loss.
+# The first steps of a run change the weights too much in two cases. First: the loss rises to more than 0.15
+# nats above the loss of the untrained model; between batches, it varies only by a few hundredths. Second: the
+# learning rate is high, and one of the first losses (a tenth of the run, at least ten losses) is more than
+# half a nat above an earlier loss.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
 # In a long run, AdamW's weights stay below the limit 1 / weight_decay. A limit below 0.2 is too small. A run
