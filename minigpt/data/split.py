@@ -1,8 +1,8 @@
 """Splits conversations into a training part and a validation part that share no question.
 
 Questions that differ only in width, case or spaces are equal, and all pairs of a question go to one part. If
-question and answer are both repeated, only the first pair of the file is kept. Except for this, the order of
-the lines does not matter: the split depends on the seed, the ratio and the texts.
+a pair is repeated (same question and same answer), only its first occurrence is kept. Except for this, the
+order of the lines does not matter: the split depends on the seed, the ratio and the texts.
 
 Conversations of several questions go to the same part if they share an exchange: a question with its answer.
 A very frequent exchange, such as a greeting, would join all conversations. So the conversations that share a

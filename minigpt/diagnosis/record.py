@@ -53,7 +53,7 @@ class ValPoint:
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the answers of the data
     completion_length: float = math.nan  # mean number of tokens of an answer
-    clipped_ratio: float = math.nan  # share of the answers that were cut off at the largest length
+    clipped_ratio: float = math.nan  # share of the answers that reached the largest number of tokens
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ FALL_SHARE, FALL = 0.2, 0.05
 RISE = 0.02
 # If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
-CUT_OFF = 0.5  # answers are endless if at least this share of them is cut off at the largest length
+CUT_OFF = 0.5  # answers are endless if at least this share of them reaches the largest number of tokens
 EQUAL = 0.9  # if all answers to a prompt have the same reward for this share of prompts, little is learned
 
 
