@@ -50,7 +50,7 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to find out which field holds the text
-_LONGEST = 1 << 26  # most bytes that are read of one line, or of the first lines, to recognise JSON Lines
+_LONGEST = 1 << 26  # when JSON Lines are recognised: most bytes to read of a line, and of all lines together
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -193,7 +193,7 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 
 def _found(item: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return a dict: part, such as "question" -> name of the record's field for this part, or None."""
+    """Return a dict: part, such as "question" -> name of its field in the record; None: there is none."""
     return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
 
 

@@ -226,7 +226,7 @@ def _head(cells: list[Any]) -> list[str]:
 
 
 def row_record(line: int, head: list[str], cells: list[str]) -> Record:
-    """Return a row as a record. If it has too many cells or undecodable bytes, the value is a BadLine."""
+    """Return a row as a record: a bad record if it has more cells than column names, or undecodable bytes."""
     if len(cells) > len(head):
         return Record(line, BadLine("more cells than the head has", f"{len(cells)} for {len(head)}"), "")
     for name, cell in zip(head, cells):
