@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _CHAT_TOKENS = 1024  # largest number of tokens of a chat model's answer, its reasoning included
 _EXPLAINED = 60  # largest number of tokens in the table that the command /why prints
-_DRAWING = ("temperature", "top_k", "top_p")  # each turns sampling on; only temperature 0 turns it off
+_DRAWING = ("temperature", "top_k", "top_p")  # options that turn sampling on; temperature 0 turns it off
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ def _conversation(options: Options) -> "Conversation":
 
 
 def _talk(talk: "Conversation") -> None:
-    """Ask and answer until the user ends the conversation."""
+    """Read questions from the terminal and print answers, until the user ends the conversation."""
     from minigpt.generation.slash_commands import command_name, is_command
 
     with contextlib.suppress(ImportError):
@@ -131,9 +131,9 @@ def _talk(talk: "Conversation") -> None:
 
 
 def _typed() -> str | None:
-    """Read what the user types. A line that ends with a backslash is joined with the next line.
+    """Return the text that the user types. A line that ends with a backslash is joined with the next line.
 
-    Returns: None after Ctrl-D, or two Ctrl-C in a row.
+    Returns None if the user presses Ctrl-D, or Ctrl-C twice in a row.
     """
     lines: list[str] = []
     warned = False
@@ -166,9 +166,9 @@ def _show(talk: "Conversation", text: str) -> None:
         print(say("(not in the vocabulary, {read_as}: {shown})", read_as=read_as, shown=shown))
     before = talk.forgotten
     pieces = talk.say(text)
-    if before == 0 < talk.forgotten:  # turns are left out for the first time: tell the user only now
+    if before == 0 < talk.forgotten:  # turns are left out for the first time: tell the user once
         print(translated("(the context is full: from now on the oldest turns are left out)"))
-    # After Ctrl-C, `closing` makes the conversation keep the part of the answer that was generated.
+    # `closing` is for Ctrl-C: the conversation then keeps the part of the answer that was generated before.
     with contextlib.closing(pieces):
         for piece in pieces:
             print(printable_lines(piece), end="", flush=True)

@@ -125,7 +125,7 @@ def _reading(options: Options, labels: "Labels") -> Any:
 
 
 def _result(each: "LabelledText", labels: "Labels", row: list[float]) -> dict[str, Any]:
-    """Return the text with its label and the probabilities."""
+    """Return a dict of a text, its label or labels, and all probabilities; for regression, text and value."""
     if labels.problem_type == "regression":
         return {"text": each.text, "value": row[0]}
     every = {name: round(value, 6) for name, value in zip(labels.names, row)}

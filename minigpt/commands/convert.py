@@ -45,7 +45,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read the folder, write the file, and warn about what the other program does differently."""
+    """Read the folder, write the file, and warn about what the file's reader will do differently."""
     from minigpt.console.terminal import warn
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.weights.quantized import precision_of
@@ -56,7 +56,7 @@ def main(options: Options) -> dict[str, Any]:
     ours: Any = next((one for one, theirs in _GGUF_DTYPES.items() if theirs == given), given)
     dtype = _GGUF_DTYPES[ours] if kind == "gguf" else ours
     folder = options.model
-    named = folder if folder.name.strip(".") else resolved(folder)  # "." and ".." are no names for a file
+    named = folder if folder.name.strip(".") else resolved(folder)  # "." and ".." cannot name the file
     output = options.output or named.parent / f"{named.name or 'model'}-{dtype}.{kind}"
     _check_output(output, kind)
     model, tokenizer = load_model_and_tokenizer(folder)

@@ -160,7 +160,7 @@ def _show(findings: "list[Finding]", language: "Language", title: str) -> None:
 
 
 def _numbers(numbers: dict[str, Any], names: dict[str, str]) -> str:
-    """Return the numbers of a finding, for a cell of the table. Values that are texts are left out."""
+    """Return the numbers of a finding as one text, for a cell of the table. `names`: key -> printed name."""
     shown = {names.get(key, key): value for key, value in numbers.items() if not isinstance(value, str)}
     return "  ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"

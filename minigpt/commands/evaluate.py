@@ -198,8 +198,8 @@ def measure_pairs(options: Options) -> "tuple[dict[str, Any], list[Row]]":
         options.data, options.strict, options.encoding, options.field_names
     )
     reading.print_summary()
-    # By default, conversations are cut to the max_length of the training, which the folder `source` records.
-    # So the loss on the validation data equals the loss that the training printed.
+    # By default, conversations are cut to the same max_length as in training, so that the loss on the
+    # validation data equals the loss that training printed. The folder `source` records this max_length.
     source = adapter_folder(options.adapter) if options.adapter else model_folder(options.model)
     length = options.max_length or trained_length(source)
     reports = [

@@ -316,7 +316,7 @@ def _decoded(data: bytes, name: str, encoding: str) -> str:
 
 
 def _asked(options: Options, model: "LanguageModel", tokenizer: "AnyTokenizer") -> "str | Reading":
-    """Return the question, or the text, cut to the length that the model can read."""
+    """Return the user's question; or else the user's text, without the end if the model cannot read all."""
     if options.question or not options.text or options.view == "neighbours":
         return options.question
     from minigpt.lens.reading import read_text
@@ -429,7 +429,7 @@ def _view_of_model(
 
 
 def _variants(options: Options) -> "list[GenerationOptions]":
-    """Return GenerationOptions for each variant to compare: one for each value of each of the flags."""
+    """Return one GenerationOptions for each value that the user gave to a flag such as --temperature."""
     pairs = [(name, value) for name in _DRAWING for value in getattr(options, name)]
     return [GenerationOptions(do_sample=True, **{name: value}) for name, value in pairs]
 

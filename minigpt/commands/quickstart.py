@@ -44,9 +44,9 @@ _RECORD = "quickstart.json"  # file in the output folder that says which data th
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 # If at least this share of the answers occurs only once, no model can learn to answer new questions.
 _ONCE = 0.9
-_BY_HEART = 1000  # with more pairs, a part is for validation; otherwise, all may be memorised
+_BY_HEART = 1000  # the model may learn all pairs by heart only if there are at most this many pairs
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
-_RECALLED = 500  # with at most this many pairs, the training part is evaluated at the end, too
+_RECALLED = 500  # the training part is evaluated, too, if there are at most this many pairs
 _MEASURED = 2000  # largest number of conversations in the validation part
 _SHOWN = 4  # largest number of right answers, and of wrong answers, in the table
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
@@ -161,7 +161,10 @@ class _Quickstart:
     def _divided(
         self, conversations: "Sequence[Conversation]", report: "ReadReport", is_needed: bool
     ) -> dict[str, Any] | None:
-        """Split the data. If this fails, raise the error, or return None if `is_needed` is False."""
+        """Split the data into train.jsonl and val.jsonl. Return the counts.
+
+        If the data cannot be split, InputError is raised if `is_needed` is True; else None is returned.
+        """
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
         if count > 10 * _MEASURED:  # with a validation part of 10 %, evaluations would take too long
@@ -273,13 +276,14 @@ class _Quickstart:
     def _typed(
         self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
     ) -> Given:
-        """Parse the flags of a command, and print the command line. Return the command's options.
-
-        `words` are printed and also parsed. So the printed command is the one that runs.
+        """Print a command line as a user would type it. Return the options that it gives to the command.
 
         Args:
-            also: words that are printed but are not options of `kind`.
-            is_typed: False: only parse, print nothing.
+            verb: name of the command.
+            kind: dataclass of the command's options.
+            words: flags and values. The same words are printed and parsed.
+            also: words that are printed after `words`, but not parsed.
+            is_typed: False: print nothing.
         """
         argv = [str(word) for word in words]
         if is_typed:
@@ -392,7 +396,7 @@ def _note(sentence: str) -> None:
 
 
 def _by_heart(conversations: "Sequence[Conversation]") -> str:
-    """Return why the model should memorise all pairs; "" if a part should be kept for validation."""
+    """Return the reason to train on all pairs, for the user; "" if some should be kept for validation."""
     answers = Counter(exchange.answer for each in conversations for exchange in each.exchanges)
     pairs = answers.total()
     if pairs < _FEW_PAIRS:
@@ -452,7 +456,7 @@ class _Counted:
         ]
 
     def prompts(self) -> list[str]:
-        """Return two prompts: beginnings of lines near the end of the text, which is the validation part."""
+        """Return two prompts: beginnings of lines near the end of the text. The end is for validation."""
         lines = [line.strip() for text in self._last for line in text.splitlines()]
         lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
         lines = lines[-max(2, len(lines) // 4) :]

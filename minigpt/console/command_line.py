@@ -54,7 +54,7 @@ __all__ = [
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class CommandOptions:
-    """The options of every command. RANGES gives the allowed numbers of a class's fields."""
+    """The options of every command. RANGES: field -> smallest and largest allowed number."""
 
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
 
@@ -109,7 +109,7 @@ def warn(text: str) -> None:
 
 
 def _text_of(error: Warning | Exception | str) -> str:
-    """Return the text of an error. If it is a Message, return the Message, which can be translated."""
+    """Return the text of an error. A Message is returned as a Message, which can still be translated."""
     first = [] if isinstance(error, str) else [*error.args][:1]
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
@@ -175,8 +175,8 @@ def run(
     for number in stop_signals()[1:]:
         signal.signal(number, _terminate)
     # Torch's threads wait for each other in a loop ("spinning"), by default 300,000 times, before they sleep.
-    # If another program uses a core, this makes torch up to six times slower. A limit of 10,000 avoids this;
-    # on an idle machine, that limit costs 2 to 5 % of the speed.
+    # If another program uses a core, this waiting makes torch up to six times slower. A limit of 10,000 times
+    # avoids this. But on an idle machine, the limit costs 2 to 5 % of the speed.
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # At the exit, Python's garbage collection of torch's objects would take half a second. Freezing avoids
     # it.
@@ -221,7 +221,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
         code, complaint = 2, say("error: {text}", text=say("not enough memory: {what}", what=what))
     finally:
         _empty(sys.stdout)
-        if isinstance(sys.stderr, _NeverFails):  # else the command has put another stream there
+        if isinstance(sys.stderr, _NeverFails):  # False if the command replaced sys.stderr
             sys.stderr = errors
     with contextlib.suppress(OSError):
         if complaint:
@@ -231,7 +231,7 @@ def exit_code(program: str, work: Callable[[], object]) -> int:
 
 
 class _NeverFails:
-    """Takes the place of sys.stderr. A failed write is ignored, so that it does not end a training."""
+    """Takes the place of sys.stderr. A failed write is ignored, so that a training run continues."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream
@@ -423,16 +423,16 @@ def lasting_imports() -> Iterator[None]:
 
 
 class CarefulImport:
-    """Imports a module so that no signal is lost, and without garbage collection: for torch.
+    """Imports one module, such as torch, so that no signal is lost, and without garbage collection.
 
-    Put into `sys.meta_path`, it is asked before the usual finders, and finds the module with their help.
+    An object of this class stands first in `sys.meta_path`, before the usual finders of Python.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return the module's usual spec, with a loader that remembers signals. None for other modules."""
+        """Return the usual spec of the one module, with a loader that remembers signals; else None."""
         if name != self._name:
             return None
         sys.meta_path.remove(self)

@@ -36,19 +36,20 @@ POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
-_ALIKE = 0.75  # from this similarity, a wrong choice is taken for a typing error
+_ALIKE = 0.75  # a wrong choice with at least this similarity (0 to 1) to a valid one is a typing error
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
-    """Make a field of a dataclass that adds flags for fields of another dataclass, `options`.
+    """Return a dataclass field that adds command-line flags. Each flag sets one field of `options`.
 
-    The value of the field is a dictionary: name -> value, of those flags that the user gave. If the field has
-    a string below it, this string is the title of the flags' group in the help. Else the flags have the
-    groups of `options`.
+    The value of the returned field is a dictionary with the flags that the user gave: name -> value. If a
+    string stands below the returned field, this string is the title of the flags' group in the help. Else the
+    flags stand in the same groups as in the help of `options`.
 
     Args:
+        options: another dataclass.
         names: fields of `options` that become flags.
-        shows_defaults: True shows the defaults of `options` in the help.
+        shows_defaults: True: the help shows the defaults of `options`.
     """
     metadata = {"fields_of": options, "names": tuple(names), "shows_defaults": shows_defaults}
     return dataclasses.field(default_factory=dict, metadata=metadata)
@@ -61,8 +62,8 @@ class Flag(NamedTuple):
     kind: Any  # type of one value: int, float, str, Path, a Literal; bool: a switch
     is_list: bool
     is_positional: bool
-    default: object  # value without the flag; dataclasses.MISSING if the flag is required
-    holder: str  # the `fields_of` field whose dictionary gets the value; "": the flag is a field itself
+    default: object  # value if the user does not give the flag; dataclasses.MISSING if the flag is required
+    holder: str  # name of the `fields_of` field that adds this flag; "" for the flag of an ordinary field
 
     @property
     def title(self) -> str:
@@ -71,7 +72,10 @@ class Flag(NamedTuple):
 
 
 def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict[str, Flag]:
-    """Return name -> flag for all fields of a dataclass, or for `names` only. `holder`: see Flag.holder."""
+    """Return name -> flag for the fields of a dataclass: for all, or only for `names`.
+
+    `holder` becomes the value of Flag.holder.
+    """
     found: dict[str, Flag] = {}
     hints = typing.get_type_hints(options)
     for field in dataclasses.fields(options):
@@ -89,9 +93,9 @@ def flags_of(options: type, holder: str = "", names: Sequence[str] = ()) -> dict
 
 
 def _kind(hint: Any) -> tuple[Any, bool]:
-    """Return the type of one value, and True if a list of values is allowed.
+    """Return (type of one value, True if the flag takes a list of values) for the type hint of a field.
 
-    In a union such as `int | None`, the first type that a flag can have is used.
+    From a union such as `int | None`, the first type that a flag can have is taken.
     """
     is_union = typing.get_origin(hint) in (typing.Union, types.UnionType)
     members = typing.get_args(hint) if is_union else (hint,)
@@ -169,7 +173,10 @@ def parse(options: type, argv: Sequence[str]) -> dict[str, Any]:
 
 
 def _is_flag(word: str) -> bool:
-    """Return True if a word is a flag, not a number (-1). A word processor may have made its dash longer."""
+    """Return True if a word begins with a dash, but is no number such as -1.
+
+    A long dash counts, too: word processors write it in place of "-".
+    """
     if word[:1] not in ("-", "—", "–") or word == "-":
         return False
     try:
@@ -180,7 +187,7 @@ def _is_flag(word: str) -> bool:
 
 
 def _find(flags: dict[str, Flag], written: str) -> tuple[Flag, bool]:
-    """Find the flag that a word names. The second value is False for a switch that is written with `no_`."""
+    """Return (the flag that a word names, True); for a switch that is written with `--no_`: (flag, False)."""
     name = written.removeprefix("--").replace("-", "_") if written.startswith("--") else ""
     positive = name.removeprefix("no_")
     known = {name: flag for name, flag in flags.items() if not flag.is_positional}
@@ -227,8 +234,8 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
     Args:
         options: the dataclass of the command's options.
         program: the command's name in the line of usage.
-        source: source file of the command. It is read for classes of the module `__main__`, because under
-            `minigpt VERB` another module is sys.modules["__main__"].
+        source: source file of the command. The help of a class whose module is `__main__` is read from this
+            file, because under `minigpt VERB`, sys.modules["__main__"] is not the command's module.
         defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)
@@ -272,7 +279,7 @@ def _entry(flag: Flag, words: str, width: int) -> list[str]:
 
 
 def _described(options: type, source: str) -> Iterator[tuple[str, str, str]]:
-    """Yield group, name and help of each flag, in the order of the source. Base classes come last."""
+    """Yield (group, name, help) of each flag, in the order of the source. Flags of base classes come last."""
     seen = set()
     fields = {field.name: field for field in dataclasses.fields(options)}
     for owner in filter(dataclasses.is_dataclass, options.__mro__):

@@ -90,10 +90,10 @@ def translated(text: str) -> str:
 
 @lru_cache(256)
 def _recognised(text: str, depth: int = 7) -> str:
-    """Translate a text that an f-string made, for example "a.txt is empty" by the entry "{0} is empty".
+    """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
-    A value of several words, and both sides of "; " and ": ", are translated in the same way, down to `depth`
-    levels.
+    The parts of the text are translated in the same way: a value of several words, and the texts before and
+    after "; " and ": ". `depth` limits how often a part is divided again.
     """
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -131,7 +131,7 @@ def _closes_too_much(value: str) -> bool:
 
 
 def _between(fixed: Sequence[str], text: str) -> list[str] | None:
-    """Return the texts between the fixed parts of a text; None if the text does not have these parts.
+    """Return the parts of a text between the texts in `fixed`; None if `fixed` does not match the text.
 
     >>> _between(["", " is empty: ", ""], "a.txt is empty: no line")
     ['a.txt', 'no line']
@@ -150,16 +150,16 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates(is_short: bool) -> list[tuple[list[str], str]]:
-    """Return (fixed parts, translation) of each short or long catalogue entry with {0}, the longest first.
+    """Return (texts around the values, translation) of each catalogue entry with {0}, longest entry first.
 
-    An entry is short if its fixed parts have fewer than 12 characters together.
+    An entry is short if these texts have fewer than 12 characters together.
     """
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            # not "{0}{1}": nothing shows where the first value ends
+            # all(...): text separates the values; in "{0}{1}", {0} may end anywhere
             if (sum(map(len, fixed)) < 12) == is_short and all(fixed[1:-1]):
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: -sum(map(len, one[0])))

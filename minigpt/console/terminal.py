@@ -32,7 +32,7 @@ __all__ = [
 ]  # fmt: skip
 
 _NUMBER = re.compile(r"[\d.,+-]+")
-_LONGEST_NUMBER = 24  # columns; a longer word with digits is a path or an address
+_LONGEST_NUMBER = 24  # largest width of a number, in columns; a wider word is a path or an address
 _NARROW = 60  # on a terminal with fewer columns, a table has no vertical lines
 
 
@@ -121,7 +121,7 @@ def table_text(
         rooms = {3: width - 3 * len(least) - 1, 2: width - 2 * len(least) + 1, 1: width - len(least) + 1}
         gaps = (2, 1) if width < _NARROW else (3, 2, 1)
         gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
-        if gap is None and len(least) <= 2:  # break long paths or addresses, but not numbers
+        if gap is None and len(least) <= 2:  # no gap fits: allow breaks in long paths and addresses
             least = [max(1, *map(_longest_number, column)) for column in zip(*cells)]
             gap = next((gap for gap in gaps if sum(least) <= rooms[gap]), None)
         if gap is None:
@@ -144,7 +144,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _translated(rows: Sequence[Sequence[object]]) -> list[list[object]]:
-    """Translate the cells that are Messages. Other cells may be names or texts of the user."""
+    """Translate the cells that are Messages. Other cells stay: they may be names or texts of the user."""
     return [[translated(cell) if isinstance(cell, Message) else cell for cell in row] for row in rows]
 
 
@@ -168,18 +168,19 @@ def _widths(cells: Sequence[Sequence[str]], least: Sequence[int], room: int) -> 
 
 
 def _longest_word(cell: str) -> int:
-    """Return the width of a cell's longest word in columns. A word that is not ASCII counts as 12 at most.
+    """Return how many columns a cell needs, so that no word in it is broken over two lines.
 
-    Such a word, for example Chinese text, may be broken, unless it contains digits.
+    A word that is not ASCII, such as Chinese text, may be broken, so it counts as 12 columns at most.
+    Exception: a number is never broken (see `_longest_number`).
     """
     least = [cell_len(word) if word.isascii() else min(cell_len(word), 12) for word in cell.split()]
     return max([_longest_number(cell), *least])
 
 
 def _longest_number(cell: str) -> int:
-    """Return the width of a cell's longest number, with its sign or unit; 0 if it has none.
+    """Return the width of a cell's longest number, with sign or unit; 0 if the cell has no number.
 
-    A long word with a digit is a path or an address, and not a number.
+    A word with digits that is wider than _LONGEST_NUMBER is no number, but a path or an address.
     """
     words = (word for word in cell.split() if any(map(str.isdigit, word)))
     return max((cell_len(word) for word in words if cell_len(word) <= _LONGEST_NUMBER), default=0)
@@ -209,10 +210,10 @@ def _table(
 
 
 def _text(cell: object, width: int | None = None) -> Text:
-    """Return a Text, because rich would read `[red]` in a str as markup.
+    """Return a cell as an object of rich's class Text, because rich interprets `[red]` in a str as markup.
 
-    If it is wider than `width`, Chinese in it is wrapped: rich ends a line at a space, although there is room
-    for more characters.
+    Chinese text that is wider than `width` is wrapped here: rich would end a line at a space, even if more
+    Chinese characters fit into the line.
     """
     text = printable(str(cell))
     if width and not text.isascii() and cell_len(text) > width:

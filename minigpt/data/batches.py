@@ -170,8 +170,8 @@ def encode_prompt(
 ) -> list[int]:
     """Encode a question and the pairs before it as question <sep> answer <sep> ... question <sep>.
 
-    If these are more than max_length ids, the oldest pairs of question and answer are left out. The last
-    question is never cut, so a long question alone may have more than max_length ids.
+    If the result has more than max_length ids, the oldest pairs of question and answer are left out. The last
+    question is never cut, so the result may still have more than max_length ids if this question is long.
     """
     sep = _separator(tokenizer)
     ids: list[int] = np.concatenate([tokenizer.encode_array(question), sep]).tolist()

@@ -22,7 +22,7 @@ def encode_chat_conversation(
     """Encode one conversation with the tokenizer's chat template, as at most max_length tokens.
 
     If a conversation is too long, its oldest questions with their answers are left out. The system text is
-    kept. A single question with its answer loses its end.
+    kept. If the last question with its answer is still too long, its end is cut off.
 
     Returns: ids (T,); a mask of the assistant's ids, including the token that ends an answer
     (T,); True if something was cut.

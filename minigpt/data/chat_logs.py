@@ -205,7 +205,7 @@ def read_messages(
 ) -> ChatLog:
     """Group records into conversations. Each record is one message.
 
-    A record without speaker or text becomes a bad record of the log.
+    A record without speaker or text becomes a record of the log whose value is a BadLine.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.
@@ -275,7 +275,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     said = names.total()
     if said < _FEWEST or len(names) < 2 or 2 * len(names) > said:
         return False
-    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a name has a letter, a time has no letter
+    if not all(re.search(r"[^\W\d_]", name) for name in names):  # without a letter, it is a time and no name
         return False
     if any(name.split()[0].lower() in _LEVELS for name in names if name.split()):
         return False

@@ -80,7 +80,7 @@ class TextOptions:
 
 
 class QuietTextOptions(TextOptions):
-    """The same options for reading the same files again: the notes about them were printed the first time."""
+    """Options for reading files a second time: the notes about the files are not printed again."""
 
     is_quiet = True
 
@@ -393,9 +393,9 @@ def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: Da
 
 
 def _require_good_bytes(path: Path, text: str, encoding: str) -> None:
-    """Raise InputError if the bytes of a text included a byte that is no character of its encoding.
+    """Raise InputError if a text has a bad byte: one that stands for no character in the encoding.
 
-    A text in UTF-8 is not checked here: `read_document` makes this check later.
+    `encoding` is the text's encoding. UTF-8 is not checked here: `read_document` does this later.
     """
     found = None if encoding == "utf-8" else BAD_BYTES.search(text)
     if found:

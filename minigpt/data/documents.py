@@ -38,8 +38,8 @@ __all__ = ["Piece", "Source", "plan_pieces", "read_document", "read_lines", "who
 
 Kind = Literal["text", "jsonl", "parquet", "other"]  # other: `decode_sources` must convert the file first
 _BLOCK = 1 << 20  # number of bytes per read
-_LINE = 1 << 12  # bytes read before a possible cut: they show whether it is inside a separator line
-_LONGEST = 1 << 26  # largest number of bytes without a position where the file may be cut
+_LINE = 1 << 12  # number of bytes read before a cut, to see whether the cut is inside a separator line
+_LONGEST = 1 << 26  # if so many bytes have no position where the file may be cut, an error is raised
 _CUTS = re.compile(r"(?<=\S)\r?\n(?=[^\s/])|(?<=\S)(?= \S)")
 _SPARE_CUTS = re.compile(r"(?<=[\u4e00-\u9fff])(?=[，。！？；：、])")
 _CONTINUED = bytes(range(0x80, 0xC0))  # bytes that continue a UTF-8 character
@@ -152,9 +152,9 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 
 
 def _last_cut(text: str, any_place: bool, start: int) -> int:
-    """Return the last position after `start` where a text may be cut; 0: there is none.
+    """Return the last position after `start` where a text may be cut; 0 if there is none.
 
-    More of the document follows. So the end of the text is such a position only with `any_place`.
+    The text is the beginning of a longer document. So it may be cut at its own end only with `any_place`.
     """
     if any_place:
         return len(text)
@@ -193,7 +193,7 @@ def read_document(
     any_place: bool,
     check: Check = lambda left, right: True,
 ) -> Iterator[tuple[str, bool]]:
-    """Read a piece of a text file in chunks. Only the last chunk of a document may be less than `chunk` long.
+    """Read a piece of a text file in chunks. A document is cut whenever `chunk` characters or more were read.
 
     All chunks together are the piece's text without separators. Encoding the chunks one by one gives the
     same ids as encoding the whole text. For `any_place` and `check`, see `plan_pieces`.
@@ -222,7 +222,7 @@ def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str |
         yield from parts
         return
     border = re.compile(rf"(?m)^{re.escape(separator)}[ \t]*\n")
-    in_line = not _begins_a_line(source, piece)  # True: `held`, the text not yet yielded, begins in a line
+    in_line = not _begins_a_line(source, piece)  # True: `held`, text not yet yielded, begins within a line
     held = ""
     for part in parts:
         held += part
@@ -306,7 +306,7 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """Return the length of the longest beginning that ends neither inside a UTF-8 character nor with a CR."""
+    """Return how many bytes of `data` form whole UTF-8 characters. A CR at the end is left out, too."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes
@@ -318,7 +318,7 @@ def whole_characters(data: bytes) -> int:
 
 
 def _place(path: Path, offset: int) -> tuple[int, int]:
-    """Return line and column (in bytes) of a byte, both from 1."""
+    """Return line and column of the byte at `offset`. Both begin at 1; the column is counted in bytes."""
     line, column, left = 1, 1, offset
     with open_regular(path) as file:
         while left > 0:
@@ -358,7 +358,7 @@ def read_lines(source: Source, piece: Piece) -> Iterator[tuple[int, str | BadLin
 
 def _text_or_bad(value: Any, source: Source) -> str | BadLine:
     if isinstance(value, str) and source.path != source.origin:
-        return BadLine(value)  # `decode_sources` wrote the reason of a bad record in place of the record
+        return BadLine(value)  # `decode_sources` replaced a bad record by the reason why it is bad
     if not isinstance(value, Mapping):
         return BadLine("not an object")
     try:

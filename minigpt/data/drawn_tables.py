@@ -34,7 +34,7 @@ class DrawnTables(NamedTuple):
 
 
 def drawn_tables(text: str, path: Path, is_head: IsHead, needs_head: bool = False) -> DrawnTables | None:
-    """Read the tables of a text. Return None for a text without tables, or with more other lines than rows.
+    """Read the tables of a text. Return None if too few lines of the text are rows (see `_SHARE`).
 
     Args:
         is_head: a function: gets the cells of a table's first row in lower case, returns True if they are

@@ -35,11 +35,11 @@ _FEWEST = 3  # an object {question: answer, ...} with fewer questions is not tak
 _DEEPEST = 64  # deepest nesting of a JSON value; conversations need three or four levels
 
 
-class BadLine(Exception):  # noqa: N818 -- the reader handles it; users never see it
+class BadLine(Exception):  # noqa: N818 -- always caught by minigpt; users never see this exception
     """The error of a record that is skipped.
 
-    Skipped records are counted by `reason`. So `reason` is a general text that different records share.
-    `detail` describes only this record.
+    `reason` is a general text, such as "not an object": the records that were skipped for the same reason are
+    counted together. `detail` describes only this record.
     """
 
     def __init__(self, reason: str, detail: str = "") -> None:
@@ -137,7 +137,7 @@ def parse_line(line: bytes) -> Any:
 
 
 def _value(text: str, begin: int) -> tuple[Any, int]:
-    """Parse the JSON value at position `begin`. Return value and end. Raise BadLine for broken JSON."""
+    """Return the JSON value at position `begin`, and the position after it. Broken JSON raises BadLine."""
     try:
         value, end = _DECODER.raw_decode(text, begin)
     except json.JSONDecodeError as error:

@@ -150,7 +150,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # the name of a Parquet column: True means that it is read
+    if len(cells) == 1:  # a Parquet file: `cells` is one column's name; True: read the column
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
@@ -169,7 +169,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
     lengths = [sum(map(len, column.elements())) for column in counts]
     label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
     first = str(cells[0].get(str(label))).strip() if cells else ""
-    differ = len(counts[label]) == len(cells)  # True if all values differ: these are row numbers, not labels
+    differ = len(counts[label]) == len(cells)  # True: no value occurs twice, as in row numbers
     if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
         raise InputError(
@@ -182,8 +182,8 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
 def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> Fields:
     """Choose the keys of text and label for the whole file.
 
-    For each of the two, the name given by the user is taken. Without it, the first usual name that at least
-    half of the records have is taken; if there is none, the usual name that most records have.
+    If the user gave a name, this name is the key. Else the key is the first usual name that at least half of
+    the records have, or else the usual name that most records have.
 
     Raises:
         InputError: if no record has a key for a needed part; the message lists the keys of the first record.
@@ -404,7 +404,7 @@ class EncodedTexts:
 
     @property
     def answer_share(self) -> float:
-        """Return the share of the tokens on which the classifier runs: only one token of each text."""
+        """Return the share of the tokens that are classified. It is one token of each text."""
         return len(self) / len(self.ids)
 
     @property

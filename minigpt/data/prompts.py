@@ -30,7 +30,7 @@ __all__ = ["EncodedPrompts", "Prompt", "encode_prompts", "read_prompts"]
 class Prompt(NamedTuple):
     """One prompt."""
 
-    ids: list[int]  # ids that the model reads
+    ids: list[int]  # token ids of the prompt
     question: str  # the last question as text
     answer: str  # the answer of the record; "": it has none
     fields: Mapping[str, Any] = {}  # all fields of the record
@@ -55,7 +55,7 @@ class EncodedPrompts(EncodedExamples):
     def last_tokens(self) -> set[int]:
         """Return the ids with which answers end. These ids tell when a generated answer is complete.
 
-        A chat template may put more ids after the answer; they are not counted as its end.
+        A chat template may put more ids after the end of the answer. These ids are not returned.
         """
         places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
         return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}

@@ -48,7 +48,8 @@ class ReadReport:
     conversations: int = 0
     answers: int = 0  # number of answers in all conversations
     skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
-    details: dict[str, str] = field(default_factory=dict)  # reason -> detail of the first record with it
+    # Reason -> detail of the first record that was skipped for this reason.
+    details: dict[str, str] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
     garbled: list[int] = field(default_factory=list)  # lines with UTF-8 that was read as another encoding
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
@@ -100,7 +101,7 @@ class ReadReport:
         warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 
     def by_reason(self) -> dict[str, list[int]]:
-        """Return a dict: reason -> numbers of the lines skipped for it. The most frequent reason is first."""
+        """Return a dict: reason -> numbers of the lines skipped for it, the most frequent reason first."""
         groups: dict[str, list[int]] = {}
         for line, reason in self.skipped:
             groups.setdefault(reason, []).append(line)
@@ -250,7 +251,7 @@ def _without_head(path: Path, first_row: tuple[str, ...]) -> str:
 
 
 def _with_marks(path: Path, marks: Mapping[str, int], encoding: str) -> str:
-    """Return a note for texts that are conversations with marks."""
+    """Return a note for the user: some texts are conversations with marks of speakers, such as ChatML's."""
     shown = ", ".join(f"{count:,} with {name} marks" for name, count in marks.items())
     is_file = path.is_file()
     as_text = f"; as plain texts: {advised('train --text', path, encoding)}" if is_file else ""

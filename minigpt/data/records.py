@@ -173,7 +173,7 @@ def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | No
 
 
 def prompt_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation:
-    """Return the conversation of a record that may lack its last answer; an empty answer is then added.
+    """Return the conversation of a record. If the last answer is missing, an empty answer is added.
 
     Raises:
         BadLine: if the record has no question, or a part of it is not text.
@@ -224,7 +224,7 @@ def _first(item: Mapping[str, Any], part: str) -> str | None:
     return parts_of(item)[part]
 
 
-@functools.lru_cache(maxsize=256)  # the records of a file have few different sets of fields
+@functools.lru_cache(maxsize=256)  # most records of a file have the same fields
 def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for part, names in FIELDS.items():

@@ -8,10 +8,10 @@ __all__ = ["parse_keyword_weights"]
 
 
 def parse_keyword_weights(text: str) -> dict[str, float]:
-    """Return keyword -> weight.
+    """Return a dict: keyword -> weight.
 
     Raises:
-        InputError: if the text has another form, or a weight is no number of at least 0.
+        InputError: if the text does not have the form of the example, or a weight is negative.
 
     >>> parse_keyword_weights("plt:3, pd:0.5")
     {'plt': 3.0, 'pd': 0.5}

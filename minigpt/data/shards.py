@@ -45,7 +45,7 @@ __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "
 VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary, with --tokenizer char
 DECODED = "decoded"  # folder of decoded copies of source files
 PIECE = 16 << 20  # approximate number of bytes of text per shard
-CHUNK = 1 << 16  # characters per call of the tokenizer; it needs hundreds of bytes of memory per token
+CHUNK = 1 << 16  # characters that the tokenizer encodes at a time: more would need much more memory
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
 
 
@@ -111,7 +111,7 @@ def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
         filled += size
     jobs = []
     for number, group in enumerate(filter(None, groups)):
-        # A corpus may have many files. A job has only those it needs, because it is sent to another process.
+        # A job lists only the source files that it needs, because it is sent to another process.
         used = sorted({piece.source for piece in group})
         place = {index: i for i, index in enumerate(used)}
         own = [piece._replace(source=place[piece.source]) for piece in group]
@@ -195,7 +195,7 @@ def _count_unknown(text: str, ids: npt.NDArray[np.int32], tokenizer: Tokenizer, 
 
 def _look(shared: None, job: _Job) -> dict[str, Any]:
     """Return a dict with all characters of a job's texts as one string, under the key "characters"."""
-    met = np.zeros(0x110000, dtype=np.bool_)  # met[c]: character c occurs; six times faster than a set
+    met = np.zeros(0x110000, dtype=np.bool_)  # met[c]: True if c occurs; six times faster than a set
     for text, _ in _documents(job, _Counts(), None):
         met[np.frombuffer(text.encode("utf-32-le", "surrogatepass"), dtype="<u4")] = True
     return {"characters": "".join(map(chr, np.flatnonzero(met).tolist()))}
@@ -321,7 +321,7 @@ def _as_prepared(
 
 
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
-    """Return True if the shards were made with these options. (An older manifest only has separators.)"""
+    """Return True if the shards were made with these options. (Old manifests record only separators.)"""
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))
     usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])
@@ -339,7 +339,7 @@ def _described(sources: list[Source]) -> list[dict[str, Any]]:
 
 
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
-    """Compare sources by name, size and time. If only the time differs, compare their SHA-256."""
+    """Return True if the sources are unchanged: same names, same sizes, and same time or same SHA-256."""
     if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
         return False
     return all(
@@ -352,7 +352,10 @@ def _names(record: dict[str, Any]) -> tuple[str, str]:
 
 
 def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
-    """Remove minigpt's temporary files. Unless `temporary_only`, also remove its shards not in `keep`."""
+    """Remove minigpt's temporary files and shards. Files whose names are in `keep` stay.
+
+    With `temporary_only`, all shards stay.
+    """
     for path in folder.iterdir():
         is_ours = _OURS.fullmatch(path.name) and path.name not in keep and path.is_file()
         if is_ours and (path.name.startswith(".") or not temporary_only):

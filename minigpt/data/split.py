@@ -1,8 +1,8 @@
 """Splits conversations into a training part and a validation part that share no question.
 
 Questions that differ only in width, case or spaces are equal, and all pairs of a question go to one part. If
-question and answer are both repeated, only the first pair of the file is kept. Except for this, the order of
-the lines does not matter: the split depends on the seed, the ratio and the texts.
+a pair is repeated (same question and same answer), only its first occurrence is kept. Except for this, the
+order of the lines does not matter: the split depends on the seed, the ratio and the texts.
 
 Conversations of several questions go to the same part if they share an exchange: a question with its answer.
 A very frequent exchange, such as a greeting, would join all conversations. So the conversations that share a
@@ -31,12 +31,13 @@ from minigpt.storage.json_files import json_text
 
 __all__ = ["NORMALISATION", "Split", "normalise", "split_conversations", "write_split"]
 
-# The version of the function `normalise`. Increase it with every change of the function: the split changes.
+# The version of the function `normalise`. Increase it with every change of the function, because such a
+# change changes the split, too.
 NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # number of groups, at the border of train and val, from which train's last groups are chosen
+_WINDOW = 400  # number of groups from which `_choose` picks, to reach the wanted size of train
 
 
 def normalise(question: str) -> str:
@@ -197,13 +198,15 @@ def _rank(question: str, seed: int) -> bytes:
 
 
 def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
-    """Choose the groups for train, given their sizes in random order. True: the group is for train.
+    """Choose the groups for train. Return a list: True if the group is for train, False if it is for val.
 
-    The target is `ratio` times the sum of all sizes. If the first groups were taken until their sum reaches
-    the target, the sum would rarely equal the target. So the choice has two steps. First, groups are taken
-    from the beginning, as long as their sum is well below the target. Second, the next groups (at most
-    `_WINDOW`) form a pool. From this pool, those groups are taken with which the sum comes closest to the
-    target: a subset-sum problem. The groups after the pool are not taken.
+    `sizes` are the sizes of the groups in random order. The sum of the chosen sizes should be as close as
+    possible to the target: `ratio` times the sum of all sizes. The groups are divided into three sections:
+
+    - The groups at the beginning are for train. Their sum is below the target.
+    - From the next groups (at most `_WINDOW`), the groups for train are chosen so that the whole sum comes
+      closest to the target. This is a subset-sum problem.
+    - All groups after these are for val.
     """
     target = ratio * sum(sizes)
     cut = bisect_left(list(accumulate(sizes)), target)
@@ -211,7 +214,8 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     window = sizes[start : start + _WINDOW]
     before = sum(sizes[:start])
 
-    # Bit s of reachable[i] is 1 if some groups of window[i:] have the sum s. (The empty set has the sum 0.)
+    # Each number in `reachable` is a set of sums, one bit for each sum: bit s of reachable[i] is 1 if some
+    # groups of window[i:] have the sum s. (Bit 0 is always 1: no groups have the sum 0.)
     reachable = [1]
     for size in reversed(window):
         reachable.append(reachable[-1] | reachable[-1] << size)
@@ -221,8 +225,8 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
     chosen = [True] * start
     for size, later in zip(window, reachable[1:]):
-        # `left` is the sum that is still to be taken. Take this group if some of the groups after it have
-        # exactly the sum that is then left.
+        # `left` is the sum that is still missing. Take this group if the later groups can make the sum `left`
+        # minus `size` exactly.
         takes = size <= left and bool(later >> (left - size) & 1)
         chosen.append(takes)
         left -= size * takes
@@ -232,7 +236,8 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
     """Return the sum nearest to `target`: the index of a 1 bit of `sums`.
 
-    If two sums are equally near, prefer one that is not in `empty`: these sums leave train or val empty.
+    If two sums are equally near, a sum that is not in `empty` is preferred. The sums in `empty` would leave
+    train or val without any group.
     """
     bits = f"{sums:b}"[::-1]
     middle = max(0, min(math.floor(target), len(bits) - 1))

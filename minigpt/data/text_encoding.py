@@ -45,7 +45,7 @@ _SENSIBLE = re.compile(
 )
 # Encodings with characters of several bytes. Only these have invalid bytes by which damage can be noticed.
 _OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")
-_NAMED_OF_SEVERAL_BYTES = (  # the same encodings, their relatives and other names that a user may give
+_NAMED_OF_SEVERAL_BYTES = (  # encodings with characters of several bytes that a user may name in --encoding
     *(*_OF_SEVERAL_BYTES, "gbk", "gb2312", "big5", "big5hkscs", "shift_jis", "shift_jisx0213", "euc_jp"),
     *("shift_jis_2004", "euc_kr", "johab"),
 )
@@ -57,13 +57,13 @@ _UNASSIGNED = {
 # If a text has few invalid bytes, the text is damaged. If it has more, the encoding is wrong. Up to three
 # invalid bytes are always few, because one additional byte can make three bytes invalid.
 _FEW = 3
-# In a long text, invalid bytes are few up to this share of the bytes beyond ASCII.
+# In a long text, invalid bytes are few if they are at most this share of the bytes that are not ASCII.
 _DAMAGED = 0.005
 _MOSTLY = 0.95
 _SAMPLE = 200_000  # number of bytes that are enough to detect an encoding
 _CERTAIN = 3.0  # the best encoding must be more than three times as likely as the second best
 _ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a few may be errors
-_ENOUGH = 8  # with fewer bytes beyond ASCII, the encoding is never certain
+_ENOUGH = 8  # with fewer bytes that are not ASCII, the encoding is never certain
 # Python's codecs that are no encodings of files.
 _NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")
 _SHOWN = 12  # number of characters that an error message shows
@@ -176,7 +176,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # tried before `readings`: an encoding that allows all bytes fits a damaged text, too
+    if damaged:  # preferred to `readings`, because some encodings can decode any bytes
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec
@@ -247,7 +247,8 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
         text = _damaged_text(data, codec)
         if not text:
             continue
-        # Judge the encoding by lines without invalid bytes: the rest of a line behind such a byte is wrong.
+        # Judge the encoding by lines without invalid bytes: after an invalid byte, the rest of the line is
+        # wrong.
         good = b"\n".join(line for line in data.split(b"\n") if not _bad_bytes(line, codec)[1])
         readings = _readings(good) if good.strip() else []
         own = next((each for each in readings if each.codec == codec), None)
@@ -261,7 +262,7 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
 
 
 def _damaged_text(data: bytes, codec: str) -> str:
-    """Return the text, if few of its bytes are invalid in this encoding; "" if none or many are."""
+    """Return the text decoded by `codec` if a few bytes are invalid in it; "" if no or many bytes are."""
     others = _count_beyond_ascii(data[:_SAMPLE])
     most = max(_FEW, _DAMAGED * others)
     # + 3: the sample may end inside a character, whose up to three bytes are then invalid.

@@ -173,7 +173,8 @@ def _note_unknown(
         lines.setdefault(character, conversation.line)
 
 
-# `whole` makes this another text than the unit of "12 pairs", because the two are different words in Chinese.
+# "pairs{whole}" is printed as "pairs". It has its own translation, because the word "pairs" in "12 pairs" is
+# a different word in Chinese.
 _ROWS = {
     "questions": Message("questions"),
     "answers": Message("answers"),

@@ -61,7 +61,7 @@ class TextPart:
 
         Args:
             rows: positions in the part at which the windows start, (B,).
-            pad_to: not used, because all windows have the same length; `EncodedExamples.batch` has it, too.
+            pad_to: has no effect, because all windows have the same length. (Other kinds of data need it.)
         """
         T = self.block_size
         ids = np.zeros((len(rows), T + 1), dtype=np.int64)
@@ -80,7 +80,7 @@ class TextPart:
 
     @property
     def answer_share(self) -> float:
-        """Return 1.0, because every target counts. Estimates use this property of all kinds of data."""
+        """Return the share of the targets that the loss counts: always 1.0 for a text."""
         return 1.0
 
     @property

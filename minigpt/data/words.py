@@ -10,7 +10,7 @@ that contains the border of two words belongs to the first word. A special token
                 Chinese characters between two punctuation marks are one word. WordPiece: a token with the
                 ## tokens after it; each Chinese character is a word
     jieba       Chinese words by the package rjieba (https://pypi.org/project/rjieba), an optional dependency
-                that is jieba in Rust; white space belongs to the word behind it
+                that is jieba in Rust; white space belongs to the word after it
 """
 
 from collections.abc import Callable, Sequence

@@ -1,6 +1,6 @@
 """Examines the files of a training run, reports problems, and says what to try.
 
-May import every folder below it: training, evaluation, generation, weights, data, families, storage.
+It may import these folders: training, evaluation, generation, weights, data, families, storage.
 
 In reading order:
 

@@ -31,8 +31,8 @@ __all__ = [
     "usual_rates",
 ]
 
-# Options of the run that the new command does not repeat. `size` only chose other settings, such as n_layer,
-# and the command repeats these.
+# Options of the run that the new command does not repeat. `size` is not needed, because the command repeats
+# the settings that `size` chose, such as n_layer.
 _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
@@ -56,7 +56,7 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def gentler(record: RunRecord) -> dict[str, Any]:
-    """Return settings with a lower learning rate: a third of the run's rate, or the usual rate if lower."""
+    """Return settings with a lower learning rate: a third of the run's rate, but at most the usual rate."""
     config, usual = record.config, usual_rates(record.config)
     lower = {name: float(f"{min(rate / 3, usual[name]):.2g}") for name, rate in rates(config).items()}
     warmup = max(config.warmup_steps, min(100, record.total_steps // 10))
@@ -128,13 +128,13 @@ def _words(name: str, value: object) -> list[str]:
 
 
 def reading(config: TrainConfig) -> list[str]:
-    """Return the run's flags about reading its files, such as --encoding, for use in other commands, too."""
+    """Return the flags, such as --encoding, with which other commands read the data files of the run."""
     names = ("encoding", "question_field", "answer_field")
     return [word for name in names if (value := getattr(config, name)) for word in (f"--{name}", value)]
 
 
 def split_commands(record: RunRecord) -> tuple[str, dict[str, Any]]:
-    """Return a command that splits the training file anew, and the flags to train on its two parts."""
+    """Return a command that splits the training file again, and flags to train on the two new files."""
     config = record.config
     folder = anew(record.folder.with_name(f"{record.folder.name}-data"))
     words = ["minigpt", "split", "--input", str(config.train_data), "--output_dir", str(folder)]

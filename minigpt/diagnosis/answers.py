@@ -1,7 +1,7 @@
 """Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)   # loss of answers, after their own and other questions
+    loss = measure(model, tokenizer, conversations)   # loss of answers, after right and wrong questions
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
@@ -38,11 +38,11 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# More empty answers than this share are reported. An empty answer is never right: the data has no empty
+# Report it if more than one answer in ten is empty. An empty answer is never right: the data has no empty
 # answers.
 EMPTY_SHARE = 0.1
-# The loss of an answer after its own question must be lower than after another question: by at least 2 %, and
-# by at least two standard errors. Else the answers do not depend on the questions.
+# Answers depend on their questions if the loss of an answer is lower after the right question than after a
+# wrong question: by at least 2 %, and by at least two standard errors.
 OWN_SHARE, OWN_ERRORS = 0.02, 2.0
 _CHUNK = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
@@ -52,10 +52,10 @@ class AnswerLoss(NamedTuple):
 
     pairs: int
     own: float  # loss after the right questions
-    other: float  # loss after questions of other pairs
+    other: float  # loss after questions that belong to different answers
     error: float  # standard error of other - own
     end: float  # loss of the <sep> that ends an answer
-    inside: float  # loss of the other tokens of an answer
+    inside: float  # loss of an answer's tokens, except this <sep>
     example: Exchange
 
 
@@ -79,15 +79,15 @@ def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """Measure the loss of each conversation's first answer, after its own question and after another one.
+    """Measure the loss of each conversation's first answer, after the right question and after a wrong one.
 
     Returns: the mean losses; None if all answers are the same, or a pair is too long for the model.
     """
     first = {each.exchanges[0].question: each.exchanges[0] for each in conversations}
     pairs = spread(list(first.values()), PAIRS)
     answers = [pair.answer for pair in pairs]
-    # For each answer, choose the question of a pair with another answer. The search begins at the pair that
-    # is half a list away, because neighbouring pairs may be alike.
+    # For each answer, choose the question of a pair whose answer is a different text. The search starts half
+    # the list after the answer's own pair, because neighbouring pairs may be alike.
     others = []
     for number, answer in enumerate(answers):
         turns = range(number + len(pairs) // 2, number + len(pairs) // 2 + len(pairs))
@@ -108,7 +108,7 @@ def measure(
     if encoded.n_cut or len(encoded) != len(both):
         return None
     model.eval()
-    rows = []  # for each pair: index, nats of its answer, nats of its end, number of tokens
+    rows = []  # (index, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
     for batch in encoded.in_order(64):
         rows += list(zip(batch.rows.tolist(), *(part.tolist() for part in _costs(model, batch))))
     nats, ends, counts = (list(part) for part in zip(*[row[1:] for row in sorted(rows)]))
@@ -129,7 +129,10 @@ def measure(
 
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return for each row the answer's nats, its last token's nats, and its number of tokens; (B,) each."""
+    """Return three tensors (B,) about the answer in each row, with losses in nats.
+
+    They are the sum of the losses of its tokens, the loss of its last token, and its number of tokens.
+    """
     hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
@@ -163,7 +166,9 @@ def ask(
 def judge(
     loss: AnswerLoss | None, answers: Sequence[Answer], limit: int, pairs_fit: bool = True
 ) -> list[Finding]:
-    """Return findings if answers do not depend on their questions, do not end, are the same, or are empty.
+    """Judge the answers: do they depend on their questions, do they end, do they differ, are they empty?
+
+    Returns: the findings.
 
     Args:
         limit: largest number of tokens of an answer.

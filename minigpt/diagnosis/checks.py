@@ -24,39 +24,40 @@ Point = TypeVar("Point", TrainPoint, ValPoint)
 
 # A new model's first loss is about ln(V), for V entries of the vocabulary. If this loss is below 0.7 ln(V),
 # the model was trained before. If the first line of metrics is a mean over several steps, a new model may
-# already reach the unigram loss, about half of ln(V); so the limit is then lower.
+# already reach the unigram loss, about half of ln(V); so the limit is then 0.3 ln(V).
 FIRST_BELOW, FIRST_BELOW_MEAN = 0.7, 0.3
 # A first loss below this limit means that something is wrong: no model predicts real text with certainty so
 # early.
 NOTHING = 1e-3
-# The smoothed loss varies by 10 or 20 %, because the rows of batches differ in length. If the loss is small,
-# it varies by more. A rise by 30 % and by half a nat is not noise.
+# A run has diverged if its smoothed loss ends at least 30 %, and at least half a nat, above its minimum.
+# Smaller rises are noise: the loss varies by 10 or 20 %, because the rows of batches differ in length, and a
+# small loss varies by more.
 DIVERGED_TIMES, DIVERGED_NATS = 1.3, 0.5
 # A loss is a spike if it is half a nat above the highest of the sixteen losses recorded before it (other
 # spikes left out). Smaller rises are usual, because batches differ.
 SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
-# Spikes are reported if there are at least three, and at least one in fifty steps (2 %). One or two spikes
-# may come from unusual batches. After a spike the loss needs about ten steps to recover, so with one spike in
-# fifty steps, a fifth of the run is wasted.
+# Report spikes if there are at least three, and if at least 2 % of the steps (one in fifty) have a spike. One
+# or two spikes may come from unusual batches. After a spike the loss needs about ten steps to recover, so
+# with one spike in fifty steps, a fifth of the run is wasted.
 SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are fewer than three spikes, the rate is
 # not the reason for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# A gradient norm that grows to five times its value after the start is reported. A little growth is normal
-# while the loss falls.
+# Report it if the gradient norm at the end is at least five times the norm after the start. A little growth
+# is normal while the loss falls.
 GRADIENT_TIMES = 5.0
-# At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between two
-# evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
+# At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between the last
+# two evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. All evaluations use
 # the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the
-# standard error of the mean loss may be more than 2 %. This half is then the limit.
+# standard error of the mean loss may be more than 2 %; then this half is used in place of 2 %.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
-# A plateau is reported if there are at least six evaluations, and the last third of the run lowered the loss
-# by less than half a per cent.
+# Report a plateau if the validation loss fell by less than 0.5 % in the last third of the evaluations. At
+# least six evaluations are needed.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# A fall of the speed to less than 0.75 of the first speed is reported, in a run of at least a minute. Rows
-# of different lengths and a busy machine change the speed by only 10 %.
+# Report it if the speed falls to less than 0.75 of the speed at the start. The run must have lasted at least
+# 60 seconds. Rows of different lengths and a busy machine change the speed by only 10 %.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
@@ -124,7 +125,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if the learning rate cannot have caused an overflow: it is low, and spikes are few."""
+    """Return True if the learning rate cannot cause an overflow: the rate is not high, and spikes are few."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -138,7 +139,7 @@ def data_replaced(record: RunRecord) -> Finding | None:
 
 
 def first_loss(record: RunRecord) -> Finding | None:
-    """Check whether the first recorded loss, maybe a mean over several steps, fits an untrained model."""
+    """Check whether the first recorded loss is too low for an untrained model."""
     train = finite(record.train)
     if record.config.teacher is not None:  # the loss of distillation is mainly the distance to the teacher
         return None
@@ -183,7 +184,7 @@ def loss_spikes(record: RunRecord) -> Finding | None:
 
 
 def leaps(record: RunRecord) -> dict[int, tuple[float, float]]:
-    """Return a dict: step with a spike -> (its loss, the usual loss before it).
+    """Return a dict: step with a spike -> (loss at this step, median of the losses shortly before).
 
     Spikes are found in the lines of metrics and among the events that the run recorded.
     """
@@ -282,13 +283,19 @@ def finite(points: Sequence[Point]) -> list[Point]:
 
 
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
-    """Return True if the last validation loss is above the lowest by `share` of it and by OVERFIT_NATS."""
+    """Return True if the last validation loss is clearly above the lowest.
+
+    The difference must be at least `share` times the lowest loss, and at least OVERFIT_NATS.
+    """
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
 
 
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
-    """Return a moving median of the losses, over 1/40 of the points on each side (at least 2 points)."""
+    """Return the losses, each replaced by the median of its neighbourhood.
+
+    The neighbourhood has 1/40 of all points on each side, and at least 2 points.
+    """
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]
 
@@ -313,9 +320,9 @@ def late_share(record: RunRecord) -> float:
 def untrained(record: RunRecord) -> float:
     """Return the loss of the model before its first step; nan: unknown.
 
-    If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, where s^2 is the variance of the
-    logits. The initial weights have a standard deviation of 0.02, and C normalised channels enter a logit; so
-    s^2 is 0.0004 C.
+    If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, for V entries of the vocabulary, and
+    logits with the variance s^2. A logit is a sum over C normalised channels, and the initial weights have a
+    standard deviation of 0.02; so s^2 is 0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss

@@ -33,42 +33,47 @@ from minigpt.training.run_data import RunData
 
 __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data_record"]
 
-# More skipped lines than this share are reported. Up to 1 % may be bad by accident. More bad lines are an
-# error of the program that wrote the file.
+# Report it if more than 1 % of the lines were skipped. Up to 1 % may be bad by accident. More bad lines are
+# an error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# If more than one in five questions (of at least 10) has the same answer, this is reported: a model then
-# gives this answer whenever it is unsure.
+# Report it if more than one in five questions has the same answer: a model then gives this answer whenever it
+# is unsure. At least 10 questions are needed.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# `minigpt split` puts no question into both parts. If more than one question in two hundred is in both,
-# another program split the data, and this is reported.
+# Report it if more than one in two hundred questions is in both parts, training and validation. `minigpt
+# split` puts no question into both parts, so another program has split the data.
 LEAK_SHARE = 0.005
-# More than 1 % of unknown characters is reported. That is about one character in every third sentence.
+# Report it if more than 1 % of the characters are unknown. That is about one unknown character in three
+# sentences.
 UNKNOWN_SHARE = 0.01
-# A few very long pairs are usual. If one pair in twenty loses its end, the model learns not to end answers.
+# Report it if max_length cuts off the end of more than 5 % of the pairs: the model then learns not to end
+# answers. A few very long pairs are usual.
 CUT_SHARE = 0.05
-# A pair without any answer teaches nothing. More than 1 % of such pairs is reported.
+# Report it if more than 1 % of the pairs lose their whole answer: such a pair teaches nothing.
 NO_ANSWER_SHARE = 0.01
-# More than half padding among the tokens is reported. Padding takes as much time as text.
+# Report it if more than half of the tokens are padding. Padding takes as much time as text.
 PADDING_SHARE = 0.5
-# Fields are swapped if more than 50 % of the answers end with a question mark, but less than 10 % of the
-# questions.
+# The fields of question and answer are swapped if at least 50 % of the answers, but at most 10 % of the
+# questions, end with a question mark.
 ASKING, NOT_ASKING = 0.5, 0.1
-# UTF-8 that was read as Latin-1 is reported above this share: a few texts may have it on purpose.
+# Report it if more than 1 % of the conversations contain UTF-8 that was read as Latin-1. A few texts may
+# contain this on purpose.
 MOJIBAKE_SHARE = 0.01
-# A few questions, such as greetings, have several answers. If one in ten questions has, the data
-# contradicts itself.
+# The data contradicts itself if more than one in ten questions has several different answers. A few
+# questions, such as greetings, usually have several.
 CONTRADICTION_SHARE = 0.1
-# Answers fit their questions if an answer is on average more similar to its own question than to another
-# question. FIT_PAIRS pairs or more are compared, if there are so many. The mean difference must be more than
-# FIT_ERRORS standard errors of this mean: by chance, this happens in one of thirty thousand files.
+# Answers fit their questions if an answer is more similar to its own question than to a different question.
+# The mean difference over at least FIT_PAIRS pairs (or all pairs, if there are fewer) must be more than
+# FIT_ERRORS standard errors of this mean. By chance, this happens in one of thirty thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
-# A few per cent of repeated pairs are usual. If one in ten is repeated, parts of the file were copied.
+# If more than 10 % of the pairs are repetitions, parts of the file were copied. A few per cent of repetitions
+# are usual.
 DUPLICATE_SHARE = 0.1
-# If 90 % of the questions of one part begin or end with the same phrase of 3 characters or more, but less
-# than 10 % of the other part, only one part was written with a template.
+# Report it if 90 % of the questions of one part (training or validation) begin, or end, with the same phrase
+# of at least 3 characters, but at most 10 % of the questions of the other part do. Then only one part has a
+# template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
-# A few texts may be about special tokens of other programs. If more than one pair in ten contains such
-# tokens, a program has left them there by mistake.
+# If more than one pair in ten contains special tokens of other programs, a program has left them there by
+# mistake. A few texts may contain them because they are about such tokens.
 MARKS_SHARE = 0.1
 MARKS = (
     *("<|im_start|>", "<|im_end|>", "<|user|>", "<|assistant|>", "<|system|>", "<|endoftext|>", "<|eot_id|>"),
@@ -83,13 +88,13 @@ MARKS = (
     ),
     *("<sep>", "<eos>", "<pad>", "</s>", "[SEP]", "[CLS]", "[PAD]"),
 )
-# If answers are less than a quarter of the counted tokens, most of the training is spent on questions.
+# Report it if more than 0.75 of the tokens that the loss counts belong to questions, not to answers.
 QUESTIONS_SHARE = 0.75
-# The loss of a unigram model of the training data is measured on validation data and on held-out training
-# data. A difference is reported if the loss on validation data is higher by more than half a nat (a factor of
-# 1.65 in probability) and by more than 10 / sqrt(n) nats, with n validation tokens. Chance can cause less: a
-# token's loss has a standard deviation of about 1.7 nats, the tokens of a row are not independent, and four
-# standard deviations of the mean are about 10 / sqrt(n).
+# A unigram model of the training data is measured on the validation data, and on held-out training data.
+# Report it if the first loss is higher than the second by more than 0.5 nats (a factor of 1.65 in
+# probability) and by more than 10 / sqrt(n) nats, for n validation tokens. Chance causes smaller differences:
+# a token's loss has a standard deviation of about 1.7 nats, and tokens of a row are not independent, so four
+# standard deviations of the mean loss are about 10 / sqrt(n).
 UNLIKE_NATS, UNLIKE_DEVIATIONS = 0.5, 10.0
 
 
@@ -209,7 +214,10 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 
 
 def lines_skipped(data: DataRecord) -> Finding | None:
-    """Check for skipped lines, except those with an empty field. Report the file with the larger share."""
+    """Check for skipped lines. Lines with an empty field are not counted here, but in `empty_answers`.
+
+    The finding is about the file with the larger share of skipped lines.
+    """
     found = []
     for report in data.reports:
         reasons = {why: len(lines) for why, lines in report.by_reason().items() if not _is_empty(why)}
@@ -246,7 +254,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD, a lost character. Report the file with the larger share of them."""
+    """Check for records with U+FFFD (a lost character). Report the file with the larger share of them."""
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:
@@ -349,9 +357,9 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 
 def leak(data: DataRecord) -> Finding | None:
-    """Check for validation questions in the training data. Width, case and spaces do not count."""
-    # In a file of pairs, equal questions are a leak. In conversations, questions such as "why?" often occur
-    # again. So there, a question counts only with its answer.
+    """Check for validation questions that are also training questions, up to width, case and spaces."""
+    # In files of pairs, a question that is in both files is a leak. In conversations, questions such as
+    # "why?" occur often. So if the files have conversations, it is a leak only if the answer is equal, too.
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
     learned = {
         exchange_key(exchange) if several else normalise(exchange.question)

@@ -63,7 +63,10 @@ class Finding:
         return (words.advice_zh if language == "zh" else words.advice_en).format(**self.numbers)
 
     def trying(self, *before: str, **flags: Any) -> "Finding":
-        """Return the finding with commands to try. Without flags, the run's own command is left out."""
+        """Return a copy of the finding with commands to try.
+
+        First the commands in `before`. Then, if there are `flags`, the run's own command with these flags.
+        """
         return dataclasses.replace(self, before=before, flags=flags or None)
 
     def as_dict(self) -> dict[str, Any]:

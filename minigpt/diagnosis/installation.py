@@ -187,7 +187,7 @@ def _processor() -> tuple[str, Any]:
 
 
 def instructions() -> dict[str, bool]:
-    """Return instruction set -> True if the processor has it, for instruction sets that decide the speed.
+    """Return a dict: instruction set -> True if the processor has it. It has only sets that matter for speed.
 
     Raises:
         OSError: if the system does not list its instruction sets.

@@ -40,7 +40,7 @@ class TrainPoint:
     seconds: float = math.nan
     # The next fields have values only in a run that learns from rewards.
     reward: float = math.nan
-    equal_groups: float = math.nan  # share of the groups whose answers all have the same reward
+    equal_groups: float = math.nan  # share of the prompts whose answers all have the same reward
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class ValPoint:
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the answers of the data
     completion_length: float = math.nan  # mean number of tokens of an answer
-    clipped_ratio: float = math.nan  # share of the answers that were cut off at the largest length
+    clipped_ratio: float = math.nan  # share of the answers that reached the largest number of tokens
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def _newest_checkpoint(folder: Path) -> Path | None:
 
 
 def _settings(folder: Path, run: dict[str, Any], state: dict[str, Any]) -> TrainConfig:
-    """Return the run's settings, from run.json or else from its newest checkpoint.
+    """Return the run's settings. They are read from run.json, or else from the newest checkpoint of the run.
 
     A setting that this version does not know is skipped. A setting with an impossible value gets its default.
     A warning names these settings. (A resume would need all of them, a diagnosis does not.)

@@ -14,16 +14,16 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 
-# The share of right answers must fall by a fifth of its first value, and by at least 0.05, to count as a
-# fall. With 200 prompts, the standard error of a share is at most 0.035.
+# The share of right answers has fallen only if the fall is at least a fifth of the first share, and at least
+# 0.05. With 200 prompts, the standard error of a share is at most 0.035.
 FALL_SHARE, FALL = 0.2, 0.05
-# A smaller rise of the reward is noise. The limit is this share of the reward's range in the run, or of its
-# first value, whichever is larger.
+# The reward has risen only if the rise is more than 2 % of the first reward, and more than 2 % of the
+# difference between the largest and the smallest reward of the run. A smaller rise is noise.
 RISE = 0.02
 # If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
-CUT_OFF = 0.5  # if a larger share of the answers is cut off at the largest length, answers are endless
-EQUAL = 0.9  # if a larger share of the groups has equal rewards, the run can learn little
+CUT_OFF = 0.5  # answers are endless if at least this share of them reaches the largest number of tokens
+EQUAL = 0.9  # if all answers to a prompt have the same reward for this share of prompts, little is learned
 
 
 def learns_from_rewards(record: RunRecord) -> bool:
@@ -71,7 +71,7 @@ def _numbers(first: ValPoint, last: ValPoint) -> dict[str, float]:
 
 
 def rewards_equal(record: RunRecord) -> Finding | None:
-    """Check whether nearly all groups had equal rewards, which teach nothing."""
+    """Check whether, for nearly all prompts, all answers had the same reward. Such prompts teach nothing."""
     shares = [point.equal_groups for point in record.train if math.isfinite(point.equal_groups)]
     if not shares:
         return None

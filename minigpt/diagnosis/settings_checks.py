@@ -21,8 +21,8 @@ from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
 
-# A model that knows only how frequent each token is has the unigram loss. A model with a loss below 0.9 times
-# the unigram loss has learned to use the context; else it has learned little.
+# If the loss stays above 0.9 times the unigram loss, the model has learned little. (The unigram loss is that
+# of a model that knows how frequent each token is, and uses no context.)
 LITTLE = 0.9
 # If the loss stays above 0.97 times the unigram loss, the model has learned nothing but frequencies. The
 # limit is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
@@ -30,36 +30,37 @@ NOTHING_BELOW = 0.97
 # If the loss is below a quarter of the unigram loss, the model has learned most of the data, and no setting
 # is reported. (On real texts, models end at a third or more.)
 NOT_FAR = 0.25
-# If no weight can have moved by 0.1 in the whole run, the weights have hardly changed. (0.1 is five times
-# their initial standard deviation.)
+# The weights have hardly changed if none of them can have moved by 0.1 in the whole run. (0.1 is five times
+# the standard deviation of the initial weights.)
 MOVED = 0.1
 # A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
 # small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
-# The loss of a new model varies by a few hundredths between batches. Steps are too long if they raise the
-# loss to 0.15 above that of the untrained model, or if, at a high rate, one of the first losses (ten, or a
-# tenth of the run) is half a nat above an earlier one.
+# The first steps of a run change the weights too much in two cases. First: the loss rises to more than 0.15
+# nats above the loss of the untrained model; between batches, it varies only by a few hundredths. Second: the
+# learning rate is high, and one of the first losses (a tenth of the run, at least ten losses) is more than
+# half a nat above an earlier loss.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
-# With weight decay, AdamW's weights stay below 1 / weight_decay in the long run. A limit below 0.2 is too
-# small. Only a long run comes near the limit: weight_decay times the sum of its learning rates is at least 1.
+# In a long run, AdamW's weights stay below the limit 1 / weight_decay. A limit below 0.2 is too small. A run
+# is long if weight_decay times the sum of the learning rates of all steps is at least 1.
 DECAY_LIMIT, DECAY_TIME = 0.2, 1.0
 # Dropout of at least this share is high: no recipe drops half of all activations.
 DROPOUT = 0.5
-# Clipping is meant for a few large gradients. Clipping is reported if it divides all gradients by a thousand
-# or more, and if the gradient of a single weight is then close to AdamW's eps, 1e-8. Larger gradients do no
-# harm: AdamW's steps do not depend on their scale.
+# Report clipping if it divides all gradients by 1000 or more, and if the gradient of a single weight is then
+# close to AdamW's eps, 1e-8. (AdamW's steps do not depend on the scale of gradients that are far above eps.)
+# Clipping is meant for a few large gradients only.
 CLIP_TIMES, CLIP_LEFT = 1000.0, 1e-7
-# The loss is still falling fast if at least 0.2 of its whole fall, and 0.1 nats, are in the last third of the
-# steps. If it fell along a straight line, this share would be 1/3; for a curve that ends flat, the share is
-# below 0.1.
+# The loss still falls fast if it falls in the last third of the steps by at least 0.2 of its whole fall, and
+# by at least 0.1 nats. Along a straight line, this share would be 1/3. If the curve is flat at the end, the
+# share is below 0.1.
 STEEP, STEEP_NATS = 0.2, 0.1
 # Number of target tokens per step: with fewer than 32, the gradient is mostly noise; 500 are enough.
 FEW_TARGETS, ENOUGH_TARGETS = 32.0, 500.0
-# A parameter can store about two bits (https://arxiv.org/abs/2404.05405). A model is too small if the data
-# has more bits than the parameters can store, and if three more things are true: less than a tenth of the
-# loss's fall is in the last third of the run; the validation loss is at most 20 % above the training loss;
-# the run read the data 3 times.
+# A model is too small if four conditions hold: the data has more bits than the parameters can store, at 2
+# bits per parameter (https://arxiv.org/abs/2404.05405); less than 10 % of the whole fall of the loss is in
+# the last third of the run; the validation loss is at most 20 % above the training loss; the run read the
+# data at least 3 times.
 BITS, STILL, GAP, EPOCHS = 2.0, 0.1, 0.2, 3.0
 
 
@@ -71,8 +72,8 @@ def best_loss(record: RunRecord) -> float:
 def end_loss(record: RunRecord) -> float:
     """Return the training loss at the end; nan if no training loss was recorded.
 
-    The result is the mean over the lines of the last epoch, because an epoch has batches of all lengths. If
-    these are more than a fifth of all lines, only the last fifth is used; if they are few, the last three.
+    The result is the mean over the metrics lines of the last epoch, because an epoch has batches of all
+    lengths. At most a fifth of all lines is used, but at least three lines.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -81,9 +82,10 @@ def end_loss(record: RunRecord) -> float:
 
 
 def learned_less_than(record: RunRecord, share: float) -> bool:
-    """Return True if both losses stayed high, compared with the unigram loss of their data.
+    """Return True if both losses stayed high; False if a loss is low, or not known.
 
-    The limit is `share` times the unigram loss for validation, and `share` - 0.1 times for training.
+    The validation loss is low if it was ever below `share` times the unigram loss of the validation data. The
+    training loss is low if it ended below (`share` - 0.1) times the unigram loss of the training data.
     """
     if record.summary is None or not finite(record.val):
         return False
@@ -93,14 +95,14 @@ def learned_less_than(record: RunRecord, share: float) -> bool:
 
 
 def is_far(record: RunRecord) -> bool:
-    """Return True if the run got far: the model has learned most of the data, or this is not known."""
+    """Return True if the model has learned most of the data, or if this is not known."""
     return record.summary is None or not best_loss(record) >= NOT_FAR * record.summary.val_unigram_loss
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum of the learning rate schedule's factors (0 to 1) of all steps that were done.
+    """Return the sum, over all steps done, of the schedule's factor: learning rate / highest learning rate.
 
-    The sum times the learning rate is the largest distance by which AdamW can move a weight.
+    This sum times the highest learning rate is the largest distance by which AdamW can move a weight.
     """
     total = max(record.total_steps, record.steps_done, 1)
     every = max(1, total // 1000)
@@ -186,8 +188,8 @@ def warmup_missing(record: RunRecord) -> Finding | None:
 def rose(record: RunRecord) -> bool:
     """Return True if the first steps raised the loss of a new model.
 
-    Two steps in a row are needed, because one batch with rare tokens may raise the loss, too. If the run
-    recorded only means over several steps, one of them is enough.
+    The loss must be high at two steps in a row, because a single batch with rare tokens may have a high loss,
+    too. If the run recorded only means over several steps, one high mean is enough.
     """
     train = first_lines(record)
     above = [point.loss > untrained(record) + ABOVE for point in train]
@@ -201,7 +203,7 @@ def leapt(record: RunRecord) -> bool:
 
 
 def first_lines(record: RunRecord) -> list[TrainPoint]:
-    """Return the first tenth of the lines, at least ten. Return no lines if the first lines are missing."""
+    """Return the first tenth of the metrics lines, at least ten; [] if the run's first lines are missing."""
     train = finite(record.train)
     if not train or math.isnan(untrained(record)) or train[0].step > 2 * max(record.lines_every, 10):
         return []
@@ -209,9 +211,12 @@ def first_lines(record: RunRecord) -> list[TrainPoint]:
 
 
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
-    """Find the highest rise of the loss in the first lines, above an earlier loss or an untrained model's.
+    """Find the highest rise of the loss in the first lines of metrics.
 
-    Returns: loss, step, and the lower loss before it; (nan, 0, nan) if the first lines are missing.
+    A rise is the difference between a loss and the lowest loss before it. The loss of the untrained model
+    counts as the very first loss.
+
+    Returns: loss, its step, and the lowest loss before it; (nan, 0, nan) if the first lines are missing.
     """
     train, low = first_lines(record), untrained(record)
     if not train:
