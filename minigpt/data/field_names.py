@@ -51,7 +51,8 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 }
 # A field with one option of a multiple choice: A, 选项A, A选项, option_a. The group is the letter.
 OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
-OPTIONS = ("choices", "options", "选项", "選項")  # a field with all of them
+# names of a field that holds all options of a multiple-choice question
+OPTIONS = ("choices", "options", "选项", "選項")
 LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
 # For a table with one chat message in each row: part of a message -> usual names of its column.
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {

@@ -188,7 +188,8 @@ _FOREIGN = {  # first bytes of a file -> name of its format, which minigpt does 
     b"Rar!": "a rar archive",
     b"{\\rtf": "an RTF document (save it as text)",
 }
-_TAG = re.compile(r"<(body|div|section|article|main|table|ul|ol|p|h[1-6]|span)(?:\s[^<>]*)?>")  # of HTML
+# a tag of HTML that a page's body has
+_TAG = re.compile(r"<(body|div|section|article|main|table|ul|ol|p|h[1-6]|span)(?:\s[^<>]*)?>")
 _ZIPPED = {"word/": "a Word document (save it as text)", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 

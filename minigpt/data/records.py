@@ -57,15 +57,8 @@ __all__ = [
 
 NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 NO_ANSWER = "the question has no answer"
-_NOTHING = (
-    "none",
-    "null",
-    "n/a",
-    "无",
-    "無",
-    "<noinput>",
-    "noinput",
-)  # in place of an input or a system text
+# programs write these where a record has no input or system text
+_NOTHING = ("none", "null", "n/a", "无", "無", "<noinput>", "noinput")
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
     "exports of ChatGPT, Claude and DeepSeek, SQuAD's paragraphs/qas"
@@ -327,7 +320,7 @@ def _one_of(answer: Any) -> Any:
         return answer
     if not answer:
         raise BadLine(NO_ANSWER)
-    if len(answer) == 1 and isinstance(answer[0], list):  # [[text]]
+    if len(answer) == 1 and isinstance(answer[0], list):  # the answer is [[text]]
         return _one_of(answer[0])
     if isinstance(answer[0], Mapping) and {"text"} <= answer[0].keys() <= {"text", "answer_start", "id"}:
         return answer[0]["text"]

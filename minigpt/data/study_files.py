@@ -21,13 +21,13 @@ from minigpt.data.json_values import BadLine, Record, as_json
 
 __all__ = ["cards_in", "spoken_text"]
 
-_BEGINNING = 4096  # in so many characters, subtitles have their first time
+_BEGINNING = 4096  # number of characters at the beginning in which the first time of subtitles stands
 _SETTING = re.compile(r"#([a-z ]+):(.*)")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
 _LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
-_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s+([^<>]+)>")  # who speaks
+_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s+([^<>]+)>")  # WEBVTT: the name of the speaker before a text
 _STYLE = re.compile(r"</?(?:[biuc]|font|v|lang|ruby|rt)\b[^<>]*>|\{\\[^{}]*\}")
 
 

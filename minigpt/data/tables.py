@@ -230,7 +230,7 @@ def _head(cells: list[Any]) -> list[str]:
 
 
 def row_record(line: int, head: list[str], cells: list[str]) -> Record:
-    """Return a row as a record: a bad record if it has more cells than column names, or undecodable bytes."""
+    """Return a row as a record. If it has too many cells or undecodable bytes, the value is a BadLine."""
     while len(cells) > len(head) and not cells[-1].strip():  # a delimiter at the end of each row
         cells = cells[:-1]
     if len(cells) > len(head):
