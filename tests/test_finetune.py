@@ -447,10 +447,12 @@ def test_characters_that_the_vocabulary_lacks(
     record = {"question": "鲸是什么颜色？", "answer": "蓝鲸是蓝色。"}
     with (folder / "train.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    read_data(settings(folder, family))
-    assert "--add_tokens from-data adds them" in capsys.readouterr().err
+    (warning,) = read_data(settings(folder, family)).warnings
+    assert "--add_tokens from-data adds them" in warning
     finetune(**{**settings(folder, family).as_dict(), "add_tokens": "from-data", "max_steps": 1})
-    assert "add_tokens: 1 new tokens" in capsys.readouterr().out  # 蓝 is known, from 天蓝
+    printed = capsys.readouterr()
+    assert "--add_tokens from-data adds them" not in printed.err  # they were added
+    assert "add_tokens: 1 new tokens" in printed.out  # 蓝 is known, from 天蓝
     tokenizer = load_tokenizer(folder / "run" / "last")
     assert tokenizer.encode_text("鲸") == [load_tokenizer(folder / family).get_vocab_size()]
     transformers = pytest.importorskip("transformers")
