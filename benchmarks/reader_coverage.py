@@ -52,10 +52,10 @@ MODULES = (  # under minigpt/, by what they read
 TESTS = (
     *("adapters", "bad_input", "bad_weights", "bottleneck", "bpe", "chat_template", "checkpoint"),
     *("classification", "corpus", "distillation", "doctor", "files", "finetune", "finetune_bad_input"),
-    *("fuzz", "grpo", "import_checkpoint", "json_files", "lens", "masked_lm", "openai_checkpoint"),
-    *("preferences", "presets", "pretrained", "quantize", "qwen3_weight_names", "read_ahead", "reference"),
-    *("regular_files", "resume", "shards", "split", "tasks", "text_training", "tokenizer", "training"),
-    *("weight_files", "weighted_loss"),
+    *("fuzz", "gguf", "grpo", "import_checkpoint", "json_files", "lens", "look", "masked_lm"),
+    *("openai_checkpoint", "preferences", "presets", "pretrained", "quantize", "qwen3_weight_names"),
+    *("read_ahead", "reference", "regular_files", "resume", "shards", "split", "tasks", "text_training"),
+    *("tokenizer", "training", "weight_files", "weighted_loss"),
 )
 OUTSIDE = (
     *("chat_logs", "data_files", "model_folders", "odd_inputs", "one_file", "published_shapes", "tables"),

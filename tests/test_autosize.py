@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,18 @@ def test_a_resume_measures_nothing_and_keeps_the_record(
     )
     assert without.code == 0
     assert "size" not in record(folder, "plain")
+
+
+@pytest.mark.parametrize(
+    ("expected", "is_sound"),
+    [({"seconds": 3.5}, True), ({"seconds": None}, True), ({}, False), ("seconds", False), (None, False)]
+    + [({"seconds": value}, False) for value in ("3", -1, True, [3], math.inf, math.nan)],
+)
+def test_a_time_that_is_none_is_no_record(expected: object, is_sound: bool, tmp_path: Path) -> None:
+    """Otherwise the comparison would fail after the training."""
+    record = {"expected": expected}
+    (tmp_path / "run.json").write_text(json.dumps({autosize.RECORD: record}), encoding="utf-8")
+    assert autosize.read_record(tmp_path) == (record if is_sound else None)
 
 
 def test_the_same_amount_is_the_same_run(folder: Path, run_command: RunCommand) -> None:

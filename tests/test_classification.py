@@ -36,6 +36,7 @@ from minigpt.families.registry import ModelConfig, new_model
 from minigpt.finetuning.classification import Labels, SequenceClassifier, labels_of
 from minigpt.model import GPTConfig
 from minigpt.tokenizer import Tokenizer, build_vocabulary
+from minigpt.training import pretraining
 from minigpt.training.classification import ClassificationLoss, read_data
 from minigpt.training.config import checked_config
 from minigpt.training.finetune_config import FinetuneConfig
@@ -506,6 +507,25 @@ def test_a_new_label_in_the_validation_part(folder: Path, tmp_path: Path) -> Non
     val = write_csv(tmp_path / "val.csv", [(GOOD, "好评"), (BAD, "中评")])
     with pytest.raises(InputError, match=r"val\.csv:3: the label '中评' does not occur in the training data"):
         read_data(settings(folder, tmp_path / "run", val_data=val))
+
+
+@pytest.mark.parametrize(
+    ("state", "is_finished"),
+    [
+        ({"steps_done": 9, "total_steps": 9, "evaluated": True}, True),
+        ({"steps_done": 9, "total_steps": 9}, False),
+        ({"steps_done": 8, "total_steps": 9, "evaluated": True}, False),
+        ({"steps_done": "9", "total_steps": 9, "evaluated": True}, False),
+        ({"steps_done": 9, "total_steps": None, "evaluated": True}, False),
+        ({"evaluated": True}, False),
+        (None, False),
+    ],
+)
+def test_a_language_model_that_is_finished(state: object, is_finished: bool, tmp_path: Path) -> None:
+    if state is not None:
+        (tmp_path / "last").mkdir()
+        (tmp_path / "last" / "training_state.json").write_text(json.dumps(state))
+    assert pretraining._is_finished(tmp_path) == is_finished
 
 
 def test_folders_of_the_wrong_kind(

@@ -939,6 +939,32 @@ def test_a_file_that_is_no_curve(tmp_path: Path, text: str) -> None:
         read_curve(tmp_path / "none.jsonl")
 
 
+@pytest.mark.parametrize(
+    ("line", "change"),
+    [
+        (0, {"tokens": math.inf}),
+        (0, {"tokens": math.nan}),
+        (0, {"tokens": None}),
+        (0, {"tokens": [1]}),
+        (0, {"fingerprints": []}),
+        (0, {"settings": 7}),
+        (-1, {"val_loss": math.inf}),
+        (-1, {"val_loss": math.nan}),
+        (-1, {"val_loss": -1.0}),
+        (-1, {"val_loss": None}),
+        (-1, {"tokens": 0}),
+        (-1, {"tokens": "x"}),
+    ],
+)
+def test_a_curve_with_a_value_that_is_none(tmp_path: Path, line: int, change: dict[str, Any]) -> None:
+    path = reference(tmp_path)
+    lines = [json.loads(text) for text in path.read_text(encoding="utf-8").splitlines()]
+    lines[line] = {"val_loss": 1.0, **lines[line], **change}
+    path.write_text("".join(json.dumps(one) + "\n" for one in lines), encoding="utf-8")
+    with pytest.raises(InputError, match=r"curve\.jsonl is not a reference curve of `minigpt doctor"):
+        read_curve(path)
+
+
 # -- words --------------------------------------------------------------------------------------------------
 
 

@@ -137,7 +137,7 @@ def read_curve(path: Path) -> Curve:
         fingerprints = {str(name): str(value) for name, value in head["fingerprints"].items()}
         curve = Curve(str(head["recipe"]), fingerprints, dict(head["settings"]), int(head["tokens"]), val)
         increasing = all(left < right for (left, _), (right, _) in itertools.pairwise(val))
-        if not val or not increasing or not all(loss > 0 for _, loss in val):
+        if not val or not increasing or not all(0 < loss < math.inf for _, loss in val):
             raise ValueError
     except FileNotFoundError:
         raise InputError(
@@ -145,7 +145,7 @@ def read_curve(path: Path) -> Curve:
         ) from None
     except InputError:
         raise
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
         raise InputError(f"{path} is not a reference curve of `minigpt doctor --save_curve`") from None
     return curve
 

@@ -496,9 +496,11 @@ def read_record(output: Path) -> dict[str, Any] | None:
     """Read the record from run.json. Return None if there is no valid record."""
     try:
         record = read_json(output / RUN_FILE)[RECORD]
-        return dict(record) if "seconds" in record["expected"] else None
+        expected = record["expected"]["seconds"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    is_sound = expected is None or (type(expected) in (int, float) and 0 <= expected < math.inf)
+    return dict(record) if is_sound else None
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:

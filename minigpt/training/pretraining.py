@@ -115,4 +115,5 @@ def _is_finished(run: Path) -> bool:
     if not state.exists():
         return False
     values = read_json(state)
-    return bool(values.get("steps_done", 0) >= values.get("total_steps", 1) and values.get("evaluated"))
+    done, total = values.get("steps_done"), values.get("total_steps")
+    return type(done) is int and type(total) is int and done >= total and bool(values.get("evaluated"))
