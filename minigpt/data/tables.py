@@ -124,6 +124,7 @@ def table_in(
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
             return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
+        is_even = is_even and any(row[0].strip() for row in rows)  # else: paragraphs that begin with a tab
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             has_head = bool(named) and len(names) > 2
             return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt.data.corpus import read_texts
+from minigpt.data.corpus import read_texts, recognise
 from minigpt.data.reader import read_conversations
 from minigpt.errors import InputError
 from minigpt.evaluation.tasks import read_tasks
@@ -317,6 +317,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         lines(*({"prompt": q, "chosen": a, "rejected": "不知道。"} for q, a in PAIRS)),
         "a better and a worse answer, which `minigpt finetune --task dpo` learns from",
     ),
+    "a diary with times": (
+        "".join(f"2024-01-{n:02} 10:00 起床：好\n2024-01-{n:02} 22:00 睡觉：累\n" for n in range(1, 9)),
+        "no message is an answer to another; to learn from it: minigpt train --text",
+    ),
     "deleted": (lines({"question": "a?", "answer": "[deleted]"}), "`answer` was deleted"),
     "another number of answers": (
         lines({"questions": ["a", "b", "c"], "answers": ["x", "y"]}),
@@ -369,6 +373,7 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         ["".join(f"Anna: {text} noch\n" for text in CAPTIONS)],
     ),
     "a text about subtitles": ("A time is written as\n\n00:00:01,000 --> 00:00:02,000\n\nin them.\n", []),
+    "paragraphs that begin with a tab": ("\t天气很好，我们去公园。\n\t晚上回家。\n" * 5, []),
     "a notebook": (
         json.dumps(
             {"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["# 标题\n", "说明"]},
@@ -387,6 +392,8 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize("kind", TEXTS)
 def test_what_is_learned_as_text(tmp_path: Path, kind: str) -> None:
     content, expected = TEXTS[kind]
+    if "." not in kind and kind != "a notebook":
+        assert recognise(written(tmp_path, content, kind)).holds_texts
     assert list(read_texts(written(tmp_path, content, kind))) == (expected or [content])
 
 
