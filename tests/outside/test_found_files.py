@@ -263,6 +263,24 @@ def test_texts_that_another_program_has_garbled(
     assert "1 records look garbled" in capsys.readouterr().err
 
 
+def test_what_stands_beside_a_question_in_parquet(tmp_path: Path) -> None:
+    """Of a Parquet file, the columns that decide what is learned are read."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which reads Parquet, is not installed")
+    import pyarrow as arrow
+
+    path = tmp_path / "d.parquet"
+    columns = {"prompt": ["a?", "b?"], "completion": ["c", "d"], "label": [True, False], "weight": [0.5, 1.0]}
+    parquet.write_table(arrow.table({**columns, "other": [1, 2]}), path)
+    (one,), report = read_conversations(path)
+    assert (one.question, one.weight) == ("a?", 0.5)
+    assert report.by_reason() == {"`label` is false: the answer is a bad one": [2]}
+    parquet.write_table(arrow.table({"questions": [["a?", "b?"]], "answer": ["c"]}), path)
+    assert [(each.question, each.answer) for each in read_conversations(path)[0]] == [
+        ("a?", "c"),
+        ("b?", "c"),
+    ]
+
+
 def test_options_in_parquet(tmp_path: Path) -> None:
     """Of a Parquet file, the columns that are needed are read."""
     pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which reads Parquet, is not installed")
