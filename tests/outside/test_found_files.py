@@ -279,6 +279,9 @@ def test_what_stands_beside_a_question_in_parquet(tmp_path: Path) -> None:
         ("a?", "c"),
         ("b?", "c"),
     ]
+    parquet.write_table(arrow.table({"user": ["Anna"], "review": ["Good."], "reply": ["Thanks."]}), path)
+    with pytest.raises(InputError, match="it has 'user', 'review', 'reply'"):
+        read_conversations(path)
 
 
 def test_options_in_parquet(tmp_path: Path) -> None:
