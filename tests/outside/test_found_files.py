@@ -99,6 +99,7 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
     "source and target": (under("source", "target", id="7"), PAIRS),
     "user and assistant": (under("user", "assistant", id="7"), PAIRS),
     "user and reply": (under("user", "reply"), PAIRS),
+    "user and response at a time": (under("user", "response", id="7", time="10:00"), PAIRS),
     "options": (lines(dict(zip(["问题", "A", "B", "C", "D", "答案"], CHOICE))), WITH_OPTIONS),
     "options in a table": (table(["题目", "A", "B", "C", "D", "答案"], [CHOICE] * 2), WITH_OPTIONS * 2),
     "options, a longer name": (table(["问题", "a", "b", "c", "d", "正确答案"], [CHOICE]), WITH_OPTIONS),
