@@ -876,6 +876,10 @@ def test_questions_in_the_training_data_are_found(tmp_path: Path) -> None:
     )
     found = contamination(task_of_records(rows).examples, [training], n=6)
     assert (found.count, [one.line for one in found.exact], [one.line for one in found.near]) == (3, [1], [2])
+    training.write_bytes(training.read_text("utf-8").replace("hill", "h\xfcll").encode("cp1252"))
+    rows[0]["question"] = rows[0]["question"].replace("hill", "h\xfcll")
+    found = contamination(task_of_records(rows).examples, [training], n=6, encoding="cp1252")
+    assert [one.line for one in found.exact] == [1]
 
 
 def test_a_profile_asks_all_of_it() -> None:

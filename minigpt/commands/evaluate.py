@@ -138,7 +138,9 @@ def _measure_tasks(options: Options) -> dict[str, Any]:
     loaded = load(options.model, options.device, precision, options.adapter, options.batch_size)
     loaded = dataclasses.replace(loaded, max_new_tokens=options.max_new_tokens)
     results = measure(loaded, tasks, options, say)
-    profiles = profiles_of(loaded, results, options, options.helm, options.training_data, say)
+    profiles = profiles_of(
+        loaded, results, options, options.helm, options.training_data, say, options.encoding
+    )
     if options.report is not None:
         from minigpt.evaluation.report import write_report
 

@@ -13,7 +13,7 @@ from minigpt.errors import InputError
 
 __all__ = [
     "ALIKE", "DESCRIPTIONS", "FIELDS", "LAST", "MESSAGE_COLUMNS", "OPTION", "OPTIONS", "PARTNERS", "TITLES",
-    "DataOptions", "FieldNames", "has_answers", "head_test", "is_head",
+    "DataOptions", "FieldNames", "has_answers", "head_test", "is_doubtful", "is_head",
 ]  # fmt: skip
 
 FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the most usual names first
@@ -42,18 +42,6 @@ FIELDS: dict[str, tuple[str, ...]] = {  # part of a record -> field names, the m
     ),
     "tools": ("tools",),
 }
-# The last names of a part can also name a person, a place where the record comes from, or an option of a
-# multiple choice. So any other name of the part counts first, and these are the question only beside their
-# partners: name -> names of the answer
-PARTNERS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("user", "用户", "用戶"), ("assistant", "bot", "gpt", "助手", "机器人")),
-    "source": ("target",),
-}
-# A field with one option of a multiple choice: A, 选项A, A选项, option_a. The group is the letter.
-OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
-# names of a field that holds all options of a multiple-choice question
-OPTIONS = ("choices", "options", "选项", "選項")
-LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
 # For a table with one chat message in each row: part of a message -> usual names of its column.
 MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
     "speaker": (
@@ -71,6 +59,21 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
+# The last names of a part can also name a person, a place where the record comes from, or an option of a
+# multiple choice. So any other name of the part counts first, and these are the question only beside their
+# partners: name -> names of the answer
+PARTNERS: dict[str, tuple[str, ...]] = {
+    **dict.fromkeys(("user", "用户", "用戶"), ("assistant", "bot", "gpt", "助手", "机器人")),
+    "source": ("target",),
+}
+# A field with one option of a multiple choice: A, 选项A, A选项, option_a. The group is the letter.
+OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
+# names of a field that holds all options of a multiple-choice question
+OPTIONS = ("choices", "options", "选项", "選項")
+# Fields that hold no text of a question: beside them alone, `user` is the question, too.
+_NO_TEXT = {"id", "index", "", *MESSAGE_COLUMNS["time"], *MESSAGE_COLUMNS["number"]}
+_NO_TEXT |= {"label", "score", "weight", "category", "类别", *FIELDS["system"], *FIELDS["history"], "tools"}
+LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
 _NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # what may follow a name: （必填）, a colon
 # Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
 # the record has no field with a usual name (see `FIELDS`).
@@ -143,6 +146,21 @@ def is_head(cells: Collection[str]) -> bool:
     known |= "answer" in found and bool(set(TITLES) & set(cells))
     known |= bool((NESTED.keys() - {"prompt"}) & set(cells)) or set(cells) == {"id", "data"}
     return known and all(len(cell) <= _LONGEST_NAME for cell in cells)
+
+
+def is_doubtful(question: str | None, answer: str | None, names: Collection[str]) -> bool:
+    """Return True if the field taken for the question may hold the name of a person or a source instead.
+
+    Args:
+        names: the names of all fields of the record.
+
+    >>> [is_doubtful("user", "reply", ["user", "reply", *more]) for more in (["review"], ["time"], [])]
+    [True, False, False]
+    """
+    if question not in PARTNERS or answer in PARTNERS[question]:
+        return False
+    others = [name for name in names if name not in (question, answer)]
+    return bool(others) and (question == "source" or not _NO_TEXT.issuperset(others))
 
 
 def has_answers(cells: Collection[str]) -> bool:

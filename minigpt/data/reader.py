@@ -264,6 +264,10 @@ def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> Da
     chat = read_chat(text, path, names.speaker, encoding)
     if chat is None:
         raise InputError(f"{path} is plain text, no questions and answers; {_as_text(path, encoding)}")
+    if not chat.records:
+        raise InputError(
+            f"{path} is like a chat log, but no message is an answer to another; {_as_text(path, encoding)}"
+        )
     return replace(data, kind="chat", records=chat.records, notes=(*data.notes, chat.note))
 
 

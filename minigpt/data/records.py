@@ -32,9 +32,9 @@ from minigpt.data.field_names import (
     LAST,
     OPTION,
     OPTIONS,
-    PARTNERS,
     TITLES,
     FieldNames,
+    is_doubtful,
 )
 from minigpt.data.json_values import (
     NOT_TEXT,
@@ -227,9 +227,8 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
             alike = [name for name in given if ALIKE[part].fullmatch(name)]
             found[part] = alike[0] if len(alike) == 1 else None
         found[part] = found[part] or next((name for name in last if name in given), None)
-    partners = PARTNERS.get(found["question"] or "")
-    if partners and found["answer"] not in partners and len(given) > 2:
-        found["question"] = None  # the name of a user beside a text and a reply, or where a record comes from
+    if is_doubtful(found["question"], found["answer"], given):
+        found["question"] = None
     return found
 
 

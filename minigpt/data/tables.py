@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from minigpt.data.field_names import DESCRIPTIONS, OPTION, OPTIONS, TITLES
+from minigpt.data.field_names import DESCRIPTIONS, OPTION, OPTIONS, PARTNERS, TITLES
 from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object, shown_before
 from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
@@ -34,7 +34,7 @@ _ROWS = 50
 _TITLES = 5  # number of rows at the beginning of a table in which the column names are searched
 _BESIDE = (  # columns of a Parquet file that are read in addition to those with usual names
     *("message_id", "parent_id", "rank", "evidences", "meta_instruction"),
-    "mapping",
+    *("mapping", "questions", "label", "weight", "chosen", "rejected"),
 )
 _MISSING = ("NaN", "nan", "<NA>", "#N/A")  # what pandas and Excel write for an empty cell
 _AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
@@ -124,6 +124,7 @@ def table_in(
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
             return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
+        is_even = is_even and any(row[0].strip() for row in rows)  # else: paragraphs that begin with a tab
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             has_head = bool(named) and len(names) > 2
             return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)
@@ -348,7 +349,10 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             names = file.schema_arrow.names
             wanted = [each for each in names if is_read([each.strip().lower()])]
             wanted += [each for each in names if _is_beside(each) and each not in wanted]
-            if not any(is_read([each.strip().lower()]) for each in wanted):
+            lower = {each.strip().lower() for each in names}
+            # beside other columns, `user` is a question only if there is an `assistant`, or the like
+            doubtful = any(name in lower and lower.isdisjoint(PARTNERS[name]) for name in PARTNERS)
+            if doubtful or not any(is_read([each.strip().lower()]) for each in wanted):
                 wanted = names
             kinds = {each: file.schema_arrow.field(each).type for each in wanted}
             nested = any(map(pyarrow.types.is_nested, kinds.values()))

@@ -43,11 +43,14 @@ class Contamination:
         }
 
 
-def contamination(examples: Sequence[Example], training: Sequence[Path], n: int = _WORDS) -> Contamination:
+def contamination(
+    examples: Sequence[Example], training: Sequence[Path], n: int = _WORDS, encoding: str = ""
+) -> Contamination:
     """Find the questions of a task in training data.
 
     Args:
         training: files of any format that minigpt reads. All texts in a record count as one text.
+        encoding: encoding of these files; "": detect it.
 
     Raises:
         InputError: if a file cannot be read.
@@ -64,7 +67,7 @@ def contamination(examples: Sequence[Example], training: Sequence[Path], n: int 
                 sizes.add(len(gram))
     seen: set[tuple[str, ...]] = set()
     for path in training:
-        for text in _texts(path):
+        for text in _texts(path, encoding):
             words = words_of(text)
             for size in sizes:
                 for i in range(len(words) - size + 1):
@@ -88,8 +91,8 @@ def _grams(words: list[str], n: int) -> set[tuple[str, ...]]:
     return {tuple(words[i : i + size]) for i in range(len(words) - size + 1)}
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for record in open_data(path, is_head=is_head).records:
+def _texts(path: Path, encoding: str) -> Iterator[str]:
+    for record in open_data(path, encoding, is_head).records:
         yield "\n".join(_strings(record.value))
 
 

@@ -92,21 +92,27 @@ class Profile:
 
 
 def profile(
-    loaded: LoadedModel, result: TaskResult, options: TaskOptions, training: Sequence[Path] = ()
+    loaded: LoadedModel,
+    result: TaskResult,
+    options: TaskOptions,
+    training: Sequence[Path] = (),
+    encoding: str = "",
 ) -> Profile:
     """Make the profile of a model for the task of `result`, which `run_task` returned for this model.
 
     Args:
         training: files of training data, which are searched for the task's questions.
+        encoding: encoding of these files; "": detect it.
     """
     task = result.task
+    found = contamination(task.examples, training, encoding=encoding) if training else None
     if task.form == "perplexity":
-        return Profile(contamination=contamination(task.examples, training) if training else None)
+        return Profile(contamination=found)
     return Profile(
         calibrate(loaded, result, options),
         robustness(loaded, result, options),
         positions(loaded, result, options),
-        contamination(task.examples, training) if training else None,
+        found,
     )
 
 

@@ -156,6 +156,7 @@ def profiles_of(
     helm: bool,
     training: Sequence[Path],
     say: Say = _ENGLISH,
+    encoding: str = "",
 ) -> "dict[str, Profile]":
     """Print the profile of each task. Return a dict: name of the task -> profile.
 
@@ -168,9 +169,10 @@ def profiles_of(
     found: dict[str, Profile] = {}
     for name, result in results.items():
         if helm:
-            found[name] = profile(loaded, result, options, training)
+            found[name] = profile(loaded, result, options, training, encoding)
         elif training:
-            found[name] = Profile(contamination=contamination(result.task.examples, training))
+            examples = result.task.examples
+            found[name] = Profile(contamination=contamination(examples, training, encoding=encoding))
         for title, (columns, rows) in profile_tables(found[name], say) if name in found else []:
             show_table(f"{name}. {title}", columns, rows, range(1, len(columns)))
     return found

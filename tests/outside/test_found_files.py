@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from minigpt.data.corpus import read_texts
+from minigpt.data.corpus import read_texts, recognise
 from minigpt.data.reader import read_conversations
 from minigpt.errors import InputError
 from minigpt.evaluation.tasks import read_tasks
@@ -99,6 +99,7 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
     "source and target": (under("source", "target", id="7"), PAIRS),
     "user and assistant": (under("user", "assistant", id="7"), PAIRS),
     "user and reply": (under("user", "reply"), PAIRS),
+    "user and response at a time": (under("user", "response", id="7", time="10:00"), PAIRS),
     "options": (lines(dict(zip(["问题", "A", "B", "C", "D", "答案"], CHOICE))), WITH_OPTIONS),
     "options in a table": (table(["题目", "A", "B", "C", "D", "答案"], [CHOICE] * 2), WITH_OPTIONS * 2),
     "options, a longer name": (table(["问题", "a", "b", "c", "d", "正确答案"], [CHOICE]), WITH_OPTIONS),
@@ -263,6 +264,27 @@ def test_texts_that_another_program_has_garbled(
     assert "1 records look garbled" in capsys.readouterr().err
 
 
+def test_what_stands_beside_a_question_in_parquet(tmp_path: Path) -> None:
+    """Of a Parquet file, the columns that decide what is learned are read."""
+    parquet = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which reads Parquet, is not installed")
+    import pyarrow as arrow
+
+    path = tmp_path / "d.parquet"
+    columns = {"prompt": ["a?", "b?"], "completion": ["c", "d"], "label": [True, False], "weight": [0.5, 1.0]}
+    parquet.write_table(arrow.table({**columns, "other": [1, 2]}), path)
+    (one,), report = read_conversations(path)
+    assert (one.question, one.weight) == ("a?", 0.5)
+    assert report.by_reason() == {"`label` is false: the answer is a bad one": [2]}
+    parquet.write_table(arrow.table({"questions": [["a?", "b?"]], "answer": ["c"]}), path)
+    assert [(each.question, each.answer) for each in read_conversations(path)[0]] == [
+        ("a?", "c"),
+        ("b?", "c"),
+    ]
+    parquet.write_table(arrow.table({"user": ["Anna"], "review": ["Good."], "reply": ["Thanks."]}), path)
+    with pytest.raises(InputError, match="it has 'user', 'review', 'reply'"):
+        read_conversations(path)
+
+
 def test_options_in_parquet(tmp_path: Path) -> None:
     """Of a Parquet file, the columns that are needed are read."""
     pyarrow = pytest.importorskip("pyarrow.parquet", reason="pyarrow, which reads Parquet, is not installed")
@@ -317,6 +339,10 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         lines(*({"prompt": q, "chosen": a, "rejected": "不知道。"} for q, a in PAIRS)),
         "a better and a worse answer, which `minigpt finetune --task dpo` learns from",
     ),
+    "a diary with times": (
+        "".join(f"2024-01-{n:02} 10:00 起床：好\n2024-01-{n:02} 22:00 睡觉：累\n" for n in range(1, 9)),
+        "no message is an answer to another; to learn from it: minigpt train --text",
+    ),
     "deleted": (lines({"question": "a?", "answer": "[deleted]"}), "`answer` was deleted"),
     "another number of answers": (
         lines({"questions": ["a", "b", "c"], "answers": ["x", "y"]}),
@@ -369,6 +395,7 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         ["".join(f"Anna: {text} noch\n" for text in CAPTIONS)],
     ),
     "a text about subtitles": ("A time is written as\n\n00:00:01,000 --> 00:00:02,000\n\nin them.\n", []),
+    "paragraphs that begin with a tab": ("\t天气很好，我们去公园。\n\t晚上回家。\n" * 5, []),
     "a notebook": (
         json.dumps(
             {"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["# 标题\n", "说明"]},
@@ -387,6 +414,8 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
 @pytest.mark.parametrize("kind", TEXTS)
 def test_what_is_learned_as_text(tmp_path: Path, kind: str) -> None:
     content, expected = TEXTS[kind]
+    if "." not in kind and kind != "a notebook":
+        assert recognise(written(tmp_path, content, kind)).holds_texts
     assert list(read_texts(written(tmp_path, content, kind))) == (expected or [content])
 
 
