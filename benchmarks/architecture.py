@@ -4,13 +4,15 @@
     python benchmarks/architecture.py ../before .         # two checkouts, side by side
     python benchmarks/architecture.py --json
     python benchmarks/architecture.py --comments 50 --seed 1
+    python benchmarks/architecture.py --comments 50 --seed 1 --in_place
 
 It counts the files and lines of the package, functions of more than 40 lines, public names, and the modules
 at the top of the package. It also follows two stories: the modules of minigpt that one training step enters
 (from one update of the weights to the next, without an evaluation or a save), and those that one call of
 `minigpt.generate` enters. A step enters a module if it calls one of its functions; imports do not count. Each
 checkout runs in its own process. `--comments` prints comments and docstrings of the package, drawn at random:
-a reader should understand each of them at first sight.
+a reader should understand each of them at first sight. Each is shown with the line that it is about, or by
+`--in_place` between the lines around it, as a reader of the file sees it.
 """
 
 import argparse
@@ -30,6 +32,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+_BEFORE, _AFTER = 6, 10  # number of lines that --in_place shows before and after a comment
 ROWS = {
     "files": "Python files",
     "lines": "lines of Python",
@@ -146,10 +149,12 @@ def stories(root: Path) -> dict[str, list[str]]:
     return found
 
 
-def remarks(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, text) of the comments and docstrings of a file, each with the line that it is about.
+def remarks(path: Path) -> Iterator[tuple[int, int, str]]:
+    """Yield (first line, last line, text) of the comments and docstrings of a file.
 
-    That is the line of a comment behind code, the line below a comment of its own, and the name of a function
+    The text includes the line that the comment or docstring is about.
+
+    This is the line of a comment behind code, the line below a comment of its own, and the name of a function
     or class. Adjacent comment lines are one text.
     """
     source = path.read_text(encoding="utf-8")
@@ -158,7 +163,7 @@ def remarks(path: Path) -> Iterator[tuple[int, str]]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, kinds) and (text := ast.get_docstring(node)):
             about = "" if isinstance(node, ast.Module) else lines[node.lineno].strip() + "\n"
-            yield node.body[0].lineno, about + text
+            yield node.body[0].lineno, node.body[0].end_lineno or 0, about + text
     blocks: list[tuple[int, int, list[str]]] = []  # (first line, column, texts)
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         (line, column), text = token.start, token.string.lstrip("#").strip()
@@ -172,14 +177,25 @@ def remarks(path: Path) -> Iterator[tuple[int, str]]:
     for line, column, texts in blocks:
         alone = not lines[line][:column].strip()
         below = [lines[line + len(texts)].strip()] if alone else []
-        yield line, "\n".join([*(f"# {text}" for text in texts), *below] if alone else texts)
+        text = "\n".join([*(f"# {text}" for text in texts), *below] if alone else texts)
+        yield line, line + len(texts) - 1, text
 
 
-def drawn(root: Path, count: int, seed: int) -> list[str]:
+def in_place(path: Path, first: int, last: int) -> str:
+    """Return the lines of a remark, each marked with ">", and the lines around them."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    shown = range(max(1, first - _BEFORE), min(len(lines), last + _AFTER) + 1)
+    return "\n".join(f"{'>' if first <= number <= last else ' '} {lines[number - 1]}" for number in shown)
+
+
+def drawn(root: Path, count: int, seed: int, as_in_file: bool = False) -> list[str]:
     """Draw comments and docstrings of the package at random. Each begins with its file and line."""
     files = sorted((root / "minigpt").rglob("*.py"))
-    found = [f"{path}:{line}\n{text}" for path in files for line, text in sorted(remarks(path))]
-    return random.Random(seed).sample(found, min(count, len(found)))
+    found = [(path, *remark) for path in files for remark in sorted(remarks(path))]
+    return [
+        f"{path}:{first}\n{in_place(path, first, last) if as_in_file else text}"
+        for path, first, last, text in random.Random(seed).sample(found, min(count, len(found)))
+    ]
 
 
 def measured(root: Path) -> dict[str, Any]:
@@ -198,6 +214,7 @@ def main() -> None:
     parser.add_argument("checkouts", nargs="*", type=Path, default=[Path()])
     parser.add_argument("--json", action="store_true", help="one JSON object on the last line")
     parser.add_argument("--comments", type=int, metavar="N", help="print N comments and docstrings instead")
+    parser.add_argument("--in_place", action="store_true", help="with --comments: show the lines around them")
     parser.add_argument("--seed", type=int, default=1, help="of the draw of --comments")
     parser.add_argument("--stories", type=Path, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
@@ -207,7 +224,7 @@ def main() -> None:
         return
     if chosen.comments is not None:
         for root in chosen.checkouts:
-            print(*drawn(root, chosen.comments, chosen.seed), sep="\n\n")
+            print(*drawn(root, chosen.comments, chosen.seed, chosen.in_place), sep="\n\n")
         return
     found = {str(root): measured(root.resolve()) for root in chosen.checkouts}
     if chosen.json:

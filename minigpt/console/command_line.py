@@ -99,7 +99,10 @@ Given = TypeVar("Given")
 
 
 def show(text: str) -> None:
-    """Print a line of a result on stdout, in the language of this process. `text` may be an f-string."""
+    """Translate a line of a result into the language of the terminal, and print it on stdout.
+
+    `text` may have its values already: the catalogue knows a sentence by the words around them.
+    """
     print(printable(translated(text)), flush=True)
 
 

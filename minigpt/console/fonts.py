@@ -2,7 +2,7 @@
 
     plt.rcParams["font.family"] = [chinese_font() or "DejaVu Sans", "DejaVu Sans"]    # in a notebook
 
-matplotlib has no font with Chinese characters, so one is searched on the machine. matplotlib is an optional
+matplotlib has no font with Chinese characters, so the machine is searched for one. matplotlib is an optional
 package: pip install 'minigpt[plot]'.
 """
 

@@ -3,8 +3,8 @@
     2024-01-02 10:00:00 小明      小明(10001) 2024-01-02 10:00      [10:00] 小明: 你好      小明：你好
     你好                          你好                              [10:01] 小红: 你好！    小红：你好！
 
-A table or JSON Lines with a message in each row is a log, too: columns for the speaker, the text, and perhaps
-the time and a number of the conversation.
+A table or JSON Lines with a message in each row is a log, too. It has columns for the speaker and the text,
+and perhaps for the time and the conversation's id.
 
 A text is a chat log if most lines at its beginning have one of these forms, and only a few speakers write.
 A line without time and name continues the message above it. Consecutive messages of one speaker become one

@@ -105,7 +105,7 @@ class Tokens:
 
     @property
     def sentence(self) -> str:
-        """Return a sentence with the size of the corpus."""
+        """Return a sentence that states the size of the corpus."""
         m = self.manifest
         return f"{m['tokens']:,} tokens of {m['documents']:,} documents, {m['characters']:,} characters"
 

@@ -379,7 +379,7 @@ def _manifest(tokenizer: TextTokenizer, records: list[dict[str, Any]], jobs: lis
     for record in records:
         for character, count in record["unknown"].items():
             unknown[character] = unknown.get(character, 0) + count
-    before: dict[str, int] = {}  # source -> number of lines in earlier pieces
+    before: dict[str, int] = {}  # source -> number of its lines in the pieces before
     skipped = []
     for job, record in zip(jobs, records):
         base = []

@@ -216,7 +216,7 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 def lines_skipped(data: DataRecord) -> Finding | None:
     """Check for skipped lines. Lines with an empty field are not counted here, but in `empty_answers`.
 
-    The finding is about the file with the larger share of skipped lines.
+    Of the training and the validation file, the finding is about the one with the larger share.
     """
     found = []
     for report in data.reports:
@@ -254,7 +254,10 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check for records with U+FFFD (a lost character). Report the file with the larger share of them."""
+    """Check the training and the validation file for records with U+FFFD, a lost character.
+
+    The finding is about the file in which a larger share of the records has it.
+    """
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
     if share <= SKIPPED_SHARE:

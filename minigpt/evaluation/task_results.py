@@ -102,7 +102,7 @@ class Answered:
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
     logprobs: tuple[float, ...] = ()  # of each choice; for a cloze of each token; for perplexity of the text
-    greedy: tuple[bool, ...] = ()  # for each choice, or for a cloze: True if greedy decoding gives this text
+    greedy: tuple[bool, ...] = ()  # of each choice, or the answer of a cloze: would greedy decoding write it?
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 

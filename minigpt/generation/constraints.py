@@ -39,7 +39,9 @@ class State(Protocol):
 
 
 def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: Sequence[int]) -> State | None:
-    """Build the state before the first token, from the option choices, regex or json_schema.
+    """Build the state of the constraint before the first token.
+
+    One of three options gives the constraint: `choices`, `regex` or `json_schema`.
 
     Args:
         tokenizer: the character Tokenizer, or a tokenizer with `token_bytes(id)`, `special_ids` and
@@ -49,7 +51,7 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
     Raises:
         InputError: if there is no eos, a choice has a character that is not in the vocabulary, llguidance
-            rejects the expression or schema, or llguidance is not installed.
+            rejects the regex or the schema, or llguidance is not installed.
     """
     name = options.constraint
     if name is None:

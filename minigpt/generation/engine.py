@@ -122,7 +122,7 @@ class Engine:
         weight = next(model.parameters())
         self.model, self.max_waiting, self.max_length = model.eval(), max_waiting, length
         has_graphs = weight.device.type == "cuda" if cuda_graph is None else cuda_graph
-        # a request's last token is never read, so it needs no column
+        # a request's last token is never passed to the model, so it needs no column of the cache
         columns = capacity(length, context) if has_graphs else max(1, length - 1)
         self.cache = KeyValueCache(
             model.config, max_rows, columns, weight.device, weight.dtype, max_cache_mib

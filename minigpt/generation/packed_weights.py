@@ -77,5 +77,5 @@ def _can_pack(weight: Tensor) -> bool:
         weight.device.type == "cpu"
         and weight.dtype == torch.float32
         and weight.numel() >= _SMALLEST
-        and type(weight.data) is Tensor  # no subclass: a distributed tensor, for example, has its own product
+        and type(weight.data) is Tensor  # no subclass: a DTensor has its own matrix multiplication
     )

@@ -1,9 +1,11 @@
-"""Writes a model as an HTML page that runs the model, with the settings of the model's folder.
+"""Writes an HTML page that contains a model and runs it in the browser.
 
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 write_live_page("page.html", folder, model, tokenizer, opened=Opened("四川的省会是哪里？", reading))
 
-`opened` is a question that the page shows at its start. weights/html_file.py writes the page itself.
+The page generates with the settings that the model's folder recommends. `opened` is a question, with the
+answer and the numbers of its reading, that the page shows at its start. This module collects what the page
+needs; weights/html_file.py writes the file.
 """
 
 from dataclasses import dataclass

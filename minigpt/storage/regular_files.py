@@ -61,7 +61,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links. A link that leads to itself raises no error."""
+    """Return the absolute path without links. A link that leads to itself is returned as it is."""
     return Path(os.path.realpath(path))
 
 

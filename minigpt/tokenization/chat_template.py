@@ -7,13 +7,13 @@ Only the template can write special tokens. If a user types `<|im_end|>`, it sta
 To distinguish the two cases, the template is rendered twice: first as it is, then with a private Unicode
 character in place of each special token in the texts that the template *writes*. Texts that it *compares*
 with do not change, and neither do the messages. So `message.content.split('</think>')` still works. A
-template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then it is rendered a
-third time, with a private character in place of each character of its own texts.
+template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then the template is
+rendered a third time, with a private character in place of each character of the template's own texts.
 
 If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise the text is
-encoded. Then the text of a special token in it, such as `<think>`, becomes this token, because it was written
-by the model, not by a user. Exceptions: special tokens that have a role (such as eos_token) or that the
-template contains stay text.
+encoded, and the text of a special token, such as `<think>`, becomes that token, because the model wrote it,
+and not a user. Two kinds of special tokens stay text: those with a function (such as eos_token), and those
+that the template contains.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """
@@ -284,7 +284,10 @@ class _Reading:
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Render with a private character for each special token, even if it is joined from several texts."""
+        """Render with a private character for each special token, also if the template joins it from texts.
+
+        own: as in `marked`.
+        """
         text = self._rendered(own, self.twins)
         origin = {twin: char for char, twin in self.twins.items()}
         plain = "".join(origin.get(char, char) for char in text)

@@ -137,8 +137,8 @@ class Parallel:
             result: Tensor = self._loss(*batch)
             return result
         if batch[-1] is not None:  # positions that the loss counts; None: the loss counts all positions
-            # Batches of pairs have various lengths. Their sizes are marked as dynamic, so that one compiled
-            # graph is enough. Windows all have the same length; a graph for one size is faster.
+            # Batches of conversations differ in length. Their sizes are marked as dynamic, so that one
+            # compiled graph is enough. Pieces of plain text have one length, for which a graph is faster.
             for tensor in batch:
                 for dim in range(tensor.dim() if tensor is not None else 0):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)

@@ -336,7 +336,7 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
     """Read the conversations for training and validation."""
     parts: list[list[Conversation]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # `path` is val_data; as train_data, HELD_OUT is an error
+        if parts and path == HELD_OUT:  # `path` is val_data here: train_data cannot be HELD_OUT
             with _cannot_be_divided(config, len(parts[0]), "conversations"):
                 split = split_conversations(parts[0], 1 - config.val_fraction, config.seed)
             values = {"val": len(split.val), "all": len(parts[0]), "what": Message("conversations")}
@@ -378,7 +378,7 @@ def _warn_of_weights(config: TrainConfig, conversations: Sequence[Conversation])
 def _read_preferences(config: FinetuneConfig) -> RunData:
     parts: list[list[Preference]] = []
     for path in (config.train_data, config.val_data):
-        if parts and path == HELD_OUT:  # `path` is val_data; as train_data, HELD_OUT is an error
+        if parts and path == HELD_OUT:  # `path` is val_data here: train_data cannot be HELD_OUT
             pairs = parts[0]
             with _cannot_be_divided(config, len(pairs), "pairs of answers"):
                 parts = [*split_preferences(pairs, 1 - config.val_fraction, config.seed)]

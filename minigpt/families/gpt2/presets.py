@@ -23,7 +23,7 @@ OPENAI_FILES = (
     "encoder.json",
     "vocab.bpe",
     "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # the largest file is last: a wrong address fails at a small file
+    "model.ckpt.data-00000-of-00001",  # the largest file last: a wrong URL fails early, at a small file
 )
 HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 
