@@ -59,9 +59,8 @@ class SequenceClassifier(nn.Module):
         super().__init__()
         self.config, self.labels, self.pad_token_id = config, labels, pad_token_id
         family = family_of(config)
-        self._body = family.prefix.removesuffix(
-            "."
-        )  # name of the attribute that holds the body: "transformer" or "model"
+        # name of the attribute that holds the body: "transformer" or "model"
+        self._body = family.prefix.removesuffix(".")
         setattr(self, self._body, family.model_class(config).base_model if body is None else body)
         self.score = nn.Linear(config.hidden_size, len(labels), bias=False)
         nn.init.normal_(self.score.weight, std=0.02)

@@ -61,7 +61,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links. A link that leads to itself is returned as it is."""
+    """Return the absolute path without links. A link that leads to itself stays."""
     return Path(os.path.realpath(path))
 
 
