@@ -97,6 +97,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return made
 
 
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT writes a page about each folder, which nothing reads, and compiles its template each time."""
+    monkeypatch.setattr(peft.PeftModel, "create_or_update_model_card", lambda self, output: None)
+
+
 @pytest.fixture(params=MODELS)
 def folder(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Path:
     return folders(request.param)
