@@ -18,6 +18,7 @@ from minigpt.diagnosis.findings import WORDS
 from minigpt.evaluation.harness import IS_INSTALLED
 from minigpt.generation import native
 from minigpt.model import GPTConfig
+from tests import prepared
 from tests.commands import run_here
 from tests.marks import compiled
 
@@ -194,9 +195,8 @@ def test_the_doctor_s_runs_are_thirty_faults_and_fifteen_healthy_ones() -> None:
 
 
 def test_soak() -> None:
-    command = [sys.executable, "benchmarks/soak.py", "--minutes", "0.025", "--clients", "3"]
-    command += ["--interval", "0.3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    command = ("benchmarks/soak.py", "--minutes", "0.025", "--clients", "3", "--interval", "0.3")
+    done = prepared.run(*command)
     numbers = json.loads(done.stdout.splitlines()[-1])
     # A second and a half are too short for the process's size to have settled: not asserted here.
     others = {promise: held for promise, held in numbers["held"].items() if promise != "no more memory"}

@@ -1,6 +1,8 @@
 """LoRA, rsLoRA, DoRA and IA3 compared with PEFT: outputs, gradients, three steps, folders both ways."""
 
+import copy
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -78,15 +80,42 @@ CONFIGS: dict[str, LoraConfig | IA3Config] = {
 }
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that returns the folder of a model. No test changes it."""
+
+    @functools.cache
+    def made(name: str) -> Path:
+        torch.manual_seed(5)
+        model, folder = MODELS[name](), tmp_path_factory.mktemp("base")
+        with torch.no_grad():
+            for parameter in model.parameters():  # large weights, so that every part has an effect
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+        minigpt.save_pretrained(model, folder / "base", CHARACTERS)
+        return folder / "base"
+
+    return made
+
+
+@pytest.fixture(autouse=True)
+def no_card(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PEFT writes a page about each folder, which nothing reads, and compiles its template each time."""
+    monkeypatch.setattr(peft.PeftModel, "create_or_update_model_card", lambda self, output: None)
+
+
 @pytest.fixture(params=MODELS)
-def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
-    torch.manual_seed(5)
-    model = MODELS[request.param]()
-    with torch.no_grad():
-        for parameter in model.parameters():  # large weights, so that every part has an effect
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-    minigpt.save_pretrained(model, tmp_path / "base", CHARACTERS)
-    return tmp_path / "base"
+def folder(request: pytest.FixtureRequest, folders: Callable[[str], Path]) -> Path:
+    return folders(request.param)
+
+
+@functools.cache
+def _pretrained(folder: Path, dtype: torch.dtype) -> Any:
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+
+
+def pretrained(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """Return transformers' model. Its file is read once."""
+    return copy.deepcopy(_pretrained(folder, dtype))
 
 
 def peft_config(config: LoraConfig | IA3Config, is_gpt2: bool) -> Any:
@@ -105,7 +134,7 @@ def peft_config(config: LoraConfig | IA3Config, is_gpt2: bool) -> Any:
 
 
 def theirs_of(folder: Path, config: LoraConfig | IA3Config, dtype: torch.dtype) -> Any:
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    base = pretrained(folder, dtype)
     return peft.get_peft_model(base, peft_config(config, base.config.model_type == "gpt2"))
 
 
@@ -190,7 +219,7 @@ def test_folders_in_both_directions(folder: Path, name: str, tmp_path: Path) -> 
     add_adapter(ours, config)
     randomised(adapter_tensors(ours))
     save_adapter(ours, config, tmp_path / "ours", base=str(folder))
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    base = pretrained(folder)
     read = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
     expected = ours(given)
     assert (read(given).logits - expected).abs().max() < 1e-5
@@ -247,7 +276,7 @@ def test_names_of_modules_mean_what_they_mean_in_peft(
         with pytest.raises(InputError, match="it cannot be compared with quantised weights"):
             load_adapter(whole, tmp_path / "theirs")
     save_adapter(model, config, tmp_path / "ours", base=str(tmp_path / "base"))
-    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "base")
+    base = pretrained(tmp_path / "base")
     read = peft.PeftModel.from_pretrained(base, tmp_path / "ours")
     assert (read(given).logits - expected).abs().max() < 1e-5
 
@@ -263,7 +292,7 @@ def test_several_adapters_switched_added_and_weighted(folder: Path, tmp_path: Pa
             tensor.copy_(torch.randn(tensor.shape) * 0.2)
         save_adapter(model, config, part, base=str(folder))
     ours = minigpt.load_model(folder, adapter=list(parts.values()))
-    base = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    base = pretrained(folder)
     theirs = peft.PeftModel.from_pretrained(base, parts["a"], adapter_name="a")
     theirs.load_adapter(parts["b.1"], adapter_name="b_1")
     assert adapter_names(ours) == {"a": True, "b.1": False}
