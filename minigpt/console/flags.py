@@ -43,8 +43,8 @@ def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) 
     """Return a dataclass field that adds command-line flags. Each flag sets one field of `options`.
 
     The value of the returned field is a dictionary with the flags that the user gave: name -> value. If a
-    string stands below the returned field, this string is the title of the flags' group in the help. Else the
-    flags stand in the same groups as in the help of `options`.
+    string literal follows the field in the source of its class, it is the title of the flags' group in the
+    help. Else the flags stand in the same groups as in the help of `options`.
 
     Args:
         options: another dataclass.

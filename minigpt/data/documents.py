@@ -11,8 +11,8 @@ A text may only be cut where the ids stay the same. Byte-pair encoding first spl
 cut between two words changes no id. With the rules of GPT-2 and Qwen, these positions are always between two
 words:
 
-- after a newline that has characters other than white space on both sides (and no "/" on the right, because
-  newer rules join "/" to the word before the newline);
+- after a newline that has characters other than white space on both sides (and no "/" on the right: the rules
+  of newer tokenizers can put punctuation, the newline and "/" into one word);
 - before a space that has characters other than white space on both sides;
 - if there is no such position: before Chinese punctuation that follows a Chinese character.
 

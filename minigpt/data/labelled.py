@@ -183,7 +183,7 @@ def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> 
     """Choose the keys of text and label for the whole file.
 
     If the user gave a name, this name is the key. Else the key is the first usual name that at least half of
-    the records have, or else the usual name that most records have.
+    the records have. If there is none, it is the usual name that occurs in the largest number of records.
 
     Raises:
         InputError: if no record has a key for a needed part; the message lists the keys of the first record.

@@ -107,9 +107,9 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer: one turn, or more if marks like those of the question are in the answer.
+    """Return the turns of an answer: one, or more if the answer has marks of speakers, as its question has.
 
-    Returns: [] if the question has no marks, or the answer is empty.
+    Returns: [] if the question has no marks of speakers (such as "User:"), or the answer is empty.
     """
     asked = next((mark for mark, turn in reversed(question) if turn.role == "user"), "")
     marks = next((one for one in _ALL if asked and one.pattern.match(asked + "\n")), None)

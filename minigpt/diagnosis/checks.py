@@ -170,7 +170,7 @@ def diverged(record: RunRecord) -> Finding | None:
 
 
 def loss_spikes(record: RunRecord) -> Finding | None:
-    """Check for spikes of the training loss, in the run's own events and in its lines of metrics."""
+    """Check for spikes of the training loss: those that the run noticed, and those in the logged losses."""
     found = leaps(record)
     steps = max((point.step for point in record.train), default=0)
     if len(found) < max(SPIKES, SPIKE_SHARE * steps):

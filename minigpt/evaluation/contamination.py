@@ -84,7 +84,7 @@ def contamination(
 
 
 def _grams(words: list[str], n: int) -> set[tuple[str, ...]]:
-    """Return the n-grams of a text. A text shorter than n words is one n-gram."""
+    """Return the n-grams of a text. A text of less than n words is one n-gram, of less than _LEAST none."""
     if len(words) < _LEAST:
         return set()
     size = min(n, len(words))

@@ -410,9 +410,12 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
 
 
 def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[list[int], int]]:
-    """Return for each tree: (indices in `batch` of its requests, number of its tokens).
+    """Group the requests whose texts begin alike into trees.
 
-    Neighbouring requests are in one tree if they share more than `little` tokens behind the first `shared`.
+    All requests begin with the same `shared` tokens, which are not counted. A request joins the tree of the
+    request before it if more than `little` of the tokens after these are the same.
+
+    Returns: for each tree (indices in `batch` of its requests, number of its tokens).
     """
     trees: list[tuple[list[int], int]] = []
     for i, one in enumerate(batch):

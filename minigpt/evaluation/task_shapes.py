@@ -50,7 +50,9 @@ class Style:
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
     choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
-    score: str = ""  # "letter" or "text": what of a choice is scored; "": letters if the prompt lists choices
+    # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices, else
+    # the text
+    score: str = ""
     delimiter: str | None = None  # text between prompt and answer; None: " ", or "" in a text with a gap
     separator: str = "\n\n"  # text between shots
     instruction: str = ""  # text before everything else

@@ -217,7 +217,7 @@ class CacheView:
         self.positions: Tensor | None = None
         if min(starts) < self.length:
             assert max(counts) == 1, "slots of unlike lengths take one token each"
-            # (2, n): slot and first new column of each row
+            # (2, n): slot and first new column of each row of the batch
             self._rows = torch.tensor([slots, starts], device=device)
             self.positions = self._rows[1][:, None]
             # (n, S + 1)  True: the column holds a token of the row

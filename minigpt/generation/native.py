@@ -335,7 +335,7 @@ class OperationList:
         return self.scratch[name]
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids].
+        """Append the operation out = table[ids].
 
         Args:
             positions: learned vectors of the positions, which the operation also adds to out. None: nothing

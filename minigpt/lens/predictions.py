@@ -136,8 +136,8 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    # Names of the distributions. The first, "", is that of the model itself. Each other one is that of a set
-    # of generation options, such as "T 0.5".
+    # Names of the distributions. The first, "", is that of the model itself. Each of the others belongs to a
+    # set of generation options, such as "T 0.5".
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (len(options), len(tokens)); 0 means that the token cannot be drawn

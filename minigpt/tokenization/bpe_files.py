@@ -173,7 +173,7 @@ def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
 def _read_whole(
     path: Path, frame: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
-    """Read a tokenizer.json. Return its content without vocabulary and merges, the vocabulary, the merges."""
+    """Read a tokenizer.json. Return (content, vocabulary, merges), the content without the other two."""
     frame = _object(path) if frame is None else frame
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):

@@ -319,8 +319,8 @@ class _Reading:
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
         """Return a message for the template. Only the assistant's messages are changed.
 
-        If `own` is given, this private character replaces the whole text. Otherwise private characters
-        replace only special tokens in the text (some of these stay text: see the module's docstring).
+        If `own` is given, this character of Unicode's private area replaces the whole text. Otherwise such a
+        character replaces each special token in the text, except those that the module's docstring names.
         """
         content = message.get("content")
         if message["role"] != "assistant" or not content:

@@ -55,7 +55,8 @@ _SIGMAS = 6.0
 # If the standard deviation is below this share of the median loss, this share is used instead. So a loss with
 # very little noise has no spikes.
 _FLOOR = 0.02
-# smallest height of a spike in nats; late in training, hard examples have a slightly higher loss than others
+# smallest height of a spike in nats. Late in training the loss has little noise, and a batch of hard examples
+# alone would count as a spike.
 _VISIBLE = 0.1
 
 

@@ -163,7 +163,7 @@ class WeightedTokenLoss(NextTokenLoss):
     def weights_of(self, batch: Batch) -> npt.NDArray[np.float64]:
         """Return the weight of each row, (B,)."""
         weights = np.ones(len(batch.input_ids))
-        # in a process without data, the batch has one row that is not a sample
+        # in a process without data, the batch has one placeholder row, and batch.rows is empty
         if len(batch.rows) and self._weights is not None:
             weights *= self._weights[batch.rows]
         if self._keywords is not None:
