@@ -50,8 +50,8 @@ class Style:
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
     choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
     answer: str = ""  # name of the field that holds the right answer
-    # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices, else
-    # the text
+    # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices,
+    # else the text
     score: str = ""
     delimiter: str | None = None  # text between prompt and answer; None: " ", or "" in a text with a gap
     separator: str = "\n\n"  # text between shots
