@@ -109,9 +109,8 @@ def check_inputs(
 def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.device) -> Tensor | None:
     """Return the mask for SDPA, True = attend: (T, S), or (B, 1, T, S) if `attention_mask` is given.
 
-    Returns None if no mask is needed. This is so without `attention_mask` if no token is cached, because
-    SDPA's is_causal is faster, or if T is 1, because the newest token attends to all tokens. (Right padding
-    needs no `attention_mask`, because the padding comes after the real tokens.)
+    Without attention_mask, returns None if no token is cached (SDPA's is_causal is faster), or if T is 1 (the
+    newest token attends to all). Right padding needs no mask: real tokens never attend to later ones.
     """
     if attention_mask is None and (past == 0 or T == 1):
         return None

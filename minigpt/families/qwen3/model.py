@@ -143,14 +143,14 @@ def causal_mask(past: int, T: int, attention_mask: Tensor | None, device: torch.
     if attention_mask is None and (past == 0 or T == 1):
         return None
     if attention_mask is not None and attention_mask.ndim == 3:
-        return attention_mask.bool()[:, None]  # (B, 1, T, S): the caller decides, causal or not
+        return attention_mask.bool()[:, None]  # (B, 1, T, S): used as it is, even if it is not causal
     query = torch.arange(past, past + T, device=device)[:, None]  # (T, 1): positions of the queries
     key = torch.arange(past + T, device=device)  # (S,): positions of the keys
     visible = key <= query  # (T, S); SDPA's is_causal would ignore the cached tokens
     if attention_mask is None:
         return visible
     visible = visible & attention_mask.bool()[:, None, :]  # (B, T, S)
-    # A softmax over no key would be NaN, and so would all gradients. So every token attends to itself.
+    # A row of the mask that is all False would become NaN in the softmax. So every token attends to itself.
     return (visible | (key == query))[:, None]  # (B, 1, T, S): the same for all heads
 
 
