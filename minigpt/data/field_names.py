@@ -87,6 +87,11 @@ ALIKE = {
         r"|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)" + _NOTE
     ),
 }
+# A name with one of these words is not like a question or an answer to learn from.
+OTHER = re.compile(
+    r"wrong|incorrect|reject|bad|worse|negative|distract|next|follow|related|previous"
+    r"|错|錯|误|誤|拒|差|干扰|干擾|下一|追|相关|相關|上一"
+)
 # fields with the title of a forum's question, and with its details
 TITLES = ("title", "标题", "题目", "標題", "題目")
 DESCRIPTIONS = ("desc", "description", "描述", "问题描述")

@@ -23,8 +23,9 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from minigpt.data.field_names import FIELDS, OPTIONS
 from minigpt.data.json_values import NESTED, BadLine, Record, as_json, structure_in
-from minigpt.data.records import NO_ANSWER, lower_keys
+from minigpt.data.records import NO_ANSWER, lower_keys, parts_of
 
 __all__ = ["is_message_tree", "message_trees", "unfolded"]
 
@@ -32,6 +33,8 @@ __all__ = ["is_message_tree", "message_trees", "unfolded"]
 _MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
 _NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
+# A record with one of these fields is more than several phrasings of one question.
+_PASSAGE = {"context", "article", "passage", "document", "story", *FIELDS["text"], *OPTIONS}
 _SHOWN = ("text", "multimodal_text")  # types of a message's content that the user sees
 
 
@@ -92,15 +95,20 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
 def _of_questions(questions: list[Any], rest: Mapping[str, Any]) -> list[Any] | None:
     """Return each question with the answer; with its own answer, if there are as many answers as questions.
 
-    Returns None if the record has no answer, or another number of answers.
+    Other fields, such as `system`, go with each question. Returns None if the record has no answer, another
+    number of answers, a question or turns of its own, or a text that the questions are about.
     """
-    answers = next((rest[name] for name in ("answer", "answers", "答案", "response") if name in rest), None)
+    name = next((name for name in ("answer", "answers", "答案", "response") if name in rest), "")
+    answers, others = rest.get(name), {key: value for key, value in rest.items() if key != name}
+    parts = parts_of(others)
+    if parts["question"] or parts["turns"] or parts["input"] or not _PASSAGE.isdisjoint(others):
+        return None
     if isinstance(answers, list) and len(answers) == 1:
         (answers,) = answers
     if answers is None or (isinstance(answers, list) and len(answers) != len(questions)):
         return None
     each = answers if isinstance(answers, list) else [answers] * len(questions)
-    return [{"question": question, "answer": answer} for question, answer in zip(questions, each)]
+    return [{**others, "question": question, "answer": answer} for question, answer in zip(questions, each)]
 
 
 def _turn(role: str, text: object) -> dict[str, Any]:

@@ -32,6 +32,8 @@ from minigpt.data.field_names import (
     LAST,
     OPTION,
     OPTIONS,
+    OTHER,
+    PARTNERS,
     TITLES,
     FieldNames,
     is_doubtful,
@@ -108,7 +110,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     if not found["question"] and (found["answer"] or _is_forum(item)):
         found |= _of_forum(item, found["answer"])
     if found["question"] and found["answer"]:
-        if item.get("label") is False:  # of KTO's records {"prompt", "completion", "label"}
+        # KTO's records are {"prompt", "completion", "label"}; in a table, the label is a text
+        if {"prompt", "completion"} <= item.keys() and str(item.get("label")).lower() == "false":
             raise BadLine("`label` is false: the answer is a bad one")
         return _conversation(_question_and_answer(item, found), line, raw, item)
     if list(item) in (["0", "1"], ["0"]):  # a table without column names: its columns are called "0" and "1"
@@ -223,10 +226,19 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
     for part, names in FIELDS.items():
         last = LAST.get(part, ())
         found[part] = next((name for name in names if name in given and name not in last), None)
-        if found[part] is None and part in ALIKE:
-            alike = [name for name in given if ALIKE[part].fullmatch(name)]
-            found[part] = alike[0] if len(alike) == 1 else None
-        found[part] = found[part] or next((name for name in last if name in given), None)
+    alike: dict[str, str | None] = {}
+    for part, pattern in ALIKE.items():
+        like = [name for name in given if pattern.fullmatch(name) and not OTHER.search(name)]
+        alike[part] = like[0] if len(like) == 1 else None
+    if found["question"] == "q" and not found["answer"] and "a" in given and "b" not in given:
+        found["answer"] = "a"
+    pairs = ((one, other) for one, others in PARTNERS.items() for other in others)
+    pair = next((both for both in pairs if {*both} <= {*given}), None)
+    if pair and not found["question"] and not found["answer"] and None in alike.values():
+        found["question"], found["answer"] = pair
+    for part in FIELDS:
+        found[part] = found[part] or alike.get(part)
+        found[part] = found[part] or next((name for name in LAST.get(part, ()) if name in given), None)
     if is_doubtful(found["question"], found["answer"], given):
         found["question"] = None
     return found
@@ -248,6 +260,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
     options: dict[str, str] = {}
+    letters = ""  # of all options by their number, those that are empty included
     if isinstance(item[question_key], list) or isinstance(inner, list):
         turns = _turns(item[question_key], f"`{question_key}`")  # the question is a list of turns
     else:
@@ -255,7 +268,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
         more = found["input"]
         if more and more != question_key and not _is_no_input(item[more]):
             question = f"{question}\n{text_of(item, more)}"
-        options = _options(item, answer_key)
+        options, letters = _options(item, answer_key)
         question = "\n".join([question, *options.values()])
         marked = marked_turns(question)
         turns = [turn for _, turn in marked] or [Turn("user", question)]
@@ -263,9 +276,10 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if answer_key == "answers" and isinstance(answer, str):  # in a table's cell, the list is a text
         answer = structure_in(answer)
     answer = _one_of(answer)
-    number = whole_number(str(answer)) if options and not isinstance(answer, bool) else None
-    if number is not None and number < len(options):
-        answer = [*options][number] or answer  # the answer is the number of an option, from 0
+    is_text = isinstance(answer, bool) or (isinstance(answer, str) and answer in _texts(options))
+    number = None if is_text else whole_number(str(answer))
+    if number is not None and letters[number : number + 1] in options:
+        answer = letters[number]  # the answer is the number of an option, from 0
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
     elif isinstance(answer, str):
@@ -280,28 +294,47 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     return turns
 
 
-def _options(item: Mapping[str, Any], answer: str) -> dict[str, str]:
+def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]:
     """Return the options of a multiple-choice question: letter -> line, such as "A. ...".
 
     The lines become part of the question: without them, the answer "B" would mean nothing. In the record,
     each option has a field of its own, or one field has all of them: a list, an object, or a text, whose
     letter here is "".
+
+    Returns: the options, and the letters by number if an answer can be the number of an option. In an object,
+        a number is a key.
     """
     apart = _apart(tuple(item), answer)
-    if apart:
-        given: Any = {letter: item[name] for letter, name in apart}
+    letters = ""
+    if apart and _is_choice(item, apart, answer):
+        letters = "".join(letter.upper() for letter, _ in apart)
+        given: Any = {letter.upper(): item[name] for letter, name in apart if not _is_nothing(item[name])}
     else:
         given = next((item[name] for name in OPTIONS if name in item), [])
-        inner = structure_in(given) if isinstance(given, str) else given
-        if isinstance(inner, str):
-            return {} if _is_nothing(inner) else {"": inner.strip()}
-        given = dict(zip("ABCDEFGH", inner)) if isinstance(inner, list) else inner
-    if not isinstance(given, Mapping):
-        return {}
-    given = {str(letter).upper(): text for letter, text in given.items() if not _is_nothing(text)}
+        given = structure_in(given) if isinstance(given, str) else given
+        if isinstance(given, str):
+            return ({} if _is_nothing(given) else {"": given.strip()}), ""
+        if isinstance(given, list):
+            letters = "ABCDEFGH"[: len(given)]
+            # the text "nan" is an option in a list; in a table's cell, it means that the cell is empty
+            given = {a: text for a, text in zip(letters, given) if text == "nan" or not _is_nothing(text)}
+        elif isinstance(given, Mapping):
+            given = {str(letter).upper(): text for letter, text in given.items() if not _is_nothing(text)}
+        else:
+            return {}, ""
     if not all(isinstance(text, str | int | float) and len(letter) == 1 for letter, text in given.items()):
-        return {}
-    return {letter: f"{letter}. {text}" for letter, text in given.items()}
+        return {}, ""
+    return {letter: f"{letter}. {text}" for letter, text in given.items()}, letters
+
+
+def _texts(options: Mapping[str, str]) -> set[str]:
+    return {line.removeprefix(f"{letter}. ") for letter, line in options.items()}
+
+
+def _is_choice(item: Mapping[str, Any], apart: list[tuple[str, str]], answer: str) -> bool:
+    """Return True if fields named a, b, ... are options: beside `answer`, or if the answer is a letter."""
+    is_named = answer in ("answer", "答案") or any(letter != name for letter, name in apart)
+    return is_named or str(item[answer]).strip().lower() in dict(apart)
 
 
 @functools.lru_cache(maxsize=256)
@@ -407,6 +440,8 @@ def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
         raise _not_a(REPEATED, "", f"`{speaker}`")
     name = str(item[speaker]).strip().lower()
     role = ROLES.get(name)
+    if role == "system" and speaker == "speaker" and number > 1:  # of a dialogue system; a prompt has `role`
+        role = "assistant"
     if answering and role != "system":
         role = "assistant" if name == answering else "user"
     if role is None:
@@ -452,12 +487,10 @@ def _repeats(value: Any) -> bool:
 def _conversation(
     turns: list[Turn], line: int, raw: str, item: Mapping[str, Any] | None = None
 ) -> Conversation:
-    if not any(turn.role == "assistant" for turn in turns):
-        # in data sets of task-oriented dialogues, such as MultiWOZ, the answers are those of SYSTEM
-        turns = [
-            turn._replace(role="assistant") if number and turn.role == "system" else turn
-            for number, turn in enumerate(turns)
-        ]
+    # in data sets of task-oriented dialogues, such as MultiWOZ, the answers are those of SYSTEM
+    roles = [turn.role for turn in turns]
+    if len(roles) > 3 and roles == [("user", "system")[number % 2] for number in range(len(roles))]:
+        turns = [turn._replace(role="assistant") if turn.role == "system" else turn for turn in turns]
     if not any(turn.role == "assistant" for turn in turns):
         raise BadLine("no turn is an assistant's: there is no answer")
     found = item or {}

@@ -7,9 +7,10 @@
                                         2
                                         ...
 
-The left form is Anki's export: its first lines say what the columns are. The first two columns that hold no
-tags, decks or the like are the question and the answer. The right form is that of subtitles (.srt, and .vtt
-with a first line WEBVTT). Their numbers and times are left out.
+The left form is Anki's export: its first lines say what the columns are. Of the columns that hold no tags,
+decks or the like, the first is the question, and the others together are the answer, unless #columns names
+them. The right form is that of subtitles (.srt, and .vtt with a first line WEBVTT). Their numbers and times
+are left out.
 """
 
 import csv
@@ -22,8 +23,9 @@ from minigpt.data.json_values import BadLine, Record, as_json
 __all__ = ["cards_in", "spoken_text"]
 
 _BEGINNING = 4096  # number of characters at the beginning in which the first time of subtitles stands
-_SETTING = re.compile(r"#([a-z ]+):(.*)")
+_SETTING = re.compile(r"#(separator|html|columns|notetype|deck|tags|guid|if matches|[a-z]+ column):(.*)")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
+_FRONT = (["front"], ["question"], ["q"], ["正面"], ["问题"], ["問題"])  # names of the column of questions
 _LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
@@ -46,23 +48,29 @@ def cards_in(text: str) -> list[Record] | None:
     delimiter = _DELIMITERS.get(written, written)
     if len(delimiter) != 1:
         return None
+    names = [name.strip().lower() for name in settings.get("columns", "").split(delimiter)]
     apart = {int(value) - 1 for key, value in settings.items() if key.endswith(" column") and value.isdigit()}
     has_marks = settings.get("html") == "true"
     first = len(settings)
-    reader = csv.reader(io.StringIO("\n".join(lines[first:]), newline=""), delimiter=delimiter)
+    body = io.StringIO("\n".join(lines[first:]), newline="")
+    reader = csv.reader(body, delimiter=delimiter, strict=True)  # strict: a quotation mark has to be closed
     records: list[Record] = []
     number = first + 1  # of the line that a row begins in
     try:
         for row in reader:
-            cells = [cell for column, cell in enumerate(row) if column not in apart]
+            cells = {column: cell for column, cell in enumerate(row) if column not in apart}
             if has_marks:
-                cells = [_without_marks(cell) for cell in cells]
-            if any(map(str.strip, cells)):
-                value = dict(zip(("question", "answer"), cells))
+                cells = {column: _without_marks(cell) for column, cell in cells.items()}
+            if any(map(str.strip, cells.values())):
+                front = next((column for column in cells if names[column : column + 1] in _FRONT), min(cells))
+                back = [cell for column, cell in cells.items() if column != front and cell.strip()]
+                value = {"question": cells[front], "answer": "\n".join(back)}
                 records.append(Record(number, value, as_json(value)))
             number = first + reader.line_num + 1
     except csv.Error as error:
-        records.append(Record(number, BadLine("broken CSV", str(error)), ""))
+        records += [
+            Record(line, BadLine("broken CSV", str(error)), "") for line in range(number, len(lines) + 1)
+        ]
     return records
 
 
@@ -84,11 +92,15 @@ def spoken_text(text: str) -> str | None:
     if blocks and blocks[0][0].startswith("WEBVTT"):
         del blocks[0]
     timed = [block for block in blocks if any(map(_TIMES.fullmatch, block[:2]))]
-    if len(timed) < 2 or 2 * len(timed) < len(blocks):
+    blocks = [block for block in blocks if not re.match(r"(?:NOTE|STYLE|REGION)(?:\s|$)", block[0])]
+    if len(timed) < 2 or 10 * (len(blocks) - len(timed)) > len(blocks):
         return None
-    said = []
-    for block in timed:
-        below = 1 + next(number for number, line in enumerate(block) if _TIMES.fullmatch(line))
-        spoken = (_VOICE.sub(r"\1: ", line) for line in block[below:])
-        said.append(" ".join(_STYLE.sub("", line).strip() for line in spoken))
+    said: list[str] = []
+    for block in blocks:
+        below = next((number + 1 for number, line in enumerate(block[:2]) if _TIMES.fullmatch(line)), 0)
+        spoken = " ".join(_STYLE.sub("", _VOICE.sub(r"\1: ", line)).strip() for line in block[below:])
+        if below or not said:
+            said.append(spoken)
+        else:  # the text of the caption above, behind an empty line
+            said[-1] = f"{said[-1]} {spoken}".strip()
     return "".join(f"{line}\n" for line in said if line)

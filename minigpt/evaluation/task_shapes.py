@@ -179,7 +179,7 @@ def _with_usual_names(item: dict[str, Any]) -> dict[str, Any]:
     renamed = {usual.get(name, name): part for name, part in new.items()}
     given = next((renamed.pop(name) for name in OPTIONS[2:] if name in renamed), renamed.get("options"))
     if isinstance(given, Mapping) and all(len(str(letter)) == 1 for letter in given):
-        given = [*given.values()]
+        given = {"label": [str(letter) for letter in given], "text": [*given.values()]}
     if given is not None:
         renamed["options"] = given
     return renamed if len(renamed) >= len(new) else item

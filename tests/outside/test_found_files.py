@@ -226,6 +226,66 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
         + "".join(f'x{n};Basic;d::e;"{q}";"{a}"\r\n' for n, (q, a) in enumerate(PAIRS)),
         PAIRS,
     ),
+    # -- names that are like others
+    "a wrong answer beside q and a": (lines({"q": "2+2?", "a": "4", "wrong_answer": "5"}), [("2+2?", "4")]),
+    "the same in a table": ("q,a,wrong_answer\n2+2?,4,5\n", [("2+2?", "4")]),
+    "a rejected response": (
+        lines({"question": "Q", "target": "Hello", "rejected_response": "BAD"}), [("Q", "Hello")],
+    ),
+    "the next question": (
+        lines({"user": "Hi", "assistant": "Hello", "next_question": "More?"}), [("Hi", "Hello")],
+    ),
+    "the same in Chinese": (
+        lines({"用户": "你好", "助手": "您好", "错误回答": "滚", "追加问题": "还有吗"}), [("你好", "您好")],
+    ),
+    "an answer that is marked as false": (  # of a yes/no question; only KTO's label means a bad answer
+        lines({"question": "Is it green?", "answer": "No.", "label": False}), [("Is it green?", "No.")],
+    ),
+    # -- several questions
+    "related questions beside a question": (
+        lines({"question": "main?", "answer": "a", "questions": ["b?", "c?"]}), [("main?", "a")],
+    ),
+    "a conversation with suggested questions": (
+        lines({"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}],
+               "questions": ["b?"], "response": "c"}),
+        [("hi", "hello")],
+    ),
+    "a passage that is asked about": (  # as before: the passage is the question
+        lines({"context": "Rome is in Italy.", "questions": ["Where?"], "answers": ["Italy"]}),
+        [("Rome is in Italy.", "Italy")],
+    ),
+    # -- which option is right
+    "numbers as letters": (
+        lines({"question": "Capital?", "options": {"1": "Paris", "2": "Rome"}, "answer": "1"}),
+        [("Capital?\n1. Paris\n2. Rome", "1")],
+    ),
+    "the text of an option": (
+        lines({"question": "1+1?", "options": ["1", "2"], "answer": "2"}), [("1+1?\nA. 1\nB. 2", "2")],
+    ),
+    "the number of an option": (
+        lines({"question": "1+1?", "options": ["1", "2"], "answer": 1}), [("1+1?\nA. 1\nB. 2", "B")],
+    ),
+    "an empty option": (
+        lines({"question": "x?", "choices": ["v", "", "w"], "answer": 2}), [("x?\nA. v\nC. w", "C")],
+    ),
+    "an option called nan": (
+        lines({"question": "x?", "choices": ["NaN", "nan", "0"], "answer": 1}),
+        [("x?\nA. NaN\nB. nan\nC. 0", "B")],
+    ),
+    "a and b are numbers": (lines({"prompt": "Add", "a": 3, "b": 4, "response": "1"}), [("Add", "1")]),
+    # -- Anki and dialogue systems
+    "cards with the back first": ("#separator:tab\n#columns:Back\tFront\nb\tf\n", [("f", "b")]),
+    "cards with three fields": ("#separator:tab\n犬\tいぬ\tdog\n", [("犬", "いぬ\ndog")]),
+    "a card that begins as a setting": (
+        "#separator:tab\n#include:what\tC\nq\ta\n", [("#include:what", "C"), ("q", "a")],
+    ),
+    "a quotation mark that is not closed": ('#separator:tab\nq\ta\n"To be\twho?\nx\ty\n', [("q", "a")]),
+    "answers of a system, by role": (
+        lines(
+            {"messages": [{"role": who, "content": text} for who, text in zip(("user", "system") * 2, "abcd")]}
+        ),
+        [("a", "b"), ("c", "d")],
+    ),
 }  # fmt: skip
 
 
@@ -308,6 +368,20 @@ def test_options_as_a_task(tmp_path: Path, kind: str) -> None:
     assert found == [("multiple_choice", CHOICE[0], tuple(CHOICE[1:5]), 1)] * len(expected)
 
 
+def test_which_option_of_an_object_is_right(tmp_path: Path) -> None:
+    rows = [
+        {"question": "x?", "options": {"1": "Paris", "2": "Rome", "3": "Oslo"}, "answer": "1"},
+        {"question": "y?", "options": {"B": "Rome", "A": "Paris"}, "answer": "A"},
+        {"q": "z?", "a": "4", "wrong_answer": "5"},
+    ]
+    found = []
+    for number, row in enumerate(rows):
+        (task,) = read_tasks([written(tmp_path, lines(row), f"{number}.jsonl")])
+        found += task.examples
+    assert [found[0].choices[found[0].answer], found[1].choices[found[1].answer]] == ["Paris", "Paris"]
+    assert found[2].references == ("4",)
+
+
 def test_names_of_people_and_places_are_no_questions_of_a_task(tmp_path: Path) -> None:
     for kind in ("who asked", "who answered", "where it comes from", "what it is about"):
         (task,) = read_tasks([written(tmp_path, READ[kind][0], "t.jsonl")])
@@ -347,6 +421,16 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
     "another number of answers": (
         lines({"questions": ["a", "b", "c"], "answers": ["x", "y"]}),
         "`question` is missing: it has 'questions', 'answers'",
+    ),
+    "a passage with questions and their options": (
+        lines(
+            {"article": "x", "questions": ["a?", "b?"], "options": [["c", "d"]] * 2, "answers": ["A", "B"]}
+        ),
+        "holds texts, no questions and answers",
+    ),
+    "a system text after the user's": (
+        lines({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "Be polite."}]}),
+        "no turn is an assistant's",
     ),
     "a piece of a web page": ("<div class='qa'><p>问：几点？</p></div>\n" * 3, "is a piece of a web page"),
     "a dump of a forum": (
@@ -393,6 +477,16 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
             for n, text in enumerate(CAPTIONS)
         ),
         ["".join(f"Anna: {text} noch\n" for text in CAPTIONS)],
+    ),
+    "a caption with an empty line": (
+        "".join(
+            f"{n}\n00:00:{n:02},000 --> 00:00:{n:02},900\ntext {n}\n\n" + "more\n\n" * (n == 3)
+            for n in range(1, 21)
+        ),
+        ["".join(f"text {n}{' more' * (n == 3)}\n" for n in range(1, 21))],
+    ),
+    "prose with a few times": (
+        "One.\n\nTwo.\n\n00:00:01,000 --> 00:00:02,500\nx\n\n00:00:03,000 --> 00:00:04,500\ny\n\nThree.\n", [],
     ),
     "a text about subtitles": ("A time is written as\n\n00:00:01,000 --> 00:00:02,000\n\nin them.\n", []),
     "paragraphs that begin with a tab": ("\t天气很好，我们去公园。\n\t晚上回家。\n" * 5, []),
