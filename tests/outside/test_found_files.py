@@ -282,7 +282,7 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
     "a quotation mark that is not closed": ('#separator:tab\nq\ta\n"To be\twho?\nx\ty\n', [("q", "a")]),
     "answers of a system, by role": (
         lines(
-            {"messages": [{"role": who, "content": text} for who, text in zip(("user", "system") * 2, "abcd")]}
+            {"messages": [{"role": role, "content": a} for role, a in zip(("user", "system") * 2, "abcd")]}
         ),
         [("a", "b"), ("c", "d")],
     ),
@@ -486,7 +486,7 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
         ["".join(f"text {n}{' more' * (n == 3)}\n" for n in range(1, 21))],
     ),
     "prose with a few times": (
-        "One.\n\nTwo.\n\n00:00:01,000 --> 00:00:02,500\nx\n\n00:00:03,000 --> 00:00:04,500\ny\n\nThree.\n", [],
+        "One.\n\nTwo.\n\n00:00:01,000 --> 00:00:02,500\nx\n\n00:00:03,000 --> 00:00:04,500\ny\n\nEnd.\n", [],
     ),
     "a text about subtitles": ("A time is written as\n\n00:00:01,000 --> 00:00:02,000\n\nin them.\n", []),
     "paragraphs that begin with a tab": ("\t天气很好，我们去公园。\n\t晚上回家。\n" * 5, []),
