@@ -52,9 +52,10 @@ _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
 # Regular expressions for the forms of a message. `_INLINE`: time, name and text on one line. `_TIME_FIRST`,
 # `_NAME_FIRST`: time and name on one line, the text below it. The other forms have no time. `_PLAIN`: "name:
-# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it.
+# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it. `*+` and `++` give no character
+# back: else a line of thousands of spaces or stars would be tried in millions of ways.
 _INLINE = re.compile(
-    rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*(?:[-–—|]\s*)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*[:：])"
+    rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*+(?:[-–—|]\s*+)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*+[:：])"
     r"\s*(?P<text>.*)"
 )
 _TIME_FIRST = re.compile(
@@ -66,7 +67,7 @@ _NAME_FIRST = re.compile(
 # LINE, a messenger, exports a message as time, tab, name, tab, text.
 _TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
-_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # marks before a name: "- ", "1. ", "## ", "**"
+_MARKS = r"(?:[-*•>#]++\s*+)?(?:\d++[.、)）]\s*+)?\**+"  # marks before a name: "- ", "1. ", "## ", "**"
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.data.chat_logs import holds_chat
 from minigpt.data.corpus import read_texts, recognise
 from minigpt.data.field_names import FieldNames
 from minigpt.data.reader import read_conversations
@@ -90,6 +91,22 @@ NO_LOGS = {
     "a program's log without times": lines("{name} 7: {text}\n", [("Info", "a"), ("Error", "b")] * 3),
     "a monologue": lines("2024-01-02 10:0{n}:00 {name}\n{text}\n", [("小明", "在")] * 6),
 }
+
+
+# Patterns that try a text in all ways need minutes to years for these.
+SLOW = {
+    "a ruler of #": "#" * 40 + "\nNotes, taken by hand.\n\n- one\n- two\n",
+    "a banner": "# " + "-" * 60 + "\n# Notes!\nBy hand.\n- one\n- two\n",
+    "keys": "key:\n  " * 40 + "No key\n- one\n- two\n",
+    "spaces": " " * 20_000 + "x!\n- one\n- two\n",
+    "spaces behind a time": "10:00" + " " * 15_000 + "x\n",
+    "stars": "*" * 15_000 + "x\n",
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_texts_that_almost_have_a_form_are_told_at_once(kind: str) -> None:
+    assert not holds_chat(SLOW[kind])
 
 
 @pytest.mark.parametrize("kind", NO_LOGS)
