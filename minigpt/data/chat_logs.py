@@ -196,8 +196,10 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if names.question:
         return None
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
-        speakers = {_role(str(item["0"]).strip()) for item in items} - {"system"}
-        return MessageColumns("0", "1", "", "") if speakers == {"user", "assistant"} else None
+        names = {str(item["0"]).strip() for item in items}
+        is_log = {_role(name) for name in names} - {"system"} == {"user", "assistant"}
+        # 2 * ...: a list of words and their translations, such as human and model, names each word once
+        return MessageColumns("0", "1", "", "") if is_log and 2 * len(names) <= len(items) else None
     return _columns(items)
 
 
@@ -238,7 +240,7 @@ def read_messages(
             divided.append(some)
         else:
             divided, rule = _divided(some, bool(columns.time), is_faq and not columns.time)
-    as_text = f"; as texts: {advised('train --text', path)}" if path.is_file() else ""
+    as_text = f"as plain text: {advised('train --text', path)}" if path.is_file() else ""
     log = _chat_log(divided, rule, is_faq, path, speaker, as_text)
     return replace(log, records=sorted([*log.records, *bad], key=lambda record: record.line))
 

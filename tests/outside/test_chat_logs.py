@@ -275,7 +275,18 @@ def test_a_message_in_each_row(tmp_path: Path, kind: str, name: str) -> None:
     assert said == ([[f"话{n}" for n in range(8)]] if kind == "JSON Lines of turns" else several)
     is_conversation = (kind, name) == ("JSON Lines of turns", "d.json")  # with roles: a record as it is
     assert is_conversation or "a chat log, 8 messages of 2 speakers" in report.notes[-1]
+    ending = f"; as plain text: minigpt train --text {path}"
+    assert is_conversation or report.notes[-1].endswith(ending)
+    assert all("; ;" not in note for note in report.notes)
     assert report.skipped == []
+
+
+def test_a_list_of_words_that_are_roles_is_no_log(tmp_path: Path) -> None:
+    words = [("human", "人"), ("model", "模型"), ("user", "用户"), ("assistant", "助手")]
+    path = tmp_path / "words.csv"
+    path.write_text("".join(f"{a},{b}\n" for a, b in words), encoding="utf-8")
+    conversations, _ = read_conversations(path)
+    assert [(each.question, each.answer) for each in conversations] == words
 
 
 def test_rows_that_are_no_messages_are_counted(tmp_path: Path) -> None:
