@@ -196,10 +196,10 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if names.question:
         return None
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
-        names = {str(item["0"]).strip() for item in items}
-        is_log = {_role(name) for name in names} - {"system"} == {"user", "assistant"}
-        # 2 * ...: a list of words and their translations, such as human and model, names each word once
-        return MessageColumns("0", "1", "", "") if is_log and 2 * len(names) <= len(items) else None
+        speakers = {str(item["0"]).strip() for item in items}
+        is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
+        # 2 * ...: a list of words and their translations, such as human and model, speakers each word once
+        return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 
 
