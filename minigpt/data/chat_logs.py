@@ -198,7 +198,7 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
         speakers = {str(item["0"]).strip() for item in items}
         is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
-        # 2 * ...: a list of words and their translations, such as human and model, speakers each word once
+        # 2 * ...: a list of words and their translations, such as human and model, names each word once
         return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from minigpt.data.field_names import DESCRIPTIONS, OPTION, OPTIONS, PARTNERS, TITLES
+from minigpt.data.field_names import ALIKE, DESCRIPTIONS, FIELDS, OPTION, OPTIONS, PARTNERS, TITLES
 from minigpt.data.json_values import NOT_TEXT, BadLine, Record, as_json, json_object, shown_before
 from minigpt.data.text_encoding import BAD_BYTES
 from minigpt.errors import InputError
@@ -36,7 +36,9 @@ _BESIDE = (  # columns of a Parquet file that are read in addition to those with
     *("message_id", "parent_id", "rank", "evidences", "meta_instruction"),
     *("mapping", "questions", "label", "weight", "chosen", "rejected"),
 )
-_MISSING = ("NaN", "nan", "<NA>", "#N/A")  # what pandas and Excel write for an empty cell
+_MISSING = ("<NA>", "#N/A")  # what pandas and Excel write for an empty cell
+_NAN = ("NaN", "nan")  # pandas writes these, too, but they may be an answer: "What is 0/0 in JavaScript?"
+_WORDS = {*FIELDS["question"], *FIELDS["answer"], *TITLES, "chosen", "rejected"}
 _AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
 
 
@@ -240,9 +242,18 @@ def row_record(line: int, head: list[str], cells: list[str]) -> Record:
         if found := BAD_BYTES.search(cell):
             byte, before = ord(found[0]) - 0xDC00, shown_before(cell, found.start())
             return Record(line, BadLine(NOT_TEXT, f"byte 0x{byte:02x} in {name!r}, behind {before}"), "")
-    cells = ["" if cell in _MISSING else cell.replace("\r\n", "\n") for cell in cells]
+    cells = [
+        "" if cell in _MISSING or (cell in _NAN and not _holds_words(name)) else cell.replace("\r\n", "\n")
+        for name, cell in zip(head, cells)
+    ]
     value = json_object(zip(head, cells))
     return Record(line, value, as_json(value))
+
+
+def _holds_words(name: str) -> bool:
+    """Return True for a column of questions or answers, and for each column of a table without names."""
+    name = name.strip().lower()
+    return name in _WORDS or name.isdecimal() or any(form.fullmatch(name) for form in ALIKE.values())
 
 
 # -- Excel ---------------------------------------------------------------------------------------------------

@@ -247,10 +247,21 @@ def test_what_is_read(tmp_path: Path, kind: str) -> None:
 
 
 def test_cells_that_pandas_left_empty_are_no_answers(tmp_path: Path) -> None:
-    rows = [(q, a if n % 2 else missing) for n, (q, a) in enumerate(PAIRS) for missing in ("NaN", "#N/A")]
+    rows = [(q, a if n % 2 else missing) for n, (q, a) in enumerate(PAIRS) for missing in ("<NA>", "#N/A")]
     conversations, report = read_conversations(written(tmp_path, table(["question", "answer"], rows)))
     assert {each.answer for each in conversations} == {PAIRS[1][1], PAIRS[3][1]}
     assert report.by_reason() == {"`answer` is empty": [2, 3, 6, 7]}
+
+
+@pytest.mark.parametrize("head", [("question", "input", "answer"), ("客户问题", "input", "标准答复"), ()])
+def test_not_a_number_is_an_answer_and_no_input(tmp_path: Path, head: tuple[str, ...]) -> None:
+    rows = [["What is 0/0 in JavaScript?", "NaN", "NaN"], ["And in Python?", "", "nan"]]
+    if not head:  # a table without names
+        head, rows = ("1", "NaN"), [["2", "4"], ["0/0", "nan"]]
+    conversations, report = read_conversations(written(tmp_path, table(head, rows), "d.csv"))
+    read = rows if len(head) == 3 else [list(head), *rows]
+    assert [(each.question, each.answer) for each in conversations] == [(row[0], row[-1]) for row in read]
+    assert report.skipped == []
 
 
 @pytest.mark.parametrize("codec", ["cp1252", "latin-1"])
