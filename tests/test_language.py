@@ -417,7 +417,7 @@ def test_nothing_is_translated_to_the_head_of_the_catalogue(chinese: None, text:
 
 
 USERS = (
-    "How many files in this folder?", "What is blue, not green?", "/home/my files in here/a.txt",
+    "How many files in this folder?", "What is blue, not green?", "texts/my files in here/a.txt",
     "who has no fear", "a box holds cats", "what is empty", "it has rained", "my records",
 )  # fmt: skip
 
@@ -438,7 +438,7 @@ def test_words_of_a_user_are_no_message(chinese: None, words: str) -> None:
 
 def test_short_messages_are_recognised(chinese: None) -> None:
     assert (
-        language.translated("/home/my files in here/a.txt is empty") == "/home/my files in here/a.txt 是空的"
+        language.translated("texts/my files in here/a.txt is empty") == "texts/my files in here/a.txt 是空的"
     )
     assert language.translated("a.jsonl:3: `answer` is empty") == "a.jsonl:3: `answer` 是空的"
     assert "5 个样本" in language.translated("keywords in 5 samples: cat 3 times in 5")
