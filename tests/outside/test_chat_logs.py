@@ -109,6 +109,19 @@ def test_texts_that_almost_have_a_form_are_told_at_once(kind: str) -> None:
     assert not holds_chat(SLOW[kind])
 
 
+def test_many_spaces_in_tables_and_turns(tmp_path: Path) -> None:
+    spaces = " " * 50_000
+    path = tmp_path / "d"
+    path.write_text(f"| question | answer |\n|---|---|\n| a | b |\n{spaces}x\n")
+    (conversation,), _ = read_conversations(path)
+    assert (conversation.question, conversation.answer) == ("a", "b")
+    path.write_text(
+        json.dumps({"text": f"<|im_start|>user\na{spaces}b<|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n"})
+    )
+    (conversation,), _ = read_conversations(path)
+    assert (conversation.question, conversation.answer) == (f"a{spaces}b", "c")
+
+
 @pytest.mark.parametrize("kind", NO_LOGS)
 def test_texts_that_are_no_logs(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "d.txt"
