@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from minigpt.console import command_line
 from minigpt.console.language import say
 from minigpt.data.field_names import DataOptions
-from minigpt.errors import InputError
+from minigpt.errors import InputError, Message
 
 if TYPE_CHECKING:
     from minigpt.data.corpus import Recognised
@@ -99,9 +99,9 @@ def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
     if is_text:
         reading = TextOptions(encoding=options.encoding, text_field=options.text_field)
         sources = find_sources(options.data, reading)
-        described = (
-            f"{len(sources):,} files in {options.data}" if options.data.is_dir() else str(options.data)
-        )
+        described = str(options.data)
+        if options.data.is_dir():
+            described = Message("{count:,} files in {path}", count=len(sources), path=options.data)
         return read_sources(sources, options.strict, options=reading, opened=opened), described, None
     conversations, report = read_conversations(
         options.data, options.strict, options.encoding, options.field_names, opened

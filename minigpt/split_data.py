@@ -82,12 +82,16 @@ def divide(options: Options, conversations: "list[Conversation]", report: "ReadR
         print(f"{folder / name}: {translated(counted)} ({len(side) / total:.2%})")
     if split.on_both_sides:
         (exchange, times), count = split.on_both_sides[0], len(split.on_both_sides)
-        shown = shortened(exchange.question)
-        command_line.show(
-            "still on both sides, since very many conversations share them: "
-            f"{count:,} {'questions' if count > 1 else 'question'} with the same answers, the most frequent "
-            f"in {times:,} conversations of val.jsonl: {shown}"
+        text = (
+            "still on both sides, since very many conversations share them: {count:,} questions with the "
+            "same answers, the most frequent in {times:,} conversations of val.jsonl: {question}"
         )
+        if count == 1:
+            text = (
+                "still on both sides, since very many conversations share it: 1 question with the same "
+                "answers, in {times:,} conversations of val.jsonl: {question}"
+            )
+        print(say(text, count=count, times=times, question=shortened(exchange.question)))
     return {**manifest, "output_dir": str(folder)}
 
 

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import gc
 import importlib
+import importlib.util
 import json
 import math
 import os
@@ -812,6 +813,11 @@ def test_a_signal_that_an_import_swallows_is_obeyed_after_it(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "meta_path", [command_line.CarefulImport("slow_library"), *sys.meta_path])
     finders = len(sys.meta_path)
+    for _ in range(2):  # as a library does that asks whether the module is there
+        spec = importlib.util.find_spec("slow_library")
+        assert spec is not None
+        assert spec.origin == str(tmp_path / "slow_library.py")
+    assert len(sys.meta_path) == finders
     reached, frozen = [], gc.get_freeze_count()
 
     def work() -> None:
@@ -827,6 +833,25 @@ def test_a_signal_that_an_import_swallows_is_obeyed_after_it(
     assert (reached == [False]) is imported
     assert gc.isenabled()
     assert len(sys.meta_path) == finders - 1
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_imports_inside_imports_collect_no_garbage(is_on: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen: list[bool] = []  # whether the garbage collection was on again when objects were frozen
+    monkeypatch.setattr(gc, "get_freeze_count", lambda: len(frozen))
+    monkeypatch.setattr(gc, "freeze", lambda: frozen.append(gc.isenabled()))
+    before = gc.isenabled()
+    try:
+        (gc.enable if is_on else gc.disable)()
+        with command_line.lasting_imports():
+            with command_line.lasting_imports():
+                assert not gc.isenabled()
+            assert not gc.isenabled()
+            assert frozen == []
+        assert gc.isenabled() is is_on
+        assert frozen == [True] * is_on
+    finally:
+        (gc.enable if before else gc.disable)()
 
 
 def test_a_signal_while_the_flags_are_read_is_no_wrong_flag(monkeypatch: pytest.MonkeyPatch) -> None:

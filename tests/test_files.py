@@ -336,6 +336,26 @@ def test_sha256_is_sha256(tmp_path: Path) -> None:
     assert sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
 
 
+def test_a_file_that_states_no_size_is_hashed_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "stated").write_bytes(b"")
+    content, reads = b"x" * 2**16, []
+    with (tmp_path / "stated").open("rb") as stated:
+
+        class Counted(io.BytesIO):
+            def fileno(self) -> int:
+                return stated.fileno()
+
+            def readinto(self, block: Any) -> int:
+                reads.append(len(block))
+                return super().readinto(block)
+
+        monkeypatch.setattr(files, "open_regular", lambda path: Counted(content))
+        assert sha256(tmp_path / "stated") == hashlib.sha256(content).hexdigest()
+    assert len(reads) == 2, "one for the content, and one that finds the end"
+
+
 # -- a folder ----------------------------------------------------------------------------------------------
 
 

@@ -411,6 +411,39 @@ def test_joined_messages_are_recognised(chinese: None, text: str, shown: str) ->
     assert language.translated(text) == shown
 
 
+@pytest.mark.parametrize("text", ["", "x: ", "x holds; ", ": ", "; ", "a b: ; "])
+def test_nothing_is_translated_to_the_head_of_the_catalogue(chinese: None, text: str) -> None:
+    assert language.translated(text) == text
+
+
+USERS = (
+    "How many files in this folder?", "What is blue, not green?", "texts/my files in here/a.txt",
+    "who has no fear", "a box holds cats", "what is empty", "it has rained", "my records",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("words", USERS)
+def test_words_of_a_user_are_no_message(chinese: None, words: str) -> None:
+    """Short entries, such as "{0} has no {1}", do not fit into a value, nor behind ": "."""
+    assert language.translated(f"unlike: {words}") == f"unlike: {words}"
+    for text in (
+        f"{words} is damaged gzip data: it ends",
+        f"x is a chat log of 3 speakers, {words}: name the one whose messages are the answers with "
+        "--speaker NAME; as plain text: minigpt train --text a",
+    ):
+        shown = language.translated(text)
+        assert words in shown
+        assert shown != text
+
+
+def test_short_messages_are_recognised(chinese: None) -> None:
+    assert (
+        language.translated("texts/my files in here/a.txt is empty") == "texts/my files in here/a.txt 是空的"
+    )
+    assert language.translated("a.jsonl:3: `answer` is empty") == "a.jsonl:3: `answer` 是空的"
+    assert "5 个样本" in language.translated("keywords in 5 samples: cat 3 times in 5")
+
+
 def test_the_doctors_numbers_have_chinese_names() -> None:
     names = runpy.run_path(str(path_of("doctor")), run_name="options")["_LABELS"]["zh"]["numbers"]
     texts = (ROOT / "minigpt/diagnosis/findings.toml").read_text(encoding="utf-8")

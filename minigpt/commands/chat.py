@@ -248,7 +248,7 @@ def _answer_lines(talk: "Conversation") -> None:
                 return
             if name == "/why":
                 raise InputError("/why draws a table: it needs a terminal")
-            print(printable_lines(obey(talk, line.strip())), file=sys.stderr)
+            print(printable_lines(translated(obey(talk, line.strip()))), file=sys.stderr)
             continue
         answer = ""
         if line.strip():

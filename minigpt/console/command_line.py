@@ -414,36 +414,46 @@ def remembered_signals() -> Iterator[None]:
 def lasting_imports() -> Iterator[None]:
     """Switch garbage collection off while modules are imported inside the context, to save time.
 
-    Afterwards, all objects are frozen: the garbage collection never examines them again.
+    Afterwards, all objects are frozen: the garbage collection never examines them again. If it was off
+    before, as inside another such context, it stays off, and nothing is frozen.
     """
+    was_on = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        gc.enable()
-    if not gc.get_freeze_count():
+        if was_on:
+            gc.enable()
+    if was_on and not gc.get_freeze_count():
         gc.freeze()
 
 
 class CarefulImport:
     """Imports one module, such as torch, so that no signal is lost, and without garbage collection.
 
-    An object of this class stands first in `sys.meta_path`, before the usual finders of Python.
+    An object of this class stands first in `sys.meta_path`, before the usual finders of Python. It leaves
+    when the module is imported, not when a library only asks whether the module is there.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self._is_asking = False  # True while the usual finders are asked, which asks this one, too
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return the usual spec of the one module, with a loader that remembers signals; else None."""
-        if name != self._name:
+        if name != self._name or self._is_asking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._is_asking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._is_asking = False
         if spec is not None and spec.loader is not None:
             execute = spec.loader.exec_module
 
             def exec_module(module: ModuleType) -> None:
+                if self in sys.meta_path:
+                    sys.meta_path.remove(self)
                 with remembered_signals(), lasting_imports():
                     execute(module)
 

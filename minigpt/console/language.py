@@ -12,6 +12,7 @@ output of --json, and errors of the Python interface stay English.
 
 import errno
 import os
+import re
 import string
 import textwrap
 import unicodedata
@@ -38,6 +39,9 @@ SYSTEM_ERRORS = (
 _CATALOGUE = Path(__file__).parents[1] / "translations" / "zh.mo"
 _NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line may begin with one of these characters
 _NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
+# Short entries that are also parts of longer messages. Their words are no words of a user's text.
+_INSIDE = {"a part of {}", "holds no {}", "`{}` is empty", "has id {}", "--size {}"}
+_PLACE = re.compile(r"\S+:\d+")  # a file's line, as in "a.jsonl:3: `answer` is empty"
 
 _language: Language = "en"
 
@@ -89,31 +93,54 @@ def translated(text: str) -> str:
 
 
 @lru_cache(256)
-def _recognised(text: str, depth: int = 7) -> str:
+def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
     """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
     The parts of the text are translated in the same way: a value of several words, and the texts before and
-    after "; " and ": ". `depth` limits how often a part is divided again.
+    after "; " and ": ". `depth` limits how often a part is divided again. `is_inside` is True for a value,
+    and for a part beside ": " (but not behind a place such as "a.jsonl:3: "): it may be a user's text, such
+    as a question, which a short entry such as "{0} has no {1}" would mix up. Inside, a short entry is used
+    only if it is in `_INSIDE`, or if its values are numbers, as in "5 records".
     """
+    if not text:  # the catalogue's entry "" is its head
+        return text
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
         return known
     for is_short in (False, True):
         for fixed, chinese in _templates(is_short):
             values = _between(fixed, text)
-            if values is not None and not any(map(_closes_too_much, values)):
-                return chinese.format(
-                    *(_recognised(value, depth - 1) if " " in value else value for value in values)
-                )
+            if values is None or any(map(_closes_too_much, values)):
+                continue
+            is_value = is_inside or any(": " in value for value in values)
+            if is_short and is_value and not ("{}".join(fixed) in _INSIDE or _are_numbers(values)):
+                continue
+            return chinese.format(
+                *(_recognised(value, depth - 1, True) if " " in value else value for value in values)
+            )
         # Joined messages are parted before a short entry, such as "{0} has no {1}", can mix them up.
         for mark in ("; ", ": ") if not is_short else ():
             first, found, second = text.partition(mark)
             if found:
-                parts = _recognised(first, depth - 1), _recognised(second, depth - 1)
+                behind_place = mark == ": " and _PLACE.fullmatch(first)
+                parts = (
+                    _recognised(first, depth - 1, is_inside or mark == ": "),
+                    _recognised(second, depth - 1, is_inside or (mark == ": " and not behind_place)),
+                )
                 if parts != (first, second):
                     is_place = mark == ": " and parts[0] == first
                     return (mark if is_place else {"; ": "；", ": ": "："}[mark]).join(parts)
     return text
+
+
+def _are_numbers(values: Sequence[str]) -> bool:
+    """Return True if the values are numbers; the first one may be another word if a number follows.
+
+    >>> _are_numbers(["1,234"]), _are_numbers(["cat", "3", "5"]), _are_numbers(["many cats"])
+    (True, True, False)
+    """
+    is_number = [value.replace(",", "").replace(".", "").isdecimal() for value in values]
+    return any(is_number) and all(is_number[1:]) and (is_number[0] or " " not in values[0])
 
 
 def _closes_too_much(value: str) -> bool:
@@ -152,7 +179,8 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 def _templates(is_short: bool) -> list[tuple[list[str], str]]:
     """Return (texts around the values, translation) of each catalogue entry with {0}, longest entry first.
 
-    An entry is short if these texts have fewer than 12 characters together.
+    An entry is short if these texts have fewer than 12 characters together. Of the short ones, those with one
+    value come first: "/my files in here/a is empty" is not an entry of two values.
     """
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
@@ -162,7 +190,7 @@ def _templates(is_short: bool) -> list[tuple[list[str], str]]:
             # all(...): text separates the values; in "{0}{1}", {0} may end anywhere
             if (sum(map(len, fixed)) < 12) == is_short and all(fixed[1:-1]):
                 found.append((fixed, chinese))
-    return sorted(found, key=lambda one: -sum(map(len, one[0])))
+    return sorted(found, key=lambda one: (is_short and len(one[0]) > 2, -sum(map(len, one[0]))))
 
 
 def say(template: str, /, **values: object) -> str:

@@ -52,9 +52,10 @@ _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
 # Regular expressions for the forms of a message. `_INLINE`: time, name and text on one line. `_TIME_FIRST`,
 # `_NAME_FIRST`: time and name on one line, the text below it. The other forms have no time. `_PLAIN`: "name:
-# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it.
+# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it. `*+` and `++` give no character
+# back: else a line of thousands of spaces or stars would be tried in millions of ways.
 _INLINE = re.compile(
-    rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*(?:[-–—|]\s*)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*[:：])"
+    rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*+(?:[-–—|]\s*+)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*+[:：])"
     r"\s*(?P<text>.*)"
 )
 _TIME_FIRST = re.compile(
@@ -66,7 +67,7 @@ _NAME_FIRST = re.compile(
 # LINE, a messenger, exports a message as time, tab, name, tab, text.
 _TABS = re.compile(rf"(?P<clock>{_CLOCK})\t(?P<name>[^\t]{{1,40}})\t(?P<text>.*)")
 _NICK = re.compile(r"<(?P<name>[^<>]{1,30})>\s*(?P<text>.+)")
-_MARKS = r"(?:[-*•>#]+\s*)?(?:\d+[.、)）]\s*)?\**"  # marks before a name: "- ", "1. ", "## ", "**"
+_MARKS = r"(?:[-*•>#]++\s*+)?(?:\d++[.、)）]\s*+)?\**+"  # marks before a name: "- ", "1. ", "## ", "**"
 _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**\s*(?P<text>\S.*)")
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
@@ -195,8 +196,10 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if names.question:
         return None
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
-        speakers = {_role(str(item["0"]).strip()) for item in items} - {"system"}
-        return MessageColumns("0", "1", "", "") if speakers == {"user", "assistant"} else None
+        speakers = {str(item["0"]).strip() for item in items}
+        is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
+        # 2 * ...: a list of words and their translations, such as human and model, names each word once
+        return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 
 
@@ -237,7 +240,7 @@ def read_messages(
             divided.append(some)
         else:
             divided, rule = _divided(some, bool(columns.time), is_faq and not columns.time)
-    as_text = f"; as texts: {advised('train --text', path)}" if path.is_file() else ""
+    as_text = f"as plain text: {advised('train --text', path)}" if path.is_file() else ""
     log = _chat_log(divided, rule, is_faq, path, speaker, as_text)
     return replace(log, records=sorted([*log.records, *bad], key=lambda record: record.line))
 

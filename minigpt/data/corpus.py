@@ -30,6 +30,7 @@ from minigpt.data.file_formats import (
     open_data,
     refuse_foreign,
     refuse_other_text,
+    refuse_piece_of_page,
 )
 from minigpt.data.json_values import BadLine, Record, as_json, looks_like_json, parse_line, shown_before
 from minigpt.data.marked_turns import name_of_marks
@@ -169,6 +170,7 @@ def _recognised(
     if table_in(text, path, is_head, needs_head, is_whole=size == len(head)):
         return source
     refuse_other_text(text, path)
+    refuse_piece_of_page(text, path)
     return replace(source, kind="text", separator=options.separator)
 
 

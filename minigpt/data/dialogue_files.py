@@ -23,6 +23,7 @@ _CONV = re.compile(r"E\s*|M(?:\s.*)?")
 _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
 _ENTRY = re.compile(r"(- |  )([^\s:#'\"\-\[\]{}][^:#]{0,29}?)\s*:(?:\s+(.*))?")  # a key of a list's element
+_ABOVE = re.compile(r"(?:#.*|---|[\w ]{1,30}:)?")  # a line above the list: blank, a comment, or a key
 _MOST = 200  # number of lines at the beginning that are examined to recognise the form
 # A line of at most 6 characters ("M " and four more) may be a single word, which needs no "/" inside.
 _FEW = 6
@@ -51,7 +52,7 @@ def dialogues_in(text: str) -> list[Record] | None:
 def _yaml_pairs(text: str) -> list[Record] | None:
     """Return the questions and answers of a list in YAML, or None for any other text."""
     start = re.search(r"^[ \t]*- ", text, re.MULTILINE)
-    if start is None or not re.fullmatch(r"(?:\s|#.*|---|[\w ]{1,30}:)*", text[: start.start()]):
+    if start is None or not all(_ABOVE.fullmatch(line.strip()) for line in text[: start.start()].split("\n")):
         return None
     first = 1 + text.count("\n", 0, start.start())
     values: list[tuple[int, dict[str, list[str]]]] = []

@@ -20,7 +20,8 @@ from minigpt.data.tables import IsHead, row_record
 
 __all__ = ["DrawnTables", "drawn_tables"]
 
-_RULE = re.compile(r"[ \t]*[|+]?[ \t]*:?-+:?[ \t]*(?:[|+][ \t]*:?-+:?[ \t]*)*[|+]?[ \t\r]*")
+# `*+` gives no character back: else a line of n spaces would be tried in n * n ways
+_RULE = re.compile(r"[ \t]*+[|+]?[ \t]*+:?-+:?[ \t]*+(?:[|+][ \t]*+:?-+:?[ \t]*+)*[|+]?[ \t\r]*")
 _BAR = re.compile(r"(?<!\\)\|")
 _LINE_END = re.compile(r"<br\s*/?>", re.IGNORECASE)
 _SHARE = 0.5  # smallest share of a text's lines that must be rows of tables

@@ -48,6 +48,7 @@ from minigpt.storage.regular_files import open_regular
 
 __all__ = [
     "COMPRESSED", "DataFile", "open_data", "read_bytes", "refuse_foreign", "refuse_other_text",
+    "refuse_piece_of_page",
 ]  # fmt: skip
 
 # "table": a table drawn with characters, such as Markdown's. "chat": a chat log. "json": one JSON value.
@@ -188,8 +189,11 @@ _FOREIGN = {  # first bytes of a file -> name of its format, which minigpt does 
     b"Rar!": "a rar archive",
     b"{\\rtf": "an RTF document (save it as text)",
 }
-# a tag of HTML that a page's body has
+# a tag of HTML that a page's body begins with, and any tag
 _TAG = re.compile(r"<(body|div|section|article|main|table|ul|ol|p|h[1-6]|span)(?:\s[^<>]*)?>")
+_ANY_TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
+_FEWEST_TAGS = 3  # a text with fewer lines that begin with a tag is no piece of a web page
+_MAY_HOLD_TAGS = (".md", ".markdown", ".mdx", ".csv", ".tsv")  # Markdown and cells use tags for their layout
 _ZIPPED = {"word/": "a Word document (save it as text)", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 
@@ -247,6 +251,7 @@ def open_data(
     if table := table_in(text, path, is_head, needs_head):
         records = csv_records(text, table)
         return DataFile("csv", codec, records, digest, tuple(notes), table.has_head, table.first_row)
+    refuse_piece_of_page(text, path)
     return DataFile("text", codec, [Record(1, text, "")], digest, tuple(notes))
 
 
@@ -284,8 +289,9 @@ def refuse_other_text(text: str, path: Path) -> None:
     start = text[:512].lstrip().lower()
     if start.startswith("version https://git-lfs.github.com/spec/"):
         raise InputError(f"{path} is a Git LFS pointer, not the data itself: fetch it with `git lfs pull`")
+    page = ("<!doctype html", "<html", *(() if suffix_of(path) in _MAY_HOLD_TAGS else ("<table",)), "<?xml")
     is_table = "<table" in text[:_BLOCK].lower() or "mso-application" in start
-    if start.startswith(("<!doctype html", "<html", "<table", "<?xml")) and is_table:
+    if start.startswith(page) and is_table:
         raise InputError(
             f"{path} is a web page or XML with a table: open it in Excel and save it as .xlsx, or download "
             "the file behind it"
@@ -294,10 +300,23 @@ def refuse_other_text(text: str, path: Path) -> None:
         raise InputError(
             f"{path} is XML, and its marks would be learned as text: save what it holds as CSV or text"
         )
-    if (tag := _TAG.match(start)) and f"</{tag[1]}>" in text[:_BLOCK].lower():
+    if start.startswith(("<!doctype html", "<html")):
+        raise InputError(f"{path} is a web page, not the file behind it: download it again")
+
+
+def refuse_piece_of_page(text: str, path: Path) -> None:
+    """Raise InputError for text that is no table and whose lines are mostly HTML.
+
+    The README of many projects begins with a few lines of HTML: these are no reason to refuse it.
+    """
+    sample = text[:_BLOCK]
+    tag = _TAG.match(sample[:512].lstrip().lower())
+    if tag is None or f"</{tag[1]}>" not in sample.lower() or suffix_of(path) in _MAY_HOLD_TAGS:
+        return
+    lines = [line.strip() for line in sample.split("\n") if line.strip()]
+    marked = sum(bool(_ANY_TAG.match(line)) for line in lines)
+    if marked >= max(_FEWEST_TAGS, len(lines) / 2):
         raise InputError(
             f"{path} is a piece of a web page, and its marks would be learned as text: save what it holds as "
             "text"
         )
-    if start.startswith(("<!doctype html", "<html")):
-        raise InputError(f"{path} is a web page, not the file behind it: download it again")

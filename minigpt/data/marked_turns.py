@@ -54,7 +54,8 @@ _TOKEN = (
     r"<s>|</s>|<bos>|<eos>|<end_of_turn>|\[gMASK\]|<sop>"
     r"|<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id|end|im_start)\|>"
 )
-_EDGES = re.compile(rf"\A(?:\s|{_TOKEN})+|(?:\s|{_TOKEN})+\Z")  # special tokens around a turn
+# Special tokens around a turn. (?<!\s): only the first of many spaces can begin the end of a turn.
+_EDGES = re.compile(rf"\A(?:\s|{_TOKEN})+|(?<!\s)(?:\s|{_TOKEN})+\Z")
 _OPENING = re.compile(rf"(?:\s|{_TOKEN.replace('|im_start', '')})*")
 Marked = tuple[str, Turn]  # (mark, turn)
 

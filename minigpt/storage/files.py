@@ -36,6 +36,7 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
+_LEAST = 2**16  # size of the buffer for a file that states 0 bytes, though it has content, as in /proc
 _CARD = "README.md"  # verify_manifest ignores it, because it may be written or edited later
 
 
@@ -213,10 +214,8 @@ def sync_folder(folder: Path) -> None:
 def sha256(path: Path | str) -> str:
     """Return the hexadecimal SHA-256 of a file."""
     with open_regular(path) as file:
-        digest, block = (
-            hashlib.sha256(),
-            memoryview(bytearray(min(os.fstat(file.fileno()).st_size, _BLOCK) + 1)),
-        )
+        size = min(max(os.fstat(file.fileno()).st_size, _LEAST), _BLOCK) + 1
+        digest, block = hashlib.sha256(), memoryview(bytearray(size))
         while count := file.readinto(block):
             digest.update(block[:count])
         return digest.hexdigest()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from minigpt.data.chat_logs import holds_chat
 from minigpt.data.corpus import read_texts, recognise
 from minigpt.data.field_names import FieldNames
 from minigpt.data.reader import read_conversations
@@ -90,6 +91,35 @@ NO_LOGS = {
     "a program's log without times": lines("{name} 7: {text}\n", [("Info", "a"), ("Error", "b")] * 3),
     "a monologue": lines("2024-01-02 10:0{n}:00 {name}\n{text}\n", [("小明", "在")] * 6),
 }
+
+
+# Patterns that try a text in all ways need minutes to years for these.
+SLOW = {
+    "a ruler of #": "#" * 40 + "\nNotes, taken by hand.\n\n- one\n- two\n",
+    "a banner": "# " + "-" * 60 + "\n# Notes!\nBy hand.\n- one\n- two\n",
+    "keys": "key:\n  " * 40 + "No key\n- one\n- two\n",
+    "spaces": " " * 20_000 + "x!\n- one\n- two\n",
+    "spaces behind a time": "10:00" + " " * 15_000 + "x\n",
+    "stars": "*" * 15_000 + "x\n",
+}
+
+
+@pytest.mark.parametrize("kind", SLOW)
+def test_texts_that_almost_have_a_form_are_told_at_once(kind: str) -> None:
+    assert not holds_chat(SLOW[kind])
+
+
+def test_many_spaces_in_tables_and_turns(tmp_path: Path) -> None:
+    spaces = " " * 50_000
+    path = tmp_path / "d"
+    path.write_text(f"| question | answer |\n|---|---|\n| a | b |\n{spaces}x\n")
+    (conversation,), _ = read_conversations(path)
+    assert (conversation.question, conversation.answer) == ("a", "b")
+    path.write_text(
+        json.dumps({"text": f"<|im_start|>user\na{spaces}b<|im_end|>\n<|im_start|>assistant\nc<|im_end|>\n"})
+    )
+    (conversation,), _ = read_conversations(path)
+    assert (conversation.question, conversation.answer) == (f"a{spaces}b", "c")
 
 
 @pytest.mark.parametrize("kind", NO_LOGS)
@@ -258,7 +288,18 @@ def test_a_message_in_each_row(tmp_path: Path, kind: str, name: str) -> None:
     assert said == ([[f"话{n}" for n in range(8)]] if kind == "JSON Lines of turns" else several)
     is_conversation = (kind, name) == ("JSON Lines of turns", "d.json")  # with roles: a record as it is
     assert is_conversation or "a chat log, 8 messages of 2 speakers" in report.notes[-1]
+    ending = f"; as plain text: minigpt train --text {path}"
+    assert is_conversation or report.notes[-1].endswith(ending)
+    assert all("; ;" not in note for note in report.notes)
     assert report.skipped == []
+
+
+def test_a_list_of_words_that_are_roles_is_no_log(tmp_path: Path) -> None:
+    words = [("human", "人"), ("model", "模型"), ("user", "用户"), ("assistant", "助手")]
+    path = tmp_path / "words.csv"
+    path.write_text("".join(f"{a},{b}\n" for a, b in words), encoding="utf-8")
+    conversations, _ = read_conversations(path)
+    assert [(each.question, each.answer) for each in conversations] == words
 
 
 def test_rows_that_are_no_messages_are_counted(tmp_path: Path) -> None:

@@ -53,6 +53,8 @@ WITH_OPTIONS = [("哪个是家具？\nA. 苹果\nB. 桌子\nC. 石头\nD. 火车
 NAMED = [["张三", *PAIRS[0]], ["李四", *PAIRS[1]]]
 BOTH_ANSWERS = [(q, PAIRS[0][1]) for q in ("几点开门？", "什么时候开门？")]
 
+IN_TAGS = [(f"<p>{q}</p>", f"<p>{a}</p>") for q, a in PAIRS]
+
 READ: dict[str, tuple[str | bytes, Pairs]] = {
     "a shop's sheet": (
         table(
@@ -286,6 +288,7 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
         ),
         [("a", "b"), ("c", "d")],
     ),
+    "pieces of a page in cells": ("".join(f"<p>{q}</p>\t<p>{a}</p>\n" for q, a in PAIRS), IN_TAGS),
 }  # fmt: skip
 
 
@@ -490,6 +493,10 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
     ),
     "a text about subtitles": ("A time is written as\n\n00:00:01,000 --> 00:00:02,000\n\nin them.\n", []),
     "paragraphs that begin with a tab": ("\t天气很好，我们去公园。\n\t晚上回家。\n" * 5, []),
+    "a README with a picture": ('<p align="center"><img src="a.png"></p>\n\n# A name\n\nText.\n' * 2, []),
+    "README.md": ('<div align="center">\n<h1>A name</h1>\n<p>b</p>\n</div>\n', []),
+    "TABLE.md": ("<table>\n<tr><td>a</td></tr>\n</table>\n\nText.\n", []),
+    "short": ("<p>a</p>\n", []),
     "a notebook": (
         json.dumps(
             {"cells": [{"cell_type": "markdown", "metadata": {}, "source": ["# 标题\n", "说明"]},
