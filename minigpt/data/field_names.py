@@ -87,11 +87,16 @@ ALIKE = {
         r"|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)" + _NOTE
     ),
 }
-# A name with one of these words is not like a question or an answer to learn from.
-OTHER = re.compile(
-    r"wrong|incorrect|reject|bad|worse|negative|distract|next|follow|related|previous"
-    r"|错|錯|误|誤|拒|差|干扰|干擾|下一|追|相关|相關|上一"
-)
+# A name with one of these words is not that of the question, or of the answer to learn from.
+OTHER = {
+    "question": re.compile(
+        r"(?<![a-z])(?:next|follow\w*|related|previous)(?![a-z])|下一|上一|追加|追问|追問|相关|相關"
+    ),
+    "answer": re.compile(
+        r"(?<![a-z])(?:wrong|incorrect|reject\w*|bad|worse|negative|distract\w*)(?![a-z])"
+        r"|错|錯|误|誤|拒|差评|较差|較差|差的|差回|干扰|干擾"
+    ),
+}
 # fields with the title of a forum's question, and with its details
 TITLES = ("title", "标题", "题目", "標題", "題目")
 DESCRIPTIONS = ("desc", "description", "描述", "问题描述")

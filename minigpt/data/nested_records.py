@@ -99,7 +99,8 @@ def _of_questions(questions: list[Any], rest: Mapping[str, Any]) -> list[Any] | 
     number of answers, a question or turns of its own, or a text that the questions are about.
     """
     name = next((name for name in ("answer", "answers", "答案", "response") if name in rest), "")
-    answers, others = rest.get(name), {key: value for key, value in rest.items() if key != name}
+    answers = rest.get(name)
+    others = {key: value for key, value in rest.items() if key != name and value not in (None, "", [], {})}
     parts = parts_of(others)
     if parts["question"] or parts["turns"] or parts["input"] or not _PASSAGE.isdisjoint(others):
         return None

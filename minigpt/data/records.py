@@ -20,6 +20,8 @@ Field names are compared without case, in English and Chinese (`FIELDS`). Option
 import functools
 import json
 import math
+import re
+import string
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Literal, TypeAlias
@@ -59,6 +61,10 @@ __all__ = [
 
 NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 NO_ANSWER = "the question has no answer"
+# the name of the field with a right answer
+_RIGHT = re.compile(r"^answers?$|correct|right|答案|正确|正確")
+# the answer to a multiple choice: B, ABD, (B), B. text
+_LETTERS = re.compile(r"[(（]?(?:[A-H](?:[\s,，、]*[A-H])*|[a-h])(?:[)）.、:：].*)?", re.DOTALL)
 # programs write these where a record has no input or system text
 _NOTHING = ("none", "null", "n/a", "无", "無", "<noinput>", "noinput")
 KNOWN_SHAPES = (
@@ -228,7 +234,7 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
         found[part] = next((name for name in names if name in given and name not in last), None)
     alike: dict[str, str | None] = {}
     for part, pattern in ALIKE.items():
-        like = [name for name in given if pattern.fullmatch(name) and not OTHER.search(name)]
+        like = [name for name in given if pattern.fullmatch(name) and not OTHER[part].search(name)]
         alike[part] = like[0] if len(like) == 1 else None
     if found["question"] == "q" and not found["answer"] and "a" in given and "b" not in given:
         found["answer"] = "a"
@@ -238,7 +244,8 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
         found["question"], found["answer"] = pair
     for part in FIELDS:
         found[part] = found[part] or alike.get(part)
-        found[part] = found[part] or next((name for name in LAST.get(part, ()) if name in given), None)
+        vague = [name for name in LAST.get(part, ()) if name in given and not (name == "a" and "b" in given)]
+        found[part] = found[part] or next(iter(vague), None)
     if is_doubtful(found["question"], found["answer"], given):
         found["question"] = None
     return found
@@ -276,9 +283,9 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     if answer_key == "answers" and isinstance(answer, str):  # in a table's cell, the list is a text
         answer = structure_in(answer)
     answer = _one_of(answer)
-    is_text = isinstance(answer, bool) or (isinstance(answer, str) and answer in _texts(options))
-    number = None if is_text else whole_number(str(answer))
-    if number is not None and letters[number : number + 1] in options:
+    is_text = isinstance(answer, str) and any(line == f"{a}. {answer}" for a, line in options.items())
+    number = None if is_text or isinstance(answer, bool) else whole_number(str(answer))
+    if number is not None and number < len(letters) and letters[number] in options:
         answer = letters[number]  # the answer is the number of an option, from 0
     if isinstance(answer, list) and answer and isinstance(answer[0], dict):
         turns += _turns(answer, f"`{answer_key}`")
@@ -301,8 +308,8 @@ def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]
     each option has a field of its own, or one field has all of them: a list, an object, or a text, whose
     letter here is "".
 
-    Returns: the options, and the letters by number if an answer can be the number of an option. In an object,
-        a number is a key.
+    Returns: the options, and the letters by number if an answer can be the number of an option. In an object
+        whose keys are not A, B, ..., a number is a key.
     """
     apart = _apart(tuple(item), answer)
     letters = ""
@@ -314,11 +321,16 @@ def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]
         given = structure_in(given) if isinstance(given, str) else given
         if isinstance(given, str):
             return ({} if _is_nothing(given) else {"": given.strip()}), ""
+        if isinstance(given, list) and given and all(isinstance(each, Mapping) for each in given):
+            labelled = [tuple(one.get(key) for key in ("label", "text")) for one in map(lower_keys, given)]
+            given = {str(label): text for label, text in labelled if label is not None}
         if isinstance(given, list):
-            letters = "ABCDEFGH"[: len(given)]
+            letters = string.ascii_uppercase[: len(given)]
             # the text "nan" is an option in a list; in a table's cell, it means that the cell is empty
             given = {a: text for a, text in zip(letters, given) if text == "nan" or not _is_nothing(text)}
         elif isinstance(given, Mapping):
+            keys = "".join(str(letter).upper() for letter in given)
+            letters = keys if string.ascii_uppercase.startswith(keys) else ""
             given = {str(letter).upper(): text for letter, text in given.items() if not _is_nothing(text)}
         else:
             return {}, ""
@@ -327,14 +339,10 @@ def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]
     return {letter: f"{letter}. {text}" for letter, text in given.items()}, letters
 
 
-def _texts(options: Mapping[str, str]) -> set[str]:
-    return {line.removeprefix(f"{letter}. ") for letter, line in options.items()}
-
-
 def _is_choice(item: Mapping[str, Any], apart: list[tuple[str, str]], answer: str) -> bool:
-    """Return True if fields named a, b, ... are options: beside `answer`, or if the answer is a letter."""
-    is_named = answer in ("answer", "答案") or any(letter != name for letter, name in apart)
-    return is_named or str(item[answer]).strip().lower() in dict(apart)
+    """Return True if fields named a, b, ... are options: of a right answer, or if the answer is letters."""
+    is_named = len(apart) > 2 or any(letter != name for letter, name in apart) or _RIGHT.search(answer)
+    return bool(is_named or _LETTERS.fullmatch(str(item[answer]).strip()))
 
 
 @functools.lru_cache(maxsize=256)
@@ -408,6 +416,9 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
         turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
+    # {"speaker": "SYSTEM"} is a dialogue system, which answers; a system's prompt is a `role`, or comes first
+    if all("speaker" in lower_keys(each) for each in value) and not any(t.role == "assistant" for t in turns):
+        turns[1:] = [t._replace(role="assistant") if t.role == "system" else t for t in turns[1:]]
     return turns
 
 
@@ -440,8 +451,6 @@ def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
         raise _not_a(REPEATED, "", f"`{speaker}`")
     name = str(item[speaker]).strip().lower()
     role = ROLES.get(name)
-    if role == "system" and speaker == "speaker" and number > 1:  # of a dialogue system; a prompt has `role`
-        role = "assistant"
     if answering and role != "system":
         role = "assistant" if name == answering else "user"
     if role is None:

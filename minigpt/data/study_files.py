@@ -25,7 +25,10 @@ __all__ = ["cards_in", "spoken_text"]
 _BEGINNING = 4096  # number of characters at the beginning in which the first time of subtitles stands
 _SETTING = re.compile(r"#(separator|html|columns|notetype|deck|tags|guid|if matches|[a-z]+ column):(.*)")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
-_FRONT = (["front"], ["question"], ["q"], ["正面"], ["问题"], ["問題"])  # names of the column of questions
+# names of Anki's columns: of the question, of the answer, and of what is no text of a card
+_FRONT = ("front", "question", "q", "正面", "问题", "問題")
+_BACK = ("back", "answer", "a", "背面", "反面", "答案", "回答")
+_ASIDE = ("tags", "tag", "deck", "id", "guid", "note id", "notetype", "note type", "source", "标签", "来源")
 _LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
@@ -50,6 +53,9 @@ def cards_in(text: str) -> list[Record] | None:
         return None
     names = [name.strip().lower() for name in settings.get("columns", "").split(delimiter)]
     apart = {int(value) - 1 for key, value in settings.items() if key.endswith(" column") and value.isdigit()}
+    apart |= {column for column, name in enumerate(names) if name in _ASIDE}
+    front = next((column for column, name in enumerate(names) if name in _FRONT), None)
+    answer = next((column for column, name in enumerate(names) if name in _BACK), None)
     has_marks = settings.get("html") == "true"
     first = len(settings)
     body = io.StringIO("\n".join(lines[first:]), newline="")
@@ -62,9 +68,10 @@ def cards_in(text: str) -> list[Record] | None:
             if has_marks:
                 cells = {column: _without_marks(cell) for column, cell in cells.items()}
             if any(map(str.strip, cells.values())):
-                front = next((column for column in cells if names[column : column + 1] in _FRONT), min(cells))
-                back = [cell for column, cell in cells.items() if column != front and cell.strip()]
-                value = {"question": cells[front], "answer": "\n".join(back)}
+                asked = min(cells) if front is None else front
+                back = [cell for column, cell in cells.items() if column != asked and cell.strip()]
+                whole = "\n".join(back) if answer is None else cells.get(answer, "")
+                value = {"question": cells.get(asked, ""), "answer": whole}
                 records.append(Record(number, value, as_json(value)))
             number = first + reader.line_num + 1
     except csv.Error as error:
@@ -93,7 +100,7 @@ def spoken_text(text: str) -> str | None:
         del blocks[0]
     timed = [block for block in blocks if any(map(_TIMES.fullmatch, block[:2]))]
     blocks = [block for block in blocks if not re.match(r"(?:NOTE|STYLE|REGION)(?:\s|$)", block[0])]
-    if len(timed) < 2 or 10 * (len(blocks) - len(timed)) > len(blocks):
+    if len(timed) < 2 or len(blocks) - len(timed) > 1 + len(blocks) / 3:
         return None
     said: list[str] = []
     for block in blocks:

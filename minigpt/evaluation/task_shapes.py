@@ -178,8 +178,15 @@ def _with_usual_names(item: dict[str, Any]) -> dict[str, Any]:
         usual |= letters
     renamed = {usual.get(name, name): part for name, part in new.items()}
     given = next((renamed.pop(name) for name in OPTIONS[2:] if name in renamed), renamed.get("options"))
+    if isinstance(given, list) and all(
+        isinstance(one, Mapping) and {"label", "text"} <= one.keys() for one in given
+    ):
+        given = {str(one["label"]): one["text"] for one in given}
     if isinstance(given, Mapping) and all(len(str(letter)) == 1 for letter in given):
-        given = {"label": [str(letter) for letter in given], "text": [*given.values()]}
+        by_letter = sorted((str(letter).upper(), text) for letter, text in given.items())
+        keys, texts = zip(*by_letter) if by_letter else ((), ())
+        is_lettered = string.ascii_uppercase.startswith("".join(keys))
+        given = [*texts] if is_lettered else {"label": [*keys], "text": [*texts]}
     if given is not None:
         renamed["options"] = given
     return renamed if len(renamed) >= len(new) else item

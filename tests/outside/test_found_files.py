@@ -275,7 +275,40 @@ READ: dict[str, tuple[str | bytes, Pairs]] = {
         [("x?\nA. NaN\nB. nan\nC. 0", "B")],
     ),
     "a and b are numbers": (lines({"prompt": "Add", "a": 3, "b": 4, "response": "1"}), [("Add", "1")]),
+    "options in one text, and a number": (
+        lines({"question": "x?", "options": "A. 1 B. 2", "answer": "1"}), [("x?\nA. 1 B. 2", "1")],
+    ),
+    "several right options": (
+        "题目,A,B,C,D,正确答案\n哪些？,苹果,梨,石头,桃,ABD\n哪个？,a,b,c,d,C\n",
+        [("哪些？\nA. 苹果\nB. 梨\nC. 石头\nD. 桃", "ABD"), ("哪个？\nA. a\nB. b\nC. c\nD. d", "C")],
+    ),
+    "the number of an option in an object": (
+        lines({"question": "x?", "answer": 0, "options": {"A": "v", "B": "w"}}), [("x?\nA. v\nB. w", "A")],
+    ),
+    "objects as options": (
+        lines({"question": "x?", "options": [{"label": "A", "text": "v"}, {"label": "B", "text": "w"}],
+               "answer": "B"}),
+        [("x?\nA. v\nB. w", "B")],
+    ),
+    "nine options": (
+        lines({"question": "x?", "options": list("abcdefghi"), "answer": "I"}),
+        [("\n".join(["x?", *(f"{a.upper()}. {a}" for a in "abcdefghi")]), "I")],
+    ),
+    "phrasings beside an empty field": (
+        lines({"questions": ["a?", "b?"], "answer": "c", "context": "", "text": None}),
+        [("a?", "c"), ("b?", "c")],
+    ),
+    "words in words": ("badge_question,badge_answer\nq,a\n", [("q", "a")]),
+    "a book of mistakes": ("错误问题,问题分类,标准答案\nq,k,a\n", [("q", "a")]),
     # -- Anki and dialogue systems
+    "cards with named columns": (
+        "#separator:tab\n#columns:ID\tQuestion\tAnswer\tSource\n17\tq\ta\thttp://x\n", [("q", "a")],
+    ),
+    "a system that speaks beside an assistant": (
+        lines({"conversation": [{"speaker": who, "text": text} for who, text in (
+            ("user", "a"), ("assistant", "b"), ("system", "Be brief."), ("user", "c"), ("assistant", "d"))]}),
+        [("a", "b"), ("Be brief.\nc", "d")],
+    ),
     "cards with the back first": ("#separator:tab\n#columns:Back\tFront\nb\tf\n", [("f", "b")]),
     "cards with three fields": ("#separator:tab\n犬\tいぬ\tdog\n", [("犬", "いぬ\ndog")]),
     "a card that begins as a setting": (
@@ -383,6 +416,19 @@ def test_which_option_of_an_object_is_right(tmp_path: Path) -> None:
         found += task.examples
     assert [found[0].choices[found[0].answer], found[1].choices[found[1].answer]] == ["Paris", "Paris"]
     assert found[2].references == ("4",)
+    row = {
+        "question": "x?",
+        "options": [{"label": a, "text": text} for a, text in ("Av", "Bw")],
+        "answer": "B",
+    }
+    (task,) = read_tasks([written(tmp_path, lines(row), "objects.jsonl")])
+    assert [(one.choices, one.answer) for one in task.examples] == [(("v", "w"), 1)]
+    # letters as keys: the prompt lists the options, whichever way the answer is given
+    for answer in ("B", "Nitro", 1):
+        row = {"question": "x?", "options": {"a": "Amp", "b": "Nitro"}, "answer": answer}
+        (task,) = read_tasks([written(tmp_path, lines(row), "letters.jsonl")])
+        (one,) = task.examples
+        assert (one.choices, one.answer, one.letters) == (("Amp", "Nitro"), 1, ("A", "B"))
 
 
 def test_names_of_people_and_places_are_no_questions_of_a_task(tmp_path: Path) -> None:
@@ -431,6 +477,7 @@ REFUSED: dict[str, tuple[str | bytes, str]] = {
         ),
         "holds texts, no questions and answers",
     ),
+    "options without a right answer": ("q,a,b,c,d\nq1,x,y,z,w\n", "`answer` is missing"),
     "a system text after the user's": (
         lines({"messages": [{"role": "user", "content": "a"}, {"role": "system", "content": "Be polite."}]}),
         "no turn is an assistant's",
@@ -487,6 +534,11 @@ TEXTS: dict[str, tuple[str, list[str]]] = {
             for n in range(1, 21)
         ),
         ["".join(f"text {n}{' more' * (n == 3)}\n" for n in range(1, 21))],
+    ),
+    "a credit above captions": (
+        "Subtitles by Ann\n\n"
+        + "".join(f"{n}\n00:00:0{n},000 --> 00:00:0{n},500\nx{n}\n\n" for n in range(1, 6)),
+        ["Subtitles by Ann\nx1\nx2\nx3\nx4\nx5\n"],
     ),
     "prose with a few times": (
         "One.\n\nTwo.\n\n00:00:01,000 --> 00:00:02,500\nx\n\n00:00:03,000 --> 00:00:04,500\ny\n\nEnd.\n", [],
