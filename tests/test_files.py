@@ -21,6 +21,7 @@ from typing import Any
 from unittest.mock import Mock
 
 import pytest
+import xxhash
 
 from minigpt.errors import InputError
 from minigpt.storage import files
@@ -363,13 +364,32 @@ def test_a_whole_folder_verifies_and_lists_what_it_holds(saved: Path) -> None:
     verify_manifest(saved)
     manifest = json.loads((saved / MANIFEST).read_text())
     assert manifest == {
-        "format": 1,
+        "format": 2,
         "files": {
-            name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+            name: {"size": len(content), "xxh3_128": xxhash.xxh3_128_hexdigest(content)}
             for name, content in CONTENTS.items()
         },
     }
     assert names(saved.parent) == [saved.name]
+
+
+def test_the_checksum_is_xxh3_of_128_bits(tmp_path: Path) -> None:
+    # the value that xxHash's own tests give for no bytes: https://github.com/Cyan4973/xxHash
+    atomic_folder(tmp_path / "folder", lambda new: atomic_write(new / "empty", b""))
+    files = json.loads((tmp_path / "folder" / MANIFEST).read_text())["files"]
+    assert files == {"empty": {"size": 0, "xxh3_128": "99aa06d3014798d86001c324468d497f"}}
+
+
+def test_a_manifest_of_before_is_compared_by_its_sha256(saved: Path) -> None:
+    files = {
+        name: {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+        for name, content in CONTENTS.items()
+    }
+    (saved / MANIFEST).write_text(json.dumps({"format": 1, "files": files}))
+    verify_manifest(saved)
+    path = saved / "model.safetensors"
+    path.write_bytes(flipped(path.read_bytes(), 3))
+    assert f"{path} does not match its checksum" in refusal(saved)
 
 
 def test_what_is_written_is_flushed_before_the_rename(
@@ -512,7 +532,7 @@ def test_one_flipped_bit_of_a_file_is_noticed(saved: Path, name: str) -> None:
     bits = range(8 * len(content))
     for bit in random.Random(0).sample(bits, min(200, len(bits))):  # every bit of the small file
         path.write_bytes(flipped(content, bit))
-        assert f"{path} does not match its SHA-256" in refusal(saved), f"bit {bit}"
+        assert f"{path} does not match its checksum" in refusal(saved), f"bit {bit}"
     path.write_bytes(content)
     verify_manifest(saved)
 
@@ -583,7 +603,7 @@ def test_a_link_counts_as_what_it_leads_to(saved: Path, tmp_path: Path) -> None:
     path.symlink_to(outside)
     verify_manifest(saved)
     outside.write_bytes(CONTENTS["model.safetensors"][::-1])
-    with pytest.raises(InputError, match=r"model\.safetensors does not match its SHA-256"):
+    with pytest.raises(InputError, match=r"model\.safetensors does not match its checksum"):
         verify_manifest(saved)
     outside.unlink()
     with pytest.raises(InputError, match=r"model\.safetensors is listed .* but missing"):
@@ -598,7 +618,7 @@ def test_without_weights_their_size_alone_is_compared(saved: Path) -> None:
     with pytest.raises(InputError, match=r"model\.safetensors has 1025 bytes"):
         verify_manifest(saved, weights=False)
     (saved / "config.json").write_bytes(CONTENTS["config.json"][::-1])
-    with pytest.raises(InputError, match=r"config\.json does not match its SHA-256"):
+    with pytest.raises(InputError, match=r"config\.json does not match its checksum"):
         verify_manifest(saved, weights=False)
 
 
@@ -608,16 +628,16 @@ def test_a_check_beside_the_reading_ends_with_the_block(saved: Path, monkeypatch
     check = ManifestCheck(saved)
     (saved / "model.safetensors").write_bytes(CONTENTS["model.safetensors"][::-1])
     check.start()
-    with pytest.raises(InputError, match="does not match its SHA-256"), check:
+    with pytest.raises(InputError, match="does not match its checksum"), check:
         pass
     for error in (InputError("the header is damaged"), ValueError("a bad number")):
-        with pytest.raises(InputError, match="does not match its SHA-256") as raised, check:
+        with pytest.raises(InputError, match="does not match its checksum") as raised, check:
             raise error
         assert raised.value.__suppress_context__
     with pytest.raises(KeyboardInterrupt), check:  # the user's end comes first, and waits for nothing
         raise KeyboardInterrupt
     monkeypatch.setattr(threading.Thread, "start", Mock(side_effect=RuntimeError("can't start new thread")))
-    with pytest.raises(InputError, match="does not match its SHA-256"), ManifestCheck(saved):
+    with pytest.raises(InputError, match="does not match its checksum"), ManifestCheck(saved):
         pass
 
 
@@ -657,6 +677,8 @@ ENTRY = {"size": 0, "sha256": hashlib.sha256(b"").hexdigest()}
         b'{"format": 1, "files": {"empty": {"size": NaN, "sha256": ""}}}',
         b'{"format": 1, "files": {"empty": {"size": Infinity, "sha256": ""}}}',
         json.dumps({"format": 2, "files": {"empty": ENTRY}}).encode(),
+        json.dumps({"format": 3, "files": {"empty": ENTRY}}).encode(),
+        json.dumps({"format": [1], "files": {"empty": ENTRY}}).encode(),
         json.dumps({"format": 1, "files": {"empty": ENTRY}, "more": 1}).encode(),
         json.dumps({"files": {"empty": ENTRY}}).encode(),
     ],

@@ -205,7 +205,7 @@ def test_a_flipped_bit_is_noticed(command: Any) -> None:
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(InputError, match="does not match its SHA-256"):
+    with pytest.raises(InputError, match="does not match its checksum"):
         minigpt.load_model("small")
 
 

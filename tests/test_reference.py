@@ -625,7 +625,7 @@ def test_a_flipped_bit_is_noticed_where_there_is_a_manifest(tmp_path: Path) -> N
     content = bytearray(path.read_bytes())
     content[-3] ^= 1
     path.write_bytes(content)
-    with pytest.raises(InputError, match="does not match its SHA-256"):
+    with pytest.raises(InputError, match="does not match its checksum"):
         weights.load(goal)
 
 
