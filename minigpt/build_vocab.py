@@ -1,4 +1,4 @@
-"""Build a vocabulary from questions and answers, or from plain text: characters, or byte-level tokens.
+"""Build a vocabulary of characters or of byte-level BPE tokens, from questions and answers or plain text.
 
     python ./minigpt/build_vocab.py --data ./data/data.jsonl --output ./data/vocab.json
     minigpt vocab --data data/data.jsonl --output data/vocab.json

@@ -1,6 +1,7 @@
 """Encodes conversations with a tokenizer's chat template, and marks the tokens that the model learns.
 
-`minigpt finetune` uses this form. minigpt/data/batches.py has the plain form, question <sep> answer <sep>.
+`minigpt finetune` uses this for models with a subword tokenizer. For models with a character vocabulary,
+minigpt/data/batches.py encodes a conversation as question <sep> answer <sep>.
 """
 
 import json
