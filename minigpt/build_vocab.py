@@ -88,7 +88,7 @@ def recognised(options: Options) -> "Recognised":
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """Return the texts, their source in words, and a report on skipped records (None for plain text).
+    """Return the texts, a description of their source, and a report on skipped records (None for plain text).
 
     Plain text is not read here, but piece by piece when the texts are iterated.
     """

@@ -1,4 +1,4 @@
-"""The commands of `minigpt`, except five whose scripts are in the folder above, such as train.py.
+"""The commands of `minigpt`. Five more commands, such as train.py, are scripts in the folder above.
 
 Each command parses flags, calls a function, and prints. A command may import from every other folder. Only
 quickstart imports other commands, because it runs them. In the order of the work:

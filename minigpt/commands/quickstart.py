@@ -49,7 +49,7 @@ _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # the training part is evaluated, too, if there are at most this many pairs
 _MEASURED = 2000  # largest number of conversations in the validation part
 _SHOWN = 4  # largest number of right answers, and of wrong answers, in the table
-_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # suffixes: usually no plain text
+_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # suffixes of tables and JSON
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name a field or a speaker
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
 # For plain text: a prompt has _PROMPT characters, and the model continues it with _CONTINUED tokens.
@@ -163,7 +163,7 @@ class _Quickstart:
     ) -> dict[str, Any] | None:
         """Split the data into train.jsonl and val.jsonl. Return the counts.
 
-        If the data cannot be split: with `is_needed`, raise InputError; without, return None.
+        If the data cannot be split: raise InputError (is_needed=True), or return None (is_needed=False).
         """
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
@@ -205,7 +205,7 @@ class _Quickstart:
     def _counted(
         self, sources: "list[Source]", reading: "TextOptions", opened: "DataFile | None"
     ) -> dict[str, Any]:
-        """Read the texts once: count them, and write their vocabulary. Return entries for quickstart.json."""
+        """Count the characters of the texts, write their vocabulary. Return entries for quickstart.json."""
         from minigpt.data.corpus import decode_sources, read_sources
 
         options = self.options

@@ -112,7 +112,7 @@ def warn(text: str) -> None:
 
 
 def _text_of(error: Warning | Exception | str) -> str:
-    """Return the text of an error. If it is a `Message` (a text that can be translated), it stays one."""
+    """Return the text of an error. A `Message` (a text that can be translated) is returned unchanged."""
     first = [] if isinstance(error, str) else [*error.args][:1]
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
@@ -438,7 +438,7 @@ class CarefulImport:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._is_asking = False  # True during the nested call of find_spec, which must not recurse
+        self._is_asking = False  # True while find_spec calls importlib, which calls find_spec once more
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return the module's usual spec, with a loader that remembers signals; None for any other module."""
@@ -477,7 +477,7 @@ def _empty(stream: TextIO) -> None:
 
 
 def _json_line(result: dict[str, Any]) -> str:
-    # True: the encoding of stdout is not UTF-8 or the like, so Chinese is printed as \uXXXX escapes
+    # True: the encoding of stdout may have no Chinese characters, so print them as \uXXXX escapes
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
     return printable_json(json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False))
 

@@ -39,7 +39,7 @@ SYSTEM_ERRORS = (
 _CATALOGUE = Path(__file__).parents[1] / "translations" / "zh.mo"
 _NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line may begin with one of these characters
 _NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
-# Short entries that are used inside a longer message, too. Other short entries could match a user's own text.
+# Short catalogue entries that may translate a part of a message. Other short ones could match a user's text.
 _INSIDE = {"a part of {}", "holds no {}", "`{}` is empty", "has id {}", "--size {}"}
 _PLACE = re.compile(r"\S+:\d+")  # a file's line, as in "a.jsonl:3: `answer` is empty"
 

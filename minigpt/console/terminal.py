@@ -108,7 +108,7 @@ def table_text(
     """Return a table as text of at most `width` columns, without colour.
 
     On a narrow terminal, or if the columns would not fit otherwise, the table has no vertical lines. If it is
-    still too wide, it becomes a list: a paragraph for each row, with a line "name: value" for each column.
+    still too wide, it becomes a list: a paragraph for each row, with the name and the value of each column.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
     rows = _translated(rows)

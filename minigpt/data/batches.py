@@ -4,7 +4,7 @@ Legend: N examples; B rows in a batch; T: number of tokens of the longest row of
 targets are shifted by one).
 
 The order of training depends only on the seed, the data and the number of the batch. So a run that is resumed
-at batch m gets the same batches as an uninterrupted run. There are no loader processes.
+at batch m gets the same batches as an uninterrupted run. There are no DataLoader workers.
 """
 
 import hashlib

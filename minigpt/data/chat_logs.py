@@ -115,7 +115,7 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
 
     Args:
         speaker: name of the speaker who answers; "": the function chooses one.
-        encoding: the encoding named by the user. The commands in notes and errors repeat it.
+        encoding: the encoding named by the user, to be repeated in commands that notes and errors suggest.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.
@@ -198,7 +198,7 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
         speakers = {str(item["0"]).strip() for item in items}
         is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
-        # 2 * ...: speakers write several rows. In a dictionary, a word such as "user" stands in one row only.
+        # 2 * ...: a speaker has several rows. In a list of words and their translations, a word has one row.
         return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 
@@ -208,7 +208,7 @@ def read_messages(
 ) -> ChatLog:
     """Group records into conversations. Each record is one message.
 
-    A record without speaker or text becomes a record of the log whose value is a BadLine.
+    If a record has no speaker or no text, the log has a record with a BadLine (the reason) in its place.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.

@@ -65,11 +65,11 @@ class TextOptions:
     """Options for reading the files of a corpus."""
 
     encoding: str = ""
-    """encoding of text files, such as gb18030 or big5; left out: found out"""
+    """encoding of text files, such as gb18030 or big5; "": detect it"""
     text_field: str = ""
-    """name of the field that holds the text; left out: text and its like, or the longest"""
+    """name of the field that holds the text; "": a usual name such as text, or the longest field"""
     document_separator: str = "auto"
-    """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
+    """the line that separates documents; auto: <|endoftext|>; blank: an empty line; none: no separator"""
 
     is_quiet: ClassVar[bool] = False  # True: print no notes about the files (see QuietTextOptions)
 

@@ -52,9 +52,9 @@ class LabelledOptions:
     """Options for reading a file of texts with labels."""
 
     text_field: str = ""
-    """name of the text's field or column; "": the usual names are known"""
+    """name of the text's field or column; "": the usual names are tried"""
     label_field: str = ""
-    """name of the label's field or column; "": the usual names are known"""
+    """name of the label's field or column; "": the usual names are tried"""
     problem_type: ProblemType = "single_label_classification"
     encoding: str = ""
     strict: bool = False
@@ -156,7 +156,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
 
 
 def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fields:
-    """Return the columns of text and label of a table of two columns without names.
+    """Decide which of two columns without names has the texts, and which has the labels.
 
     The label is the column with fewer different values. If both have equally many, the text is the column
     with more characters.
@@ -323,7 +323,7 @@ class LabelledBatch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     token_mask: torch.Tensor  # (B, T) bool: True for real tokens, False for padding
     last: torch.Tensor  # (B,) int64: position of a row's last real token
-    labels: torch.Tensor  # (B,) int64: index of the label; several labels or regression: (B, K) float32
+    labels: torch.Tensor  # (B,) int64: the label's index; multi-label (B, K) or regression (B, 1): float32
     weights: torch.Tensor  # (B,) float32: factor for the loss of each row
     rows: npt.NDArray[np.int64]  # (B,): index of the text in each row
 

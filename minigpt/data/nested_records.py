@@ -13,9 +13,9 @@
     several phrasings of a question     {"questions": [...], "answer": ...}, QnA Maker's among them
 
 Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
-other branches repeat the same questions. In a chat export, it is the path that the user saw last; if that is
-unknown, the last reply to each message. In OpenAssistant, it is the reply with the best rank to each message;
-without ranks, the first reply.
+other branches repeat the same questions. In a chat export, this is the path that the user saw last. If
+that path is unknown, the last reply to each message is read. In OpenAssistant, the reply with the best rank
+is read; without ranks, the first reply.
 """
 
 import math
