@@ -6,12 +6,12 @@
     minigpt look --question "四川的省会是哪里？" --output page.html     # the whole model in a page
     minigpt look loss --file poem.txt
 
-    all         tokens, loss, next, attention, lens and cache of one question, or of a text
+    all         the views tokens, loss, next, attention, lens and cache, of one question or text
     tokens      how a text is cut: pieces, ids, bytes, unknown characters, BPE's merges
     batch       training examples as tensors: ids, padding mask, targets, positions that count in the loss
     loss        loss and rank of each token of an answer, and the most likely other tokens
-    next        the distribution of the next token under several options, side by side
-    answers     several answers, drawn under several options
+    next        the distribution of the next token with several sampling options, side by side
+    answers     several answers, sampled with several options
     attention   the tokens that each head attends to
     lens        logit lens: the answer that the model would give after each layer
     ablate      the rise of the loss when heads and layers are switched off

@@ -192,7 +192,7 @@ def encode_conversation(
     If a conversation is too long, its oldest questions with their answers are left out. If the last question
     with its answer is too long, its end is cut off.
 
-    Returns: ids (T,); a mask of the ids that belong to answers (T,); True if something was cut.
+    Returns: n ids (n,); a mask (n,), True for answers and the <sep> after each; True if something was cut.
     """
     sep = _separator(tokenizer)
     encoded = [
@@ -212,7 +212,7 @@ def encode_conversation(
     return ids[:max_length], is_answer[:max_length], bool(first) or len(ids) > max_length
 
 
-# (conversation, tokenizer, max_length) -> ids (T,), mask of answers (T,), True if something was cut
+# (conversation, tokenizer, max_length) -> n ids (n,), mask of answers (n,), True if something was cut
 Encode: TypeAlias = Callable[
     [Conversation, Any, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]
 ]

@@ -25,8 +25,8 @@ def encode_chat_conversation(
     If a conversation is too long, its oldest questions with their answers are left out. The system text is
     kept. If the last question with its answer is still too long, its end is cut off.
 
-    Returns: ids (T,); a mask of the assistant's ids, including the token that ends an answer
-    (T,); True if something was cut.
+    Returns: n ids (n,); a mask (n,), True for the ids of the assistant's answers and of the tokens that end
+    them; True if something was cut.
 
     Raises:
         InputError: if the template fails, or changes the assistant's text.

@@ -167,7 +167,7 @@ class MessageColumns(NamedTuple):
 
 
 def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
-    """Return the columns of a table of chat messages; None for another table.
+    """Return the columns of a table of chat messages; None for any other table.
 
     Most rows must have a speaker and a text, and a speaker must have two rows or more on average.
     """

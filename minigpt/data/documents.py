@@ -52,7 +52,7 @@ class Source:
     """A file of a corpus."""
 
     path: Path  # the file that is read: the original or its decoded copy
-    name: str  # path relative to the corpus's folder, with "/"
+    name: str  # path relative to the corpus's folder, with "/" as separator
     kind: Kind
     size: int  # size of the file `path` in bytes
     mtime_ns: int

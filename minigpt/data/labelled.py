@@ -262,7 +262,7 @@ def _label(value: Any, key: str) -> str:
 
 
 def label_names(texts: Iterable[LabelledText], where: str) -> tuple[str, ...]:
-    """Return all different labels: numbers sorted by value, other labels by code points.
+    """Return all different labels, sorted by value if all are whole numbers, else by code points.
 
     Raises:
         InputError: if there are fewer than two labels.
@@ -351,8 +351,8 @@ class EncodedTexts:
 
     ids: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]  # (N + 1,): text i is ids[starts[i]:starts[i + 1]]
-    # (N,) int64: index of the label. With several labels: (N, K) float32, 1 for a label of the text, else 0.
-    # For regression: (N, 1) float32, the number to predict.
+    # (N,) int64: index of the label. Multi-label: (N, number of labels) float32, 1 for a label of the text,
+    # else 0. Regression: (N, 1) float32, the number to predict.
     labels: npt.NDArray[Any]
     weights: npt.NDArray[np.float32]  # (N,): factor for the loss of each text
     lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the data file, from 1
