@@ -5,8 +5,8 @@
     print(minigpt.generate(model, tokenizer, "四川省的省会是哪里？"))
 
 docs/api.md describes the public names. A name is imported when it is first used, so `import minigpt` does not
-import torch. minigpt.train and minigpt.generate are functions, although train.py and generate.py are scripts
-in this folder: when such a script is imported as a module, the function replaces it in sys.modules.
+import torch. train.py and generate.py are scripts in this folder, but minigpt.train and minigpt.generate are
+functions: when such a script is imported, it puts its function into sys.modules in place of the module.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""Build a vocabulary from questions and answers, or from plain text: characters, or byte-level tokens.
+"""Build a vocabulary of characters or of byte-level BPE tokens, from questions and answers or plain text.
 
     python ./minigpt/build_vocab.py --data ./data/data.jsonl --output ./data/vocab.json
     minigpt vocab --data data/data.jsonl --output data/vocab.json
@@ -88,7 +88,7 @@ def recognised(options: Options) -> "Recognised":
 
 
 def _read(options: Options) -> tuple[Iterable[str], str, "ReadReport | None"]:
-    """Return the texts, their source in words, and a report on skipped records (None for plain text).
+    """Return the texts, a description of their source, and a report on skipped records (None for plain text).
 
     Plain text is not read here, but piece by piece when the texts are iterated.
     """

@@ -8,7 +8,8 @@ r"""A conversation in the terminal, with any model: your own, GPT-2, or Qwen3.
 The answer is shown while it is generated. Ctrl-C stops it; at the prompt, two Ctrl-C or one Ctrl-D end the
 program. You can paste several lines (if the terminal supports bracketed paste). A line that ends with a
 backslash is continued by the next line. A model trained on questions and answers sees only the last question,
-unless --history says that it was trained on conversations. A model of plain text continues the whole text.
+unless --history says that it was trained on conversations. A model of plain text continues the conversation
+as one text.
 
 Commands such as /help also work without a terminal; their output goes to stderr. Without a terminal, line
 ends and control characters in an answer are written as escapes (\n), so that an answer is one line.

@@ -112,7 +112,7 @@ _LABELS: dict[str, dict[str, Any]] = {
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read a run's record, examine it and print the findings."""
+    """Read the files of a training run, examine them, and print the findings."""
     from minigpt.diagnosis.curves import read_curve, save_curve
     from minigpt.diagnosis.examination import examine
     from minigpt.diagnosis.record import read_record

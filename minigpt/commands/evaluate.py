@@ -9,8 +9,8 @@
 The loss is measured on all tokens and on the tokens of answers only. Then the model answers each distinct
 question, always with the most likely token, and the answers are compared with the file's answers (exact
 match, character F1). If a question has several right answers, the most similar answer counts. A text is
-measured per token, and also per byte and per character, which does not depend on the vocabulary. A task has
-questions with choices, gaps, labels, or answers to be compared; docs/evaluation.md describes them.
+measured per token, and also per byte and per character, which does not depend on the vocabulary. A task is
+a benchmark, such as CMMLU; docs/evaluation.md describes its formats.
 """
 
 import dataclasses

@@ -1,6 +1,6 @@
 """Train a small model with a mistake on purpose, and one without the mistake. Explain the difference.
 
-minigpt experiment                       # the list
+minigpt experiment                       # lists all experiments
 minigpt experiment no-causal-mask
 minigpt experiment no-warmup --plot no-warmup.png
 """

@@ -4,7 +4,7 @@
     minigpt fill --model output/mlm/best --text 四川的省会是[MASK][MASK]。 --top_k 3 --json
 
 Each [MASK] stands for one token; in a character vocabulary, for one character. The model proposes tokens for
-each [MASK] with their probabilities. Each is predicted while all other [MASK]s are still hidden.
+each [MASK] with their probabilities. The prediction for one [MASK] does not know the other missing tokens.
 """
 
 from dataclasses import dataclass

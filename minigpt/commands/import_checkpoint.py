@@ -1,4 +1,6 @@
-"""Turn a file of torch.save into a checkpoint folder: a .pth of the tutorial, or of nanoGPT or minGPT.
+"""Turn a file of torch.save (a .pth or .pt) into a checkpoint folder.
+
+The file may come from nanoGPT, from minGPT, or from the tutorial that minigpt is based on.
 
     minigpt import output/best_model.pth --vocab data/vocab.json
     minigpt import output/best_model.pth --vocab data/vocab.json --output imported

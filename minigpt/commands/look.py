@@ -6,12 +6,12 @@
     minigpt look --question "四川的省会是哪里？" --output page.html     # the whole model in a page
     minigpt look loss --file poem.txt
 
-    all         tokens, loss, next, attention, lens and cache of one question, or of a text
+    all         the views tokens, loss, next, attention, lens and cache, of one question or text
     tokens      how a text is cut: pieces, ids, bytes, unknown characters, BPE's merges
-    batch       training examples as tensors: ids, mask, targets, the positions that count
+    batch       training examples as tensors: ids, padding mask, targets, positions that count in the loss
     loss        loss and rank of each token of an answer, and the most likely other tokens
-    next        the distribution of the next token under several options, side by side
-    answers     several answers, drawn under several options
+    next        the distribution of the next token with several sampling options, side by side
+    answers     several answers, sampled with several options
     attention   the tokens that each head attends to
     lens        logit lens: the answer that the model would give after each layer
     ablate      the rise of the loss when heads and layers are switched off
@@ -285,7 +285,7 @@ def _write_page(options: Options, path: Path) -> dict[str, Any]:
 
 
 def _beginning(path: Path, encoding: str) -> str:
-    """Return the text of a file. From a long file, only the beginning is read: more than any view shows."""
+    """Return the text of a file. From a long file, only the first _MOST_BYTES bytes: no view shows more."""
     from minigpt.storage.regular_files import open_regular
 
     try:
@@ -316,7 +316,7 @@ def _decoded(data: bytes, name: str, encoding: str) -> str:
 
 
 def _asked(options: Options, model: "LanguageModel", tokenizer: "AnyTokenizer") -> "str | Reading":
-    """Return the user's question; or else the user's text, without the end if the model cannot read all."""
+    """Return the user's question. Without a question: the user's text, cut to what the model can read."""
     if options.question or not options.text or options.view == "neighbours":
         return options.question
     from minigpt.lens.reading import read_text

@@ -3,8 +3,8 @@
     minigpt merge --model gpt2 --adapter output/lora --output output/merged
     minigpt generate --model output/merged --question 四川省的省会是哪里？
 
-The adapter has PEFT's format (LoRA, rsLoRA, DoRA, IA3). The new folder has the tokenizer and settings of the
-model, and its weights have the same dtype. `minigpt generate --adapter output/lora` merges only in memory.
+The adapter has PEFT's format (LoRA, rsLoRA, DoRA, IA3). The new folder has the model's tokenizer, settings
+and dtype. `minigpt generate --adapter output/lora` merges only in memory.
 """
 
 from dataclasses import dataclass

@@ -3,7 +3,8 @@
     minigpt plot output/demo
     minigpt plot output/small output/base output/large --question "四川的省会是哪里？" --output curves.png
 
-The terminal shows a table of size, loss and time, a line of text for each curve, and the checkpoints.
+The terminal shows a table of size, loss and time, each loss curve as one line of bars (▇▅▃▂), and the
+checkpoints.
 """
 
 import shutil

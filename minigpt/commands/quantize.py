@@ -5,9 +5,9 @@
     minigpt eval --model output/best --precision float32 int8          # the loss of quality, before you do it
 
 Only minigpt reads an int8 or int4 folder (weights/quantized_folders.py describes it); other programs refuse
-it. Its weights are the same to the bit as those of a model that is rounded while it is loaded (`--precision
-int8`). int4 is for a GPU: on a CPU it is slow. Every program reads a float16 folder. In minigpt its weights
-stay in 16 bits, and the computation is in float32.
+it. Other commands can round a model while they load it (`--precision int8`); the weights are then the same to
+the bit as in an int8 folder. int4 is for a GPU: on a CPU it is slow. Every program reads a float16 folder. In
+minigpt its weights stay in 16 bits, and the computation is in float32.
 """
 
 from dataclasses import dataclass

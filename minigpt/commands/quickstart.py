@@ -5,7 +5,7 @@ r"""Makes a model to talk to from a file: vocabulary, split, statistics, trainin
     minigpt quickstart faq.xlsx                    # after Ctrl-C: the same command continues
 
 Each step is a minigpt command. The command is printed as a user would type it, and its output follows. The
-folder gets the same files as if a user had typed them: vocab.json, train.jsonl, val.jsonl, and the run.
+output folder gets vocab.json, train.jsonl, val.jsonl, and the training run.
 """
 
 import contextlib
@@ -49,8 +49,8 @@ _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # the training part is evaluated, too, if there are at most this many pairs
 _MEASURED = 2000  # largest number of conversations in the validation part
 _SHOWN = 4  # largest number of right answers, and of wrong answers, in the table
-_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # files that usually hold records
-_NAMES = ("question_field", "answer_field", "speaker")  # options that name parts of a data file
+_OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # suffixes of tables and JSON
+_NAMES = ("question_field", "answer_field", "speaker")  # options that name a field or a speaker
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
 # For plain text: a prompt has _PROMPT characters, and the model continues it with _CONTINUED tokens.
 _PROMPT, _CONTINUED = 12, 60
@@ -163,7 +163,7 @@ class _Quickstart:
     ) -> dict[str, Any] | None:
         """Split the data into train.jsonl and val.jsonl. Return the counts.
 
-        If the data cannot be split, InputError is raised if `is_needed` is True; else None is returned.
+        If the data cannot be split: raise InputError (is_needed=True), or return None (is_needed=False).
         """
         words: tuple[object, ...] = ("--input", self.options.file, "--output_dir", self.folder)
         count = len(conversations)
@@ -205,7 +205,7 @@ class _Quickstart:
     def _counted(
         self, sources: "list[Source]", reading: "TextOptions", opened: "DataFile | None"
     ) -> dict[str, Any]:
-        """Read the texts once: count them, and write their vocabulary. Return entries for quickstart.json."""
+        """Count the characters of the texts, write their vocabulary. Return entries for quickstart.json."""
         from minigpt.data.corpus import decode_sources, read_sources
 
         options = self.options
@@ -396,7 +396,7 @@ def _note(sentence: str) -> None:
 
 
 def _by_heart(conversations: "Sequence[Conversation]") -> str:
-    """Return the reason to train on all pairs, for the user; "" if some should be kept for validation."""
+    """Return why no pairs are kept for validation, as a text for the user; "" if some should be kept."""
     answers = Counter(exchange.answer for each in conversations for exchange in each.exchanges)
     pairs = answers.total()
     if pairs < _FEW_PAIRS:
@@ -456,7 +456,7 @@ class _Counted:
         ]
 
     def prompts(self) -> list[str]:
-        """Return two prompts: beginnings of lines near the end of the text. The end is for validation."""
+        """Return two prompts: beginnings of lines near the end of the text, which is the validation part."""
         lines = [line.strip() for text in self._last for line in text.splitlines()]
         lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
         lines = lines[-max(2, len(lines) // 4) :]

@@ -101,7 +101,7 @@ Given = TypeVar("Given")
 def show(text: str) -> None:
     """Translate a line of a result into the language of the terminal, and print it on stdout.
 
-    `text` may have its values already: the catalogue knows a sentence by the words around them.
+    `text` may come from an f-string: its translation is found by the fixed words around the values.
     """
     print(printable(translated(text)), flush=True)
 
@@ -112,7 +112,7 @@ def warn(text: str) -> None:
 
 
 def _text_of(error: Warning | Exception | str) -> str:
-    """Return the text of an error. A Message is returned as a Message, which can still be translated."""
+    """Return the text of an error. A `Message` (a text that can be translated) is returned unchanged."""
     first = [] if isinstance(error, str) else [*error.args][:1]
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
@@ -173,8 +173,8 @@ def run(
 
     if "torch" not in sys.modules:
         sys.meta_path.insert(0, CarefulImport("torch"))
-    # By default, SIGTERM and SIGUSR1 end a process immediately. `_terminate` raises an exception instead, so
-    # that `finally` blocks run and temporary files are removed.
+    # By default, SIGTERM, SIGUSR1 and SIGHUP end a process immediately. `_terminate` raises an exception
+    # instead, so that `finally` blocks run and temporary files are removed.
     for number in stop_signals()[1:]:
         signal.signal(number, _terminate)
     # Torch's threads wait for each other in a loop ("spinning"), by default 300,000 times, before they sleep.
@@ -257,8 +257,9 @@ class _NeverFails:
 def _open_closed_streams() -> bool:
     """Replace closed standard streams by /dev/null. Return True if standard output was closed.
 
-    Without this function, the next opened file would get the number 0, 1 or 2 of a closed stream, and what is
-    printed would be written into that file. If sys.stderr is None, print(file=sys.stderr) prints to stdout.
+    Without this function, the next opened file would get the number 0, 1 or 2 of a closed stream, and prints
+    would go into that file. For a closed stream, Python may set sys.stderr to None; print(file=sys.stderr)
+    would then print to stdout.
     """
     closed = []
     for number, name in enumerate(("stdin", "stdout", "stderr")):
@@ -276,7 +277,7 @@ def _open_closed_streams() -> bool:
 
 
 class _Terminated(SystemExit):
-    """Raised by the handler of SIGTERM and SIGUSR1. Like KeyboardInterrupt, not a subclass of Exception."""
+    """Raised when SIGTERM, SIGUSR1 or SIGHUP is received. `except Exception` does not catch it."""
 
     code: int
 
@@ -431,16 +432,16 @@ def lasting_imports() -> Iterator[None]:
 class CarefulImport:
     """Imports one module, such as torch, so that no signal is lost, and without garbage collection.
 
-    An object of this class stands first in `sys.meta_path`, before the usual finders of Python. It leaves
-    when the module is imported, not when a library only asks whether the module is there.
+    An object of this class stands first in `sys.meta_path`, before the usual finders of Python. When the
+    module is imported, the object removes itself from the list.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._is_asking = False  # True while the usual finders are asked, which asks this one, too
+        self._is_asking = False  # True while find_spec calls importlib, which calls find_spec once more
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return the usual spec of the one module, with a loader that remembers signals; else None."""
+        """Return the module's usual spec, with a loader that remembers signals; None for any other module."""
         if name != self._name or self._is_asking:
             return None
         self._is_asking = True
@@ -476,7 +477,7 @@ def _empty(stream: TextIO) -> None:
 
 
 def _json_line(result: dict[str, Any]) -> str:
-    # True: stdout has no UTF encoding and cannot show Chinese, so it gets escapes
+    # True: the encoding of stdout may have no Chinese characters, so print them as \uXXXX escapes
     ascii_only = "utf" not in (sys.stdout.encoding or "utf-8").lower()
     return printable_json(json.dumps(_json_ready(result), ensure_ascii=ascii_only, allow_nan=False))
 

@@ -7,7 +7,7 @@ group of flags in the help, and this field is the first of the group.
     bias: bool = False                          --bias, --no_bias
     gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
     choices: tuple[str, ...] = ()               --choices 2 3 4
-    run: Path = field(..., metadata=POSITIONAL) a value without a flag; a tuple: all remaining values
+    run: Path = field(..., metadata=POSITIONAL) a value without --run; a tuple takes all remaining values
     HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
     generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
 
@@ -36,7 +36,7 @@ POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
-_ALIKE = 0.75  # a wrong choice with at least this similarity (0 to 1) to a valid one is a typing error
+_ALIKE = 0.75  # if a wrong value is at least so similar (0 to 1) to a valid one, the error suggests it
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:

@@ -39,7 +39,7 @@ SYSTEM_ERRORS = (
 _CATALOGUE = Path(__file__).parents[1] / "translations" / "zh.mo"
 _NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line may begin with one of these characters
 _NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
-# Short entries that are also parts of longer messages. Their words are no words of a user's text.
+# Short catalogue entries that may translate a part of a message. Other short ones could match a user's text.
 _INSIDE = {"a part of {}", "holds no {}", "`{}` is empty", "has id {}", "--size {}"}
 _PLACE = re.compile(r"\S+:\d+")  # a file's line, as in "a.jsonl:3: `answer` is empty"
 
@@ -96,13 +96,17 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
     """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
-    The parts of the text are translated in the same way: a value of several words, and the texts before and
-    after "; " and ": ". `depth` limits how often a part is divided again. `is_inside` is True for a value,
-    and for a part beside ": " (but not behind a place such as "a.jsonl:3: "): it may be a user's text, such
-    as a question, which a short entry such as "{0} has no {1}" would mix up. Inside, a short entry is used
-    only if it is in `_INSIDE`, or if its values are numbers, as in "5 records".
+    The values in the text, and the texts before and after "; " and ": ", are translated in the same way. They
+    may be a user's own text, such as a question, and a short entry such as "{0} has no {1}" could match it by
+    chance. So for these parts, a short entry is used only if it is in `_INSIDE`, or if its values are
+    numbers, as in "5 records".
+
+    Args:
+        depth: how often a part may be divided again.
+        is_inside: True: the text is a value, or stands beside ": ". False for the text behind a place such as
+            "a.jsonl:3: ", because that text is a message of minigpt.
     """
-    if not text:  # the catalogue's entry "" is its head
+    if not text:  # do not look up "": it is the key of the catalogue's header
         return text
     known = _catalogue().gettext(text)
     if known != text or " " not in text or not depth:
@@ -118,7 +122,7 @@ def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
             return chinese.format(
                 *(_recognised(value, depth - 1, True) if " " in value else value for value in values)
             )
-        # Joined messages are parted before a short entry, such as "{0} has no {1}", can mix them up.
+        # Divide joined messages before short entries are tried: "{0} has no {1}" could match across both.
         for mark in ("; ", ": ") if not is_short else ():
             first, found, second = text.partition(mark)
             if found:
@@ -144,7 +148,7 @@ def _are_numbers(values: Sequence[str]) -> bool:
 
 
 def _closes_too_much(value: str) -> bool:
-    """Return True if a value closes a bracket that it has not opened: then it is a part of two messages.
+    """Return True if a value closes a bracket that it has not opened. It then mixes parts of two messages.
 
     >>> _closes_too_much("line 1); empty (line 2"), _closes_too_much("a (b)")
     (True, False)
@@ -179,15 +183,16 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 def _templates(is_short: bool) -> list[tuple[list[str], str]]:
     """Return (texts around the values, translation) of each catalogue entry with {0}, longest entry first.
 
-    An entry is short if these texts have fewer than 12 characters together. Of the short ones, those with one
-    value come first: "/my files in here/a is empty" is not an entry of two values.
+    An entry is short if these texts have fewer than 12 characters together. Of the short entries, those with
+    one value come first: "my dog has no tail.txt is empty" is a case of "{0} is empty", not of "{0} has no
+    {1}".
     """
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]
         if "{0}" in text:
             pieces = [part for part, _, _, _ in string.Formatter().parse(text)]
             fixed = [*pieces, ""] if text.endswith("}") and not text.endswith("}}") else pieces
-            # all(...): text separates the values; in "{0}{1}", {0} may end anywhere
+            # all(...): leave out entries such as "{0}{1}", because {0} could end anywhere
             if (sum(map(len, fixed)) < 12) == is_short and all(fixed[1:-1]):
                 found.append((fixed, chinese))
     return sorted(found, key=lambda one: (is_short and len(one[0]) > 2, -sum(map(len, one[0]))))

@@ -83,7 +83,7 @@ def table(
 ) -> None:
     """Print a table. Columns whose indices are in `numeric` are aligned right.
 
-    Title, names of columns, and cells that are Messages are translated.
+    Title, column names, and cells of the class `Message` are translated.
 
     On a narrow terminal, or if a word or a number would otherwise be broken, `table_text` makes the table.
     """
@@ -108,7 +108,7 @@ def table_text(
     """Return a table as text of at most `width` columns, without colour.
 
     On a narrow terminal, or if the columns would not fit otherwise, the table has no vertical lines. If it is
-    still too wide, it becomes a list: a paragraph for each row, with a line "name: value" for each column.
+    still too wide, it becomes a list: a paragraph for each row, with the name and the value of each column.
     """
     console = Console(file=io.StringIO(), highlight=False, width=width, color_system=None)
     rows = _translated(rows)
@@ -144,7 +144,7 @@ def wrapped(text: str, width: int) -> str:
 
 
 def _translated(rows: Sequence[Sequence[object]]) -> list[list[object]]:
-    """Translate the cells that are Messages. Other cells stay: they may be names or texts of the user."""
+    """Translate the cells of the class `Message`. Other cells may be texts of the user, so they stay."""
     return [[translated(cell) if isinstance(cell, Message) else cell for cell in row] for row in rows]
 
 
@@ -256,7 +256,7 @@ class ProgressLine:
         self._next = time.monotonic() + patience
         self._bar: Progress | None = None
         self._task: TaskID | None = None
-        # `_last` is the newest line of text about the progress, `_shown` the last one that was printed.
+        # `_last`: the newest line about the progress. `_shown`: the line that was printed last.
         self._last = self._shown = ""
 
     def __enter__(self) -> "ProgressLine":

@@ -1,9 +1,10 @@
 """Encodes conversations once, and groups them into batches by length.
 
-Legend: N examples, B rows of a batch, T tokens of its longest row minus one (targets are shifted by one).
+Legend: N examples; B rows in a batch; T: number of tokens of the longest row of the batch, minus one (because
+targets are shifted by one).
 
 The order of training depends only on the seed, the data and the number of the batch. So a run that is resumed
-at batch m gets the same batches as an uninterrupted run. There are no workers and no hidden state.
+at batch m gets the same batches as an uninterrupted run. There are no DataLoader workers.
 """
 
 import hashlib
@@ -191,7 +192,7 @@ def encode_conversation(
     If a conversation is too long, its oldest questions with their answers are left out. If the last question
     with its answer is too long, its end is cut off.
 
-    Returns: ids (T,); a mask of the ids that belong to answers (T,); True if something was cut.
+    Returns: n ids (n,); a mask (n,), True for answers and the <sep> after each; True if something was cut.
     """
     sep = _separator(tokenizer)
     encoded = [
@@ -211,7 +212,7 @@ def encode_conversation(
     return ids[:max_length], is_answer[:max_length], bool(first) or len(ids) > max_length
 
 
-# (conversation, tokenizer, max_length) -> ids (T,), mask of answers (T,), True if something was cut
+# (conversation, tokenizer, max_length) -> n ids (n,), mask of answers (n,), True if something was cut
 Encode: TypeAlias = Callable[
     [Conversation, Any, int], tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_], bool]
 ]
@@ -226,8 +227,8 @@ def encode_conversations(
     """Encode each conversation. A conversation is left out if max_length cuts all of its answers away.
 
     Args:
-        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
-            `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (with <sep>) or
+            `encode_chat_conversation` (with a chat template).
 
     Raises:
         InputError: if no conversation is left.
@@ -287,7 +288,7 @@ class BatchPlan:
         data: the encoded data.
         batch_size: largest number of rows of a batch.
         tokens_per_batch: largest number of tokens of a batch, padding included; 0: no limit.
-        pad_to: fixed row length, as given to `EncodedExamples.batch`; 0: length of the longest row.
+        pad_to: smallest row length, as given to `EncodedExamples.batch`; 0: length of the longest row.
         by_length: True: sort by length, as described above. False: only shuffle the rows.
         seed: decides the order, together with the data's fingerprint and the epoch.
     """

@@ -1,6 +1,7 @@
 """Encodes conversations with a tokenizer's chat template, and marks the tokens that the model learns.
 
-`minigpt finetune` uses this form. minigpt/data/batches.py has the plain form, question <sep> answer <sep>.
+`minigpt finetune` uses this for models with a subword tokenizer. For models with a character vocabulary,
+minigpt/data/batches.py encodes a conversation as question <sep> answer <sep>.
 """
 
 import json
@@ -24,8 +25,8 @@ def encode_chat_conversation(
     If a conversation is too long, its oldest questions with their answers are left out. The system text is
     kept. If the last question with its answer is still too long, its end is cut off.
 
-    Returns: ids (T,); a mask of the assistant's ids, including the token that ends an answer
-    (T,); True if something was cut.
+    Returns: n ids (n,); a mask (n,), True for the ids of the assistant's answers and of the tokens that end
+    them; True if something was cut.
 
     Raises:
         InputError: if the template fails, or changes the assistant's text.

@@ -1,4 +1,4 @@
-"""Reads chat logs that messengers have exported, and makes conversations of them.
+"""Reads chat logs that messengers have exported, and makes conversations of them. Four formats, side by side:
 
     2024-01-02 10:00:00 小明      小明(10001) 2024-01-02 10:00      [10:00] 小明: 你好      小明：你好
     你好                          你好                              [10:01] 小红: 你好！    小红：你好！
@@ -52,8 +52,8 @@ _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
 # Regular expressions for the forms of a message. `_INLINE`: time, name and text on one line. `_TIME_FIRST`,
 # `_NAME_FIRST`: time and name on one line, the text below it. The other forms have no time. `_PLAIN`: "name:
-# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it. `*+` and `++` give no character
-# back: else a line of thousands of spaces or stars would be tried in millions of ways.
+# text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it. `*+` and `++` are possessive: with
+# `*` and `+`, the search in a line of thousands of spaces or stars would take millions of steps.
 _INLINE = re.compile(
     rf"\u200e?{_OPEN}(?P<day>{_DAY})?(?P<clock>{_CLOCK}){_CLOSE}\s*+(?:[-–—|]\s*+)?(?:<(?P<nick>[^<>]{{1,30}})>|{_NAME}\s*+[:：])"
     r"\s*(?P<text>.*)"
@@ -72,13 +72,13 @@ _PLAIN = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：
 _ABOVE = re.compile(rf"{_MARKS}(?P<name>[^:：\s*-][^:：*]{{0,19}}?)\**\s*[:：]\**")
 _TIMED, _UNTIMED = (_TABS, _INLINE, _TIME_FIRST, _NAME_FIRST), (_PLAIN, _NICK, _ABOVE)
 _NOTICE = re.compile(rf"\u200e?{_OPEN}{_DAY}{_CLOCK}|[-—=–\s]*{_DATE}[-—=–\s]*$|[-—=–]{{6,}}$")
-# Text that is not part of a name: an account number in brackets after the name, or a title in brackets before
-# the name.
+# `_NUMBER`: text that is not part of a name: an account number in brackets after the name, or a title in
+# brackets before the name.
 _NUMBER = re.compile(r"(?:\s*[(（<][^()（）<>]*[)）>])+$|^(?:【[^】]*】|\[[^\]]*\])\s*")
 _PICTURE = re.compile(r"(?:\[[^\[\]]{1,12}\]|<[^<>]{3,30}>|\u200e?(?:image|video|audio|sticker) omitted)$")
 _LEVELS = {"info", "warn", "warning", "error", "debug", "trace", "fatal", "critical", "notice"}
-# In a list of questions and answers, these words stand in place of a speaker's name. In such a list, each
-# question is a conversation of its own.
+# `_ASK`, `_REPLY`: words that stand in place of a speaker's name in a list of questions and answers. In such
+# a list, each question is a conversation of its own.
 _ASK = ("q", "question", "问", "问题", "提问", "問", "問題", "提問", "ask")
 _REPLY = ("a", "answer", "答", "答案", "回答", "答复", "答覆", "reply")
 _ANSWERING = ("客服", "卖家", "商家", "店家", "助手", "助理", "机器人", "機器人", "assistant", "bot")
@@ -115,7 +115,7 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
 
     Args:
         speaker: name of the speaker who answers; "": the function chooses one.
-        encoding: the encoding named by the user. The commands in notes and errors repeat it.
+        encoding: the encoding named by the user, to be repeated in commands that notes and errors suggest.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.
@@ -154,7 +154,7 @@ def _chat_log(
     return ChatLog(records, note)
 
 
-# -- a message in each row ---------------------------------------------------------------------------------
+# -- tables with a message in each row ---------------------------------------------------------------------
 
 
 class MessageColumns(NamedTuple):
@@ -167,7 +167,7 @@ class MessageColumns(NamedTuple):
 
 
 def _columns(items: Sequence[Mapping[str, Any]]) -> MessageColumns | None:
-    """Return the columns of a table of chat messages; None for another table.
+    """Return the columns of a table of chat messages; None for any other table.
 
     Most rows must have a speaker and a text, and a speaker must have two rows or more on average.
     """
@@ -198,7 +198,7 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
         speakers = {str(item["0"]).strip() for item in items}
         is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
-        # 2 * ...: a list of words and their translations, such as human and model, names each word once
+        # 2 * ...: a speaker has several rows. In a list of words and their translations, a word has one row.
         return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 
@@ -208,7 +208,7 @@ def read_messages(
 ) -> ChatLog:
     """Group records into conversations. Each record is one message.
 
-    A record without speaker or text becomes a record of the log whose value is a BadLine.
+    If a record has no speaker or no text, the log has a record with a BadLine (the reason) in its place.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.
@@ -260,7 +260,7 @@ def _moment(time: str) -> tuple[str, int]:
     return (time[: found.start()].strip(" T"), _minute(found[0])) if found else (time, -1)
 
 
-# -- layout ------------------------------------------------------------------------------------------------
+# -- recognising the form of the messages ------------------------------------------------------------------
 
 
 def _layout(text: str) -> re.Pattern[str] | None:

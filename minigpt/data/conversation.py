@@ -1,4 +1,4 @@
-"""Defines the common form of all data: a conversation, which is a list of turns with roles.
+"""Defines `Conversation`, a list of turns with roles. All data is converted to conversations.
 
 A question with its answer is a conversation of two turns. Without a chat template, a model reads a
 conversation in the plain form:
@@ -63,7 +63,7 @@ class Conversation:
     turns: tuple[Turn, ...]
     line: int = 0  # number of the line in the data file, from 1
     raw: str = ""  # the record as one line of JSON; "": not kept
-    tools: str = ""  # JSON: the tools that a chat template may describe
+    tools: str = ""  # JSON of the functions that the assistant may call, for the chat template
     weight: float = 1.0  # how much the example counts in the loss of training
 
     @cached_property

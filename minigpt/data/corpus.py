@@ -54,7 +54,7 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to find out which field holds the text
-_LOST, _LINES = "\ufffd".encode(), 5  # U+FFFD; number of lines with it that a warning names
+_LOST, _LINES = "\ufffd".encode(), 5  # the bytes of U+FFFD; a warning names this many lines with it
 _BLOCK = 1 << 20  # number of bytes per read
 _NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # a number, a date or a time, which is no text to learn from
 _LONGEST = 1 << 26  # when JSON Lines are recognised: most bytes to read of a line, and of all lines together
@@ -65,11 +65,11 @@ class TextOptions:
     """Options for reading the files of a corpus."""
 
     encoding: str = ""
-    """encoding of text files, such as gb18030 or big5; left out: found out"""
+    """encoding of text files, such as gb18030 or big5; "": detect it"""
     text_field: str = ""
-    """name of the field that holds the text; left out: text and its like, or the longest"""
+    """name of the field that holds the text; "": a usual name such as text, or the longest field"""
     document_separator: str = "auto"
-    """a line that separates documents, or blank for empty lines, or none; auto: <|endoftext|>"""
+    """the line that separates documents; auto: <|endoftext|>; blank: an empty line; none: no separator"""
 
     is_quiet: ClassVar[bool] = False  # True: print no notes about the files (see QuietTextOptions)
 
@@ -333,7 +333,7 @@ def decode_sources(
 
 
 def _warn_of_lost_characters(source: Source) -> None:
-    """Warn the user about U+FFFD in a text, or in JSON Lines of texts: another program wrote it."""
+    """Warn if a file contains U+FFFD, which programs write in place of characters they cannot decode."""
     count, lines = 0, list[int]()
     line = 1
     with open_regular(source.path) as file:

@@ -27,7 +27,7 @@ _ABOVE = re.compile(r"(?:#.*|---|[\w ]{1,30}:)?")  # a line above the list: blan
 _MOST = 200  # number of lines at the beginning that are examined to recognise the form
 # A line of at most 6 characters ("M " and four more) may be a single word, which needs no "/" inside.
 _FEW = 6
-_SHARE = 0.9  # at least this share of the examined lines must have the form
+_SHARE = 0.9  # at least this share of lines must have the form, or the "/" between words
 
 
 def dialogues_in(text: str) -> list[Record] | None:
@@ -82,7 +82,7 @@ def _value(lines: list[str]) -> str:
     head, below = lines[0].strip(), textwrap.dedent("\n".join(lines[1:])).strip("\n")
     if re.fullmatch(r"\|[+-]?\d?", head):
         return below
-    if re.fullmatch(r">[+-]?\d?", head):  # a line end is a space, and a blank line is a line end
+    if re.fullmatch(r">[+-]?\d?", head):  # a line end becomes a space, a blank line a line end
         return re.sub(r"(?<!\n)\n(?!\n)", " ", below).replace("\n\n", "\n")
     return _scalar(" ".join([head, *(line.strip() for line in lines[1:] if line.strip())]))
 

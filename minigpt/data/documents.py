@@ -7,9 +7,9 @@ A plain text is one document, unless lines such as <|endoftext|> separate severa
 Lines, Parquet) each text is a document; see `read_lines`. A byte order mark is removed, and CRLF becomes LF.
 All other characters stay as they are.
 
-A text may only be cut where the ids stay the same. Byte-pair encoding first splits a text into words, so a
-cut between two words changes no id. With the rules of GPT-2 and Qwen, these positions are always between two
-words:
+A text may be cut only where the cut changes no token id. Byte-pair encoding first splits a text into words,
+so a cut between two words changes no id. With the rules of GPT-2 and Qwen, these positions are always between
+two words:
 
 - after a newline that has characters other than white space on both sides (and no "/" on the right: the rules
   of newer tokenizers can put punctuation, the newline and "/" into one word);
@@ -52,7 +52,7 @@ class Source:
     """A file of a corpus."""
 
     path: Path  # the file that is read: the original or its decoded copy
-    name: str  # path relative to the corpus's folder, with "/"
+    name: str  # path relative to the corpus's folder, with "/" as separator
     kind: Kind
     size: int  # size of the file `path` in bytes
     mtime_ns: int
@@ -222,7 +222,7 @@ def _split(source: Source, piece: Piece, parts: Iterator[str]) -> Iterator[str |
         yield from parts
         return
     border = re.compile(rf"(?m)^{re.escape(separator)}[ \t]*\n")
-    in_line = not _begins_a_line(source, piece)  # True: `held`, text not yet yielded, begins within a line
+    in_line = not _begins_a_line(source, piece)  # True: `held` (text to be yielded) begins inside a line
     held = ""
     for part in parts:
         held += part
@@ -306,7 +306,7 @@ def _decoded(source: Source, piece: Piece) -> Iterator[str]:
 
 
 def whole_characters(data: bytes) -> int:
-    """Return how many bytes of `data` form whole UTF-8 characters. A CR at the end is left out, too."""
+    """Return how many bytes of `data` are whole UTF-8 characters, without a CR at the end (LF may follow)."""
     for back in range(1, min(4, len(data)) + 1):
         byte = data[-back]
         if byte >= 0xC0:  # first byte of a character of 2, 3 or 4 bytes

@@ -1,4 +1,4 @@
-r"""Reads tables that are drawn with characters: Markdown's, org-mode's, those of psql and mysql.
+r"""Reads tables that are drawn with characters, as in Markdown, org-mode, psql and mysql.
 
     | question | answer |        question | answer         +----------+--------+
     |----------|--------|       ----------+--------        | question | answer |
@@ -20,7 +20,7 @@ from minigpt.data.tables import IsHead, row_record
 
 __all__ = ["DrawnTables", "drawn_tables"]
 
-# `*+` gives no character back: else a line of n spaces would be tried in n * n ways
+# `*+` is possessive: with `*`, the search in a line of n spaces would take n * n steps
 _RULE = re.compile(r"[ \t]*+[|+]?[ \t]*+:?-+:?[ \t]*+(?:[|+][ \t]*+:?-+:?[ \t]*+)*[|+]?[ \t\r]*")
 _BAR = re.compile(r"(?<!\\)\|")
 _LINE_END = re.compile(r"<br\s*/?>", re.IGNORECASE)
@@ -40,8 +40,8 @@ def drawn_tables(text: str, path: Path, is_head: IsHead, needs_head: bool = Fals
     Args:
         is_head: a function: gets the cells of a table's first row in lower case, returns True if they are
             column names that minigpt knows.
-        needs_head: if True, read only tables that have known column names and a column of answers. Any other
-            table is taken for a part of the text around it.
+        needs_head: if True, return None unless at least one of the tables has known column names and a
+            column of answers.
     """
     if "|" not in text or "--" not in text:
         return None

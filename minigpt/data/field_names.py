@@ -59,9 +59,9 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
         *("会话id", "对话id", "会话编号", "会话号"),
     ),
 }
-# The last names of a part can also name a person, a place where the record comes from, or an option of a
-# multiple choice. So any other name of the part counts first, and these are the question only beside their
-# partners: name -> names of the answer
+# A field `user` or `source` may hold the question, but also a person's name, or the record's origin. So it
+# counts as the question only if no other field does, and if one of its partners holds the answer: name ->
+# partners.
 PARTNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("user", "用户", "用戶"), ("assistant", "bot", "gpt", "助手", "机器人")),
     "source": ("target",),
@@ -70,7 +70,7 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
 # names of a field that holds all options of a multiple-choice question
 OPTIONS = ("choices", "options", "选项", "選項")
-# Fields that hold no text of a question: beside them alone, `user` is the question, too.
+# Fields without text. If a record has only these beside `user` and the answer, `user` needs no partner.
 _NO_TEXT = {"id", "index", "", *MESSAGE_COLUMNS["time"], *MESSAGE_COLUMNS["number"]}
 _NO_TEXT |= {"label", "score", "weight", "category", "类别", *FIELDS["system"], *FIELDS["history"], "tools"}
 LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
@@ -87,7 +87,7 @@ ALIKE = {
         r"|(?:\w+[ _])?(?:answer|response)(?:[ _]text)?)" + _NOTE
     ),
 }
-# A name with one of these words is not that of the question, or of the answer to learn from.
+# Words in a field's name that exclude it: related_question is not the question, wrong_answer not the answer.
 OTHER = {
     "question": re.compile(
         r"(?<![a-z])(?:next|follow\w*|related|previous)(?![a-z])|下一|上一|追加|追问|追問|相关|相關"
@@ -97,7 +97,7 @@ OTHER = {
         r"|错|錯|误|誤|拒|差评|较差|較差|差的|差回|干扰|干擾"
     ),
 }
-# fields with the title of a forum's question, and with its details
+# Fields of a forum's question: `TITLES` for its title, `DESCRIPTIONS` for its details.
 TITLES = ("title", "标题", "题目", "標題", "題目")
 DESCRIPTIONS = ("desc", "description", "描述", "问题描述")
 _LONGEST_NAME = 30  # largest number of characters of a column's name; a longer cell is a text

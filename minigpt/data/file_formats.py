@@ -4,9 +4,9 @@
     data.kind, data.encoding                   # "csv", "gb18030"
     for record in data.records: ...            # Record(line, value, raw); the value may be a BadLine
 
-The steps are: decompress, decode, recognise the format. Formats are JSON Lines, a JSON array, an object of
-columns (json_values.py), CSV or TSV, an Excel workbook, Parquet (tables.py), and plain text. The module
-records.py interprets the records.
+The steps are: decompress, decode, recognise the format. Formats are JSON and JSON Lines (json_values.py);
+CSV, TSV, Excel and Parquet (tables.py); tables drawn with characters (drawn_tables.py); chat logs
+(chat_logs.py); and plain text. The module records.py interprets the records.
 
 All files except Parquet are read whole, so their size is limited. corpus.py reads long plain texts and JSON
 Lines in pieces.
@@ -189,7 +189,7 @@ _FOREIGN = {  # first bytes of a file -> name of its format, which minigpt does 
     b"Rar!": "a rar archive",
     b"{\\rtf": "an RTF document (save it as text)",
 }
-# a tag of HTML that a page's body begins with, and any tag
+# `_TAG`: an HTML tag with which a page's body may begin. `_ANY_TAG`: any HTML tag.
 _TAG = re.compile(r"<(body|div|section|article|main|table|ul|ol|p|h[1-6]|span)(?:\s[^<>]*)?>")
 _ANY_TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _FEWEST_TAGS = 3  # a text with fewer lines that begin with a tag is no piece of a web page

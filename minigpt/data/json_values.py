@@ -1,8 +1,7 @@
 """Reads JSON: one value in a file, or one value per line. A broken record becomes a `BadLine`.
 
     looks_like_json(text)                      # False for a text that only begins with a bracket
-    kind, records = json_records(text)         # Record(line, value, raw); a broken record's value is a
-    BadLine
+    kind, records = json_records(text)         # records: Record(line, value, raw)
 
 If an object has a key twice, the key gets the value `REPEATED`, because either value could be meant.
 """
@@ -76,7 +75,7 @@ def as_json(value: Any) -> str:
     return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes an escape sequence
 
 
-# -- one value -----------------------------------------------------------------------------------------------
+# -- one JSON value ------------------------------------------------------------------------------------------
 
 _DECODER = json.JSONDecoder(object_pairs_hook=json_object)
 _BLANK = re.compile(r"[ \t\r\n\ufeff]*")
@@ -187,7 +186,7 @@ def _not_text(line: str, place: int) -> BadLine:
 _BEGINNING = 1 << 20  # number of characters at the beginning that `looks_like_json` examines
 _FIRST_LINES = 20
 # The beginning of JSON that cannot be parsed: an object with a key in quotes of any kind or without quotes,
-# an array that begins with a text, or only brackets.
+# an array that begins with a string, or only brackets.
 _BROKEN = re.compile(
     r"""(?:\[\s*)*+ (?: \{\s*(?: ["'“”‘’] | \w+\s*:\s*["'“\d\[{] | \Z ) | \Z )"""
     r"""| (?:\[\s*)++ "[^"\\]*(?:\\.[^"\\]*)* (?: "\s*[,\]] | \Z )""",

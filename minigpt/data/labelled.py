@@ -52,16 +52,16 @@ class LabelledOptions:
     """Options for reading a file of texts with labels."""
 
     text_field: str = ""
-    """name of the text's field or column; "": the usual names are known"""
+    """name of the text's field or column; "": the usual names are tried"""
     label_field: str = ""
-    """name of the label's field or column; "": the usual names are known"""
+    """name of the label's field or column; "": the usual names are tried"""
     problem_type: ProblemType = "single_label_classification"
     encoding: str = ""
     strict: bool = False
     needs_labels: bool = True
     """False: a record without a label is a text to be classified"""
     known: tuple[str, ...] = ()
-    """labels of a model; without `needs_labels`, other labels count as none"""
+    """labels that the model knows; without `needs_labels`, a text with another label counts as unlabelled"""
 
 
 class LabelledText(NamedTuple):
@@ -133,7 +133,7 @@ class Fields(NamedTuple):
 
 
 def _as_object(record: Record, options: LabelledOptions) -> Record:
-    """Return a record that is only a text as an object with this text; return other records unchanged."""
+    """Put the text of a record without fields into an object. Other records are returned unchanged."""
     is_text = isinstance(record.value, str) and not options.needs_labels
     return record._replace(value={options.text_field or "text": record.value}) if is_text else record
 
@@ -156,7 +156,7 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
 
 
 def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fields:
-    """Return the columns of text and label of a table of two columns without names.
+    """Decide which of two columns without names has the texts, and which has the labels.
 
     The label is the column with fewer different values. If both have equally many, the text is the column
     with more characters.
@@ -258,11 +258,11 @@ def _label(value: Any, key: str) -> str:
     return text
 
 
-# -- labels, and the division --------------------------------------------------------------------------------
+# -- names of the labels; training part and validation part --------------------------------------------------
 
 
 def label_names(texts: Iterable[LabelledText], where: str) -> tuple[str, ...]:
-    """Return all different labels: numbers sorted by value, other labels by code points.
+    """Return all different labels, sorted by value if all are whole numbers, else by code points.
 
     Raises:
         InputError: if there are fewer than two labels.
@@ -281,9 +281,9 @@ def hold_out(
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """Split texts into a training part and a validation part, separately for each label.
 
-    Texts that differ only in width, case or spaces go to the same part. The split depends on the seed and the
-    texts, not on the order of lines. If a label has only one text, that text is for training. If every label
-    has only one text, the labels are ignored.
+    Texts that differ only in upper case, spaces or full-width characters go to the same part. The split
+    depends on the seed and the texts, not on the order of lines. If a label has only one text, that text is
+    for training. If every label has only one text, the labels are ignored.
 
     Raises:
         InputError: if there are no two different texts.
@@ -323,7 +323,7 @@ class LabelledBatch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     token_mask: torch.Tensor  # (B, T) bool: True for real tokens, False for padding
     last: torch.Tensor  # (B,) int64: position of a row's last real token
-    labels: torch.Tensor  # (B,) int64: index of the label; or (B, K) float32, as in `EncodedTexts`
+    labels: torch.Tensor  # (B,) int64: the label's index; multi-label (B, K) or regression (B, 1): float32
     weights: torch.Tensor  # (B,) float32: factor for the loss of each row
     rows: npt.NDArray[np.int64]  # (B,): index of the text in each row
 
@@ -351,8 +351,8 @@ class EncodedTexts:
 
     ids: npt.NDArray[np.int32]
     starts: npt.NDArray[np.int64]  # (N + 1,): text i is ids[starts[i]:starts[i + 1]]
-    # (N,) int64: index of the label. With several labels: (N, K) float32, 1 for a label of the text, else 0.
-    # For regression: (N, 1) float32, the number to predict.
+    # (N,) int64: index of the label. Multi-label: (N, number of labels) float32, 1 for a label of the text,
+    # else 0. Regression: (N, 1) float32, the number to predict.
     labels: npt.NDArray[Any]
     weights: npt.NDArray[np.float32]  # (N,): factor for the loss of each text
     lines: npt.NDArray[np.int64]  # (N,): number of each text's line in the data file, from 1
@@ -404,7 +404,7 @@ class EncodedTexts:
 
     @property
     def answer_share(self) -> float:
-        """Return the share of the tokens that are classified. It is one token of each text."""
+        """Return the share of tokens for which a label is predicted: one token of each text, the last."""
         return len(self) / len(self.ids)
 
     @property

@@ -3,14 +3,15 @@
     Human: ...  Assistant: ...                            BELLE, hh-rlhf
     ### Human: ... ### Assistant: ...                     guanaco
     USER: ... ASSISTANT: ...                              Vicuna
-    ### Instruction: ... ### Response: ...                Alpaca; the text above is the system's
+    ### Instruction: ... ### Response: ...                Alpaca; a text above is the system text
     <|im_start|>user ... <|im_end|>                       ChatML
     <|start_header_id|>user<|end_header_id|> ...          Llama 3
     [INST] <<SYS>> ... <</SYS>> ... [/INST] ...           Llama 2, Mistral
     <start_of_turn>user ... <end_of_turn>                 Gemma
     <|user|> ... <|assistant|> ...                        Zephyr, Phi, GLM
 
-Only a text that begins with a mark, and in which a user speaks and then an assistant, is such a conversation.
+A text is such a conversation only if it begins with a mark (in Alpaca, a system text may come first), and if
+an assistant speaks in it, but not first.
 """
 
 import itertools
@@ -54,7 +55,8 @@ _TOKEN = (
     r"<s>|</s>|<bos>|<eos>|<end_of_turn>|\[gMASK\]|<sop>"
     r"|<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id|end|im_start)\|>"
 )
-# Special tokens around a turn. (?<!\s): only the first of many spaces can begin the end of a turn.
+# Special tokens and spaces around a turn. (?<!\s) saves time: in a row of spaces, only the first space can
+# begin the match at the end.
 _EDGES = re.compile(rf"\A(?:\s|{_TOKEN})+|(?<!\s)(?:\s|{_TOKEN})+\Z")
 _OPENING = re.compile(rf"(?:\s|{_TOKEN.replace('|im_start', '')})*")
 Marked = tuple[str, Turn]  # (mark, turn)
@@ -108,7 +110,7 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer: one, or more if the answer has marks of speakers, as its question has.
+    """Return the turns of an answer. They are several if it contains the question's marks of speakers.
 
     Returns: [] if the question has no marks of speakers (such as "User:"), or the answer is empty.
     """

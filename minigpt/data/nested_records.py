@@ -13,9 +13,9 @@
     several phrasings of a question     {"questions": [...], "answer": ...}, QnA Maker's among them
 
 Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
-other branches repeat the same questions. From an export, this is the path that the user saw last (if it is
-not known: the last replies). From other data, it is the path of the replies with the best rank (without
-ranks: the first replies).
+other branches repeat the same questions. In a chat export, this is the path that the user saw last. If
+that path is unknown, the last reply to each message is read. In OpenAssistant, the reply with the best rank
+is read; without ranks, the first reply.
 """
 
 import math
@@ -33,7 +33,7 @@ __all__ = ["is_message_tree", "message_trees", "unfolded"]
 _MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
 _NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
-# A record with one of these fields is more than several phrasings of one question.
+# With one of these fields, `questions` are not phrasings of one question, but are about a text or options.
 _PASSAGE = {"context", "article", "passage", "document", "story", *FIELDS["text"], *OPTIONS}
 _SHOWN = ("text", "multimodal_text")  # types of a message's content that the user sees
 
@@ -93,10 +93,11 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
 
 
 def _of_questions(questions: list[Any], rest: Mapping[str, Any]) -> list[Any] | None:
-    """Return each question with the answer; with its own answer, if there are as many answers as questions.
+    """Return a record for each question, with the other fields, such as `system`, copied into each.
 
-    Other fields, such as `system`, go with each question. Returns None if the record has no answer, another
-    number of answers, a question or turns of its own, or a text that the questions are about.
+    One answer goes with all questions. If there are as many answers as questions, each question has its own.
+    Returns None for any other number of answers, and if `rest` has a question, turns, or a text that the
+    questions are about.
     """
     name = next((name for name in ("answer", "answers", "答案", "response") if name in rest), "")
     answers = rest.get(name)

@@ -8,7 +8,8 @@
 
 Each of the two conversations is read as in `minigpt.data.records`, so the same field names are allowed.
 
-Legend: N pairs, B pairs of a batch, T tokens of its longest row minus one. A batch has 2 B rows.
+Legend: N pairs; B pairs in a batch, which are 2 B rows; T: number of tokens of the longest row of the batch,
+minus one.
 """
 
 import dataclasses
@@ -79,7 +80,7 @@ def read_preferences(
     Args:
         strict: make the first bad record an error instead of skipping it.
         encoding: encoding of the file; "": detect it.
-        names: fields of the prompt (`question`) and of the chosen answer (`answer`), if they are unusual.
+        names: field names given by the user: `question` for the prompt, `answer` for the chosen answer.
 
     Raises:
         InputError: if the file cannot be read, or holds no good pair.
@@ -167,7 +168,8 @@ def preference_of(
 def _named(item: Mapping[str, Any], prompt: str, chosen: str) -> dict[str, Any]:
     """Return a record in which the fields that the user named have the names "prompt" and "chosen".
 
-    `prompt` and `chosen` are the user's names. The worse answer is kept. All other fields are left out.
+    `prompt` and `chosen` are the user's names. The field of the worse answer is kept. All other fields are
+    left out.
     """
     for key in (prompt, chosen):
         if key not in item:
@@ -340,8 +342,8 @@ def encode_preferences(
     their prompts stay equal. The system text is kept. If a row is still too long, its end is cut off.
 
     Args:
-        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
-            `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (with <sep>) or
+            `encode_chat_conversation` (with a chat template).
 
     Raises:
         InputError: if no pair is left.
