@@ -1,4 +1,4 @@
-"""Detects the encoding of a file: by a byte order mark, else UTF-8, else the result of chardet, if certain.
+"""Detects the encoding of a file: by its byte order mark, else UTF-8 if it fits, else by chardet if certain.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
@@ -26,8 +26,8 @@ _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer mar
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# chardet's name of an encoding -> Python's codec. A codec such as gb18030 includes the older, smaller
-# encodings.
+# chardet's name of an encoding -> Python's codec. A codec may include older, smaller encodings: gb18030
+# includes gbk and gb2312.
 _CANDIDATES = {
     "GB18030": "gb18030",
     "Big5": "cp950",
@@ -149,7 +149,7 @@ def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
 
 
 def _utf16_without_mark(head: bytes) -> str | None:
-    """Return the codec of UTF-16 or UTF-32 text with ASCII characters (which have zero bytes), or None."""
+    """Return the codec of text in UTF-16 or UTF-32 without a mark, or None. ASCII characters show it."""
     if head.count(0) < _ZEROS:
         return None
     for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
@@ -239,8 +239,8 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
     Args:
         sound: encodings in which no byte is invalid.
 
-    Returns: the text in such an encoding, if it is certain; else None, and the texts in encodings that are
-    nearly as likely as those in `sound`.
+    Returns: (text in such an encoding, []) if the encoding is certain; else (None, texts in encodings that
+        are nearly as likely as the most likely encoding).
     """
     rivals = []
     for codec in (each for each in _OF_SEVERAL_BYTES if each not in sound or each in _UNASSIGNED):
@@ -278,7 +278,7 @@ def _count_beyond_ascii(data: bytes) -> int:
 
 
 def _bad_bytes(data: bytes, codec: str) -> tuple[str, int]:
-    """Return a text with a lone surrogate for each bad byte, and the number of bad bytes."""
+    """Decode bytes. Return the text with a lone surrogate for each bad byte, and the number of bad bytes."""
     try:
         text = data.decode(codec, "surrogateescape")
     except UnicodeDecodeError:  # encodings such as UTF-16 do not know "surrogateescape"
