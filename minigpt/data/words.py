@@ -4,8 +4,8 @@
     words.of(ids)                  # (T,): tokens of the same word have the same number
 
 A row may begin inside a character, so the words are found in the bytes of the tokens. A token that contains
-the border of two words belongs to the first word. A special token is a word of its own. `WordFinder` knows two
-kinds of words:
+the border of two words belongs to the first word. A special token is a word of its own. `WordFinder` knows
+two kinds of words:
 
     tokenizer   With BPE, the words into which the tokenizer cuts a text before it merges: " hello", ",". All
                 Chinese characters between two punctuation marks are one word. With WordPiece, a word is a

@@ -1,4 +1,4 @@
-"""Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
+"""Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks it questions.
 
     model, tokenizer = load_best(record)
     loss = measure(model, tokenizer, conversations)   # loss of answers, after right and wrong questions
@@ -52,7 +52,7 @@ class AnswerLoss(NamedTuple):
 
     pairs: int
     own: float  # loss after the right questions
-    other: float  # loss after questions that belong to different answers
+    other: float  # loss after wrong questions, which have different answers
     error: float  # standard error of other - own
     end: float  # loss of the <sep> that ends an answer
     inside: float  # loss of an answer's tokens, except this <sep>
@@ -129,11 +129,11 @@ def measure(
 
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return three tensors (B,) about the answer in each row, with losses in nats.
+    """Return three tensors (B,), one value for the answer in each row.
 
-    They are the sum of the losses of its tokens, the loss of its last token, and its number of tokens.
+    They hold the sum of the losses of its tokens, the loss of its last token (both in nats), and its length.
     """
-    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
+    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C), for P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
     parts = [F.cross_entropy(model.lm_head(some).float(), goal, reduction="none") for some, goal in pieces]
@@ -145,7 +145,7 @@ def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 def ask(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> tuple[list[Answer], int]:
-    """Answer some of the questions that fit the model, evenly spread.
+    """Let the model answer some of the questions that fit into its context, evenly spread over the data.
 
     Returns: the answers, and the largest number of tokens that an answer may have.
 

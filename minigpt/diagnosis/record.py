@@ -83,7 +83,7 @@ class RunRecord:
 
     @property
     def lines_every(self) -> int:
-        """The number of steps between two lines with a training loss; 0: there is at most one such line."""
+        """The least number of steps between two lines with a training loss; 0 with fewer than two lines."""
         return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
 
     @property
