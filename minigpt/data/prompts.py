@@ -65,7 +65,7 @@ def read_prompts(
     path: Path,
     strict: bool = False,
     encoding: str = "",
-    names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    names: FieldNames = FieldNames(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> tuple[list[Conversation], ReadReport]:
     """Read prompts from a file. A record without an answer becomes a conversation with an empty answer.
 

@@ -137,7 +137,7 @@ def read_conversations(
     path: Path | str | Iterable[Mapping[str, Any]],
     strict: bool = False,
     encoding: str = "",
-    names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    names: FieldNames = FieldNames(),  # noqa: B008 -- this default is frozen, so it cannot change
     opened: DataFile | None = None,
 ) -> tuple[list[Conversation], ReadReport]:
     """Read conversations from a file, or from rows in memory (a datasets.Dataset).
@@ -204,7 +204,7 @@ def read_records(
     texts: Callable[[Found], Iterable[str]],
     strict: bool,
 ) -> list[Found]:
-    """Convert records, and return the results. `report` gets the lines of bad, lost and garbled records.
+    """Convert records, and return the results. `report` gets the lines of bad records, and of damaged texts.
 
     Args:
         meaning: a function that converts a record, for example to a Conversation, or raises BadLine.

@@ -144,7 +144,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 
 
 def _in_json(value: Any) -> Any:
-    """Return a field's value, parsed if it is JSON text, if it is a conversation; else None."""
+    """Return a field's value (JSON text is parsed) if it is a conversation, else None."""
     if isinstance(value, str):
         value = structure_in(value)
     if isinstance(value, list):
@@ -347,7 +347,7 @@ def _is_choice(item: Mapping[str, Any], apart: list[tuple[str, str]], answer: st
 
 @functools.lru_cache(maxsize=256)
 def _apart(given: tuple[str, ...], answer: str) -> list[tuple[str, str]]:
-    """Return (letter, field name) for fields such as "option_a" or "a"; [] unless there are a and b."""
+    """Return (letter, field name) for fields such as "option_a" or "a"; [] if there is no a or no b."""
     found = sorted((match[1], name) for name in given if name != answer and (match := OPTION.fullmatch(name)))
     return found if {"a", "b"} <= {letter for letter, _ in found} else []
 
@@ -395,7 +395,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _is_no_input(value: Any) -> bool:
-    """Return True if an input, a system prompt or a history is empty, or says so, as "none" or "n/a"."""
+    """Return True if an input, a system prompt or a history is empty, or a text such as "none"."""
     return _is_nothing(value) or (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 

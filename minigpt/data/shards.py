@@ -98,7 +98,7 @@ class _Job:
 
 
 def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
-    """Group neighbouring pieces into jobs. Small pieces (from small files) share a shard."""
+    """Group neighbouring pieces (parts of files) into jobs. A job makes one shard, also of small pieces."""
     groups: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -227,7 +227,7 @@ def prepare(
     folder: Path,
     tokenizer: TextTokenizer | None,
     *,
-    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
+    options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
     workers: int = 0,
     lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokens:

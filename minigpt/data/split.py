@@ -151,7 +151,7 @@ def _name(conversation: Conversation) -> str:
 def _joined(groups: dict[str, list[Conversation]], most: float) -> dict[str, list[Conversation]]:
     """Join groups that share an exchange, beginning with the rarest exchanges.
 
-    A joined group has the name that is alphabetically first.
+    A joined group has the alphabetically first name of its groups.
 
     Args:
         most: largest number of conversations of a joined group.

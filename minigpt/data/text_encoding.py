@@ -2,10 +2,10 @@
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
-No byte is dropped or replaced. In a file with few bad bytes, each of them becomes a lone surrogate (U+DC80 to
-U+DCFF, Python's "surrogateescape"). The reader of the data finds these surrogates, names the lines and leaves
-them out. The rest of such a line may be wrong: a bad byte can be read together with the next character's
-first byte.
+No byte is dropped or replaced. In a file with few bad bytes, each bad byte becomes a lone surrogate (U+DC80
+to U+DCFF, Python's "surrogateescape"). The data reader later skips the lines with these surrogates, and a
+warning names the lines. The rest of such a line may be wrong: a bad byte can be decoded together with the next
+character's first byte.
 """
 
 import codecs
@@ -149,7 +149,10 @@ def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
 
 
 def _utf16_without_mark(head: bytes) -> str | None:
-    """Return the codec of text in UTF-16 or UTF-32 without a mark, or None. ASCII characters show it."""
+    """Return the codec of text in UTF-16 or UTF-32 without a byte order mark; None for other bytes.
+
+    In these encodings, ASCII characters contain zero bytes.
+    """
     if head.count(0) < _ZEROS:
         return None
     for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
@@ -262,7 +265,7 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
 
 
 def _damaged_text(data: bytes, codec: str) -> str:
-    """Return the text decoded by `codec` if a few bytes are invalid in it; "" if no or many bytes are."""
+    """Return the text decoded by `codec` if a few bytes are invalid; "" if none or many are invalid."""
     others = _count_beyond_ascii(data[:_SAMPLE])
     most = max(_FEW, _DAMAGED * others)
     # + 3: the sample may end inside a character, whose up to three bytes are then invalid.

@@ -62,7 +62,8 @@ class WordFinder:
         """Return the number of each token's word, (T,), counted from 0."""
         pieces = [self._piece(index) for index in ids]
         is_special = np.array([piece == _SPECIAL for piece in pieces])
-        # WordPiece puts a space before each word. Remove the space unless ASCII characters are on both sides.
+        # WordPiece puts a space before each word and each Chinese character. jieba needs Chinese text without
+        # these spaces. So keep a space only if ASCII characters are on both sides.
         if self._joins_pieces:
             pieces = [
                 piece[1:]

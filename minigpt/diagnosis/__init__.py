@@ -9,7 +9,7 @@ In reading order:
     checks              checks the losses
     settings_checks     checks the settings
     data_checks         checks the data
-    reward_checks       checks a run that learned from rewards; `checks` is not for such a run
+    reward_checks       checks a run that learned from rewards, whose losses are not checked
     answers             checks the answers of the best checkpoint
     curves              compares a run with the losses of another, finished run
     advice              builds the command to try next

@@ -38,8 +38,8 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# Report it if more than one answer in ten is empty. An empty answer is never right: the data has no empty
-# answers.
+# Report a problem if more than one answer in ten is empty. An empty answer is never right: the data has no
+# empty answers.
 EMPTY_SHARE = 0.1
 # Answers depend on their questions if the loss of an answer is lower after the right question than after a
 # wrong question: by at least 2 %, and by at least two standard errors.
@@ -108,7 +108,7 @@ def measure(
     if encoded.n_cut or len(encoded) != len(both):
         return None
     model.eval()
-    rows = []  # (index, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
+    rows = []  # (row, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
     for batch in encoded.in_order(64):
         rows += list(zip(batch.rows.tolist(), *(part.tolist() for part in _costs(model, batch))))
     nats, ends, counts = (list(part) for part in zip(*[row[1:] for row in sorted(rows)]))
@@ -131,7 +131,8 @@ def measure(
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return three tensors (B,), one value for the answer in each row.
 
-    They hold the sum of the losses of its tokens, the loss of its last token (both in nats), and its length.
+    The tensors hold: the loss of the answer in nats, summed over its tokens; the loss of its last token in
+    nats; its number of tokens.
     """
     hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C), for P answer tokens
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
