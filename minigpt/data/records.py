@@ -347,7 +347,7 @@ def _is_choice(item: Mapping[str, Any], apart: list[tuple[str, str]], answer: st
 
 @functools.lru_cache(maxsize=256)
 def _apart(given: tuple[str, ...], answer: str) -> list[tuple[str, str]]:
-    """Return (letter, field name) for fields such as "option_a" or "a"; [] if there is no a or no b."""
+    """Return (letter, field name) for fields such as "option_a" or "a"; [] without the letter a or b."""
     found = sorted((match[1], name) for name in given if name != answer and (match := OPTION.fullmatch(name)))
     return found if {"a", "b"} <= {letter for letter, _ in found} else []
 

@@ -98,7 +98,7 @@ class _Job:
 
 
 def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
-    """Group neighbouring pieces (parts of files) into jobs. A job makes one shard, also of small pieces."""
+    """Group neighbouring pieces (parts of files) into jobs of similar size. A job makes one shard."""
     groups: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -242,7 +242,7 @@ def prepare(
         options: options for reading the files.
         workers: number of processes; 0: one per core. The shards do not depend on this number.
         lock: a function that is called with the folder before the first write; it returns when no other
-            process writes there. Matching shards need no lock: a manifest exists only for complete shards.
+            process writes there. It is not called if the folder already has the shards of this corpus.
 
     Raises:
         InputError: if the corpus cannot be read or has no text, or if the shards cannot be written.

@@ -283,7 +283,7 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
         names = book.sheet_names
         rows = [book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in names]
-    except BaseException as error:  # a panic in python-calamine's Rust code is no Exception
+    except BaseException as error:  # a panic in python-calamine's Rust code is no `Exception`
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None
@@ -416,9 +416,9 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a batch in groups, so that only a limited number of bytes become Python objects.
+    """Yield the rows of a batch in groups. As Python objects, a group has a limited number of bytes.
 
-    In the file, all rows may share one copy of a text. As Python objects, each row has its own copy.
+    In the file, many rows may share one copy of a text. As Python objects, each row has its own copy.
     """
     import pyarrow
     import pyarrow.compute

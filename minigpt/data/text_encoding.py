@@ -4,8 +4,8 @@
 
 No byte is dropped or replaced. In a file with few bad bytes, each bad byte becomes a lone surrogate (U+DC80
 to U+DCFF, Python's "surrogateescape"). The data reader later skips the lines with these surrogates, and a
-warning names the lines. The rest of such a line may be wrong: a bad byte can be decoded together with the next
-character's first byte.
+warning names the lines. The rest of such a line may be wrong: a bad byte can be decoded together with the
+next character's first byte.
 """
 
 import codecs
@@ -116,7 +116,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
-        if found := HALF_CHARACTER.search(text):  # UTF-7 allows lone surrogates
+        if found := HALF_CHARACTER.search(text):  # some encodings, such as UTF-7, allow lone surrogates
             line = text.count("\n", 0, found.start()) + 1
             raise InputError(f"{name}:{line}: half a character in {encoding}; choose another --encoding")
         return text, codec

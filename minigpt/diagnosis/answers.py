@@ -134,11 +134,11 @@ def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tens
     The tensors hold: the loss of the answer in nats, summed over its tokens; the loss of its last token in
     nats; its number of tokens.
     """
-    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C), for P answer tokens
+    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens, C channels
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
     parts = [F.cross_entropy(model.lm_head(some).float(), goal, reduction="none") for some, goal in pieces]
-    nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))  # (B, T)
+    nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))
     last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1): index of each row's last token
     return nats.sum(dim=1), nats.gather(1, last)[:, 0], batch.answer_mask.sum(dim=1)
 

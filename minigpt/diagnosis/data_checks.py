@@ -42,8 +42,8 @@ SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
 # Report a problem if more than one in two hundred questions is in both parts, training and validation.
 # `minigpt split` puts no question into both parts, so another program has split the data.
 LEAK_SHARE = 0.005
-# Report a problem if more than 1 % of the characters are not in the vocabulary: about one character in three
-# sentences.
+# Report a problem if more than 1 % of the characters are not in the vocabulary. That is about one unknown
+# character in three sentences.
 UNKNOWN_SHARE = 0.01
 # Report a problem if max_length cuts off the end of more than 5 % of the pairs: the model then learns not to
 # end answers. A few very long pairs are usual.

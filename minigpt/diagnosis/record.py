@@ -96,7 +96,7 @@ class RunRecord:
 
     @property
     def steps_done(self) -> int:
-        """The last step that metrics or checkpoint mention."""
+        """The last step that the metrics or the newest checkpoint mention."""
         seen = [*(point.step for point in self.train[-1:]), *(point.step for point in self.val[-1:])]
         return max([*seen, _whole(self.state.get("steps_done"))])
 

@@ -289,7 +289,7 @@ def model_too_small(record: RunRecord) -> Finding | None:
 
 
 def nothing_learned(record: RunRecord) -> Finding | None:
-    """Check whether no loss is below the unigram loss, which needs only token frequencies."""
+    """Check whether the model is no better than token frequencies: no loss is below the unigram loss."""
     if not learned_less_than(record, NOTHING_BELOW) or record.summary is None:
         return None
     numbers = {"unigram": record.summary.val_unigram_loss, "uniform": record.summary.uniform_loss}
