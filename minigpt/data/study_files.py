@@ -7,9 +7,9 @@
                                         2
                                         ...
 
-Flash cards are exports of Anki. Their first lines are settings. A line "#columns:" may name the columns of
-question and answer. Without such names, columns of tags, decks or the like are left out; the first of the
-other columns is the question, and the rest together is the answer. Subtitles are .srt or .vtt files.
+Flash cards are exports of Anki. Their first lines are settings. Columns of tags, decks or the like are left
+out. A line "#columns:" may name the columns of question and answer. Without such names, the first column is
+the question, and the other columns together are the answer. Subtitles are .srt or .vtt files.
 """
 
 import csv

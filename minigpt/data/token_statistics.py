@@ -4,7 +4,7 @@
     print_statistics(statistics)
     plot(statistics, Path("stats.png"), title="train.jsonl")  # needs matplotlib
 
-The number of tokens includes each <sep>: question, <sep>, answer, <sep>, and so on.
+The number of tokens of a pair includes both <sep>: question, <sep>, answer, <sep>.
 """
 
 from collections import Counter

@@ -321,8 +321,8 @@ def untrained(record: RunRecord) -> float:
     """Return the loss of the model before its first step; nan: unknown.
 
     If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, for V entries of the vocabulary, and
-    logits with the variance s^2. A logit is a sum over C = n_embd normalised channels, and the initial weights
-    have a standard deviation of 0.02; so s^2 is 0.0004 C.
+    logits with the variance s^2. A logit is a sum over C = n_embd normalised channels, and the initial
+    weights have a standard deviation of 0.02; so s^2 is 0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss

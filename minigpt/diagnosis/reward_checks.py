@@ -15,8 +15,8 @@ from minigpt.training.finetune_config import FinetuneConfig
 __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 
 # The share of right answers counts as fallen only if the fall is at least a fifth of the share at the first
-# evaluation, and at least 0.05. A smaller fall may be noise: with 200 prompts, the standard error of a share is
-# up to 0.035.
+# evaluation, and at least 0.05. A smaller fall may be noise: with 200 prompts, the standard error of a share
+# is up to 0.035.
 FALL_SHARE, FALL = 0.2, 0.05
 # The reward counts as risen only if the rise is more than 2 % of the reward at the first evaluation, and more
 # than 2 % of the difference between the largest and the smallest reward of the run. A smaller rise is noise.
