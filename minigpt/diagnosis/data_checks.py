@@ -384,7 +384,7 @@ def leak(data: DataRecord) -> Finding | None:
 
 
 def contradictions(data: DataRecord) -> Finding | None:
-    """Check for questions that have different answers. Only conversations of one question count."""
+    """Check for questions that have different answers. Only pairs without tools count."""
     alone = [each for each in data.train if len(each.turns) == 2 and not each.tools]
     answers: dict[str, dict[str, Conversation]] = {}
     for each in alone:
