@@ -65,7 +65,7 @@ def random_state(device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def set_random_state(device: torch.device, state: dict[str, torch.Tensor]) -> None:
-    """Restore states that `random_state` returned. A state of another kind of device is ignored."""
+    """Restore states that `random_state` returned. The state of another type of device is ignored."""
     torch.set_rng_state(state["torch"])
     if "python" in state:
         *words, has_spare = state["python"].tolist()

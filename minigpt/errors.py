@@ -127,9 +127,9 @@ def check_ranges(owner: type, values: Mapping[str, Any]) -> None:
     """Check numbers against the table RANGES of a class and of its base classes.
 
     RANGES maps a field's name to (least value, greatest value). If these are ints, the field's value must be
-    an integer; if they are floats, it may be any number. A third entry is advice for the message. None is
-    allowed if it is the field's default. A field has several
-    numbers if its default is a tuple; each of them is checked.
+    an integer; if they are floats, it may be any number. A third entry is advice for the message. The value
+    None is allowed if it is the field's default. If the default is a tuple, each number of the value is
+    checked.
 
     Args:
         owner: the class with RANGES.

@@ -1,8 +1,8 @@
 """Reads and encodes prompts that a model answers during training with rewards.
 
 A prompt is a conversation up to its last answer. The model does not learn this answer; a reward function
-compares it with the model's own answer. So a record may have no answer: {"prompt": ...}. Reward functions
-also get the other fields of a record.
+compares it with the model's own answer. A reward function may also use the other fields of a record, so a
+record does not need an answer: {"prompt": ...}.
 """
 
 import json
@@ -32,13 +32,13 @@ class Prompt(NamedTuple):
 
     ids: list[int]  # token ids of the prompt
     question: str  # the last question as text
-    answer: str  # the answer of the record; "": it has none
+    answer: str  # the record's answer; "" if the record has none
     fields: Mapping[str, Any] = {}  # all fields of the record
 
 
 @dataclass(frozen=True)
 class EncodedPrompts(EncodedExamples):
-    """All prompts, encoded. Each row is a prompt with the record's answer, which `is_answer` marks."""
+    """Encoded prompts. A row holds a prompt and the record's answer, for which `is_answer` is True."""
 
     prompts: list[Prompt] = field(default_factory=list)  # one for each row
 
@@ -53,9 +53,9 @@ class EncodedPrompts(EncodedExamples):
         return [*dict.fromkeys(name for one in self.prompts for name in one.fields)]
 
     def last_tokens(self) -> set[int]:
-        """Return the ids with which answers end. These ids tell when a generated answer is complete.
+        """Return the last id of every answer. Such an id tells that a generated answer is complete.
 
-        A chat template may put more ids after the end of the answer. These ids are not returned.
+        Ids that a chat template puts after the end of the answer are not returned.
         """
         places = np.where(self.is_answer, np.arange(len(self.ids)), -1)
         return {*self.ids[np.maximum.reduceat(places, self.starts[:-1])].tolist()}
@@ -65,7 +65,7 @@ def read_prompts(
     path: Path,
     strict: bool = False,
     encoding: str = "",
-    names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    names: FieldNames = FieldNames(),  # noqa: B008 -- this default is frozen, so it cannot change
 ) -> tuple[list[Conversation], ReadReport]:
     """Read prompts from a file. A record without an answer becomes a conversation with an empty answer.
 
@@ -108,7 +108,7 @@ def _fields_of(conversation: Conversation) -> Mapping[str, Any]:
 def encode_prompts(
     conversations: Sequence[Conversation], tokenizer: Any, max_length: int, encode: Encode
 ) -> EncodedPrompts:
-    """Encode each conversation up to its last answer. Conversations longer than max_length are left out.
+    """Encode conversations as prompts with answers. Conversations longer than max_length tokens are left out.
 
     Args:
         encode: a function that encodes one conversation: `encode_conversation` (plain form) or

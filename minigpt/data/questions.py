@@ -1,6 +1,6 @@
-"""Reads questions to answer from a text with one question per line, or from JSON Lines with "question".
+"""Reads the questions that a model is asked: a text with one question per line, or JSON Lines.
 
-The first bytes decide which format a file has.
+In JSON Lines, each question is in the field "question". The content decides which format a file has.
 """
 
 from minigpt.data.json_values import looks_like_json

@@ -1,10 +1,11 @@
-"""Reads conversations from any file of file_formats.py.
+"""Reads conversations from files of all formats that file_formats.py knows.
 
     conversations, report = read_conversations("data/data.jsonl")
     report.print_summary()  # prints to stderr how the file was read, and how many records were skipped
 
 Every command reads files through `read_conversations`, so all commands report the same counts. Bad records
-are skipped, counted and named; with `strict` the first bad record is an error. Records are never repaired.
+are skipped, and a warning names their lines; with `strict`, the first bad record is an error. Records are
+never repaired.
 """
 
 import hashlib
@@ -33,9 +34,9 @@ __all__ = ["ReadReport", "read_conversations", "read_records"]
 
 _FIRST = 200  # number of records that are examined to recognise a chat log
 _SHOWN = 5  # number of lines that a summary names for each reason
-# What UTF-8 looks like that a program has read as Windows-1252, Latin-1 or GBK: "Ã©" for "é"
+# Traces of UTF-8 text that a program decoded as Windows-1252, Latin-1 or GBK: "Ã©" in place of "é"
 _GARBLED = re.compile("[\x80-\x84\x86-\x9f]|â€|锟斤拷|[ÃÂ][\xa0-\xbf]")
-_LOST = "\ufffd"  # replacement character, written by programs that could not decode a character
+_LOST = "\ufffd"  # replacement character: programs write it for bytes that they cannot decode
 Found = TypeVar("Found")
 
 
@@ -51,7 +52,7 @@ class ReadReport:
     # Reason -> detail of the first record that was skipped for this reason.
     details: dict[str, str] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character
-    garbled: list[int] = field(default_factory=list)  # lines with UTF-8 that was read as another encoding
+    garbled: list[int] = field(default_factory=list)  # lines with text that was decoded in a wrong encoding
     unweighted: list[int] = field(default_factory=list)  # lines whose `weight` is no number
     notes: tuple[str, ...] = ()
     sha256: str = ""  # SHA-256 of the file's bytes
@@ -70,7 +71,7 @@ class ReadReport:
         return Message("{count:,} conversation{several} with {answers:,} answers", **values)
 
     def print_summary(self) -> None:
-        """Print how the file was read. For each reason to skip records, print some line numbers."""
+        """Print notes and warnings. For each reason to skip records, print some line numbers."""
         for sentence in self.notes:
             note(sentence)
         if self.lost:
@@ -101,14 +102,14 @@ class ReadReport:
         warn(Message(text, path=self.path, count=len(self.skipped), total=self.lines))
 
     def by_reason(self) -> dict[str, list[int]]:
-        """Return a dict: reason -> numbers of the lines skipped for it, the most frequent reason first."""
+        """Return a dict: reason -> numbers of the lines skipped for it. The most frequent reason is first."""
         groups: dict[str, list[int]] = {}
         for line, reason in self.skipped:
             groups.setdefault(reason, []).append(line)
         return dict(sorted(groups.items(), key=lambda item: -len(item[1])))
 
     def reasons(self) -> str:
-        """Return the most frequent reasons in words, for the error of a file without a good record."""
+        """Return the most frequent reasons in words, for the error message if a file has no good record."""
         listed = []
         for reason, lines in list(self.by_reason().items())[:3]:
             why = f"{reason}: {self.details[reason]}" if self.details[reason] else reason
@@ -136,7 +137,7 @@ def read_conversations(
     path: Path | str | Iterable[Mapping[str, Any]],
     strict: bool = False,
     encoding: str = "",
-    names: FieldNames = FieldNames(),  # noqa: B008 -- frozen
+    names: FieldNames = FieldNames(),  # noqa: B008 -- this default is frozen, so it cannot change
     opened: DataFile | None = None,
 ) -> tuple[list[Conversation], ReadReport]:
     """Read conversations from a file, or from rows in memory (a datasets.Dataset).
@@ -159,12 +160,12 @@ def read_conversations(
         path = Path("the data set")
     data = _as_chat(data, path, encoding, names) if data.kind == "text" else _with_chat(data, path, names)
     if data.kind == "chat":
-        names = replace(names, speaker="")  # the speakers of a chat log have become roles by now
+        names = replace(names, speaker="")  # roles have already replaced the names of a chat log's speakers
     report = ReadReport(path, notes=data.notes, sha256=data.sha256)
     if data.has_head is False and len(data.first_row) == 2:
         report.notes += (_without_head(path, data.first_row),)
     texts: list[int] = []
-    marks: dict[str, int] = {}  # kind of marks, such as ChatML -> number of texts with these marks
+    marks: dict[str, int] = {}  # format of marks, such as "ChatML" -> number of texts with these marks
 
     def conversation_of(record: Record) -> Conversation:
         meaning = meaning_of(record.value, names, record.line, record.raw)
@@ -203,11 +204,11 @@ def read_records(
     texts: Callable[[Found], Iterable[str]],
     strict: bool,
 ) -> list[Found]:
-    """Interpret records. The report counts bad records, and records that hold U+FFFD.
+    """Convert records, and return the results. `report` gets the lines of bad records, and of damaged texts.
 
     Args:
         meaning: a function that converts a record, for example to a Conversation, or raises BadLine.
-        texts: a function that returns the texts of a converted record. These are searched for U+FFFD.
+        texts: a function that returns the texts of a converted record. These are searched for damaged text.
         strict: make the first bad record an error.
 
     Raises:
@@ -259,7 +260,7 @@ def _with_marks(path: Path, marks: Mapping[str, int], encoding: str) -> str:
 
 
 def _as_chat(data: DataFile, path: Path, encoding: str, names: FieldNames) -> DataFile:
-    """Return the file with the conversations of a chat log as its records."""
+    """Read a text file as a chat log. Return it with one conversation in each record."""
     ((_, text, _),) = data.records
     chat = read_chat(text, path, names.speaker, encoding)
     if chat is None:
@@ -292,7 +293,7 @@ def _with_chat(data: DataFile, path: Path, names: FieldNames) -> DataFile:
 
 
 def _as_text(path: Path, encoding: str) -> str:
-    """Return advice for the user of a file that holds texts: the command that trains on texts."""
+    """Return advice for a user whose file holds texts: the command that trains on texts."""
     if path.exists() and not path.is_file():  # a pipe: no command can read it a second time
         return "write it into a file, and learn from it with `minigpt train --text FILE`"
     return f"to learn from it: {advised('train --text', path, encoding)}"

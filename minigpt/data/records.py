@@ -9,12 +9,12 @@
     {"context": ..., "question": ..., "answers": {"text": [...]}}      SQuAD's, a row for each question
     {"text": ...}                                          a text, for `train --text`
 
-A conversation may also stand as JSON in a text, or with marks in a question or a text (marked_turns.py). See
-nested_records.py for more shapes.
+A question or a text may hold a whole conversation: as JSON, or with marks of its speakers (marked_turns.py).
+nested_records.py reads more shapes.
 
-A record may have a `weight`: how much it counts in the loss of training.
+A record may have a `weight`: its factor in the training loss.
 
-Field names are compared without case, in English and Chinese (`FIELDS`). Options can name other fields.
+Known field names are English or Chinese, in upper or lower case (`FIELDS`). Options can name other fields.
 """
 
 import functools
@@ -61,17 +61,17 @@ __all__ = [
 
 NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
 NO_ANSWER = "the question has no answer"
-# the name of the field with a right answer
+# matches the name of a field that holds the right answer to a multiple-choice question
 _RIGHT = re.compile(r"^answers?$|correct|right|答案|正确|正確")
-# the answer to a multiple choice: B, ABD, (B), B. text
+# matches an answer that begins with the letters of options, such as B, ABD, (B), "B. text"
 _LETTERS = re.compile(r"[(（]?(?:[A-H](?:[\s,，、]*[A-H])*|[a-h])(?:[)）.、:：].*)?", re.DOTALL)
-# programs write these where a record has no input or system text
+# what programs write into the fields for input and system prompt if a record has none
 _NOTHING = ("none", "null", "n/a", "无", "無", "<noinput>", "noinput")
 KNOWN_SHAPES = (
     "question/answer, prompt/completion, query/response, instruction/input/output, messages, conversations, "
     "exports of ChatGPT, Claude and DeepSeek, SQuAD's paragraphs/qas"
 )
-# The kinds of classification: one label, several labels, or numbers. The names are those of transformers.
+# What a classifier predicts for a text: one label, several labels, or numbers. transformers has these names.
 ProblemType: TypeAlias = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -81,7 +81,7 @@ class Text(str):
     __slots__ = ()
 
 
-_NO_ANSWER = "\ufdd0"  # in place of the answer that a prompt lacks: a character that no text has
+_NO_ANSWER = "\ufdd0"  # stands for the missing answer of a prompt; no text contains this character
 
 
 def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> Conversation | Text:
@@ -100,7 +100,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        # `raw` is left out: the command `split` then writes the usual field names, not the user's.
+        # `raw` is "", so that the command `split` writes the usual field names, not the user's.
         return _conversation(_pair_of(item, *pair), line, "", item)
     found = parts_of(item)
     if found["turns"] == "turns" and {"question_id", "category"} <= item.keys():
@@ -109,14 +109,14 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        # If the user named a speaker, `raw` is left out: the command `split` then writes roles, not names.
+        # If the user named a speaker, `raw` is "", so that the command `split` writes roles, not names.
         return _conversation(turns, line, "" if names.speaker else raw, item)
     if found["input"] and found["answer"] and not found["question"]:  # as in {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
     if not found["question"] and (found["answer"] or _is_forum(item)):
         found |= _of_forum(item, found["answer"])
     if found["question"] and found["answer"]:
-        # KTO's records are {"prompt", "completion", "label"}; in a table, the label is a text
+        # KTO's records are {"prompt", "completion", "label"}; a table's cell holds the label as text
         if {"prompt", "completion"} <= item.keys() and str(item.get("label")).lower() == "false":
             raise BadLine("`label` is false: the answer is a bad one")
         return _conversation(_question_and_answer(item, found), line, raw, item)
@@ -144,7 +144,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
 
 
 def _in_json(value: Any) -> Any:
-    """Return the conversation in a field's value, which may be a JSON text; None: it is no conversation."""
+    """Return a field's value (JSON text is parsed) if it is a conversation, else None."""
     if isinstance(value, str):
         value = structure_in(value)
     if isinstance(value, list):
@@ -164,7 +164,7 @@ def _is_forum(item: Mapping[str, Any]) -> bool:
 
 
 def _of_forum(item: Mapping[str, Any], answer: str | None) -> dict[str, str | None]:
-    """Return the names of a forum record's fields: for the question, its details and the answer."""
+    """Return the names of the fields with question, details ("input") and answer; {} without a question."""
     title = next((name for name in TITLES if not _is_nothing(item.get(name))), None)
     description = next((name for name in DESCRIPTIONS if item.get(name) is not None), None)
     if title is None:
@@ -210,7 +210,7 @@ def lower_keys(value: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
-    """Return True if the value of a field for turns is a conversation, possibly as JSON in a table's cell."""
+    """Return True if the value of a field such as "messages" is to be read as a list of turns."""
     if isinstance(value, str):
         has_others = found["text"] or (found["question"] and found["answer"])
         return value.lstrip().startswith("[") or not has_others
@@ -218,7 +218,7 @@ def _are_turns(value: Any, found: Mapping[str, str | None]) -> bool:
 
 
 def parts_of(item: Mapping[str, Any]) -> dict[str, str | None]:
-    """Return a dict from each part (such as "question") to the name of its field in the record, or None."""
+    """Return a dict: part, such as "question" -> name of the record's field that holds this part, or None."""
     return dict(_names_of(tuple(name for name, value in item.items() if value is not None)))
 
 
@@ -267,7 +267,7 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
     inner = _in_json(item[question_key])
     marked: list[tuple[str, Turn]] = []
     options: dict[str, str] = {}
-    letters = ""  # of all options by their number, those that are empty included
+    letters = ""  # letters[i]: letter of the option with number i; empty options have a number, too
     if isinstance(item[question_key], list) or isinstance(inner, list):
         turns = _turns(item[question_key], f"`{question_key}`")  # the question is a list of turns
     else:
@@ -302,14 +302,14 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
 
 
 def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]:
-    """Return the options of a multiple-choice question: letter -> line, such as "A. ...".
+    """Return the options of a multiple-choice question (letter -> line, such as "A. ..."), and their letters.
 
     The lines become part of the question: without them, the answer "B" would mean nothing. In the record,
-    each option has a field of its own, or one field has all of them: a list, an object, or a text, whose
-    letter here is "".
+    each option has its own field, or one field holds all options: a list, an object, or a text. Such a text
+    is returned as one option with the letter "".
 
-    Returns: the options, and the letters by number if an answer can be the number of an option. In an object
-        whose keys are not A, B, ..., a number is a key.
+    Letter i belongs to option number i, because an answer may be a number. The letters are "" if an answer
+    cannot be such a number: for a text, and for an object with other keys than A, B, ...
     """
     apart = _apart(tuple(item), answer)
     letters = ""
@@ -340,20 +340,20 @@ def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]
 
 
 def _is_choice(item: Mapping[str, Any], apart: list[tuple[str, str]], answer: str) -> bool:
-    """Return True if fields named a, b, ... are options: of a right answer, or if the answer is letters."""
+    """Return True if fields such as "a" or "option_a" are options, judged by their names and the answer."""
     is_named = len(apart) > 2 or any(letter != name for letter, name in apart) or _RIGHT.search(answer)
     return bool(is_named or _LETTERS.fullmatch(str(item[answer]).strip()))
 
 
 @functools.lru_cache(maxsize=256)
 def _apart(given: tuple[str, ...], answer: str) -> list[tuple[str, str]]:
-    """Return the letters of the options that have a field of their own, each with the field's name."""
+    """Return (letter, field name) for fields such as "option_a" or "a"; [] without the letter a or b."""
     found = sorted((match[1], name) for name in given if name != answer and (match := OPTION.fullmatch(name)))
     return found if {"a", "b"} <= {letter for letter, _ in found} else []
 
 
 def _one_of(answer: Any) -> Any:
-    """Return the first of several right answers. SQuAD's are {"text": ..., "answer_start": ...}."""
+    """Return the first of several right answers. In SQuAD, they are {"text": ..., "answer_start": ...}."""
     if isinstance(answer, Mapping):
         answer = lower_keys(answer).get("text", answer)
     if not isinstance(answer, list):
@@ -395,7 +395,7 @@ def _is_nothing(value: Any) -> bool:
 
 
 def _is_no_input(value: Any) -> bool:
-    """Return True if a field beside the question is empty, or holds what programs write for that."""
+    """Return True if an input, a system prompt or a history is empty, or a text such as "none"."""
     return _is_nothing(value) or (isinstance(value, str) and value.strip().lower() in _NOTHING)
 
 
@@ -416,7 +416,7 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
         turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
-    # {"speaker": "SYSTEM"} is a dialogue system, which answers; a system's prompt is a `role`, or comes first
+    # {"speaker": "SYSTEM"} is a dialogue system, which answers. Only the first turn may be a system prompt.
     if all("speaker" in lower_keys(each) for each in value) and not any(t.role == "assistant" for t in turns):
         turns[1:] = [t._replace(role="assistant") if t.role == "system" else t for t in turns[1:]]
     return turns
@@ -431,7 +431,7 @@ def _unnamed(turn: Any) -> Any:
 
 
 def _turns_in(item: dict[str, Any], number: int, answering: str) -> list[Turn]:
-    """Return the turns of one element of a list: one turn, or two for {"human": ..., "assistant": ...}."""
+    """Return the turns in one element of a list: two for {"human": ..., "assistant": ...}, usually one."""
     if not any(key in item for key in SPEAKER_KEYS):
         found = parts_of(item)
         question, answer = found["question"] or found["input"], found["answer"]
@@ -467,7 +467,7 @@ def _turn(item: dict[str, Any], number: int, answering: str) -> Turn:
 
 
 def words_of(value: Any, where: str) -> str:
-    """Return the text of a turn. It may be a list of parts, which are texts or objects with a `text`."""
+    """Return the text of a turn. A list of parts is joined; a part is a text or an object with a `text`."""
     if not isinstance(value, list):
         return _checked(value, where)
     texts = []
@@ -496,7 +496,7 @@ def _repeats(value: Any) -> bool:
 def _conversation(
     turns: list[Turn], line: int, raw: str, item: Mapping[str, Any] | None = None
 ) -> Conversation:
-    # in data sets of task-oriented dialogues, such as MultiWOZ, the answers are those of SYSTEM
+    # in data sets of task-oriented dialogues, such as MultiWOZ, the speaker SYSTEM gives the answers
     roles = [turn.role for turn in turns]
     if len(roles) > 3 and roles == [("user", "system")[number % 2] for number in range(len(roles))]:
         turns = [turn._replace(role="assistant") if turn.role == "system" else turn for turn in turns]
@@ -507,9 +507,9 @@ def _conversation(
 
 
 def _weight(item: Mapping[str, Any]) -> float:
-    """Return the weight of a record in the loss of training: the field `weight`, or 1.
+    """Return a record's factor in the training loss: the field `weight`, or 1.
 
-    A text that is no number, such as "5 kg", gives NaN. Such a field describes something else than the loss.
+    A text that is no number, such as "5 kg", gives NaN, because such a field has another meaning.
     """
     value = item.get("weight")
     if _is_nothing(value):
@@ -518,7 +518,7 @@ def _weight(item: Mapping[str, Any]) -> float:
         weight = -1.0 if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except ValueError:
         return math.nan
-    except (TypeError, OverflowError):  # no number, or a whole number beyond any float
+    except (TypeError, OverflowError):  # not a number or text, or a whole number too large for a float
         weight = -1.0
     if not 0 <= weight < 1e6:
         raise BadLine("`weight` is no number from 0 to 1e6", f"it is {str(value)[:40]!r}")
@@ -526,7 +526,7 @@ def _weight(item: Mapping[str, Any]) -> float:
 
 
 def _tools(value: Any) -> str:
-    """Return a list of tools as JSON, or "" without tools. The value may be a list, or a text with JSON."""
+    """Return a list of tools as JSON text, or "" without tools. `value` may be a list or JSON text."""
     if isinstance(value, str) and value.strip():
         try:
             value = parse_value(value)
@@ -554,7 +554,7 @@ def text_of(item: Mapping[str, Any], key: str) -> str:
 def whole_text_of(item: Mapping[str, Any], key: str) -> str:
     """Return the text under a key. A list of texts, such as paragraphs, is joined by newlines.
 
-    If the texts have line ends themselves, as the lines of a Jupyter notebook's cell, none are added.
+    If the texts already end in newlines, as the lines of a Jupyter notebook's cell do, none are added.
 
     Raises:
         BadLine: if the value is missing, empty, or neither text nor a list of texts.

@@ -1,19 +1,17 @@
 """Encodes a corpus once, in parallel, into files of token ids that are memory-mapped for training.
 
     tokens = prepare(Path("books"), Path("output/shards"), tokenizer)
-    tokens.read(1_000_000, 65)  # returns 65 ids, (65,) int64
+    tokens.read(1_000_000, 65)  # 65 ids from position 1,000,000 on, (65,) int64
 
 The folder holds the shards `shard-00000.bin`, ...: ids as little-endian uint16 (uint32 if the vocabulary has
 more than 65,536 entries). The documents follow each other, and each ends with the tokenizer's end-of-text id.
-`shards.json` lists the shards with size and SHA-256, and the source files with size, time and SHA-256. This
-file is written last.
+`shards.json`, which is written last, lists the shards and the source files with their sizes and SHA-256.
 
-Each shard is made from its own piece of the corpus (minigpt/data/documents.py). So any number of processes
-can work in parallel, and each needs only a few megabytes. A shard is first written under a temporary name.
-Its `shard-00000.json` is written when the shard is complete. After an interruption, complete shards are
-verified and kept.
+Each shard is made from its own part of the corpus, so several processes can work in parallel. Each process
+needs only a few megabytes of memory. A shard is first written under a temporary name. When shard-00000.bin is
+complete, shard-00000.json is written. After an interruption, complete shards are verified and kept.
 
-The ids are only read by position. minigpt/data/windows.py decides on windows and their order.
+This module does not form training examples: minigpt/data/windows.py decides which ids are read, and when.
 """
 
 import hashlib
@@ -42,7 +40,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
-VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary, with --tokenizer char
+VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary that --tokenizer char makes
 DECODED = "decoded"  # folder of UTF-8 copies of the source texts that have another encoding
 PIECE = 16 << 20  # approximate number of bytes of text per shard
 CHUNK = 1 << 16  # characters that the tokenizer encodes at a time: more would need much more memory
@@ -85,12 +83,13 @@ class _Counts:
     text_bytes: int = 0  # number of bytes in UTF-8
     unknown: dict[str, int] = field(default_factory=dict)  # unknown character -> number of occurrences
     lines: list[int] = field(default_factory=list)  # number of JSONL lines of each piece
-    skipped: list[tuple[int, int, str]] = field(default_factory=list)  # (piece, line in the piece, reason)
+    # (index of a piece, line in this piece, reason)
+    skipped: list[tuple[int, int, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A part of a corpus for one process: to write it as a shard, or to collect its characters."""
+    """A part of a corpus. One process writes it as a shard, or collects its characters."""
 
     number: int
     sources: list[Source]
@@ -99,7 +98,7 @@ class _Job:
 
 
 def _jobs(sources: list[Source], pieces: list[Piece], key: str) -> list[_Job]:
-    """Group neighbouring pieces into jobs. Small pieces (from small files) share a shard."""
+    """Group neighbouring pieces (parts of files) into jobs of similar size. A job makes one shard."""
     groups: list[list[Piece]] = [[]]
     filled = 0
     for piece in pieces:
@@ -127,7 +126,7 @@ def _size(job: _Job) -> int:
 
 
 def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> Iterator[tuple[str, bool]]:
-    """Yield the texts of a job in chunks, each with True if a document ends after it."""
+    """Yield (chunk of text, True if a document ends there). Also count the lines in `counts`."""
     any_place = tokenizer is None or isinstance(tokenizer, Tokenizer)
     check = partial(_joins, tokenizer)
     for index, piece in enumerate(job.pieces):
@@ -149,7 +148,7 @@ def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> I
 
 
 def _joins(tokenizer: TextTokenizer | None, left: str, right: str) -> bool:
-    """Return True if cutting between `left` and `right` changes no id."""
+    """Return True if the ids of `left` followed by the ids of `right` are the ids of the whole text."""
     if tokenizer is None or isinstance(tokenizer, Tokenizer):
         return True
     parts = np.concatenate([tokenizer.encode_array(left), tokenizer.encode_array(right)])
@@ -157,7 +156,7 @@ def _joins(tokenizer: TextTokenizer | None, left: str, right: str) -> bool:
 
 
 def _make(shared: tuple[Path, TextTokenizer], job: _Job) -> dict[str, Any]:
-    """Write one shard, and return its record for the manifest."""
+    """Write one shard, and a JSON file with its record (name, size, counts). Return the record."""
     folder, tokenizer = shared
     end, dtype = end_of_text(tokenizer), _dtype(tokenizer)
     counts, digest = _Counts(), hashlib.sha256()
@@ -228,22 +227,22 @@ def prepare(
     folder: Path,
     tokenizer: TextTokenizer | None,
     *,
-    options: TextOptions = TextOptions(),  # noqa: B008 -- frozen
+    options: TextOptions = TextOptions(),  # noqa: B008 -- this default is frozen, so it cannot change
     workers: int = 0,
     lock: Callable[[Path], None] = lambda folder: None,
 ) -> Tokens:
     """Return the ids of a corpus. If the folder has no shards of this corpus, the corpus is encoded first.
 
-    A printed line says whether shards were used or written.
+    A printed line says whether existing shards were used or new shards were written.
 
     Args:
         path: a text file, or a folder of text files.
         folder: the folder of the shards.
-        tokenizer: None: a character tokenizer of the corpus, saved as `folder`/vocab.json.
+        tokenizer: the tokenizer; None: make a character tokenizer, and save it as `folder`/vocab.json.
         options: options for reading the files.
         workers: number of processes; 0: one per core. The shards do not depend on this number.
         lock: a function that is called with the folder before the first write; it returns when no other
-            process writes there. Matching shards need no lock: a manifest exists only for complete shards.
+            process writes there. It is not called if the folder already has the shards of this corpus.
 
     Raises:
         InputError: if the corpus cannot be read or has no text, or if the shards cannot be written.
@@ -321,7 +320,10 @@ def _as_prepared(
 
 
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
-    """Return True if the shards were made with these options. (Old manifests record only separators.)"""
+    """Return True if the shards were made with these options.
+
+    Manifests of older minigpt versions record only the separator of each source file.
+    """
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))
     usual = all(source.get("separator") in (None, END_OF_TEXT) for source in manifest["sources"])
@@ -379,7 +381,7 @@ def _manifest(tokenizer: TextTokenizer, records: list[dict[str, Any]], jobs: lis
     for record in records:
         for character, count in record["unknown"].items():
             unknown[character] = unknown.get(character, 0) + count
-    before: dict[str, int] = {}  # source -> number of its lines in the pieces before
+    before: dict[str, int] = {}  # source file -> number of its lines in earlier pieces
     skipped = []
     for job, record in zip(jobs, records):
         base = []

@@ -1,13 +1,13 @@
 """Splits conversations into a training part and a validation part that share no question.
 
-Questions that differ only in width, case or spaces are equal, and all pairs of a question go to one part. If
-a pair is repeated (same question and same answer), only its first occurrence is kept. Except for this, the
-order of the lines does not matter: the split depends on the seed, the ratio and the texts.
+Questions that differ only in case, spaces or full-width letters are equal. All answers to a question go to
+the same part. If a pair is repeated (same question and same answer), only its first occurrence is kept. The
+split depends on the seed, the ratio and the texts, but not on the order of the lines.
 
 Conversations of several questions go to the same part if they share an exchange: a question with its answer.
-A very frequent exchange, such as a greeting, would join all conversations. So the conversations that share a
-rare exchange are joined first, and no joined group may be larger than the smaller part.
-`Split.on_both_sides` counts the exchanges that are still in both parts.
+But a very frequent exchange, such as a greeting, would join all conversations into one group. So the rarest
+exchanges join conversations first, and no group becomes larger than the smaller part. `Split.on_both_sides`
+lists the exchanges that are then still in both parts.
 """
 
 import hashlib
@@ -41,7 +41,7 @@ _WINDOW = 400  # number of groups from which `_choose` picks, to reach the wante
 
 
 def normalise(question: str) -> str:
-    """Return a question in Unicode's form NFKC, in lower case, without spaces, to compare questions.
+    """Return a question in a form for comparisons: Unicode's NFKC, lower case, no spaces.
 
     >>> normalise("ＧＰＴ　是什么？") == normalise("gpt是什么?")
     True
@@ -56,7 +56,7 @@ class Split:
 
     train: list[Conversation]
     val: list[Conversation]
-    questions: int  # number of different questions; only conversations of one question count
+    questions: int  # number of different questions of the conversations with one question
     grouped: list[list[Conversation]]  # for each question with several answers: its pairs
     dropped: list[tuple[Conversation, Conversation]]  # (repeated conversation, its first occurrence)
     on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)
@@ -151,7 +151,7 @@ def _name(conversation: Conversation) -> str:
 def _joined(groups: dict[str, list[Conversation]], most: float) -> dict[str, list[Conversation]]:
     """Join groups that share an exchange, beginning with the rarest exchanges.
 
-    A joined group has the name of its first group.
+    A joined group has the alphabetically first name of its groups.
 
     Args:
         most: largest number of conversations of a joined group.
@@ -215,7 +215,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
     before = sum(sizes[:start])
 
     # Each number in `reachable` is a set of sums, one bit for each sum: bit s of reachable[i] is 1 if some
-    # groups of window[i:] have the sum s. (Bit 0 is always 1: no groups have the sum 0.)
+    # groups of window[i:] have the sum s. (Bit 0 is always 1: taking no group gives the sum 0.)
     reachable = [1]
     for size in reversed(window):
         reachable.append(reachable[-1] | reachable[-1] << size)
@@ -234,7 +234,7 @@ def _choose(sizes: Sequence[int], ratio: float) -> list[bool]:
 
 
 def _nearest(sums: int, target: float, empty: Iterable[int]) -> int:
-    """Return the sum nearest to `target`: the index of a 1 bit of `sums`.
+    """Return the possible sum that is nearest to `target`. The sum s is possible if bit s of `sums` is 1.
 
     If two sums are equally near, a sum that is not in `empty` is preferred. The sums in `empty` would leave
     train or val without any group.
@@ -283,7 +283,7 @@ def write_split(
     with ExitStack() as stack:
         files = {
             name: stack.enter_context(atomic_open(paths[name]))
-            for name in reversed(paths)  # ExitStack closes in reverse order: split.json is last
+            for name in reversed(paths)  # ExitStack closes in reverse order, so split.json is replaced last
         }
         for name, file in files.items():
             file.write(contents[name])

@@ -1,4 +1,4 @@
-"""Reads flash cards and subtitles: text files with lines that are about the file and not part of its texts.
+"""Reads the texts of flash cards (left) and subtitles (right), without settings, numbers and times.
 
     #separator:tab                      1
     #html:true                          00:00:01,000 --> 00:00:02,500
@@ -7,10 +7,9 @@
                                         2
                                         ...
 
-The left form is Anki's export: its first lines say what the columns are. Of the columns that hold no tags,
-decks or the like, the first is the question, and the others together are the answer, unless #columns names
-them. The right form is that of subtitles (.srt, and .vtt with a first line WEBVTT). Their numbers and times
-are left out.
+Flash cards are exports of Anki. Their first lines are settings. Columns of tags, decks or the like are left
+out. A line "#columns:" may name the columns of question and answer. Without such names, the first column is
+the question, and the other columns together are the answer. Subtitles are .srt or .vtt files.
 """
 
 import csv
@@ -22,10 +21,10 @@ from minigpt.data.json_values import BadLine, Record, as_json
 
 __all__ = ["cards_in", "spoken_text"]
 
-_BEGINNING = 4096  # number of characters at the beginning in which the first time of subtitles stands
+_BEGINNING = 4096  # the first time ("-->") must stand in this number of characters at the beginning
 _SETTING = re.compile(r"#(separator|html|columns|notetype|deck|tags|guid|if matches|[a-z]+ column):(.*)")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
-# names of Anki's columns: of the question, of the answer, and of what is no text of a card
+# Names of Anki's columns: _FRONT for the question, _BACK for the answer, _ASIDE for columns to leave out.
 _FRONT = ("front", "question", "q", "正面", "问题", "問題")
 _BACK = ("back", "answer", "a", "背面", "反面", "答案", "回答")
 _ASIDE = ("tags", "tag", "deck", "id", "guid", "note id", "notetype", "note type", "source", "标签", "来源")
@@ -37,7 +36,7 @@ _STYLE = re.compile(r"</?(?:[biuc]|font|v|lang|ruby|rt)\b[^<>]*>|\{\\[^{}]*\}")
 
 
 def cards_in(text: str) -> list[Record] | None:
-    """Return a record of question and answer for each card of Anki's export; None for another text."""
+    """Return a record of question and answer for each card; None if the text is no export of Anki."""
     if not text.startswith("#separator:"):  # Anki writes this line first
         return None
     lines = text.split("\n")
@@ -61,7 +60,7 @@ def cards_in(text: str) -> list[Record] | None:
     body = io.StringIO("\n".join(lines[first:]), newline="")
     reader = csv.reader(body, delimiter=delimiter, strict=True)  # strict: a quotation mark has to be closed
     records: list[Record] = []
-    number = first + 1  # of the line that a row begins in
+    number = first + 1  # number of the line at which a row begins
     try:
         for row in reader:
             cells = {column: cell for column, cell in enumerate(row) if column not in apart}
@@ -86,9 +85,9 @@ def _without_marks(cell: str) -> str:
 
 
 def spoken_text(text: str) -> str | None:
-    """Return what is said in subtitles: a line for each caption, and no times; None for another text.
+    """Return the spoken text of subtitles, one line per caption; None if the text is not subtitles.
 
-    Where a tag names the speaker, the line begins with the name.
+    If a tag names the speaker, the line begins with this name.
     """
     if "-->" not in text[:_BEGINNING]:
         return None
@@ -108,6 +107,6 @@ def spoken_text(text: str) -> str | None:
         spoken = " ".join(_STYLE.sub("", _VOICE.sub(r"\1: ", line)).strip() for line in block[below:])
         if below or not said:
             said.append(spoken)
-        else:  # the text of the caption above, behind an empty line
+        else:  # an empty line divided the caption above; this is the rest of its text
             said[-1] = f"{said[-1]} {spoken}".strip()
     return "".join(f"{line}\n" for line in said if line)

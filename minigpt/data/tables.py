@@ -1,6 +1,6 @@
-"""Reads tables: CSV and TSV, the first sheet of a workbook, Parquet. A row becomes a dictionary.
+"""Reads tables: CSV and TSV, a sheet of an Excel workbook, Parquet.
 
-A table without column names gets the names "0", "1", ...
+A row becomes a dictionary: column name -> cell. A table without column names gets the names "0", "1", ...
 """
 
 import contextlib
@@ -24,7 +24,7 @@ __all__ = [
 ]  # fmt: skip
 
 # The type of a function that takes the cells of a table's first row in lower case. It returns True if they
-# are column names. For Parquet it takes one column name, and returns True if this column is to be read.
+# are column names. For Parquet, it takes one column name, and returns True if this column is to be read.
 IsHead = Callable[[Collection[str]], bool]
 
 PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
@@ -95,7 +95,7 @@ def table_in(
     Args:
         needs_head: if True, tab-separated lines without column names are a table only if the file's
             name ends in .csv or .tsv.
-        is_whole: False if the text may be cut off at any position.
+        is_whole: False if the text is only the beginning of a file, and may end inside a row.
     """
     named = {".csv": ",", ".tsv": "\t"}.get(suffix_of(path))
     sample = text[:_SAMPLE]
@@ -115,7 +115,7 @@ def table_in(
             continue
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
-        width = len(names)  # a row may end in more delimiters, with nothing between them
+        width = len(names)  # a row may have more cells than this if they are empty
         fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
         # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
         # length.
@@ -124,7 +124,7 @@ def table_in(
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
             return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
-        is_even = is_even and any(row[0].strip() for row in rows)  # else: paragraphs that begin with a tab
+        is_even = is_even and any(row[0].strip() for row in rows)  # empty first cells: text indented by tabs
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             has_head = bool(named) and len(names) > 2
             return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)
@@ -212,7 +212,7 @@ def csv_records(text: str, table: TableText) -> Iterator[Record]:
                 mark = f"a quotation mark that opens in line {line} has no partner up to line {last}"
             for number in range(line, last + 1):
                 yield Record(number, BadLine("broken CSV", mark), "")
-        # where files were joined, the names of the columns stand there again
+        # a repeated row of column names, as in files that were joined, is skipped
         elif not (has_head and _head(cells) == head):
             yield row_record(line, head, cells)
 
@@ -259,13 +259,15 @@ class Sheet(NamedTuple):
 
 
 def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
-    """Read the first sheet of a workbook that has known column names, or else the first sheet with rows.
+    """Read one sheet of a workbook: the first with known column names.
+
+    If there is none, read the first sheet with two or more columns, or else the first that is not empty.
 
     The column names are in the first row, or in one of the next few rows, below a title. As in CSV, unknown
     names count as column names if there are more than two columns. A sheet of one column is a list of texts.
 
     Raises:
-        InputError: for a damaged workbook, for another zip file, or without python-calamine.
+        InputError: for a damaged workbook, for a zip file that is no workbook, or without python-calamine.
     """
     require_package("python_calamine", f"{path}: reading a workbook", "excel")
     from python_calamine import CalamineWorkbook
@@ -281,7 +283,7 @@ def workbook_records(content: bytes, path: Path, is_head: IsHead) -> Sheet:
         book = CalamineWorkbook.from_filelike(io.BytesIO(content))
         names = book.sheet_names
         rows = [book.get_sheet_by_name(name).to_python(skip_empty_area=True) for name in names]
-    except BaseException as error:  # a crash of python-calamine, which is in Rust
+    except BaseException as error:  # a panic in python-calamine's Rust code is no `Exception`
         if isinstance(error, KeyboardInterrupt | SystemExit | MemoryError):
             raise
         raise InputError(f"{path} is no workbook that can be read: {str(error)[:200]}") from None
@@ -350,7 +352,7 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             wanted = [each for each in names if is_read([each.strip().lower()])]
             wanted += [each for each in names if _is_beside(each) and each not in wanted]
             lower = {each.strip().lower() for each in names}
-            # beside other columns, `user` is a question only if there is an `assistant`, or the like
+            # a column such as `user` may be no question if the file has no column such as `assistant`
             doubtful = any(name in lower and lower.isdisjoint(PARTNERS[name]) for name in PARTNERS)
             if doubtful or not any(is_read([each.strip().lower()]) for each in wanted):
                 wanted = names
@@ -414,9 +416,9 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a batch in groups, so that only a limited number of bytes become Python objects.
+    """Yield the rows of a batch in groups. As Python objects, a group has a limited number of bytes.
 
-    In the file, all rows may share one copy of a text. As Python objects, each row has its own copy.
+    In the file, many rows may share one copy of a text. As Python objects, each row has its own copy.
     """
     import pyarrow
     import pyarrow.compute
@@ -440,7 +442,7 @@ def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
 
 
 def _plain(value: Any) -> Any:
-    """Decode bytes in a value, because some writers store text as bytes."""
+    """Decode all bytes in a value, because some programs store text as bytes."""
     if isinstance(value, bytes):
         return value.decode("utf-8", "surrogateescape")
     if isinstance(value, dict):

@@ -1,11 +1,11 @@
-"""Detects the encoding of a file: by a byte order mark, else UTF-8, else the result of chardet, if certain.
+"""Detects the encoding of a file: by its byte order mark, else UTF-8 if it fits, else by chardet if certain.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
-No byte is dropped or replaced. In a file with few bad bytes, each of them becomes a lone surrogate (U+DC80 to
-U+DCFF, Python's "surrogateescape"). The reader of the data finds these surrogates, names the lines and leaves
-them out. The rest of such a line may be wrong: a bad byte can be read together with the next character's
-first byte.
+No byte is dropped or replaced. In a file with few bad bytes, each bad byte becomes a lone surrogate (U+DC80
+to U+DCFF, Python's "surrogateescape"). The data reader later skips the lines with these surrogates, and a
+warning names the lines. The rest of such a line may be wrong: a bad byte can be decoded together with the
+next character's first byte.
 """
 
 import codecs
@@ -26,8 +26,8 @@ _MARKS = {  # first bytes of a file -> Python's name of the encoding; longer mar
     b"\xff\xfe": "utf-16",
     b"\xfe\xff": "utf-16",
 }
-# chardet's name of an encoding -> Python's codec. A codec such as gb18030 includes the older, smaller
-# encodings.
+# chardet's name of an encoding -> Python's codec. A codec may include older, smaller encodings: gb18030
+# includes gbk and gb2312.
 _CANDIDATES = {
     "GB18030": "gb18030",
     "Big5": "cp950",
@@ -116,7 +116,7 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
-        if found := HALF_CHARACTER.search(text):  # UTF-7 allows lone surrogates
+        if found := HALF_CHARACTER.search(text):  # some encodings, such as UTF-7, allow lone surrogates
             line = text.count("\n", 0, found.start()) + 1
             raise InputError(f"{name}:{line}: half a character in {encoding}; choose another --encoding")
         return text, codec
@@ -149,7 +149,10 @@ def _marked(data: bytes, codec: str, name: str) -> tuple[str, str]:
 
 
 def _utf16_without_mark(head: bytes) -> str | None:
-    """Return the codec of UTF-16 or UTF-32 text with ASCII characters (which have zero bytes), or None."""
+    """Return the codec of text in UTF-16 or UTF-32 without a byte order mark; None for other bytes.
+
+    In these encodings, ASCII characters contain zero bytes.
+    """
     if head.count(0) < _ZEROS:
         return None
     for codec, width in (("utf-32-le", 4), ("utf-32-be", 4), ("utf-16-le", 2), ("utf-16-be", 2)):
@@ -239,8 +242,8 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
     Args:
         sound: encodings in which no byte is invalid.
 
-    Returns: the text in such an encoding, if it is certain; else None, and the texts in encodings that are
-    nearly as likely as those in `sound`.
+    Returns: (text in such an encoding, []) if the encoding is certain; else (None, texts in encodings that
+        are nearly as likely as the most likely encoding).
     """
     rivals = []
     for codec in (each for each in _OF_SEVERAL_BYTES if each not in sound or each in _UNASSIGNED):
@@ -262,7 +265,7 @@ def _damaged(data: bytes, sound: Collection[str]) -> tuple[_Reading | None, list
 
 
 def _damaged_text(data: bytes, codec: str) -> str:
-    """Return the text decoded by `codec` if a few bytes are invalid in it; "" if no or many bytes are."""
+    """Return the text decoded by `codec` if a few bytes are invalid; "" if none or many are invalid."""
     others = _count_beyond_ascii(data[:_SAMPLE])
     most = max(_FEW, _DAMAGED * others)
     # + 3: the sample may end inside a character, whose up to three bytes are then invalid.
@@ -278,7 +281,7 @@ def _count_beyond_ascii(data: bytes) -> int:
 
 
 def _bad_bytes(data: bytes, codec: str) -> tuple[str, int]:
-    """Return a text with a lone surrogate for each bad byte, and the number of bad bytes."""
+    """Decode bytes. Return the text with a lone surrogate for each bad byte, and the number of bad bytes."""
     try:
         text = data.decode(codec, "surrogateescape")
     except UnicodeDecodeError:  # encodings such as UTF-16 do not know "surrogateescape"

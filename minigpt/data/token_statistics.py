@@ -4,8 +4,7 @@
     print_statistics(statistics)
     plot(statistics, Path("stats.png"), title="train.jsonl")  # needs matplotlib
 
-A conversation is counted as it is encoded: question, <sep>, answer, <sep>, and so on. Only `plot` writes a
-file.
+The number of tokens of a pair includes both <sep>: question, <sep>, answer, <sep>.
 """
 
 from collections import Counter
@@ -225,7 +224,7 @@ def print_statistics(statistics: Statistics) -> None:
 
 
 def print_brief(statistics: Statistics) -> None:
-    """Print two lines on stdout: lengths and cut pairs, unknown characters and repetitions."""
+    """Print two lines on stdout: one on lengths and cut pairs, one on unknown characters and repetitions."""
     pairs, limit = statistics.lengths()["pairs"], statistics.max_length
     cut = next(cut for cut in statistics.cuts if cut.max_length == limit)
     text = (
@@ -260,7 +259,7 @@ def _listed(characters: Sequence[str]) -> str:
 
 
 def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
-    """Return labels and counts for a histogram of about twelve bins, whose width is 1, 2 or 5 times 10^n.
+    """Return labels and counts for a histogram of at most 13 bins. Their width is 1, 2 or 5 times 10^n.
 
     The last bin is open, because a few very long pairs would make all other bins narrow.
     """
@@ -276,8 +275,8 @@ def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     return labels[first:], counts[first:]
 
 
-# The functions below draw the plot. Its labels are in Chinese and English, or without a Chinese font in
-# English only.
+# The functions below draw the plot. Its labels are in Chinese and English. Without a Chinese font, they are
+# in English only.
 
 _LABELS = {  # name -> Chinese, English
     "tokens": ("长度（词元，一字一个）", "length (tokens, one a character)"),

@@ -1,10 +1,11 @@
 """Turns a long sequence of tokens into batches of windows. A batch depends only on its number.
 
-Legend: N tokens of a part, T tokens of a window (block_size), W windows of an epoch, B rows of a batch.
+Legend: N tokens in a part (training or validation), T tokens in a window (block_size), W windows in an epoch,
+B windows (rows) in a batch.
 
 A window is T tokens, with the following token of each as its target. An epoch cuts the part into windows that
 do not overlap. Each epoch starts at a new random offset, so the borders between windows change. Every token
-is a target exactly once per epoch, except fewer than 2 T tokens at both ends.
+is a target exactly once per epoch, except fewer than 2 T tokens at the two ends.
 
 The W windows come in a random order. A list of W numbers could be too large for the memory. So a function
 computes which window is the i-th one: a Feistel network (https://doi.org/10.1137/0217022). Two simpler ways
@@ -61,7 +62,7 @@ class TextPart:
 
         Args:
             rows: positions in the part at which the windows start, (B,).
-            pad_to: has no effect, because all windows have the same length. (Other kinds of data need it.)
+            pad_to: not used. Only data with examples of different lengths needs it.
         """
         T = self.block_size
         ids = np.zeros((len(rows), T + 1), dtype=np.int64)
@@ -85,7 +86,7 @@ class TextPart:
 
     @property
     def mean_targets(self) -> float:
-        """Return the mean number of targets of the windows that `in_order` yields."""
+        """Return the mean number of targets per window, for the windows that `in_order` yields."""
         return (len(self) - 1) / self.rows
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
@@ -140,12 +141,12 @@ class WindowPlan:
 
 
 def permuted(items: npt.NDArray[np.int64], count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
-    """Permute the numbers 0 to count - 1 at random; the keys choose the permutation.
+    """Return the numbers at the positions `items` of a random permutation of 0 to count - 1.
 
-    A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1. The smallest h is taken with which
-    4^h is at least `count`. A number that is `count` or more goes through the network again until it is below
-    `count` ("cycle walking"). As 4^h is at most 4 * count, a number goes through the network at most 4 times
-    on average.
+    The keys choose the permutation. A Feistel network permutes all numbers of 2 h bits, from 0 to 4^h - 1,
+    where h is the smallest number for which 4^h is at least `count`. A result that is `count` or more goes
+    through the network again until it is below `count` ("cycle walking"). As 4^h is at most 4 * count, a
+    number goes through the network at most 4 times on average.
     """
     half = np.uint64(max(1, ((count - 1).bit_length() + 1) // 2))
     mask = (np.uint64(1) << half) - np.uint64(1)

@@ -1,16 +1,17 @@
-"""Finds the words of a row of tokens, so that whole words can be hidden.
+"""Finds the words in a row of tokens, so that training can mask whole words (--whole_words).
 
     words = WordFinder(tokenizer, "jieba")
     words.of(ids)                  # (T,): tokens of the same word have the same number
 
-A window of a text may begin inside a character, so the words are found in the bytes of the tokens. A token
-that contains the border of two words belongs to the first word. A special token is a word of its own.
+A row may begin inside a character, so the words are found in the bytes of the tokens. A token that contains
+the border of two words belongs to the first word. A special token is a word of its own. `WordFinder` knows
+two kinds of words:
 
-    tokenizer   BPE: the words into which the tokenizer cuts a text before it merges: " hello", ",". All
-                Chinese characters between two punctuation marks are one word. WordPiece: a token with the
-                ## tokens after it; each Chinese character is a word
+    tokenizer   With BPE, the words into which the tokenizer cuts a text before it merges: " hello", ",". All
+                Chinese characters between two punctuation marks are one word. With WordPiece, a word is a
+                token with the ## tokens after it, and each Chinese character is a word.
     jieba       Chinese words by the package rjieba (https://pypi.org/project/rjieba), an optional dependency
-                that is jieba in Rust; white space belongs to the word after it
+                that is jieba in Rust. White space belongs to the word after it.
 """
 
 from collections.abc import Callable, Sequence
@@ -38,7 +39,7 @@ class WordFinder:
         kind: "tokenizer" or "jieba", as described in the module's docstring.
 
     Raises:
-        InputError: if kind is "tokenizer" and the vocabulary is of characters; if rjieba is missing.
+        InputError: if kind is "tokenizer" and each token is a character; if kind is "jieba" without rjieba.
     """
 
     def __init__(self, tokenizer: Tokenizer | SubwordTokenizer, kind: Literal["tokenizer", "jieba"]) -> None:
@@ -61,7 +62,8 @@ class WordFinder:
         """Return the number of each token's word, (T,), counted from 0."""
         pieces = [self._piece(index) for index in ids]
         is_special = np.array([piece == _SPECIAL for piece in pieces])
-        # WordPiece puts a space before each word. Remove the space unless ASCII characters are on both sides.
+        # WordPiece puts a space before each word and each Chinese character. jieba needs Chinese text without
+        # these spaces. So keep a space only if ASCII characters are on both sides.
         if self._joins_pieces:
             pieces = [
                 piece[1:]
@@ -69,7 +71,7 @@ class WordFinder:
                 else piece
                 for before, piece in zip([b"\xff", *pieces], pieces)
             ]
-        # A window may begin or end inside a character, whose bytes then each become a lone surrogate.
+        # The row may begin or end inside a character. Each of its bytes then becomes a lone surrogate.
         text = b"".join(pieces).decode("utf-8", "surrogateescape")
         widths = [1 if "\ud800" <= character <= "\udfff" else len(character.encode()) for character in text]
         text = "".join("\ufffd" if "\ud800" <= character <= "\udfff" else character for character in text)

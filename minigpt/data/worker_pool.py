@@ -1,4 +1,4 @@
-"""Does the same work on many items in several processes. Shared data is sent to each process once.
+"""Calls a function for many items in several processes. Shared data is sent to each process only once.
 
 Processes are spawned, not forked, because torch's threads do not survive a fork. Every process ends when
 its parent ends.
@@ -76,7 +76,7 @@ def run_in_processes(
 
 
 def _begin(shared: Any) -> None:
-    """Initialise a worker process, which ignores Ctrl-C (its parent handles it), and ends with its parent."""
+    """Initialise a worker process. It ignores Ctrl-C, which its parent handles. It ends with its parent."""
     global _shared
     _shared = shared
     signal.signal(signal.SIGINT, signal.SIG_IGN)

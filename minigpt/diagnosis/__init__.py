@@ -1,6 +1,6 @@
 """Examines the files of a training run, reports problems, and says what to try.
 
-It may import these folders: training, evaluation, generation, weights, data, families, storage.
+This folder may import from these folders: training, evaluation, generation, weights, data, families, storage.
 
 In reading order:
 
@@ -9,7 +9,7 @@ In reading order:
     checks              checks the losses
     settings_checks     checks the settings
     data_checks         checks the data
-    reward_checks       checks a run that learned from rewards, instead of its losses
+    reward_checks       checks a run that learned from rewards, whose losses are not checked
     answers             checks the answers of the best checkpoint
     curves              compares a run with the losses of another, finished run
     advice              builds the command to try next

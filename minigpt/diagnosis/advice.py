@@ -37,13 +37,13 @@ _NOT_COPIED = {*PER_CALL, "recipe", "size", "resume", "output"}
 
 
 def rates(config: TrainConfig) -> dict[str, float]:
-    """Return a dict: flag, such as learning_rate -> learning rate, for each optimiser of the run."""
+    """Return the learning rate of each optimiser of the run as a dict, such as {"learning_rate": 1e-3}."""
     names = ("learning_rate", "muon_learning_rate") if config.optimizer == "muon" else ("learning_rate",)
     return {name: getattr(config, name) for name in names}
 
 
 def usual_rates(config: TrainConfig) -> dict[str, float]:
-    """Return learning rates with which a model with the run's number of channels trains well.
+    """Return learning rates with which a model with the run's number of channels (n_embd) trains well.
 
     AdamW's best rate falls as the number of channels grows (https://arxiv.org/abs/2203.03466). Recipes for
     small GPTs have 1e-3 at 256 channels. Muon's best rate does not depend on the number of channels. In a run
@@ -56,7 +56,7 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def gentler(record: RunRecord) -> dict[str, Any]:
-    """Return settings with a lower learning rate: a third of the run's rate, but at most the usual rate."""
+    """Return settings with clipping, warm-up, and a third of the run's rate (at most the usual rate)."""
     config, usual = record.config, usual_rates(record.config)
     lower = {name: float(f"{min(rate / 3, usual[name]):.2g}") for name, rate in rates(config).items()}
     warmup = max(config.warmup_steps, min(100, record.total_steps // 10))

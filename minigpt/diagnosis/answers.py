@@ -1,4 +1,4 @@
-"""Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks some questions.
+"""Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks it questions.
 
     model, tokenizer = load_best(record)
     loss = measure(model, tokenizer, conversations)   # loss of answers, after right and wrong questions
@@ -38,8 +38,8 @@ END_SHARE = 0.9
 END_NATS = 1.0
 # If more than half of all questions get the same answer, the answer does not depend on the question.
 SAME_SHARE = 0.5
-# Report it if more than one answer in ten is empty. An empty answer is never right: the data has no empty
-# answers.
+# Report a problem if more than one answer in ten is empty. An empty answer is never right: the data has no
+# empty answers.
 EMPTY_SHARE = 0.1
 # Answers depend on their questions if the loss of an answer is lower after the right question than after a
 # wrong question: by at least 2 %, and by at least two standard errors.
@@ -52,7 +52,7 @@ class AnswerLoss(NamedTuple):
 
     pairs: int
     own: float  # loss after the right questions
-    other: float  # loss after questions that belong to different answers
+    other: float  # loss after wrong questions, which have different answers
     error: float  # standard error of other - own
     end: float  # loss of the <sep> that ends an answer
     inside: float  # loss of an answer's tokens, except this <sep>
@@ -108,7 +108,7 @@ def measure(
     if encoded.n_cut or len(encoded) != len(both):
         return None
     model.eval()
-    rows = []  # (index, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
+    rows = []  # (row, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
     for batch in encoded.in_order(64):
         rows += list(zip(batch.rows.tolist(), *(part.tolist() for part in _costs(model, batch))))
     nats, ends, counts = (list(part) for part in zip(*[row[1:] for row in sorted(rows)]))
@@ -129,15 +129,16 @@ def measure(
 
 @torch.inference_mode()
 def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return three tensors (B,) about the answer in each row, with losses in nats.
+    """Return three tensors (B,), one value for the answer in each row.
 
-    They are the sum of the losses of its tokens, the loss of its last token, and its number of tokens.
+    The tensors hold: the loss of the answer in nats, summed over its tokens; the loss of its last token in
+    nats; its number of tokens.
     """
-    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens
+    hidden = model.base_model(batch.input_ids)[batch.answer_mask]  # (P, C): P answer tokens, C channels
     targets, size = batch.targets[batch.answer_mask], max(1, _CHUNK // model.config.vocab_size)
     pieces = zip(torch.split(hidden, size), torch.split(targets, size))
     parts = [F.cross_entropy(model.lm_head(some).float(), goal, reduction="none") for some, goal in pieces]
-    nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))  # (B, T)
+    nats = torch.zeros(batch.targets.shape).masked_scatter_(batch.answer_mask, torch.cat(parts))
     last = batch.token_mask.sum(dim=1, keepdim=True) - 1  # (B, 1): index of each row's last token
     return nats.sum(dim=1), nats.gather(1, last)[:, 0], batch.answer_mask.sum(dim=1)
 
@@ -145,7 +146,7 @@ def _costs(model: LanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tens
 def ask(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> tuple[list[Answer], int]:
-    """Answer some of the questions that fit the model, evenly spread.
+    """Let the model answer some of the questions that fit into its context, evenly spread over the data.
 
     Returns: the answers, and the largest number of tokens that an answer may have.
 

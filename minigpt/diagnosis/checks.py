@@ -43,8 +43,8 @@ SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are fewer than three spikes, the rate is
 # not the reason for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
 CALM = 3.0
-# Report it if the gradient norm at the end is at least five times the norm after the start. A little growth
-# is normal while the loss falls.
+# Report a growing gradient norm if it is at the end at least five times as large as after the start. A little
+# growth is normal while the loss falls.
 GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between the last
 # two evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
@@ -56,8 +56,8 @@ OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
 # Report a plateau if the validation loss fell by less than 0.5 % in the last third of the evaluations. At
 # least six evaluations are needed.
 PLATEAU_SHARE, PLATEAU_EVALUATIONS = 0.005, 6
-# Report it if the speed falls to less than 0.75 of the speed at the start. The run must have lasted at least
-# 60 seconds. Rows of different lengths and a busy machine change the speed by only 10 %.
+# Report a slowdown if the speed falls to less than 0.75 of the speed at the start, in a run of at least 60
+# seconds. Rows of different lengths and a busy machine change the speed by only 10 %.
 SLOWER, SLOWER_SECONDS = 0.75, 60.0
 ENOUGH_LINES = 10  # lines of metrics that are needed to judge the shape of a curve
 
@@ -321,15 +321,15 @@ def untrained(record: RunRecord) -> float:
     """Return the loss of the model before its first step; nan: unknown.
 
     If this loss was not recorded, it is estimated as ln(V) + s^2 / 2, for V entries of the vocabulary, and
-    logits with the variance s^2. A logit is a sum over C normalised channels, and the initial weights have a
-    standard deviation of 0.02; so s^2 is 0.0004 C.
+    logits with the variance s^2. A logit is a sum over C = n_embd normalised channels, and the initial
+    weights have a standard deviation of 0.02; so s^2 is 0.0004 C.
     """
     if record.train and record.train[0].step == 1 and math.isfinite(record.train[0].loss):
         return record.train[0].loss
     return math.log(record.vocab_size) + 2e-4 * record.config.n_embd if record.vocab_size > 1 else math.nan
 
 
-# These checks run for every run. (The checks of losses are not for runs that learn from rewards.)
+# COMMON_CHECKS are for every run. CHECKS are for runs that do not learn from rewards.
 COMMON_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
     nothing_logged,
     metrics_damaged,

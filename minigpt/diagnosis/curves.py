@@ -29,8 +29,8 @@ __all__ = ["Curve", "compare", "compare_with_recipe", "read_curve", "save_curve"
 # Another seed or machine gives slightly different losses. A difference that is more than 15 % and more than
 # 0.02 nats has another cause.
 BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
-# An unfinished run is not compared if its planned number of tokens and that of the reference differ by a
-# factor of more than 1.25. The learning rates of the two runs then fall at different times.
+# An unfinished run is compared only if the planned tokens of this run and of the reference differ by a factor
+# of at most 1.25. Otherwise the learning rates of the two runs fall at different times.
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1

@@ -33,30 +33,30 @@ from minigpt.training.run_data import RunData
 
 __all__ = ["DATA_CHECKS", "SIZE_CHECKS", "DataRecord", "answers_fit", "read_data_record"]
 
-# Report it if more than 1 % of the lines were skipped. Up to 1 % may be bad by accident. More bad lines are
-# an error of the program that wrote the file.
+# Report a problem if more than 1 % of the lines were skipped. Up to 1 % may be bad by accident. More bad
+# lines are an error of the program that wrote the file.
 SKIPPED_SHARE = 0.01
-# Report it if more than one in five questions has the same answer: a model then gives this answer whenever it
-# is unsure. At least 10 questions are needed.
+# Report a problem if more than one in five questions has the same answer: a model then gives this answer
+# whenever it is unsure. At least 10 questions are needed.
 SAME_ANSWER_SHARE, SAME_ANSWER_PAIRS = 0.2, 10
-# Report it if more than one in two hundred questions is in both parts, training and validation. `minigpt
-# split` puts no question into both parts, so another program has split the data.
+# Report a problem if more than one in two hundred questions is in both parts, training and validation.
+# `minigpt split` puts no question into both parts, so another program has split the data.
 LEAK_SHARE = 0.005
-# Report it if more than 1 % of the characters are unknown. That is about one unknown character in three
-# sentences.
+# Report a problem if more than 1 % of the characters are not in the vocabulary. That is about one unknown
+# character in three sentences.
 UNKNOWN_SHARE = 0.01
-# Report it if max_length cuts off the end of more than 5 % of the pairs: the model then learns not to end
-# answers. A few very long pairs are usual.
+# Report a problem if max_length cuts off the end of more than 5 % of the pairs: the model then learns not to
+# end answers. A few very long pairs are usual.
 CUT_SHARE = 0.05
-# Report it if more than 1 % of the pairs lose their whole answer: such a pair teaches nothing.
+# Report a problem if more than 1 % of the pairs lose their whole answer: such a pair teaches nothing.
 NO_ANSWER_SHARE = 0.01
-# Report it if more than half of the tokens are padding. Padding takes as much time as text.
+# Report a problem if more than half of the tokens are padding. Padding takes as much time as text.
 PADDING_SHARE = 0.5
 # The fields of question and answer are swapped if at least 50 % of the answers, but at most 10 % of the
 # questions, end with a question mark.
 ASKING, NOT_ASKING = 0.5, 0.1
-# Report it if more than 1 % of the conversations contain UTF-8 that was read as Latin-1. A few texts may
-# contain this on purpose.
+# Report a problem if more than 1 % of the conversations contain UTF-8 that was read as Latin-1. A few texts
+# may contain this on purpose.
 MOJIBAKE_SHARE = 0.01
 # The data contradicts itself if more than one in ten questions has several different answers. A few
 # questions, such as greetings, usually have several.
@@ -68,9 +68,9 @@ FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # If more than 10 % of the pairs are repetitions, parts of the file were copied. A few per cent of repetitions
 # are usual.
 DUPLICATE_SHARE = 0.1
-# Report it if 90 % of the questions of one part (training or validation) begin, or end, with the same phrase
-# of at least 3 characters, but at most 10 % of the questions of the other part do. Then only one part has a
-# template.
+# Report a problem if 90 % of the questions of one part (training or validation) begin, or end, with the same
+# phrase of at least 3 characters, but at most 10 % of the questions of the other part do. Then only one part
+# has a template.
 IN_TEMPLATE, NOT_IN_TEMPLATE, TEMPLATE_LENGTH = 0.9, 0.1, 3
 # If more than one pair in ten contains special tokens of other programs, a program has left them there by
 # mistake. A few texts may contain them because they are about such tokens.
@@ -88,10 +88,10 @@ MARKS = (
     ),
     *("<sep>", "<eos>", "<pad>", "</s>", "[SEP]", "[CLS]", "[PAD]"),
 )
-# Report it if more than 0.75 of the tokens that the loss counts belong to questions, not to answers.
+# Report a problem if more than 0.75 of the tokens that the loss counts belong to questions, not to answers.
 QUESTIONS_SHARE = 0.75
 # A unigram model of the training data is measured on the validation data, and on held-out training data.
-# Report it if the first loss is higher than the second by more than 0.5 nats (a factor of 1.65 in
+# Report a problem if the loss on the validation data is higher by more than 0.5 nats (a factor of 1.65 in
 # probability) and by more than 10 / sqrt(n) nats, for n validation tokens. Chance causes smaller differences:
 # a token's loss has a standard deviation of about 1.7 nats, and tokens of a row are not independent, so four
 # standard deviations of the mean loss are about 10 / sqrt(n).
@@ -216,7 +216,7 @@ SIZE_CHECKS: tuple[Callable[[RunRecord], Finding | None], ...] = (
 def lines_skipped(data: DataRecord) -> Finding | None:
     """Check for skipped lines. Lines with an empty field are not counted here, but in `empty_answers`.
 
-    Of the training and the validation file, the finding is about the one with the larger share.
+    The finding is about the file, training or validation, with the larger share of skipped lines.
     """
     found = []
     for report in data.reports:
@@ -256,7 +256,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 def characters_lost(data: DataRecord) -> Finding | None:
     """Check the training and the validation file for records with U+FFFD, a lost character.
 
-    The finding is about the file in which a larger share of the records has it.
+    The finding is about the file with the larger share of such records.
     """
     report = max(data.reports, key=lambda report: len(report.lost) / max(report.lines, 1))
     share = len(report.lost) / max(report.lines, 1)
@@ -267,7 +267,7 @@ def characters_lost(data: DataRecord) -> Finding | None:
 
 
 def mojibake(data: DataRecord) -> Finding | None:
-    """Check for UTF-8 that was read as Latin-1 or Windows-1252."""
+    """Check for UTF-8 text that another program read as Latin-1 or Windows-1252."""
     texts = [(text, _repaired(text)) for each in data.train for text in each.texts()]
     found = [(text, meant) for text, meant in texts if meant]
     count = sum(any(_repaired(text) for text in each.texts()) for each in data.train) if found else 0
@@ -280,7 +280,7 @@ def mojibake(data: DataRecord) -> Finding | None:
 
 
 def _repaired(text: str) -> str:
-    """Return the original text, if UTF-8 was read as Latin-1 or Windows-1252; else ""."""
+    """Return the original text if it was UTF-8 that was read as Latin-1 or Windows-1252; else ""."""
     if text.isascii():
         return ""
     for encoding in ("latin-1", "cp1252"):
@@ -360,7 +360,7 @@ def same_answer(data: DataRecord) -> Finding | None:
 
 
 def leak(data: DataRecord) -> Finding | None:
-    """Check for validation questions that are also training questions, up to width, case and spaces."""
+    """Check for validation questions that are also training questions. Case and spaces do not matter."""
     # In files of pairs, a question that is in both files is a leak. In conversations, questions such as
     # "why?" occur often. So if the files have conversations, it is a leak only if the answer is equal, too.
     several = any(len(each.exchanges) > 1 for each in (*data.train, *data.val))
@@ -384,7 +384,7 @@ def leak(data: DataRecord) -> Finding | None:
 
 
 def contradictions(data: DataRecord) -> Finding | None:
-    """Check for questions with different answers, in conversations of one question without tools."""
+    """Check for questions that have different answers. Only pairs without tools count."""
     alone = [each for each in data.train if len(each.turns) == 2 and not each.tools]
     answers: dict[str, dict[str, Conversation]] = {}
     for each in alone:

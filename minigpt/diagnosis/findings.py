@@ -89,7 +89,7 @@ def finding(code: str, **numbers: Any) -> Finding:
 def without_consequences(findings: Iterable[Finding]) -> list[Finding]:
     """Remove findings that are consequences of other findings. Sort the rest: the worst first.
 
-    Within a level, causes come before consequences.
+    Findings of the same level are in the order of findings.toml.
     """
     left: list[Finding] = []
     for one in sorted(findings, key=lambda one: WORDS[one.code].rank):

@@ -116,7 +116,7 @@ def _platform() -> tuple[str, Any]:
 
 
 def _requirements() -> list[tuple[str, str]]:
-    """Return each package that minigpt requires, with its optional group; "" for required packages."""
+    """Return (package, optional group) for each package of minigpt; the group "" means: always needed."""
     try:
         lines = importlib.metadata.requires("minigpt") or []
     # minigpt runs from a git checkout and is not installed. Read the requirements from pyproject.toml.
@@ -187,7 +187,7 @@ def _processor() -> tuple[str, Any]:
 
 
 def instructions() -> dict[str, bool]:
-    """Return a dict: instruction set -> True if the processor has it. It has only sets that matter for speed.
+    """Return a dict: instruction set that matters for speed -> True if the processor has it.
 
     Raises:
         OSError: if the system does not list its instruction sets.

@@ -83,7 +83,7 @@ class RunRecord:
 
     @property
     def lines_every(self) -> int:
-        """The number of steps between two lines with a training loss; 0: there is at most one such line."""
+        """The least number of steps between two lines with a training loss; 0 with fewer than two lines."""
         return min((b.step - a.step for a, b in itertools.pairwise(self.train)), default=0)
 
     @property
@@ -96,7 +96,7 @@ class RunRecord:
 
     @property
     def steps_done(self) -> int:
-        """The last step that metrics or checkpoint mention."""
+        """The last step that the metrics or the newest checkpoint mention."""
         seen = [*(point.step for point in self.train[-1:]), *(point.step for point in self.val[-1:])]
         return max([*seen, _whole(self.state.get("steps_done"))])
 

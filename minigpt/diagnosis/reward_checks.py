@@ -14,16 +14,17 @@ from minigpt.training.finetune_config import FinetuneConfig
 
 __all__ = ["REWARD_CHECKS", "learns_from_rewards"]
 
-# The share of right answers has fallen only if the fall is at least a fifth of the first share, and at least
-# 0.05. With 200 prompts, the standard error of a share is at most 0.035.
+# The share of right answers counts as fallen only if the fall is at least a fifth of the share at the first
+# evaluation, and at least 0.05. A smaller fall may be noise: with 200 prompts, the standard error of a share
+# is up to 0.035.
 FALL_SHARE, FALL = 0.2, 0.05
-# The reward has risen only if the rise is more than 2 % of the first reward, and more than 2 % of the
-# difference between the largest and the smallest reward of the run. A smaller rise is noise.
+# The reward counts as risen only if the rise is more than 2 % of the reward at the first evaluation, and more
+# than 2 % of the difference between the largest and the smallest reward of the run. A smaller rise is noise.
 RISE = 0.02
 # If answers become three times as long, or a third as long, they have become answers of another kind.
 LENGTH_TIMES = 3.0
 CUT_OFF = 0.5  # answers are endless if at least this share of them reaches the largest number of tokens
-EQUAL = 0.9  # if all answers to a prompt have the same reward for this share of prompts, little is learned
+EQUAL = 0.9  # little is learned if, for this share of the prompts, all answers have the same reward
 
 
 def learns_from_rewards(record: RunRecord) -> bool:

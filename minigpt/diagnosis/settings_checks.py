@@ -21,8 +21,8 @@ from minigpt.training.optimizer import schedule
 
 __all__ = ["SETTINGS_CHECKS"]
 
-# If the loss stays above 0.9 times the unigram loss, the model has learned little. (The unigram loss is that
-# of a model that knows how frequent each token is, and uses no context.)
+# If the loss stays above 0.9 times the unigram loss, the model has learned little. (The unigram loss is the
+# loss of a model that knows how frequent each token is, and uses no context.)
 LITTLE = 0.9
 # If the loss stays above 0.97 times the unigram loss, the model has learned nothing but frequencies. The
 # limit is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
@@ -100,9 +100,9 @@ def is_far(record: RunRecord) -> bool:
 
 
 def path(record: RunRecord) -> float:
-    """Return the sum, over all steps done, of the schedule's factor: learning rate / highest learning rate.
+    """Return the sum of (learning rate of a step / setting `learning_rate`) over all steps done.
 
-    This sum times the highest learning rate is the largest distance by which AdamW can move a weight.
+    This sum times the setting is the largest distance by which AdamW can move a weight.
     """
     total = max(record.total_steps, record.steps_done, 1)
     every = max(1, total // 1000)
@@ -216,7 +216,8 @@ def early_peak(record: RunRecord) -> tuple[float, int, float]:
     A rise is the difference between a loss and the lowest loss before it. The loss of the untrained model
     counts as the very first loss.
 
-    Returns: loss, its step, and the lowest loss before it; (nan, 0, nan) if the first lines are missing.
+    Returns: (the loss after the rise, its step, the lowest loss before it). If the first lines are missing,
+        (nan, 0, nan).
     """
     train, low = first_lines(record), untrained(record)
     if not train:
@@ -288,7 +289,7 @@ def model_too_small(record: RunRecord) -> Finding | None:
 
 
 def nothing_learned(record: RunRecord) -> Finding | None:
-    """Check whether no loss is below the unigram loss, which needs only token frequencies."""
+    """Check whether the model is no better than token frequencies: no loss is below the unigram loss."""
     if not learned_less_than(record, NOTHING_BELOW) or record.summary is None:
         return None
     numbers = {"unigram": record.summary.val_unigram_loss, "uniform": record.summary.uniform_loss}

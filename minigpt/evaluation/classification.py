@@ -2,7 +2,7 @@
 
     report = evaluate_classifier(model, encoded.in_order(128))
     print(report.accuracy, report.macro_f1)
-    found = predict(model, encoded)               # (N, K) probabilities in the order of the texts
+    found = predict(model, encoded)               # (N, K) probabilities for N texts and K labels
 
 All measures are computed from sums over texts. So each of several processes can measure a part of the texts.
 Then the sums of all processes are added up.
@@ -49,10 +49,12 @@ Matrix = npt.NDArray[np.float64]
 class ClassificationReport:
     """Sums over texts, and the measures that are computed from them.
 
-    The shape of `counts` depends on the problem type. With one label per text: (K, K), true labels in rows
-    and predicted labels in columns. With several labels per text: (K, 3), for each label the numbers of true
-    positives, false positives and false negatives. For regression: (1, 6), the number n of texts, and the
-    sums of x, y, x * x, y * y and x * y, with true values x and predictions y.
+    `counts` has one of three shapes, for K labels:
+
+    - one label per text: (K, K), true labels in rows, predicted labels in columns
+    - several labels per text: (K, 3), numbers of true positives, false positives and false negatives
+    - regression: (1, 6), the number n of texts, and the sums of x, y, x * x, y * y and x * y, with true
+      values x and predictions y
     """
 
     labels: Labels
@@ -107,7 +109,7 @@ class ClassificationReport:
         """Add the texts of a batch.
 
         Args:
-            logits: (B, K).
+            logits: (B, K), for B texts and K labels.
             batch_labels: the field `labels` of a LabelledBatch.
             counted: (B,) bool: False for texts that are left out (their weight is 0).
         """

@@ -24,13 +24,13 @@ class Comparison:
     first: float
     second: float
     difference: Difference
-    only_first: list[tuple[Answered, Answered]]  # both models' answers where only the first is right
+    only_first: list[tuple[Answered, Answered]]  # both models' answers where the first is better
     only_second: list[tuple[Answered, Answered]]
     higher_is_better: bool
 
     @property
     def winner(self) -> int:
-        """The number of the better model, 1 or 2, or 0 if the difference is not significant."""
+        """The number of the better model: 1 or 2; 0 if the difference is not significant."""
         if not self.difference.is_clear:
             return 0
         return 2 if self.difference.value > 0 else 1
