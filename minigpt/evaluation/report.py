@@ -205,13 +205,16 @@ def _svg(width: int, height: int, content: str) -> str:
     )
 
 
-# -- the two files -----------------------------------------------------------------------------------------
+# -- index.html and README.md -----------------------------------------------------------------------------
 
 
 def _sections(
     results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say
 ) -> list[tuple[str, str, list[Table], tuple[str, str]]]:
-    """Return the sections of the report in order: (level, title, tables, (name of a picture, SVG))."""
+    """Return the sections of the report in order.
+
+    A section is (level of the heading, title, tables, (name of the picture, SVG)).
+    """
     found: list[tuple[str, str, list[Table], tuple[str, str]]] = [
         ("2", say("Results"), [_numbers(results, say)], ("results", _bars(results, say)))
     ]
