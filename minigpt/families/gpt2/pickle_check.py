@@ -3,10 +3,10 @@
     check_pickle(archive.read("archive/data.pkl"))     # ValueError if it holds more than tensors
 
 A pickle is a program that builds values. The pickle that torch.save writes for weights needs two dozen
-opcodes and a few names. This module goes through the opcodes but builds nothing. For each value it keeps two
-numbers: how deep its nesting is, and how many values it contains. A pickle can use one value many
-times, so a short pickle can describe a list of 2**1000 values. Python would need for ever to print or hash
-such a list.
+opcodes, and the names of a few classes and functions. This module goes through the opcodes but builds
+nothing. For each value it keeps two numbers: how deep its nesting is, and how many values it contains. A
+pickle can use one value many times, so a short pickle can describe a list of 2**1000 values. Python would
+need for ever to print or hash such a list.
 """
 
 import pickletools
