@@ -6,7 +6,7 @@ If the file exists, minigpt changes only this in it, so a user can edit the rest
 
 - the text between the comments `_BEGIN` and `_END`;
 - the header's key `model-index`, if minigpt wrote it (the comment `_OWN` then marks it);
-- keys that the header lacks are added.
+- keys that the header lacks, which are added.
 """
 
 import math

@@ -98,7 +98,9 @@ def profile(
     training: Sequence[Path] = (),
     encoding: str = "",
 ) -> Profile:
-    """Make the profile of a model on one task. For a plain text, only the contamination is measured.
+    """Measure calibration, robustness, positions and contamination of a model on one task.
+
+    For a plain text without questions, only the contamination is measured.
 
     Args:
         result: what `run_task` returned for this model and this task.

@@ -90,7 +90,7 @@ def _efficiency(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def profile_tables(found: Profile, say: Say = _ENGLISH) -> list[tuple[str, Table]]:
-    """Return the tables of a profile as pairs (title, table)."""
+    """Return pairs (title, table): calibration, robustness, positions and contamination, if measured."""
     tables: list[tuple[str, Table]] = []
     columns: tuple[str, ...]
     if c := found.calibration:

@@ -41,8 +41,8 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-# Device -> largest number of tokens of a forward pass. A pass with more tokens is slower, because each layer
-# would free its memory and allocate it again.
+# Device -> largest number of tokens of a forward pass. With more tokens, each layer would free its memory and
+# allocate it again, which is slow.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
@@ -196,7 +196,7 @@ class ContinuationScorer:
         self._cache.allocate()
         self._held = ()
 
-    # -- rows -----------------------------------------------------------------------------------------------
+    # -- many requests in one forward pass ------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
         """Choose the batch order[start:end]. Return (end, length of the prefix that its requests share)."""
@@ -257,10 +257,10 @@ class ContinuationScorer:
         hidden = self._model.base_model(ids, mask, positions, past, columns=columns)  # (R, W, C)
         return self._scored(batch, nodes, hidden.flatten(0, 1), is_hidden=True)
 
-    # -- branches -------------------------------------------------------------------------------------------
+    # -- one request after another --------------------------------------------------------------------------
 
     def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
-        """Score requests with the same input tokens: only the last token of their continuations differs."""
+        """Score requests with the same input tokens. Their last tokens, which are no inputs, may differ."""
         assert self._cache is not None
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
@@ -279,7 +279,7 @@ class ContinuationScorer:
         nodes = [list(range(len(one.read) - one.first))] * len(batch)
         return self._scored(batch, nodes, torch.cat(pieces), is_hidden=False)
 
-    # -- scores, for rows and branches ---------------------------------------------------------------------
+    # -- from the model's results to scores -----------------------------------------------------------------
 
     def _scored(
         self, batch: list[_Request], nodes: list[list[int]], found: Tensor, is_hidden: bool

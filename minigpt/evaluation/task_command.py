@@ -158,10 +158,11 @@ def profiles_of(
     say: Say = _ENGLISH,
     encoding: str = "",
 ) -> "dict[str, Profile]":
-    """Measure and print the model's profile on each task. Return a dict: name of the task -> profile.
+    """Measure and print a profile for each task. Return a dict: name of the task -> its profile.
 
     Args:
-        helm: True: measure the whole profile. False: only how much of each task is in the training data.
+        helm: True: measure the whole profile (calibration, robustness, ...). False: only the contamination,
+            which says how much of the task is in the training data.
         training: files of training data. Without them and without `helm`, the result is {}.
     """
     from minigpt.evaluation.contamination import contamination

@@ -1,7 +1,7 @@
 """Measures a model on tasks: every number with its interval. `minigpt eval --task` calls this.
 
-    model = LoadedModel.of(folder)
-    result = run_task(model, task, TaskOptions(shots=5))
+    loaded = LoadedModel(model, tokenizer)
+    result = run_task(loaded, task, TaskOptions(shots=5))
     result.metrics["acc"].value, result.metrics["acc"].low, result.metrics["acc"].high
 
 Metrics of each form:
@@ -241,7 +241,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return `count` shots for the question `one`. If `is_own`, `one` may be among `shots`: leave it out."""
+    """Return `count` shots for the question `one`. If `is_own`, leave out `one` itself, if it is there."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 

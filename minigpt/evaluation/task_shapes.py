@@ -3,7 +3,7 @@
 The fields of a record, and the data sets that have them:
 
     {"question": ..., "A": ..., "B": ..., ..., "answer": "A"}      C-Eval, CMMLU; also choice0, choice1, ...
-    {"question": ..., "choices": [...], "answer": 0}                MMLU; ARC; also query, gold
+    {"question": ..., "choices": [...], "answer": 0}                MMLU, ARC; also query with gold
     {"goal": ..., "sol1": ..., "sol2": ..., "label": 0}             PIQA
     {"premise": ..., "choice1": ..., "choice2": ..., "question": "cause", "label": 0}       COPA
     {"ctx": ..., "endings": [...], "label": 0}                      HellaSwag
@@ -50,7 +50,7 @@ class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
-    choices: tuple[str, ...] = ()  # a template for each choice; or one name, of a field with a list
+    choices: tuple[str, ...] = ()  # a template for each choice; or one name of a field that is a list
     answer: str = ""  # name of the field that holds the right answer
     # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices,
     # else the text
@@ -159,7 +159,7 @@ def _check(one: Example) -> None:
         raise BadLine("the answer is empty")
 
 
-# -- shapes ------------------------------------------------------------------------------------------------
+# -- records of known data sets ----------------------------------------------------------------------------
 
 
 def _with_usual_names(item: dict[str, Any]) -> dict[str, Any]:
@@ -303,7 +303,7 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # letters have priority over choices, choices over numbers
+        if isinstance(value, str | bool):  # a letter counts first, then a choice's text, then a number
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
@@ -507,7 +507,7 @@ def _answer(
                    style=replace(style, metrics=chosen))  # fmt: skip
 
 
-# -- a task described by a file ----------------------------------------------------------------------------
+# -- a task described by a TOML file -----------------------------------------------------------------------
 
 _FIELD = re.compile(r"\{(\w+)\}")
 

@@ -351,7 +351,7 @@ def _records(path: Path, report: ReadReport, encoding: str) -> Iterator[tuple[in
         yield from headless
         return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
-        # A table without column names has a column of texts and a column of labels. If there is a file
+        # A table without column names must have a column of texts and a column of labels. If there is a file
         # class.txt, its line N, counted from 0, is the name of the label N.
         texts, _ = read_labelled(path, LabelledOptions(encoding=encoding))
         names = path.parent / "class.txt"

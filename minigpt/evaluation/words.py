@@ -1,4 +1,4 @@
-"""Translates the texts of an evaluation's tables and reports to Chinese. The English text is the key.
+"""Translates the texts of an evaluation's tables and reports to Chinese, with the dict CHINESE.
 
 say = speaker("zh")
 say("temperature")                                   # "温度"

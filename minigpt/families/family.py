@@ -67,7 +67,7 @@ class Family:
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # names of tensors that are not weights, in old files
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # pattern: names in old files that are no weights
     # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
     # Our model may lack some of these weights, such as biases. The file that we write has zeros for them.
     with_all_weights: Callable[[Any], Any] = lambda config: config

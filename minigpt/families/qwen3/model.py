@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How RoPE's frequencies are scaled, so that a model can read longer texts than those of its training."""
+    """How RoPE's frequencies are scaled, so that a model can read longer texts than in its first training."""
 
     rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
     factor: float  # the slowest frequencies are divided by this number
