@@ -159,7 +159,7 @@ def evaluate_loss(
 
 
 def _add(report: LossReport, model: LanguageModel, batch: Batch) -> None:
-    hidden = model.base_model(batch.input_ids)[batch.token_mask]  # (B, T, C) -> (P, C)
+    hidden = model.base_model(batch.input_ids)[batch.token_mask]  # (B, T, C) -> (P, C): P tokens count
     targets = batch.targets[batch.token_mask]  # (P,)
     answers = batch.answer_mask[batch.token_mask].cpu()  # (P,)
     rows = max(1, _CHUNK // model.config.vocab_size)

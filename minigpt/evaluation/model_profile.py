@@ -251,8 +251,8 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
     """Measure the influence of the order of the choices.
 
-    Returns None if the template of a prompt fixes the order, or a prompt does not list its choices: each
-    choice is then scored as a text of its own, so there is no order.
+    Returns None in two cases. First, the template of a prompt fixes the order. Second, a prompt does not
+    list its choices: each choice is scored as a text of its own, so there is no order.
     """
     examples = result.task.examples
     if not all(one.letters and one.can_be_reordered for one in examples):

@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return answers to show: (wrong answers with a high probability, right answers with a low one)."""
+    """Return two lists of answers: wrong with a high probability, and right with a low probability."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:

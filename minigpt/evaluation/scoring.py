@@ -249,10 +249,10 @@ class ContinuationScorer:
         # If no tree forks, the usual causal mask is right, and attention is faster without an explicit mask.
         mask = positions = None
         if any(tree.forks for tree in trees):
-            above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L)
+            above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L), S shared tokens
             mask = torch.from_numpy(above).to(self._device)
             positions = self._tensor([[*tree.depths, *[0] * (L - len(tree.depths))] for tree in trees])
-        columns = self._tensor([[*some, *[0] * (W - len(some))] for some in wanted])  # (R, W)
+        columns = self._tensor([[*some, *[0] * (W - len(some))] for some in wanted])  # (R, W), R rows
         past = _Shared(self._cache, shared)
         hidden = self._model.base_model(ids, mask, positions, past, columns=columns)  # (R, W, C)
         return self._scored(batch, nodes, hidden.flatten(0, 1), is_hidden=True)

@@ -61,7 +61,7 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # prefix of all weight names except lm_head's; it is absent in files without lm_head
+    prefix: str  # prefix of all weight names except lm_head's; files without lm_head leave it out
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix

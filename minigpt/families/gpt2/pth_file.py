@@ -43,7 +43,7 @@ _STATES = (
     "model",
     "state_dict",
 )
-# names in nanoGPT, minGPT and transformers, and in minGPT's first release -> our names
+# names in files of nanoGPT, minGPT, minGPT's first release and transformers -> our names
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
     (r"transformer\.h\.(\d+)\.attn\.c_proj\.", r"transformer.blocks.\1.attn.out_proj."),
@@ -60,7 +60,7 @@ _NAMES = (
 )
 _GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # wrong for nanoGPT's files from before 2023: they need "tanh"
+    "nanoGPT": "exact",  # for files from before 2023, the user must choose "tanh"
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",

@@ -270,7 +270,7 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
     """
     D, scaling = config.head_dim, config.rope_scaling
     exponents = torch.arange(0, D, 2, device=device, dtype=torch.float32) / D  # (D/2,)
-    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), computed and rounded as in Hugging Face's code
     if scaling is None or scaling.rope_type == "dynamic":
         return frequencies
     kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it by `factor`
@@ -439,7 +439,7 @@ class Qwen3Model(nn.Module):
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        rope = rope_tables(position_ids, self.config)  # tables for all layers
+        rope = rope_tables(position_ids, self.config)  # cos and sin, for all layers
         visible = causal_mask(past, T, attention_mask, input_ids.device)
         near = visible
         if self.config.sliding_window is not None:
