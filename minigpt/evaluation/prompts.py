@@ -178,7 +178,10 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return what a user would ask: the prompt, or the question alone if the prompt lists no choices."""
+    """Return what a user would ask: the prompt.
+
+    For multiple choice whose prompt does not list the choices, return only the question.
+    """
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 

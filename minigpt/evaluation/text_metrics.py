@@ -3,9 +3,9 @@
     score = TEXT_METRICS["number"]
     score("... so she has 1,080.", ["... #### 1080"])        # 1.0
 
-Each metric gets the generated text and all right answers, and returns the best score over
-these answers. Chinese has no spaces between words, so a Chinese character counts as a word. BLEU and chrF
-need the package sacrebleu.
+Each metric gets the generated text and all right answers, and returns the best score over these answers.
+Chinese has no spaces between words, so a Chinese character counts as a word. BLEU and chrF need the package
+sacrebleu.
 """
 
 import importlib.util

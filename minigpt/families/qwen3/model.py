@@ -483,7 +483,7 @@ class Qwen3ForCausalLM(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
-        attention_mask (B, S), for S cached and new tokens: 1 = token, 0 = padding. Right padding needs none.
+        attention_mask (B, S), cached tokens included: 1 = token, 0 = padding. Right padding needs no mask.
             Or (B, T, S): 1 = this query attends to this key, even a later one; each query needs a 1.
         position_ids (B, T): positions of these T tokens. Left padding needs both a mask and positions.
         past_key_values: a cache of the earlier tokens; these T tokens are added to it.
