@@ -4,7 +4,7 @@
     found.exact, found.near          # questions of the task (Example)
 
 A question is "exact" if all of its n-grams are in the training data, and "near" if at least half of them are.
-A Chinese character counts as a word. The memory grows with the task, not with the training data.
+A Chinese character counts as a word. More questions need more memory; more training data do not.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,8 +19,8 @@ from minigpt.evaluation.text_metrics import words_of
 
 __all__ = ["Contamination", "contamination"]
 
-_WORDS = 10  # number of words of an n-gram
-_LEAST = 5  # questions with fewer words are left out, because other texts may contain them by chance
+_WORDS = 10  # number of words in an n-gram
+_LEAST = 5  # shorter questions (in words) are not searched: other texts may contain them by chance
 _NEAR = 0.5
 
 
@@ -33,7 +33,7 @@ class Contamination:
     near: list[Example] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the numbers for JSON."""
+        """Return a dict for JSON: the counts, and the line numbers of the first 100 exact questions."""
         lines = [one.line for one in self.exact]
         return {
             "count": self.count,
@@ -49,7 +49,7 @@ def contamination(
     """Find the questions of a task in training data.
 
     Args:
-        training: files of any format that minigpt reads. All texts in a record count as one text.
+        training: files of any format that minigpt reads. All texts of one record are searched as one text.
         encoding: encoding of these files; "": detect it.
 
     Raises:
@@ -84,7 +84,11 @@ def contamination(
 
 
 def _grams(words: list[str], n: int) -> set[tuple[str, ...]]:
-    """Return the n-grams of a text. A text of less than n words is one n-gram, of less than _LEAST none."""
+    """Return the n-grams of a text.
+
+    If the text has fewer than n words, the whole text is the only n-gram. If it has fewer than _LEAST words,
+    the result is empty.
+    """
     if len(words) < _LEAST:
         return set()
     size = min(n, len(words))

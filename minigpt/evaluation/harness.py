@@ -5,12 +5,12 @@
     import minigpt.evaluation.harness                            # in Python: this registers the name
     lm_eval.simple_evaluate(model="minigpt", model_args="pretrained=output/best", tasks=["arc_easy"])
 
-The first line runs the harness's own command line, with all of its flags. It must be started in this way,
-because the harness does not find other packages' models. It needs the optional packages: pip install
-'minigpt[evaluate]'.
+The first line above is a shell command. It starts the harness's command line, with all of its flags. The
+harness's own command, lm_eval, would not find the model `minigpt`. All this needs optional packages: pip
+install 'minigpt[evaluate]'.
 
 Model arguments: pretrained; precision (float32, float16, bfloat16, int8, int4); adapter; device; batch_size;
-max_length; max_gen_toks; add_bos_token, as for the harness's `hf` model.
+max_length; max_gen_toks; add_bos_token (as in the harness's model `hf`, which runs transformers).
 """
 
 import functools
@@ -35,17 +35,18 @@ IS_INSTALLED = importlib.util.find_spec("lm_eval") is not None
 
 __all__ = ["IS_INSTALLED", "HarnessModel", "main", "register"]
 
-_MAX_NEW_TOKENS = 256  # the harness's own default for models of transformers (`hf`)
+_MAX_NEW_TOKENS = 256  # default of max_gen_toks, as in the harness's model `hf`
 
 
 class HarnessModel:
     """A model with the functions that lm-evaluation-harness calls: log-likelihoods and generation.
 
-    `register` combines it with the harness's TemplateLM, which splits texts into context and continuation.
+    `register` combines this class with the harness's TemplateLM, which splits texts into context and
+    continuation.
     """
 
     backend = "causal"
-    cache_hook: Any  # set by the harness, which stores results in this object
+    cache_hook: Any  # set by the harness; results are given to this object, which stores them
 
     def __init__(
         self,
@@ -60,11 +61,11 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # The harness's batch_size may be 16, "16", None or "auto". The last two give 8.
+        # The harness's batch_size may be 16, "16", None or "auto". None and "auto" mean 8 here.
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
-            device = None  # without a GPU, "cuda:0" is not the user's choice, but the harness's default
+            device = None  # "cuda:0" is the harness's default, so without a GPU it is not an error
         self._loaded = load(Path(pretrained), device or "auto", precision, folder, max(1, rows))
         if isinstance(self._loaded.model, SequenceClassifier):
             raise InputError(f"{pretrained} holds a classifier: the harness measures language models")
@@ -95,7 +96,8 @@ class HarnessModel:
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text as AutoTokenizer of transformers does: by default, with special tokens.
 
-        add_special_tokens: False: no special tokens; None: as the model argument add_bos_token says.
+        add_special_tokens: True or False: with or without special tokens, such as BOS. None: as the model
+            argument add_bos_token says, or with them if it is not given.
         """
         adds = self._adds if add_special_tokens is None else add_special_tokens
         tokenizer = self.tokenizer
@@ -140,7 +142,7 @@ class HarnessModel:
         return answers
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Return the log-likelihood of each whole text, computed in windows that do not overlap."""
+        """Return the log-likelihood of each whole text. Long texts are computed in pieces."""
         found = []
         for one in requests:
             (text,) = one.args

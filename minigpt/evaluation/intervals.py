@@ -1,13 +1,13 @@
 """Confidence intervals of a metric, and tests of whether two models differ by more than chance.
 
     bootstrap(values)                         # (low, high) of the mean, 95 %
-    bootstrap(nll, tokens)                    # the interval of a ratio of sums
-    paired(a, b)                              # difference, interval, p-value: question by question
-    mcnemar(only_a, only_b)                   # the exact test
+    bootstrap(nll, tokens)                    # (low, high) of sum(nll) / sum(tokens)
+    paired(a, b)                              # a Difference: compares two models question by question
+    mcnemar(only_a, only_b)                   # the p-value of McNemar's exact test
 
 A model's score on other questions of the same kind would differ a little by chance. The interval says how
 much. It is found by the bootstrap: the score is computed again for many random samples of the questions. The
-random numbers have a fixed seed, so the same values give the same interval.
+seed of these samples is fixed, so the same values give the same interval.
 """
 
 import math
@@ -98,7 +98,7 @@ class Difference:
     value: float  # mean score of the second model minus mean score of the first model
     low: float  # lower end of the 95 % interval
     high: float
-    p: float  # p-value: McNemar's exact test if all scores are 0 or 1, otherwise a test with random signs
+    p: float  # p-value: McNemar's exact test if all scores are 0 or 1, otherwise by random signs (`paired`)
     only_first: int  # number of questions on which the first model is better
     only_second: int
     count: int

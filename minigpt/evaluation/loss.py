@@ -1,10 +1,10 @@
-"""The loss of a model: the exact negative log-likelihood, over all tokens and over answers only.
+"""Measures the loss of a model twice: on all tokens, and on the tokens of answers only.
 
-    report = evaluate_loss(model, encoded.in_order(128))
+    report = evaluate_loss(model, encoded.in_order(128))        # encoded: an EncodedExamples
     print(report.answer.loss, report.answer.perplexity, report.all.bits_per_character)
 
 Each token counts once, and the sums are in float64. So the result does not depend on the size of the batches
-or on padding. The masks of the batches (minigpt/data/batches.py) decide which tokens count.
+or on padding. Each batch has two masks, which say which tokens count (minigpt/data/batches.py).
 
 Letters in shapes: B rows, T tokens, C channels, V entries of the vocabulary, P positions whose loss counts.
 """
@@ -80,7 +80,10 @@ class Report(Protocol):
 
 @dataclass
 class LossReport:
-    """Two losses. `all` counts all tokens but the first of each row, `answer` those of answers and <sep>."""
+    """Two losses: `all` of all tokens, `answer` of the tokens of answers, with the <sep> after each answer.
+
+    The first token of a row is never counted, because no token predicts it.
+    """
 
     all: LossSum = field(default_factory=LossSum)
     answer: LossSum = field(default_factory=LossSum)
@@ -125,7 +128,7 @@ def evaluate_loss(
     finish: Callable[[LossReport], None] | None = None,
     loss_on: Literal["answer", "all"] = "all",
 ) -> LossReport:
-    """Measure the loss of a model on batches, in eval mode. Afterwards, restore its mode (train or eval).
+    """Measure the loss of a model on batches, in eval mode. The model's mode (train or eval) is restored.
 
     In a small model, lm_head takes most of the time. So lm_head is computed only at positions whose loss
     counts. It computes a limited number of positions at a time, so that the memory for logits is limited.
@@ -134,9 +137,9 @@ def evaluate_loss(
         model: the model.
         batches: the batches.
         device: device of the model.
-        finish: a function that is called with the report at the end. If there are several processes, it
-            replaces the report's sums by the sums over all processes.
-        loss_on: the tokens that count in the report's `loss`: all tokens, or those of answers.
+        finish: a function that is called with the report at the end. With several processes, this
+            function replaces the report's sums by the sums over all processes.
+        loss_on: the tokens that count in the report's `loss`: all tokens, or only tokens of answers.
 
     Raises:
         InputError: if no token counts.
@@ -156,7 +159,7 @@ def evaluate_loss(
 
 
 def _add(report: LossReport, model: LanguageModel, batch: Batch) -> None:
-    hidden = model.base_model(batch.input_ids)[batch.token_mask]  # (B, T, C) -> (P, C)
+    hidden = model.base_model(batch.input_ids)[batch.token_mask]  # (B, T, C) -> (P, C): P tokens count
     targets = batch.targets[batch.token_mask]  # (P,)
     answers = batch.answer_mask[batch.token_mask].cpu()  # (P,)
     rows = max(1, _CHUNK // model.config.vocab_size)

@@ -2,9 +2,11 @@
 
     update_card(Path("output/best"), results)
 
-minigpt changes only two places of the file: the text between the comments `_BEGIN` and `_END`, and the key
-`model-index` of the header. This key is changed only if minigpt wrote it: then the comment `_OWN` marks it.
-Everything else stays unchanged, so a user can edit the card. Keys that the header lacks are added.
+If the file exists, minigpt changes only this in it, so a user can edit the rest:
+
+- the text between the comments `_BEGIN` and `_END`;
+- the header's key `model-index`, if minigpt wrote it (the comment `_OWN` then marks it);
+- keys that the header lacks, which are added.
 """
 
 import math
@@ -42,7 +44,7 @@ def update_card(folder: Path, results: Sequence[TaskResult]) -> Path:
 
 
 def updated_card(before: str, folder: Path, results: Sequence[TaskResult]) -> str:
-    """Return the card's new text with the results. `before`: its old text, or ""."""
+    """Return the card's new text with the results. `before`: the old text, or ""."""
     header, body = _divided(before)
     blocks = _blocks(header)
     wanted = {
@@ -81,7 +83,10 @@ def _divided(text: str) -> tuple[str, str]:
 
 
 def _blocks(header: str) -> dict[str, str]:
-    """Return a dict: key at the top level of the header -> its lines; "" -> the lines above the first key."""
+    """Split the header into a dict: key at the top level -> lines of this key.
+
+    The key "" has the lines above the first key.
+    """
     starts = [(match.start(), match[1]) for match in _KEY.finditer(header)]
     found = {"": header[: starts[0][0]]} if starts and starts[0][0] else {} if starts else {"": header}
     ends = [start for start, _ in starts[1:]] + [len(header)]
@@ -98,7 +103,10 @@ def _languages(results: Sequence[TaskResult]) -> str:
 
 
 def _name(folder: Path) -> str:
-    """Return the name of a model: the folder's name, or the run's name for a folder such as run/best."""
+    """Return the name of a model: the folder's name.
+
+    For a checkpoint such as run/step-00001000, or a link to it such as run/best, this is "run".
+    """
     whole = resolved(folder)
     return printable(whole.parent.name if _CHECKPOINT.fullmatch(whole.name) else whole.name)
 
@@ -118,7 +126,7 @@ def _base(folder: Path) -> str:
 
 
 def _index(name: str, results: Sequence[TaskResult]) -> str:
-    """Return the header's `model-index`. Texts are written as JSON strings, because these are valid YAML."""
+    """Return the header's `model-index`. Texts are written as JSON strings, because these are YAML, too."""
     lines = ["model-index:", _OWN, f"- name: {json_text(name)}", "  results:"]
     for result in results:
         task = json_text(printable(result.task.name))

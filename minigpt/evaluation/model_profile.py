@@ -1,19 +1,19 @@
-"""Measures more than accuracy on one task: the questions that HELM asks about a model.
+"""Measures more than accuracy on one task, as the benchmark HELM does (https://arxiv.org/abs/2211.09110).
 
     found = profile(loaded, result, options)
     found.calibration.error, found.robustness["typing errors"].value, found.positions
 
 - Calibration: where the model gives a choice the probability 80 %, is it right in 80 % of the cases? This is
-  measured without and with a temperature. The temperature is fitted on the dev part; if there is none, on
-  half of the questions, which are then not used for measuring.
+  measured without and with a temperature. The temperature is fitted on the task's dev part (the examples for
+  shots). If this has fewer than 20 examples, half of the questions are used for fitting, not for measuring.
 - Robustness: how much worse are the answers if questions are changed a little, for example by typing errors?
-  There are several kinds of changes. One of them words the instruction differently.
+  There are several kinds of changes. One kind rewords the instruction instead of the question.
 - Position: how often is each letter chosen, and right, if the choices are listed in every cyclic order?
 - Contamination: which questions are in the training data?
-- Efficiency: seconds, tokens and memory. Every result of a task has these.
+- Efficiency: seconds, tokens and memory. TaskResult already has these numbers.
 
-HELM also asks for fairness and toxicity (https://arxiv.org/abs/2211.09110). To measure these, one needs data
-with human judgements, or another model as a judge. So they are not measured here.
+HELM also measures fairness and toxicity. This needs data with human judgements, or another model as a judge.
+So these two are not measured here.
 """
 
 import random
@@ -73,7 +73,7 @@ class Positions:
 
 @dataclass(frozen=True)
 class Profile:
-    """Measurements on one task. A field is None if it was not measured, as `positions` without choices."""
+    """Measurements on one task. What was not measured is None (`robustness`: empty)."""
 
     calibration: Calibration | None = None
     # Kind of change -> score with changed questions minus score with unchanged questions.
@@ -98,9 +98,12 @@ def profile(
     training: Sequence[Path] = (),
     encoding: str = "",
 ) -> Profile:
-    """Make the profile of a model for the task of `result`, which `run_task` returned for this model.
+    """Measure calibration, robustness, positions and contamination of a model on one task.
+
+    For a plain text without questions, only the contamination is measured.
 
     Args:
+        result: what `run_task` returned for this model and this task.
         training: files of training data, which are searched for the task's questions.
         encoding: encoding of these files; "": detect it.
     """
@@ -122,7 +125,7 @@ def profile(
 def _logits_of(answered: Sequence[Answered]) -> tuple[Values, npt.NDArray[np.int64]]:
     """Return the log-probabilities of the choices (N, K), and the index of the right choice (N,).
 
-    A question with n < K choices has -inf in the last K - n columns.
+    K is the largest number of choices. A question with n < K choices has -inf in the last K - n columns.
     """
     most = max(len(one.probabilities) for one in answered)
     rows = np.full((len(answered), most), -np.inf)
@@ -144,8 +147,8 @@ def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
     around this minimum.
 
     Args:
-        rows: (N, K), logits.
-        truth: (N,), index of the right column.
+        rows: (N, K), logits of N questions with K choices.
+        truth: (N,), index of the right choice of each question.
     """
 
     def loss(logarithm: float) -> float:
@@ -203,7 +206,8 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
         right: (N,), True if this choice is right.
     """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # The prediction is column 0, but `calibration_error` takes the larger column: so limit column 1.
+    # Column 0 is the model's choice. `calibration_error` takes the larger column as the choice, and with many
+    # choices this could be column 1. So column 1 is limited.
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 
@@ -214,7 +218,7 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
 def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> dict[str, Difference]:
     """Return a dict: kind of change -> score with changed questions minus score with unchanged questions.
 
-    A kind that changes none of the questions is left out.
+    A kind that changes fewer than two questions is left out.
     """
     values = next(iter(result.metrics.values())).values
     found = {}
@@ -247,8 +251,8 @@ def robustness(loaded: LoadedModel, result: TaskResult, options: TaskOptions) ->
 def positions(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Positions | None:
     """Measure the influence of the order of the choices.
 
-    Returns None if a prompt does not list its choices, or fixes their order. Without a list, each choice is
-    scored as a text of its own, so there is no order.
+    Returns None in two cases. First, the template of a prompt fixes the order. Second, a prompt does not
+    list its choices: each choice is scored as a text of its own, so there is no order.
     """
     examples = result.task.examples
     if not all(one.letters and one.can_be_reordered for one in examples):

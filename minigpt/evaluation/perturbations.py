@@ -1,8 +1,9 @@
 """Changes questions a little without changing their meaning, to see how robust a model's answers are.
 
-    PERTURBATIONS["doubled"]("四川的省会是哪里？", random.Random(0))
+    PERTURBATIONS["doubled characters"]("四川的省会是哪里？", random.Random(0))
 
-Each function takes a text and a generator of random numbers, and returns the changed text.
+PERTURBATIONS is a dict of functions. Each takes a text and a generator of random numbers, and returns the
+changed text.
 """
 
 import random
@@ -59,7 +60,7 @@ def _doubled(text: str, generator: random.Random) -> str:
 
 
 def _typing(text: str, generator: random.Random) -> str:
-    """Make typing errors: replace a letter by its neighbour on the keyboard, swap two Chinese characters."""
+    """Make typing errors: replace a letter by a neighbour on the keyboard; swap two Chinese characters."""
     letters = [*text]
     for i in sorted(_places(text, str.isalpha, generator)):
         row = next((row for row in _KEYS if letters[i].lower() in row), "")
@@ -115,7 +116,9 @@ _WORDINGS = {
 
 
 def wordings(form: str, questions: Sequence[str]) -> tuple[str, ...]:
-    """Return one instruction in several wordings, in the language of most questions; () if the form has none.
+    """Return one instruction in several wordings, in the language of most questions.
+
+    If `form` has no instruction in this module, return ().
 
     >>> wordings("generation", ["四川的省会是哪里？"])[0]
     '请回答每个问题。'

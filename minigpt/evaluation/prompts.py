@@ -1,8 +1,8 @@
 """Converts the questions of a task to ids: instruction, shots, question, and the choices to be scored.
 
+    shots = choose_shots(task, options)          # subject -> its examples
     prompter = Prompter(tokenizer, "text", start)
-    prompter.shots(task, options)                # examples before each question
-    prompter.requests(example, shots)            # [(context, continuation), ...]: for ContinuationScorer
+    prompter.requests(example, shots[example.subject])    # [(context, continuation), ...] to be scored
 
 Shots are examples with their answers, which stand before the question. In plain text, context and
 continuation are encoded together, and then split after the tokens of the context. Spaces at the end of the
@@ -60,10 +60,10 @@ def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
     Usually, these are `options.shots` examples per subject. If the shots come from the measured file itself,
-    there is one more, because a question is not used as its own shot.
+    there is one example more, because each question is later left out of its own shots.
 
     Raises:
-        InputError: if there is no dev part, or it has too few examples.
+        InputError: if the task has no dev part (examples for shots), or too few examples in it.
     """
     if not options.shots:
         return {}
@@ -91,7 +91,7 @@ class Prompter:
 
     Args:
         form: the prompt format: plain text, question <sep> answer, or the chat template.
-        start: the token put before a text without context.
+        start: id of the token put before a text without context.
 
     Raises:
         InputError: if the tokenizer lacks a token or a template that the form needs.
@@ -102,7 +102,7 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return the prompt format of an example: "text" for a text or a gap in a text, else `self.form`."""
+        """Return "text" for a plain text or a text with a gap. For other examples, return `self.form`."""
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
@@ -178,12 +178,15 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return a user's message: the prompt; for multiple choice without listed choices, only the question."""
+    """Return what a user would ask: the prompt.
+
+    For multiple choice whose prompt does not list the choices, return only the question.
+    """
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 
 def _prompt_text(one: Example) -> str:
-    """Return the prompt in plain text. A question without a template becomes "Question: ... Answer:"."""
+    """Return the prompt in plain text. For generation without a template: "Question: ... Answer:"."""
     if one.form != "generation" or one.style.template:
         return one.prompt
     chinese = any("\u3400" <= character <= "\u9fff" for character in one.prompt)

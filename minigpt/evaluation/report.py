@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return answers to show: (wrong answers with a high probability, right answers with a low one)."""
+    """Return two lists of answers: wrong with a high probability, and right with a low probability."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:
@@ -90,7 +90,7 @@ def _efficiency(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def profile_tables(found: Profile, say: Say = _ENGLISH) -> list[tuple[str, Table]]:
-    """Return the tables of a profile as pairs (title, table)."""
+    """Return pairs (title, table): calibration, robustness, positions and contamination, if measured."""
     tables: list[tuple[str, Table]] = []
     columns: tuple[str, ...]
     if c := found.calibration:
@@ -205,13 +205,16 @@ def _svg(width: int, height: int, content: str) -> str:
     )
 
 
-# -- the two files -----------------------------------------------------------------------------------------
+# -- index.html and README.md -----------------------------------------------------------------------------
 
 
 def _sections(
     results: Sequence[TaskResult], profiles: Mapping[str, Profile], say: Say
 ) -> list[tuple[str, str, list[Table], tuple[str, str]]]:
-    """Return the sections of the report in order: (level, title, tables, (name of a picture, SVG))."""
+    """Return the sections of the report in order.
+
+    A section is (level of the heading, title, tables, (name of the picture, SVG)).
+    """
     found: list[tuple[str, str, list[Table], tuple[str, str]]] = [
         ("2", say("Results"), [_numbers(results, say)], ("results", _bars(results, say)))
     ]

@@ -1,4 +1,4 @@
-"""Computes the log-likelihood of continuations. A prefix that prompts share is computed only once.
+"""Computes the log-likelihood of continuations. A prefix that several contexts share is computed only once.
 
     scorer = ContinuationScorer(model)
     found = scorer.score([(context, continuation), ...])      # ids
@@ -13,9 +13,9 @@ prefix are neighbours: questions with the same shots, choices of the same questi
    tree forks where the requests differ. The trees are divided among rows of nearly equal length.
 3. One forward pass computes all rows. A mask lets each token attend only to earlier tokens of its request.
 
-More rows make attention faster, fewer rows mean less padding; `_in_rows_of_least_work` chooses. With weights
-in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no such mask, so it computes one
-request after another, each from the position where the request differs from the request before it.
+More rows make attention faster; fewer rows mean less padding. `_in_rows_of_least_work` chooses the number of
+rows. On a CPU, with weights in 16, 8 or 4 bits, minigpt's C code computes the model. The C code has no masks.
+So it computes one request after another, each from the first token that differs from the request before.
 
 Letters in shapes: R rows, L tokens of a row, W tokens of a row whose logits are needed, S tokens in the
 cache, H heads, D channels of one head, C channels, V entries of the vocabulary.
@@ -41,13 +41,13 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-# Device -> largest number of tokens of a forward pass. A pass with more tokens is slower, because each layer
-# would free its memory and allocate it again.
+# Device -> largest number of tokens of a forward pass. With more tokens, each layer would free its memory and
+# allocate it again, which is slow.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
-# With at least this many tokens to compute, the weights are packed first. Packing takes as long as computing
-# 100 tokens. Then all tokens take a tenth less time.
+# With at least this many tokens to compute, the weights are packed first: copied into the order that matrix
+# products on the CPU need. Packing takes as long as computing 100 tokens, and then saves a tenth of the time.
 _TOKENS_TO_PACK = 2048
 # Requests that share at most this many tokens after the batch's prefix may be put into different rows. Then
 # the shared tokens are computed in each of these rows, but the rows are shorter.
@@ -61,7 +61,7 @@ class Scored(NamedTuple):
     logprobs: list[float]  # log-probability of each token
     is_greedy: bool  # True if each token is the most likely one
     n_cut: int  # number of tokens left out at the beginning of the context, because it was too long
-    # Number of pieces that were scored; more than 1 only if the continuation is longer than the context.
+    # Number of pieces that were scored; more than 1 only if the model cannot read the continuation at once.
     pieces: int = 1
 
     @property
@@ -84,7 +84,7 @@ class ContinuationScorer:
 
     Args:
         model: the model.
-        max_length: largest number of input tokens for one request; 0: the model's context.
+        max_length: largest number of input tokens for one request; 0: as many as the model can read.
 
     Attributes:
         tokens_asked: number of tokens of all requests.
@@ -184,8 +184,9 @@ class ContinuationScorer:
     def _reads_branches(self, runner: NativeRunner | TorchRunner) -> bool:
         """Return True if requests cannot be computed as trees, but only one after another.
 
-        There are two cases. The C code has no masks. Sliding-window attention takes the distance between two
-        columns for the distance between two tokens, but in a tree these distances differ.
+        There are two cases. First, the C code computes the model: it has no masks. Second, the model has a
+        sliding window, which is counted in columns of the input. In a tree, two neighbouring tokens of a
+        request may be many columns apart.
         """
         is_sliding = getattr(self._model.config, "sliding_window", None) is not None
         return is_sliding or (isinstance(runner, NativeRunner) and runner.takes(10**9))
@@ -195,10 +196,10 @@ class ContinuationScorer:
         self._cache.allocate()
         self._held = ()
 
-    # -- rows -----------------------------------------------------------------------------------------------
+    # -- many requests in one forward pass ------------------------------------------------------------------
 
     def _batch(self, requests: list[_Request], order: list[int], start: int) -> tuple[int, int]:
-        """Choose the batch order[start:end]. Return (end, number of tokens in its shared prefix)."""
+        """Choose the batch order[start:end]. Return (end, length of the prefix that its requests share)."""
         last = requests[order[start]]
         shared, tokens, end = last.first, len(last.read), start + 1
         while end < len(order):
@@ -209,8 +210,8 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # If the batch is a single request, a prefix of it is put into the cache only as far as the cache
-        # already has it, or the next request has it, too.
+        # If the batch is a single request, put only that part of its prefix into the cache which is already
+        # there, or which the next request shares.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
@@ -248,18 +249,18 @@ class ContinuationScorer:
         # If no tree forks, the usual causal mask is right, and attention is faster without an explicit mask.
         mask = positions = None
         if any(tree.forks for tree in trees):
-            above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L)
+            above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L), S shared tokens
             mask = torch.from_numpy(above).to(self._device)
             positions = self._tensor([[*tree.depths, *[0] * (L - len(tree.depths))] for tree in trees])
-        columns = self._tensor([[*some, *[0] * (W - len(some))] for some in wanted])  # (R, W)
+        columns = self._tensor([[*some, *[0] * (W - len(some))] for some in wanted])  # (R, W), R rows
         past = _Shared(self._cache, shared)
         hidden = self._model.base_model(ids, mask, positions, past, columns=columns)  # (R, W, C)
         return self._scored(batch, nodes, hidden.flatten(0, 1), is_hidden=True)
 
-    # -- branches -------------------------------------------------------------------------------------------
+    # -- one request after another --------------------------------------------------------------------------
 
     def _branch(self, batch: list[_Request], runner: NativeRunner | TorchRunner) -> list[Scored]:
-        """Score requests with the same input tokens: only the last token of their continuations differs."""
+        """Score requests with the same input tokens. Their last tokens, which are no inputs, may differ."""
         assert self._cache is not None
         one = batch[0]
         kept = min(_common(self._held, one.read), one.first)
@@ -278,7 +279,7 @@ class ContinuationScorer:
         nodes = [list(range(len(one.read) - one.first))] * len(batch)
         return self._scored(batch, nodes, torch.cat(pieces), is_hidden=False)
 
-    # -- for rows and branches -----------------------------------------------------------------------------
+    # -- from the model's results to scores -----------------------------------------------------------------
 
     def _scored(
         self, batch: list[_Request], nodes: list[list[int]], found: Tensor, is_hidden: bool
@@ -355,7 +356,10 @@ class _Tree:
         return [*self._path]
 
     def above(self, length: int) -> npt.NDArray[np.bool_]:
-        """Return the mask (length, S + length), True for the token itself and earlier ones of its request."""
+        """Return the attention mask (length, S + length), for S shared tokens and `length` tokens of the row.
+
+        It is True for the token itself and for earlier tokens of the same request.
+        """
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True
         # Every token attends to itself. So does padding, because a softmax over no key would give NaN.
@@ -373,7 +377,7 @@ class _Shared:
         self._cache, self.length = cache, length
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put the cached k and v of the shared beginning before k and v: (R, H, L, D) -> (R, H, S + L, D)."""
+        """Put the cached k and v of S shared tokens before the L new ones: result (R, H, S + L, D)."""
         if not self.length:
             return k, v
         shared = [one[:, :, : self.length].expand(len(k), -1, -1, -1) for one in self._cache.layer(layer)]
@@ -388,8 +392,9 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
 
     With more rows, each row is shorter, so each token attends to fewer columns. But there is more padding,
     and a token that requests in two rows share is computed twice. The estimated time of a row is its number
-    of tokens times (4 C + its number of columns). The reason: a block has 12 C^2 multiplications per token in
-    matrix products, and 2 C per token and column in attention, where they take 1.5 times as long.
+    of tokens times (4 C + its number of columns), with C = `channels`. The reason: per token, a block has
+    12 C^2 multiplications in matrix products, and 2 C in attention for each column. A multiplication in
+    attention takes 1.5 times as long as one in a matrix product.
 
     Returns: for each row, the indices in `batch` of its requests.
     """
@@ -400,7 +405,7 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
         for n_rows in range(1, min(len(trees), _ROWS) + 1):
             rows: list[list[int]] = [[] for _ in range(n_rows)]
             lengths = [0] * n_rows
-            for members, size in trees:  # from the largest to the smallest; put each into the shortest row
+            for members, size in trees:  # the largest tree first, always into the shortest row
                 r = lengths.index(min(lengths))
                 rows[r] += members
                 lengths[r] += size
@@ -410,10 +415,10 @@ def _in_rows_of_least_work(batch: Sequence[_Request], shared: int, channels: int
 
 
 def _trees(batch: Sequence[_Request], shared: int, little: int) -> list[tuple[list[int], int]]:
-    """Group the requests whose texts begin alike into trees.
+    """Group requests that begin with the same tokens into trees.
 
     All requests begin with the same `shared` tokens, which are not counted. A request joins the tree of the
-    request before it if more than `little` of the tokens after these are the same.
+    request before it if the two share more than `little` further tokens.
 
     Returns: for each tree (indices in `batch` of its requests, number of its tokens).
     """

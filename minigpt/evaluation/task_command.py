@@ -128,7 +128,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn about characters that are not in the vocabulary. Warn about choices that differ only in these."""
+    """Warn about characters that the vocabulary lacks, and about choices that differ only in these."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):
@@ -158,9 +158,12 @@ def profiles_of(
     say: Say = _ENGLISH,
     encoding: str = "",
 ) -> "dict[str, Profile]":
-    """Print the profile of each task. Return a dict: name of the task -> profile.
+    """Measure and print a profile for each task. Return a dict: name of the task -> its profile.
 
-    If `helm` is False, only the contamination is measured; without `training` data the dict is then empty.
+    Args:
+        helm: True: measure the whole profile (calibration, robustness, ...). False: only the contamination,
+            which says how much of the task is in the training data.
+        training: files of training data. Without them and without `helm`, the result is {}.
     """
     from minigpt.evaluation.contamination import contamination
     from minigpt.evaluation.model_profile import Profile, profile
@@ -195,5 +198,5 @@ def print_results(results: Sequence[TaskResult], say: Say = _ENGLISH) -> None:
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[object]], numeric: Sequence[int] = ()
 ) -> None:
-    """Print a table that fits the terminal without breaking a number."""
+    """Print a table that is not wider than the terminal. `numeric`: indices of the columns with numbers."""
     print(table_text(title, columns, rows, numeric, shutil.get_terminal_size().columns))

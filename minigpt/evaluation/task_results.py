@@ -1,17 +1,18 @@
 """Measures a model on tasks: every number with its interval. `minigpt eval --task` calls this.
 
-    model = LoadedModel.of(folder)
-    result = run_task(model, task, TaskOptions(shots=5))
+    loaded = LoadedModel(model, tokenizer)
+    result = run_task(loaded, task, TaskOptions(shots=5))
     result.metrics["acc"].value, result.metrics["acc"].low, result.metrics["acc"].high
 
 Metrics of each form:
 
-- multiple_choice: acc: the choice with the highest log-likelihood is right; acc_norm: the same, but with the
-  log-likelihood per character; acc_bytes: per byte; acc_tokens: per token;
-- cloze: acc, if the most likely token is right everywhere; perplexity of the continuation;
-- generation: the scores of text_metrics.py; the model always takes the most likely token;
-- perplexity: word_perplexity, byte_perplexity, bits_per_byte;
-- classification: accuracy and macro F1, by a classifier; by a language model, each label is a choice.
+- multiple_choice: acc, where the choice with the highest log-likelihood is the model's answer; acc_norm,
+  acc_bytes and acc_tokens, where the log-likelihood is divided by the choice's characters, bytes or tokens.
+- cloze: acc, where an answer is right if each of its tokens is the most likely one; perplexity, of the whole
+  answer, not per token.
+- generation: the scores of text_metrics.py. The model always takes the most likely token.
+- perplexity: bits_per_byte, byte_perplexity, word_perplexity.
+- classification: acc and macro_f1. For a language model, each label is a choice, as in multiple_choice.
 """
 
 import math
@@ -101,8 +102,8 @@ class Answered:
     example: Example
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
-    logprobs: tuple[float, ...] = ()  # of each choice; for a cloze of each token; for perplexity of the text
-    greedy: tuple[bool, ...] = ()  # of each choice, or the answer of a cloze: would greedy decoding write it?
+    logprobs: tuple[float, ...] = ()  # of each choice; cloze: of each token; perplexity: of the text
+    greedy: tuple[bool, ...] = ()  # for each choice (cloze: the answer): does greedy decoding give it?
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -125,13 +126,13 @@ class TaskResult:
     metrics: dict[str, Metric]
     answered: list[Answered] = field(repr=False)
     n_cut: int = 0  # number of prompts whose beginning was left out, because they were too long
-    n_in_pieces: int = 0  # number of choices that are longer than the context and so were scored in pieces
+    n_in_pieces: int = 0  # number of choices that are too long for the model and were scored in pieces
     tokens: int = 0  # number of tokens of all prompts
     tokens_read: int = 0  # number of tokens computed; less than `tokens` if prompts share prefixes
     tokens_written: int = 0
     seconds: float = 0.0
     peak_mib: float = 0.0  # highest memory use, in MiB
-    subjects: dict[str, tuple[float, int]] = field(default_factory=dict)  # subject -> (acc, count)
+    subjects: dict[str, tuple[float, int]] = field(default_factory=dict)  # subject -> (main metric, count)
 
     @property
     def main(self) -> str:
@@ -188,14 +189,14 @@ class LoadedModel:
 
     @property
     def ends(self) -> list[int]:
-        """The ids that end an answer, from the model's folder or else from the tokenizer."""
+        """The ids of the tokens that end an answer, from the model's folder or else from the tokenizer."""
         named = recommended_options(self.folder).get("eos_token_id") if self.folder is not None else None
         return list(named or ends_of_answer(self.tokenizer))
 
     def prompter(self, options: TaskOptions) -> Prompter:
         """Return a Prompter for this model. Raises InputError if the format does not fit the model."""
         form = options.prompt_format
-        # Only minigpt trains models with a character tokenizer, usually with prompts "question <sep>".
+        # A model with a character tokenizer was trained by minigpt, usually with prompts "question <sep>".
         if form is None and isinstance(self.tokenizer, Tokenizer):
             form = "question"
             if self.folder is not None:
@@ -240,7 +241,7 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return `count` shots for the question `one`. If `is_own`, `one` may be among `shots`: leave it out."""
+    """Return `count` shots for the question `one`. If `is_own`, leave out `one` itself, if it is there."""
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 
@@ -321,9 +322,10 @@ def _generate(
 def generate_texts(
     loaded: LoadedModel, prompts: Sequence[Sequence[int]], options: GenerationOptions, name: str = ""
 ) -> tuple[list[str], dict[str, int]]:
-    """Continue prompts, always with the most likely token. A prefix that all prompts share is computed once.
+    """Continue prompts, as `options` say. A prefix that all prompts share is computed once.
 
-    Returns: the texts without stop strings; and numbers of tokens, as a dict: field of TaskResult -> number.
+    Returns: the new texts, without stop strings; and a dict with numbers of tokens: field of TaskResult ->
+    number.
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     assert not isinstance(model, SequenceClassifier), "run_task"
@@ -371,9 +373,9 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
 
     Args:
         start: the id of the token put before the text.
-        length: largest number of input tokens of a pair: all of its tokens except the last one.
-        stride: number of predicted tokens in each pair except the first; the rest of the `length` tokens is
-            context. 0: as many predicted tokens as possible.
+        length: largest number of input tokens of a pair. (The last token of a pair is not an input.)
+        stride: number of predicted tokens in each pair except the first. The tokens before them, up to
+            `length`, are context. 0: as many predicted tokens as possible.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
     [([0], [1, 2, 3]), ([2, 3], [4, 5])]

@@ -1,19 +1,21 @@
 """Interprets a record of a task: a question with choices, a text with a gap, a text, a question with answer.
 
+The fields of a record, and the data sets that have them:
+
     {"question": ..., "A": ..., "B": ..., ..., "answer": "A"}      C-Eval, CMMLU; also choice0, choice1, ...
-    {"question": ..., "choices": [...], "answer": 0}                MMLU; query/gold; choices with labels: ARC
+    {"question": ..., "choices": [...], "answer": 0}                MMLU, ARC; also query with gold
     {"goal": ..., "sol1": ..., "sol2": ..., "label": 0}             PIQA
     {"premise": ..., "choice1": ..., "choice2": ..., "question": "cause", "label": 0}       COPA
     {"ctx": ..., "endings": [...], "label": 0}                      HellaSwag
     {"content": "... #idiom# ...", "candidates": [...], "answer": 0}          ChID
     {"context": "... [BLANK1] ...", "choices": [...], "answers": [2, ...]}    CMRC 2019
     {"context": ..., "continuation": ...}                           a cloze: LAMBADA
-    {"question": ..., "answer": "... #### 42"}                      GSM8K; input/golden: CMATH
+    {"question": ..., "answer": "... #### 42"}                      GSM8K; CMATH has input, golden
     {"question": ..., "answer": ...}                                any question with its answer
     {"text": ..., "label": ...}                                     classification
     {"text": ...}                                                   a text: perplexity
 
-`read_record` decides by the names of the fields, in this order. A task's TOML file can set the form instead.
+`read_record` decides by the names of the fields. A task's TOML file can set the form instead.
 """
 
 import math
@@ -48,7 +50,7 @@ class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
-    choices: tuple[str, ...] = ()  # a template for each choice; or the name of a field that holds a list
+    choices: tuple[str, ...] = ()  # a template for each choice; or one name of a field that is a list
     answer: str = ""  # name of the field that holds the right answer
     # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices,
     # else the text
@@ -70,7 +72,7 @@ class Example:
     prompt: str  # text that the model reads
     choices: tuple[str, ...] = ()  # multiple choice, classification: possible continuations of the prompt
     answer: int = -1  # index of the right choice
-    references: tuple[str, ...] = ()  # cloze: the continuation; generation: all right answers
+    references: tuple[str, ...] = ()  # cloze, perplexity: the text to predict; generation: the answers
     letters: tuple[str, ...] = ()  # letters of the choices, if the prompt lists them
     question: str = ""  # only the question, without choices and template, to show it or to change it
     style: Style = Style()
@@ -102,7 +104,7 @@ class Example:
 
     @property
     def can_be_reordered(self) -> bool:
-        """Return True if the choices may be listed in another order. A template with {a} and {b} fixes it."""
+        """Return True if the choices may change their order. A template with {a} and {b} fixes the order."""
         return self.form == "multiple_choice" and (
             not self.letters or _LISTED in (self.style.template or _LISTED)
         )
@@ -157,13 +159,13 @@ def _check(one: Example) -> None:
         raise BadLine("the answer is empty")
 
 
-# -- shapes ------------------------------------------------------------------------------------------------
+# -- records of known data sets ----------------------------------------------------------------------------
 
 
 def _with_usual_names(item: dict[str, Any]) -> dict[str, Any]:
-    """Return a record in which 选项A or option_a is `a`, 正确答案 is `answer`, and 题目 is `question`.
+    """Return a record with the usual names of fields: 选项A and option_a become `a`, 题目 `question`.
 
-    A name that can also name a person or a source (`user`, `source`) is left out if it is no question.
+    The fields `user` and `source` can hold the question. If they hold something else, they are left out.
     """
     parts = parts_of(item)
     new = {name: part for name, part in item.items() if name not in PARTNERS or name == parts["question"]}
@@ -301,7 +303,7 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # letters have priority over choices, choices over numbers
+        if isinstance(value, str | bool):  # a letter counts first, then a choice's text, then a number
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}
@@ -400,7 +402,7 @@ def _with_choices(item: dict[str, Any], line: int, style: Style, given: Any) -> 
             raise BadLine("two choices have the same label")
         return _choice(line, style, question, choices, _right(item), asks=True, labels=labels)
     choices = _choices_of(given)
-    if name == "query":  # this field is the prompt itself: a question, or the beginning of a sentence
+    if name == "query":  # `query` is the whole prompt: a question, or the beginning of a sentence
         one = _choice(line, style, question, choices, _right(item))
         asks = question.startswith("Question:") and not question.rstrip().endswith("Answer:")
         return replace(one, prompt=f"{question}\nAnswer:") if asks else one
@@ -473,7 +475,7 @@ def _sentences(item: dict[str, Any], line: int, style: Style) -> list[Example]:
 
 
 def _label(item: Mapping[str, Any], line: int, style: Style, text: str, label: Any) -> Example:
-    """Return an example of classification. Its choices are preliminary: tasks.py later lists all labels."""
+    """Return an example of classification. tasks.py later replaces its two choices by all labels."""
     if label is None or not str(label).strip():
         raise BadLine("a text without a label")
     if not _is_text(label):
@@ -505,7 +507,7 @@ def _answer(
                    style=replace(style, metrics=chosen))  # fmt: skip
 
 
-# -- a task described by a file ----------------------------------------------------------------------------
+# -- a task described by a TOML file -----------------------------------------------------------------------
 
 _FIELD = re.compile(r"\{(\w+)\}")
 

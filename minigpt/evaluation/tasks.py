@@ -3,17 +3,17 @@
     task = read_tasks([Path("cmmlu")])[0]           # a folder with dev and test
     task.examples[0].prompt, task.dev["anatomy"]    # a subject's examples for shots
 
-The names of a record's fields decide its form (task_shapes.py). A TOML file can set it instead:
+The names of a record's fields decide the task's form (task_shapes.py). Or a TOML file describes the task:
 
-    form = "multiple_choice"            # multiple_choice, cloze, generation, classification, perplexity
-    test = "physics.jsonl"              # in the folder of the TOML file
-    dev = "physics_dev.jsonl"           # for shots
-    template = "{stem}\\n{choices}\\nAnswer:"      # {choices}: A. ..., B. ...
+    form = "multiple_choice"            # or cloze, generation, classification, perplexity
+    test = "physics.jsonl"              # the questions, in the folder of the TOML file
+    dev = "physics_dev.jsonl"           # the examples for shots
+    template = "{stem}\\n{choices}\\nAnswer:"      # {stem}: a field; {choices}: A. ..., B. ...
     choices = ["{a}", "{b}", "{c}"]     # or the name of a field that holds a list
-    answer = "key"
+    answer = "key"                      # the field with the right answer
     score = "letter"                    # or "text"
-    metrics = ["number"]                # of generation
-    stop = ["\\n"]
+    metrics = ["number"]                # only for generation
+    stop = ["\\n"]                      # texts that end a generated answer
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ from minigpt.storage.regular_files import resolved
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
-_TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these files that exists
-_DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these files that exists
+_TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these that exists
+_DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
 _COLUMNS = {  # if the first row of a table has at least two of these names, it holds the column names
     *("a", "b", "c", "d", "question", "answer", "answerkey", "ctx", "endings", "goal", "sol1", "sol2"),
@@ -56,7 +56,7 @@ class Task:
     form: Form
     examples: list[Example] = field(repr=False)
     dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)  # subject -> its examples
-    skipped: int = 0  # number of bad records
+    skipped: int = 0  # number of bad records, which were left out
     files: tuple[Path, ...] = ()  # files of the examples
     is_own_dev: bool = False  # True: the file for shots is the measured file itself
 
@@ -114,7 +114,7 @@ def read_tasks(
 
 
 def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style(), name: str = "task") -> Task:  # noqa: B008
-    """Return the task of records in memory. Raises InputError at the first bad record."""
+    """Return a task made of records. Raises InputError at the first bad record."""
     examples: list[Example] = []
     for number, record in enumerate(records, 1):
         try:
@@ -152,7 +152,7 @@ def _sources(path: Path) -> list[_Source]:
             shots = {} if dev is None else {_subject(file): file for file in _files(dev)}
             subjects = {_subject(file): file for file in _files(path / test)}
             if test == "test" and (path / "val").is_dir() and not any(map(_has_answers, subjects.values())):
-                continue  # the test part has no answers, as in C-Eval: measure on the next part, "val"
+                continue  # "test" without answers, as in C-Eval: measure on "val" instead
             if not subjects:
                 raise InputError(f"{path / test} holds no file of questions")
             return [_Source(name, [(one, file, shots.get(one)) for one, file in subjects.items()])]
@@ -351,7 +351,7 @@ def _records(path: Path, report: ReadReport, encoding: str) -> Iterator[tuple[in
         yield from headless
         return
     if not rows or (data.kind == "csv" and not _is_named(rows[0].value)):
-        # A table without column names has a column of texts and a column of labels. If there is a file
+        # A table without column names must have a column of texts and a column of labels. If there is a file
         # class.txt, its line N, counted from 0, is the name of the label N.
         texts, _ = read_labelled(path, LabelledOptions(encoding=encoding))
         names = path.parent / "class.txt"

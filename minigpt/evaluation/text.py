@@ -4,9 +4,9 @@
     print(report.loss.perplexity, report.bits_per_byte)
 
 Losses per token cannot be compared between two tokenizers, because their tokens differ in length. The loss of
-the whole text in bits, divided by its bytes or characters, can be compared. The text is read in windows of
-`window` tokens that do not overlap. An end-of-text token is put before the text, so that its first token is
-predicted, too. Each token is predicted exactly once.
+the whole text in bits, divided by its number of bytes or characters, can be compared. The text is cut into
+windows (pieces of `window` tokens), which do not overlap. An end-of-text token is put before the text, so
+that the first token is predicted, too. Each token is predicted exactly once.
 """
 
 import math

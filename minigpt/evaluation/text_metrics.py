@@ -3,8 +3,9 @@
     score = TEXT_METRICS["number"]
     score("... so she has 1,080.", ["... #### 1080"])        # 1.0
 
-Each metric gets the generated text and all right answers, and returns the best score. Chinese has no spaces
-between words, so a Chinese character counts as a word. BLEU and chrF need the package sacrebleu.
+Each metric gets the generated text and all right answers, and returns the best score over these answers.
+Chinese has no spaces between words, so a Chinese character counts as a word. BLEU and chrF need the package
+sacrebleu.
 """
 
 import importlib.util
@@ -121,9 +122,11 @@ def check_metric(name: str) -> None:
 
 
 def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """Return BLEU or chrF of all texts together, computed by sacrebleu: "value", "low" and "high".
+    """Return BLEU or chrF of all texts together, computed by sacrebleu.
 
-    If any right answer has Chinese characters, BLEU splits Chinese texts into characters.
+    If a right answer has Chinese characters, BLEU counts each Chinese character as a word.
+
+    Returns: a dict with "value"; for several texts also "low" and "high", the 95 % interval.
 
     Raises:
         InputError: if sacrebleu is not installed.
@@ -143,6 +146,6 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
         metric._compute_f_score = lambda statistics: float(compute(statistics))
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
-    if len(given) > 1:  # sacrebleu: `_mean` of the bootstrap samples, `_ci`: half of the interval's width
+    if len(given) > 1:  # sacrebleu's `_mean` is the bootstrap's mean, `_ci` half of the interval
         found |= {"low": float(score._mean - score._ci), "high": float(score._mean + score._ci)}
     return found

@@ -1,8 +1,8 @@
-"""Translates the texts of an evaluation's tables and reports to Chinese. The English text is the key.
+"""Translates the texts of an evaluation's tables and reports to Chinese, with the dict CHINESE.
 
 say = speaker("zh")
-say("robustness")
-say("{count} of {total} are wrong", count=3, total=9)
+say("temperature")                                   # "温度"
+say("{count} pairs", count=3)                        # "3 条问答"
 
 Names of metrics and tasks, and the output of --json, are the same in both languages.
 """

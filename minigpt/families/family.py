@@ -61,15 +61,15 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # prefix of all weight names except lm_head's; it is absent in files without lm_head
+    prefix: str  # prefix of all weight names except lm_head's; files without lm_head leave it out
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # names of tensors in old files that are not weights
+    ignored: re.Pattern[str] = re.compile(r"(?!)")  # pattern: names in old files that are no weights
     # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
-    # Our model may lack some of these weights (a GPT without biases); its file then holds zeros for them.
+    # Our model may lack some of these weights, such as biases. The file that we write has zeros for them.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
     # names of the last matrix of attention and of the MLP; their outputs are added to the residual stream
@@ -90,12 +90,12 @@ class Family:
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
     # list_operations(operation_list, model) adds the operations of a forward pass to `operation_list`, which
     # the C code runs. rotary_table(configuration, columns) returns RoPE's cos and sin for the first `columns`
-    # positions, (columns, D), for the C code. A family without RoPE has rotary_table=None.
+    # positions, (columns, D), for the C code; D channels of a head. Without RoPE, rotary_table is None.
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # classes of modules that the C code can compute
     rotary_table: Callable[[Any, int], Tensor] | None = None
-    # configuration -> (RoPE's angles between neighbouring positions, of shape (D / 2,); a factor of cos and
-    # sin). None for a family without RoPE.
+    # configuration -> (angles, factor); None for a family without RoPE. `angles` (D / 2,): by how much RoPE
+    # rotates each pair of channels from one position to the next. `factor`: multiplies cos and sin.
     rotary_frequencies: Callable[[Any], tuple[Tensor, float]] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
@@ -181,8 +181,9 @@ class Family:
         the same parameter.
 
         Args:
-            tensors: tensors under Hugging Face's names, with or without the family's prefix. If this is a
-                WeightFiles, at most two of its tensors are in memory besides the result.
+            tensors: tensors under Hugging Face's names, with or without the family's prefix. A WeightFiles
+                reads each tensor from its file when it is needed, so at most two are in memory besides the
+                result.
             config: configuration of the model.
             dtype: dtype of the result.
 

@@ -3,10 +3,12 @@
     family = family_of(model.config)         # a Family, see family.py
     model = new_model(GPTConfig(n_embd=64))
 
-The rest of minigpt works with any family. It uses a model's `config`, `base_model` (ids -> hidden states),
-`blocks` and `lm_head`, and a configuration's `parameter_count()` and the field names that most configurations
-of Hugging Face have (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`,
-`head_dim`, `max_position_embeddings`, `vocab_size`).
+The rest of minigpt works with any family, because it uses only this:
+
+- from a model: `config`, `base_model` (ids -> hidden states), `blocks`, `lm_head`;
+- from a configuration: `parameter_count()`, and the names that most configurations of Hugging Face have
+  (`hidden_size`, `num_hidden_layers`, `num_attention_heads`, `num_key_value_heads`, `head_dim`,
+  `max_position_embeddings`, `vocab_size`).
 """
 
 import re
@@ -64,15 +66,15 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
     Args:
         config: configuration of the model.
         zero_projections: set the last matrices of attention and MLP in each block to zero, and also lm_head
-            unless it is tied. Each block then adds nothing at first (https://arxiv.org/abs/1901.09321), and
-            all tokens are equally likely (https://arxiv.org/abs/2203.03466). The other matrices of the blocks
-            get a gradient only from the second step on, so zero_projections needs high learning rates.
+            unless it is tied. At first, each block then adds nothing (https://arxiv.org/abs/1901.09321), and
+            a zero lm_head makes all tokens equally likely (https://arxiv.org/abs/2203.03466). In the first
+            step, the other matrices of the blocks have no gradient. So training needs high learning rates.
     """
     family = family_of(config)
     model: LanguageModel = family.model_class(config)
     if zero_projections:
-        # If lm_head is tied, named_parameters lists only the embedding, so the shared matrix does not become
-        # zero.
+        # A tied lm_head does not become zero, because named_parameters lists its matrix only once, under the
+        # embedding's name.
         zeros = [f".{end}" for end in family.residual_projections] + [HEAD]
         with torch.no_grad():
             for name, parameter in model.named_parameters():
@@ -98,7 +100,7 @@ def weight_names(model: Any) -> dict[str, tuple[str, bool]]:
 def parameter_table(model: LanguageModel, only_trained: bool = False) -> list[tuple[str, int]]:
     """Return a list of (part of the model, number of parameters).
 
-    Parts with the same name in all blocks are one entry. only_trained: leave out frozen weights.
+    A part that is in every block is one entry for all blocks. only_trained: leave out frozen weights.
     """
     counts: dict[str, int] = {}
     # named_parameters lists a tied tensor once, under its first name

@@ -30,7 +30,7 @@ Result = TypeVar("Result")
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Return True if a tensor holds no NaN or infinity. Makes one pass and no copy; torch.isfinite copies."""
+    """Return True if a tensor holds no NaN or infinity. One pass, no copy (torch.isfinite copies)."""
     if not tensor.numel() or not tensor.is_floating_point():
         return True
     extremes = torch.stack(torch.aminmax(tensor.detach()))  # least and greatest value; a NaN makes both NaN

@@ -1,12 +1,12 @@
 """Fine-tuning: chooses which weights of a given model are trained, and adds adapters or new embedding rows.
 
-It may import errors, storage and families. minigpt/training/objective.py uses it. In reading order:
+This folder may import errors, storage and families. training/objective.py uses it. In reading order:
 
     freezing.py     trains some parameters and freezes the other parameters
-    layers.py       what all kinds of adapters share: adds, switches and merges them; several in one batch
+    layers.py       for all kinds of adapters: adds, switches and merges them; several in one batch
     lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA)
-    bottleneck.py   small modules after attention and MLP
-    ia3.py          factors for channels
+    bottleneck.py   small modules after attention and MLP (bottleneck adapters)
+    ia3.py          learned factors for the channels of some layers (IA3)
     adapters.py     reads and writes PEFT's adapter folders
     embeddings.py   more rows in embedding and head, for new tokens
     classification.py  a classifier: the body of a language model with another head; its loss

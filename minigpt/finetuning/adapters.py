@@ -89,7 +89,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return an adapter's folder. If it has a manifest, compare its files with the manifest.
+    """Return an adapter's folder. If it has a manifest (checksums), compare its files with it.
 
     Args:
         path: the adapter's folder, or the folder of the run that trained the adapter.
@@ -136,7 +136,7 @@ def _of_classifier(folder: Path) -> str:
 
 
 def adapter_tensors(model: LanguageModel, adapter: str = "default") -> dict[str, Tensor]:
-    """Return an adapter's parameters with PEFT's names and shapes. These share memory with the model."""
+    """Return an adapter's parameters with PEFT's names and shapes. They share memory with the model."""
     names = weight_names(model)
     found: dict[str, Tensor] = {}
     for name, layer in adapted_layers(model):
@@ -231,8 +231,8 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
     """Return the value of target_modules for adapter_config.json.
 
-    A regular expression does not change, and neither do a user's names for IA3. Otherwise the value is a
-    list of short names such as "c_attn" if these match exactly the adapted layers, or else of full names.
+    A regular expression, and names that a user gave for IA3, stay as they are. In other cases the value is a
+    list: of short names such as "c_attn", if exactly the adapted layers match them; if not, of full names.
     """
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
@@ -254,8 +254,8 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         adapter: a name that no other adapter of the model has.
 
     Raises:
-        InputError: if the folder has no adapter, or an adapter for another model or rank, or of a kind that
-            minigpt does not have. The message names the file. The model stays unchanged.
+        InputError: if the folder has no adapter, if minigpt does not know this kind of adapter, or if the
+            adapter does not fit the model. The message names the file. The model stays unchanged.
     """
     folder = adapter_folder(folder)
     path = folder / ADAPTER_CONFIG
@@ -274,7 +274,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # the adapter is added to it, to get the names and shapes of its tensors
+    twin: Any = _on_meta(model)  # gets the adapter first, to compare the names and shapes of its tensors
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:
@@ -325,7 +325,7 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
                 )
     try:
         for name, tensor in found.items():
-            cast(name, tensor, torch.float32)  # minigpt keeps the parameters of adapters in float32
+            cast(name, tensor, torch.float32)  # only a check: adapters are kept in float32
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return found

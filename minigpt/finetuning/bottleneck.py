@@ -4,8 +4,8 @@
 
 The output h of attention and of the MLP becomes h + up(gelu(down(h))), before it is added to the residual
 stream. `down` maps C channels to M = `bottleneck_size` channels, `up` maps them back to C. The weights of
-`up` begin with zeros, so at first the model's output does not change. h is the output of a linear layer, and
-the adapter is a wrapper around this layer.
+`up` begin with zeros, so at first the model's output does not change. h is the output of a linear layer (the
+last one in attention or MLP), and the adapter is a wrapper around this layer.
 
 Because of the GELU, the adapter is no linear function. So it cannot be merged into a weight, and it costs
 time in generation. PEFT has no adapters of this kind.
@@ -47,7 +47,7 @@ class BottleneckConfig(AdapterConfig):
             raise InputError(f"bottleneck_size must be at least 1: got {self.bottleneck_size}")
 
     def chosen_layers(self, model: LanguageModel) -> dict[str, str]:
-        """Return the last linear layer of each attention and MLP: minigpt's name -> Hugging Face's name."""
+        """Return the last linear layer of each attention and MLP, as a dict: our name -> Hugging Face's."""
         ends = tuple(f".{name}" for name in family_of(model.config).residual_projections)
         table = weight_names(model).items()
         names = sorted(theirs.removesuffix(".weight") for ours, (theirs, _) in table if ours.endswith(ends))
@@ -73,7 +73,7 @@ class BottleneckLayer(AdaptedLayer):
     def __init__(self, base: Any, config: BottleneckConfig, adapter: str, draw: bool = True) -> None:
         super().__init__(base, adapter)
         C, M = self.out_features, config.bottleneck_size
-        # These are parameters, not nn.Linear layers, because set_precision rounds the weights of nn.Linear.
+        # These are parameters, not nn.Linear layers, because set_precision would round nn.Linear.
         self.down_weight, self.down_bias = self.new_parameter(M, C), self.new_parameter(M)
         self.up_weight, self.up_bias = self.new_parameter(C, M), self.new_parameter(C)
         if draw:
@@ -83,7 +83,7 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return this kind's name, because bottleneck adapters cannot be summed with other adapters."""
+        """The name of this kind of adapter, for an error message: it cannot be summed with others."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:

@@ -28,8 +28,7 @@ from minigpt.storage.regular_files import read_text
 __all__ = ["read_checkpoint"]
 
 # (OpenAI's name, Hugging Face's name). `*` is the number of the block. OpenAI stores a matrix named "w" with
-# shape (1, in, out), because it is the kernel of a convolution of width 1. Hugging Face leaves
-# out the 1.
+# shape (1, in, out), because it is the kernel of a convolution of width 1. Hugging Face leaves out the 1.
 NAMES = (
     ("model/wte", "transformer.wte.weight"),
     ("model/wpe", "transformer.wpe.weight"),

@@ -3,10 +3,10 @@
     check_pickle(archive.read("archive/data.pkl"))     # ValueError if it holds more than tensors
 
 A pickle is a program that builds values. The pickle that torch.save writes for weights needs two dozen
-opcodes and a few names. This module goes through the opcodes but builds nothing. For each value it keeps two
-numbers: how deep its nesting is, and how many values it contains. A pickle can use one value many
-times, so a short pickle can describe a list of 2**1000 values. Python would need for ever to print or hash
-such a list.
+opcodes, and the names of a few classes and functions. This module goes through the opcodes but builds
+nothing. For each value it keeps two numbers: how deep its nesting is, and how many values it contains. A
+pickle can use one value many times, so a short pickle can describe a list of 2**1000 values. Python would
+need for ever to print or hash such a list.
 """
 
 import pickletools
@@ -98,7 +98,7 @@ def check_pickle(content: bytes) -> None:
 def _step(
     name: str, argument: object, stack: list[_Value], marks: list[int], memo: dict[object, _Value]
 ) -> None:
-    floor = marks[-1] if marks else 0  # values below the last mark, which an opcode may not take
+    floor = marks[-1] if marks else 0  # number of values below the last mark; no opcode may take them
     if name == "GLOBAL" and argument not in _ALLOWED:
         asked = str(argument).replace(" ", ".")
         raise ValueError(f"it asks for {shown(asked)[1:-1]}, but only tensors are read; no code was run")

@@ -23,7 +23,7 @@ OPENAI_FILES = (
     "encoder.json",
     "vocab.bpe",
     "model.ckpt.index",
-    "model.ckpt.data-00000-of-00001",  # the largest file last: a wrong URL fails early, at a small file
+    "model.ckpt.data-00000-of-00001",  # the largest file is last, so a wrong URL fails at a small file
 )
 HUGGING_FACE_FILES = ("config.json", "vocab.json", "merges.txt", "tokenizer.json", "model.safetensors")
 
@@ -66,7 +66,7 @@ class Preset(NamedTuple):
     sizes: Sizes
 
 
-# https://github.com/openai/gpt-2. The paper's table 2 says 117M, 345M, 762M and 1542M: OpenAI had miscounted.
+# https://github.com/openai/gpt-2. GPT-2's paper has 117M, 345M, 762M and 1542M: OpenAI miscounted.
 PRESETS = (
     Preset("124M", "openai-community/gpt2", Sizes(n_embd=768, n_head=12, n_layer=12)),
     Preset("355M", "openai-community/gpt2-medium", Sizes(n_embd=1024, n_head=16, n_layer=24)),

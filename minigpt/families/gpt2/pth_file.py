@@ -1,4 +1,4 @@
-"""Reads a file of torch.save: the tutorial's `output/best_model.pth`, nanoGPT's ckpt.pt, minGPT's weights.
+"""Reads a GPT from a file of torch.save, written by nanoGPT, minGPT or the tutorial that minigpt grew from.
 
     found = read_pth("output/best_model.pth", n_head=8)
     found.model, found.step            # found.origin is the program that the file seems to come from
@@ -7,8 +7,8 @@ Such a file is a zip that holds a pickle, and a malicious pickle can call any fu
 three steps. First, the zip's checksums are checked. Second, pickle_check.py refuses a pickle that holds more
 than tensors need. Third, torch.load reads the file with weights_only=True.
 
-The model's sizes come from the shapes of the tensors. Two facts are not visible in shapes: n_head and the
-kind of GELU. A file of nanoGPT says n_head. The kind of GELU follows from the program that wrote the file.
+The model's sizes come from the shapes of the tensors. But the shapes do not show n_head and the kind of GELU
+(exact or tanh). nanoGPT's files hold n_head. The kind of GELU follows from the program that wrote the file.
 """
 
 import re
@@ -43,7 +43,7 @@ _STATES = (
     "model",
     "state_dict",
 )
-# names in nanoGPT, minGPT and transformers, and in minGPT's first release -> our names
+# names in files of nanoGPT, minGPT, minGPT's first release and transformers -> our names
 _NAMES = (
     (r"transformer\.h\.(\d+)\.attn\.c_attn\.", r"transformer.blocks.\1.attn.qkv_proj."),
     (r"transformer\.h\.(\d+)\.attn\.c_proj\.", r"transformer.blocks.\1.attn.out_proj."),
@@ -60,7 +60,7 @@ _NAMES = (
 )
 _GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # wrong for nanoGPT's files from before 2023: they need "tanh"
+    "nanoGPT": "exact",  # for files from before 2023, the user must choose "tanh"
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",
@@ -80,10 +80,11 @@ def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = No
     """Read the model from a file of torch.save.
 
     Args:
-        path: the file. It holds a state_dict, or a dictionary with a state_dict under `model_state_dict` or
-            `model`. All names may begin with "module." or "_orig_mod.".
-        n_head: number of heads; it must divide the number of channels. None: the number in the file; if the
-            file has none, 8. With a wrong number, the model's answers make no sense.
+        path: the file. It holds a state_dict, or a dictionary with a state_dict under
+            `model_state_dict`, `model` or `state_dict`. All names of tensors may begin with "module." or
+            "_orig_mod.".
+        n_head: number of heads; it must divide the number of channels. None: the number in the file, or 8
+            if the file does not have it. With a wrong number, the model's answers make no sense.
         gelu: as in GPTConfig. None: the GELU of the program that wrote the file.
 
     Raises:
@@ -204,7 +205,7 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         renamed = _joined(renamed)
     for name in [name for name in renamed if name.endswith("ln_1.weight")]:
         block = name.removesuffix("ln_1.weight")
-        # nanoGPT can leave biases out. Zeros replace them: every GPT of minigpt has these biases.
+        # nanoGPT can leave out the biases of QKV and LayerNorm. minigpt's GPT needs them: zeros.
         renamed.setdefault(f"{block}attn.qkv_proj.bias", torch.zeros(3 * renamed[name].numel()))
     for name in [name for name in renamed if re.search(r"\.ln_\w\.weight$", name)]:
         renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(renamed[name]))

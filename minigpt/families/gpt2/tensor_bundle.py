@@ -176,8 +176,8 @@ def _block(file: bytes, handle: tuple[int, int]) -> bytes:
 def _rows(block: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the key and the value of each row of a block.
 
-    In the file, each key omits the beginning that it shares with the key before it. After the rows, the block
-    has a list of offsets for binary search. This function does not need that list.
+    In the file, each key omits the beginning that it shares with the key before it. After its rows, a block
+    has a list of offsets for binary search, which is not needed here.
     """
     restarts = int.from_bytes(block[-4:], "little")
     end = len(block) - 4 * (restarts + 1)
@@ -216,9 +216,9 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yield (field number, wire type, number, bytes) for each field of a protocol buffer.
+    """Yield each field of a protocol buffer: (field number, wire type, value as integer, value as bytes).
 
-    If the type is VARINT, `bytes` is b"". If the type is BYTES, `number` is 0. Other types have both.
+    With type VARINT, the bytes are b"". With type BYTES, the integer is 0.
     """
     at = 0
     while at < len(message):

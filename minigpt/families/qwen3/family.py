@@ -108,7 +108,7 @@ def _config_from_hugging_face(values: Mapping[str, Any]) -> Qwen3Config:
 def _windows(values: Mapping[str, Any], config: Qwen3Config) -> tuple[int | None, tuple[str, ...] | None]:
     """Return the sliding window in tokens, and each layer's kind: "full_attention" or "sliding_attention".
 
-    Both are None if no layer has a window, or if the window is not shorter than the longest sequence.
+    Both are None if no layer has a window, or if the window is so long that it hides nothing.
     """
     count = config.num_hidden_layers
     window = values.get("sliding_window", 4096) if values.get("use_sliding_window", False) else None
@@ -212,7 +212,7 @@ def _yarn_attention_factor(factor: float, inside: Mapping[str, Any]) -> float:
     """Return the number by which YaRN multiplies cos and sin.
 
     YaRN's paper gives this number in equation 22 (https://arxiv.org/abs/2309.00071). If the file has mscale
-    and mscale_all_dim, DeepSeek's formula is used.
+    and mscale_all_dim, DeepSeek's formula is used instead.
     """
 
     def grown(scale: Any) -> float:

@@ -33,15 +33,15 @@ from torch.nn import functional as F
 
 @dataclass(frozen=True)
 class RopeScaling:
-    """How RoPE's frequencies are scaled, so that a model reads longer texts than in its first training."""
+    """How RoPE's frequencies are scaled, so that a model can read longer texts than in its first training."""
 
     rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
     factor: float  # the slowest frequencies are divided by this number
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
-    beta_fast: float = 32.0  # yarn: pairs with more rotations per sequence than this keep their frequency
-    beta_slow: float = 1.0  # yarn: below this number of rotations, frequencies are divided by `factor`
-    truncate: bool = True  # yarn: round the indices of the pairs at beta_fast and beta_slow
+    beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence than this are not scaled
+    beta_slow: float = 1.0  # yarn: channel pairs with fewer rotations have frequencies divided by `factor`
+    truncate: bool = True  # yarn: round the indices of the channel pairs at beta_fast and beta_slow
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -251,8 +251,8 @@ def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]
     RoPE, https://arxiv.org/abs/2104.09864: pair i is rotated by position * theta^(-2i/D). The product of a
     query and a key then depends only on their distance, and no positions are learned.
     positions (T,) or (B, T) -> cos, sin (1, T, D/2) or (B, 1, T, D/2), always float32: in bfloat16, position
-    257 would be 256. The tables are computed in each forward pass, once for all layers. This is cheap, and
-    no checkpoint, cast or move to another device can make the tables wrong.
+    257 would be 256. The tables are computed in each forward pass, once for all layers, and not stored in the
+    model. This is cheap, and no checkpoint, cast or move to another device can make the tables wrong.
     """
     frequencies = rope_frequencies(config, positions.device)  # (D/2,)
     angles = (positions[..., None].float() * frequencies).unsqueeze(-3)  # (1, T, D/2) or (B, 1, T, D/2)
@@ -265,15 +265,15 @@ def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
 
     A model trained on short texts can read long texts if its slow pairs rotate even more slowly. The fast
     pairs, which distinguish neighbours, keep their frequency. YaRN (https://arxiv.org/abs/2309.00071) and
-    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows all only
-    beyond max_position_embeddings, so it has no effect here.
+    Llama 3.1 differ in the limit between slow and fast. "linear" slows all pairs. "dynamic" slows all pairs
+    in texts beyond max_position_embeddings, which are an error here: so "dynamic" changes nothing.
     """
     D, scaling = config.head_dim, config.rope_scaling
     exponents = torch.arange(0, D, 2, device=device, dtype=torch.float32) / D  # (D/2,)
-    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), rounded as in the published code
+    frequencies = 1.0 / config.rope_theta**exponents  # (D/2,), computed and rounded as in Hugging Face's code
     if scaling is None or scaling.rope_type == "dynamic":
         return frequencies
-    kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it, 0.5 = half-way
+    kept = torch.zeros_like(frequencies)  # (D/2,): 1 = keep the frequency, 0 = divide it by `factor`
     length = scaling.original_max_position_embeddings
     if scaling.rope_type == "llama3":
         low, high = scaling.low_freq_factor, scaling.high_freq_factor
@@ -393,7 +393,7 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C); or (B, W, C) if the MLP computes only `columns` (B, W)."""
+        """Hidden states (B, T, C) -> (B, T, C). `columns` (B, W): return only these tokens, (B, W, C)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -432,14 +432,14 @@ class Qwen3Model(nn.Module):
         attentions: list[Tensor] | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Ids (B, T) -> hidden states (B, T, C), or (B, W, C) of `columns` only. See Qwen3ForCausalLM."""
+        """Ids (B, T) -> hidden states (B, T, C). `columns` (B, W): only of these tokens, (B, W, C)."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
         T = input_ids.shape[1]
         if position_ids is None:
             position_ids = torch.arange(past, past + T, device=input_ids.device)  # (T,)
-        rope = rope_tables(position_ids, self.config)  # tables for all layers
+        rope = rope_tables(position_ids, self.config)  # cos and sin, for all layers
         visible = causal_mask(past, T, attention_mask, input_ids.device)
         near = visible
         if self.config.sliding_window is not None:
@@ -483,8 +483,8 @@ class Qwen3ForCausalLM(nn.Module):
     ) -> Tensor:
         """ids (B, T) -> logits (B, T, V): at each position, the scores of the next token.
 
-        attention_mask (B, S): 1 = token, 0 = padding, cached tokens included. Right padding needs no mask.
-            Or (B, T, S): 1 = this query attends to this key, also to a later one; each query needs a key.
+        attention_mask (B, S), cached tokens included: 1 = token, 0 = padding. Right padding needs no mask.
+            Or (B, T, S): 1 = this query attends to this key, even a later one; each query needs a 1.
         position_ids (B, T): positions of these T tokens. Left padding needs both a mask and positions.
         past_key_values: a cache of the earlier tokens; these T tokens are added to it.
         Raises ValueError if a shape or dtype is wrong, or the sequence exceeds max_position_embeddings.

@@ -46,12 +46,15 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
 
 
 def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
-    """Return RoPE's table for the first `columns` positions, (columns, D): D / 2 of cos, D / 2 of sin."""
+    """Return RoPE's table for the first `columns` positions (columns, D): D / 2 cosines, D / 2 sines."""
     return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()
 
 
 def rotary_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
-    """Return RoPE's angles between neighbouring positions, (D / 2,), and the factor of cos and sin."""
+    """Return how RoPE rotates each pair of channels: (angles, factor).
+
+    angles (D / 2,): the rotation from one position to the next. factor: cos and sin are multiplied by it.
+    """
     scaling = config.rope_scaling
     factor = 1.0 if scaling is None else scaling.attention_factor
     return rope_frequencies(config, torch.device("cpu")), factor

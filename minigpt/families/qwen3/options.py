@@ -30,8 +30,9 @@ def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
     if not options.head_dim and (n_head < 1 or n_embd % n_head):
         text = "n_head must divide n_embd: got n_head={n_head}, n_embd={n_embd}; or give --head_dim"
         raise InputError(Message(text, n_head=n_head, n_embd=n_embd))
-    # Qwen3's MLP has three matrices of C x I, GPT's MLP has two of C x 4C. With this I, both have the same
-    # number of weights: 3 C I = 2 C 4C. I is a multiple of 8, because an AVX2 instruction computes 8 floats.
+    # Qwen3's MLP has three matrices of C x I (n_embd x intermediate_size); GPT's MLP has two of C x 4C. With
+    # I = 8/3 C, both have the same number of weights: 3 C I = 2 C 4C. I is rounded to a multiple of 8,
+    # because an AVX2 instruction computes 8 floats.
     same_size = max(8, round(n_embd / 3) * 8)
     try:
         return Qwen3Config(
