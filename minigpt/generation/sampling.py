@@ -48,7 +48,7 @@ def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
-    """Keep the fewest most likely tokens whose probabilities sum to top_p or more, at least one token.
+    """Keep the most likely tokens: just enough for a total probability of top_p, and at least one token.
 
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
     """

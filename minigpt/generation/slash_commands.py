@@ -60,7 +60,7 @@ def command_name(line: str) -> str:
 
 
 def help_text() -> str:
-    """Return the list of all commands, one line each."""
+    """Return the list of all commands, each with its help text."""
     width, room = (
         max(len(f"{n} {c.argument}") for n, c in COMMANDS.items()),
         shutil.get_terminal_size().columns,

@@ -23,7 +23,7 @@ __all__ = ["Along", "along", "kept_checkpoints"]
 
 @dataclass(frozen=True)
 class Along(View):
-    """A view that holds another view for each kept checkpoint of a run."""
+    """A view that holds one view for each checkpoint that a run has kept."""
 
     run: str
     steps: list[int]

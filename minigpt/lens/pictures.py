@@ -82,7 +82,7 @@ def _chosen(parts: Sequence[Part]) -> list[Part]:
 
 
 def _same_labels(charts: Sequence[Part]) -> bool:
-    """Return True if all charts are heat maps with equal labels. Then only the left and lowest need them."""
+    """Return True if all charts are heat maps with equal labels, so that the outer charts alone show them."""
     first = charts[0]
     return isinstance(first, Heat) and all(
         isinstance(one, Heat) and (one.rows, one.columns) == (first.rows, first.columns) for one in charts

@@ -22,7 +22,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["Reading", "prompt_ids", "read_question", "read_text", "usual_format"]
 
-# a plain text is cut to this number of tokens, because each head's attention weights are a matrix (T, T)
+# a plain text is cut to this number of tokens, because attention weights take memory for tokens x tokens
 _MOST = 512
 
 
@@ -54,7 +54,7 @@ def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
 
 
 def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None = None) -> list[int]:
-    """Return the ids of `question` in a prompt format. With form="text", no format is added to it."""
+    """Return the ids of `question` in a prompt format. With form="text", it is the beginning of a text."""
     return question_ids(tokenizer, form or usual_format(tokenizer), question)
 
 

@@ -111,7 +111,7 @@ def block_backward(
     middle = x + attention_forward(normed, **attn, n_head=n_head, positions=np.arange(len(x)))[0]  # (T, C)
     d, of_mlp = mlp_backward(g, layer_norm(middle, **ln_2), **mlp, gelu=gelu)
     d, of_ln_2 = layer_norm_backward(d, middle, **ln_2)
-    g = g + d  # (T, C): dloss/dmiddle: g from the residual stream, d from the MLP
+    g = g + d  # (T, C): dloss/dmiddle; g comes through the residual stream, d through the MLP
     d, of_attn = attention_backward(g, normed, **attn, n_head=n_head)
     d, of_ln_1 = layer_norm_backward(d, x, **ln_1)
     return g + d, {"ln_1": of_ln_1, "attn": of_attn, "ln_2": of_ln_2, "mlp": of_mlp}

@@ -27,8 +27,8 @@ def filtered(
 ) -> Array:
     """(V,) -> (V,): apply temperature (1: off), top_k (0: off), top_p (1: off). Excluded tokens become -inf.
 
-    top_k keeps the k most likely tokens. top_p keeps the most likely tokens whose probabilities add up to p
-    (nucleus sampling, https://arxiv.org/abs/1904.09751, section 3.1).
+    top_k=k keeps the k most likely tokens. top_p=p keeps just enough of the most likely tokens for a total
+    probability of p (nucleus sampling, https://arxiv.org/abs/1904.09751, section 3.1).
     """
     logits = logits / temperature
     if top_k and top_k < logits.shape[0]:
