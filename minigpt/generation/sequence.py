@@ -325,9 +325,11 @@ class Sequence(StopChecker):
 class IncrementalDetokenizer:
     r"""Turns ids into text, one id at a time. The text ends before the first stop string.
 
-    Two kinds of text at the end must wait for later ids, so `push` holds them back. First, an incomplete
-    character: a token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD.
-    Second, text that may be the beginning of a stop string.
+    `push` holds back two kinds of text at the end, until later ids decide about them:
+
+    - an incomplete character: a token of a byte-level vocabulary may end inside a character, which then
+      decodes as U+FFFD
+    - text that may be the beginning of a stop string
 
     >>> text = IncrementalDetokenizer(lambda ids: "".join(map(chr, ids)), stop_strings=["\n\n"])
     >>> [text.push(ord(character)) for character in "a\nb\n\n"], text.stopped

@@ -52,7 +52,7 @@ class Place(NamedTuple):
     id: int
     target: str
     target_id: int
-    is_token: bool  # False: padding
+    is_token: bool  # False: the target is padding
     counts: bool  # True: this target is a part of the loss
 
 
