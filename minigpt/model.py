@@ -6,8 +6,8 @@
     >>> model(torch.tensor([[5, 17, 3]])).shape  # a score for each vocabulary entry, at each position
     torch.Size([1, 3, 100])
 
-With `bias=True, gelu="tanh"` this is exactly GPT-2; the defaults are the tutorial's smaller model. This file
-imports only torch. Training, sampling, caching, loading and saving are in other files.
+With `bias=True, gelu="tanh"` the architecture is exactly GPT-2's. This file imports only torch. Training,
+sampling, caching, loading and saving are in other files.
 
 Letters in shapes: B rows of the batch; T tokens in the input; S = cached tokens + T;
 C = n_embd channels; H = n_head heads; D = C / H channels of a head; V = vocab_size.
@@ -61,7 +61,7 @@ class GPTConfig:
     def parameter_count(self) -> int:
         """Compute the number of parameters from the sizes. A tied lm_head is not counted again."""
         C, bias = self.n_embd, int(self.bias)
-        # parameters of wte (and an untied lm_head) and wpe
+        # parameters of wte, of lm_head if it is untied, and of wpe
         embeddings = self.vocab_size * C * (1 if self.tie_word_embeddings else 2) + self.block_size * C
         norm = C + C  # parameters of a LayerNorm: weight and bias
         # parameters of qkv_proj (always with bias) and out_proj
@@ -201,8 +201,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A block: attention, then MLP. Each adds its output to the residual stream.
 
-    A norm comes before each part (pre-LN, https://arxiv.org/abs/2002.04745), so gradients reach the first
-    block through sums only. The original Transformer had the norm after each sum and needed a long warm-up.
+    A norm comes before attention and before the MLP (pre-LN, https://arxiv.org/abs/2002.04745), so gradients
+    reach the first block through sums only. The original Transformer had the norm after each sum and needed a
+    long warm-up.
     """
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:
@@ -220,7 +221,11 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C); or (B, W, C) if the MLP computes only `columns` (B, W)."""
+        """Hidden states (B, T, C) -> (B, T, C).
+
+        columns (B, W): indices of W positions in each row. Given them, the MLP computes only these positions,
+            and the result is (B, W, C).
+        """
         x = x + self.attn(self.ln_1(x), visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -268,8 +273,8 @@ class Transformer(nn.Module):
     ) -> Tensor:
         """Ids (B, T) -> hidden states (B, T, C). Arguments: see GPTLMHeadModel and CausalSelfAttention.
 
-        columns (B, W): return the hidden states of these columns of each row only, (B, W, C). No later block
-            needs the other columns, so the last MLP does not compute them.
+        columns (B, W): indices of W positions in each row. Only their hidden states are returned, (B, W, C).
+            The last MLP skips the other positions, because no later block needs them.
         """
         past = 0 if past_key_values is None else past_key_values.length
         check_inputs(input_ids, attention_mask, position_ids, past, self.config.block_size, "block_size")
@@ -303,7 +308,7 @@ class GPTLMHeadModel(nn.Module):
         else:
             nn.init.normal_(self.lm_head.weight, std=0.02)
 
-    # Hugging Face's name for the model without lm_head.
+    # base_model is Hugging Face's name for the model without lm_head
     base_model = property(lambda self: self.transformer)
     blocks = property(lambda self: self.transformer.blocks)
 

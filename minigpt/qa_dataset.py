@@ -47,7 +47,7 @@ class QADataset(Dataset[dict[str, Tensor]]):
         return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        # As with any list, a negative index counts from the end, and a wrong one raises IndexError.
+        # as with any list, a negative index counts from the end, and an index out of range raises IndexError
         conversation = self.conversations[index]
         found, _, _ = encode_conversation(conversation, self.tokenizer, self.max_length)
         ids = torch.full((self.max_length,), self.tokenizer.pad_token_id)

@@ -54,7 +54,7 @@ def main(options: Options) -> dict[str, Any]:
 
 
 def divide(options: Options, conversations: "list[Conversation]", report: "ReadReport") -> dict[str, Any]:
-    """Split the conversations, write both parts, and print a summary."""
+    """Split the conversations, write train.jsonl, val.jsonl and split.json, and print a summary."""
     from minigpt.console.terminal import shortened
     from minigpt.data.reader import ReadReport
     from minigpt.data.split import split_conversations, write_split

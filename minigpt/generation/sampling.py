@@ -28,7 +28,7 @@ __all__ = [
 
 
 def apply_temperature(logits: Tensor, temperature: float | Tensor) -> Tensor:
-    """Divide the logits by the temperature. Below 1, likely tokens gain probability, above 1 they lose."""
+    """Divide the logits by the temperature. Below 1, likely tokens get more probability; above 1, less."""
     return logits / temperature
 
 
@@ -40,7 +40,7 @@ def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
     """
     V = logits.shape[-1]
     if isinstance(top_k, Tensor):
-        place = (V - top_k).clamp(min=0) % V  # (B, 1)  index of the lowest kept score, in ascending order
+        place = (V - top_k).clamp(min=0) % V  # (B, 1)  index of the lowest kept score in the sorted row
         kth = logits.sort(dim=-1).values.gather(-1, place)  # (B, 1)
     else:
         kth = torch.topk(logits, min(top_k, V)).values[..., -1:]  # (B, 1)
@@ -48,7 +48,7 @@ def apply_top_k(logits: Tensor, top_k: int | Tensor) -> Tensor:
 
 
 def apply_top_p(logits: Tensor, top_p: float | Tensor) -> Tensor:
-    """Keep the smallest set of most likely tokens whose probabilities add up to top_p, at least one token.
+    """Keep the most likely tokens: just enough for a total probability of top_p, and at least one token.
 
     https://arxiv.org/abs/1904.09751 (nucleus sampling), section 3.1.
     """
@@ -97,8 +97,8 @@ def filtered(
     """Apply temperature, top_k, top_p, min_p and typical_p, in this order.
 
     An option with its default value is off and is skipped. An option given as a tensor (B, 1) is never
-    skipped, because reading its values would make the CPU wait for the GPU. But the defaults in a tensor do
-    not change the row's scores either. Exception: top_p = 1 in a tensor removes tokens whose probability is 0
+    skipped, because reading its values would make the CPU wait for the GPU. In such a tensor, a default value
+    leaves its row's scores unchanged. Exception: the default top_p = 1 removes tokens whose probability is 0
     in float32.
     """
     if isinstance(temperature, Tensor) or temperature != 1:
@@ -123,7 +123,7 @@ def greedy(logits: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token of each row from softmax(logits), (B, V) -> (B,).
+    """Draw a token for each row from softmax(logits), (B, V) -> (B,).
 
     Args:
         uniform: (B,), a random number 0 <= u < 1 for each row. Row i gets the first token at which the

@@ -41,12 +41,12 @@ REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 
 
 class TextTokenizer(Protocol):
-    """The methods of a tokenizer that generation needs. `prompt_ids` and `eos_of` use more attributes."""
+    """The methods of a tokenizer that generation needs."""
 
     def encode_text(self, text: str, /) -> list[int]:
         """Return the ids of a text.
 
-        Some tokenizers add special ids, which are in their attributes `before_text` and `after_text`.
+        Some tokenizers add special ids before and after it: their attributes `before_text`, `after_text`.
         """
 
     def decode(self, ids: list[int], /) -> str:
@@ -72,8 +72,10 @@ class Request:
     eos: list[int]  # ids that end an answer
     # function from ids to text; only needed for stop strings
     decode: Callable[[list[int]], str] | None = None
-    constraint: State | None = None  # state of the constraint before the first new token
-    tokens: int | None = None  # number of ids that have a token; None: every id has a token
+    # state of the constraint (such as a JSON schema) before the first new token
+    constraint: State | None = None
+    # ids from this number on have no token and are never chosen; None: every id has a token
+    tokens: int | None = None
     processors: Ids[Processor] = ()  # functions that change the scores, in order, before a token is chosen
 
 
@@ -88,7 +90,7 @@ def check_request(
 
     With a tokenizer, ids without a token are never chosen. A published model may have scores for more ids
     than there are tokens (Qwen3: 151,936 scores, 151,669 tokens). The scores of the additional ids are
-    untrained. transformers may choose such ids.
+    untrained.
 
     Raises:
         InputError: if a prompt or an option is wrong.
@@ -113,7 +115,7 @@ def check_request(
 
 
 def check_prompt(name: str, prompt: Ids[int], model: LanguageModel, options: GenerationOptions) -> None:
-    """Raise InputError if a prompt is empty, or fills the context while the option `window` is not set."""
+    """Raise InputError if a prompt is empty, or if it fills the context and option `window` is not set."""
     limit = model.config.max_position_embeddings
     if len(prompt) > limit - 1 and options.window is None:
         raise InputError(
@@ -202,11 +204,11 @@ class Sequence(StopChecker):
 
     Args:
         seed: seed of the sequence's random numbers (`row_seed`); None: the most likely tokens are chosen.
-        embeds: (T, C), the prompt as vectors. `prompt` then holds T placeholder ids.
+        embeds: (T, C), the prompt as T vectors of C channels. `prompt` then holds T placeholder ids.
 
     Attributes:
         context: tokens that the model sees: all tokens, or with the option `window` only some of them.
-        slot: slot of the cache; -1 before the sequence joins a loop.
+        slot: index of the sequence's row in the KV cache; -1 before the sequence has a row.
         error: error with which the sequence failed, or None.
     """
 
@@ -232,15 +234,15 @@ class Sequence(StopChecker):
         if seed is not None:
             self.uniform = np.random.default_rng(list(seed)).random(limit)
         self.recorder: Recorder | None = None
-        # collects the model's hidden states, so the model must read this sequence alone; None: no collecting
+        # collects the model's hidden states, so this sequence must be alone in its batch; None: no collecting
         self.watcher: Recorder | None = None
         self.speculation: Guesses | None = None
         self.beams: Beams | None = None
         options = request.options
-        # True: sometimes the slot is emptied, and the model reads the whole context again
+        # True: sometimes this sequence's KV cache is emptied, and the model reads the whole context again
         self.restarts = options.window is not None or not options.use_cache
-        # kind: the next tokens of sequences with equal `kind` can be chosen together. is_plain: each token is
-        # the argmax of the unchanged logits. All plain sequences have the kind None.
+        # The next tokens of sequences with equal `kind` can be chosen together. If each token is the argmax
+        # of the unchanged logits, `kind` is None.
         is_plain = seed is None and not request.processors and request.constraint is None
         self.kind: object = None if is_plain else id(request)
 
@@ -288,9 +290,9 @@ class Sequence(StopChecker):
         self.error = self.error or InputError(problem)
 
     def history(self) -> npt.NDArray[np.int64]:
-        """Return prompt and new ids, (S,). The array is reused by the next call.
+        """Return the ids of the prompt and the new ids as one array. The next call changes this array.
 
-        For a prompt of vectors, NO_TOKEN takes the place of each id.
+        For a prompt of vectors, NO_TOKEN takes the place of each prompt id.
         """
         start = len(self.prompt)
         if self._history is None:
@@ -323,9 +325,11 @@ class Sequence(StopChecker):
 class IncrementalDetokenizer:
     r"""Turns ids into text, one id at a time. The text ends before the first stop string.
 
-    Two kinds of text at the end must wait for later ids, so `push` holds them back. First, an incomplete
-    character: a token of a byte-level vocabulary may end inside a character, which then decodes as U+FFFD.
-    Second, text that may be the beginning of a stop string.
+    `push` holds back two kinds of text at the end, until later ids decide about them:
+
+    - an incomplete character: a token of a byte-level vocabulary may end inside a character, which then
+      decodes as U+FFFD
+    - text that may be the beginning of a stop string
 
     >>> text = IncrementalDetokenizer(lambda ids: "".join(map(chr, ids)), stop_strings=["\n\n"])
     >>> [text.push(ord(character)) for character in "a\nb\n\n"], text.stopped
@@ -342,11 +346,11 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text may still change
-        self._taken = 0  # number of characters in the text of `_ids` that can no longer change
+        self._taken = 0  # number of characters, at the start of the text of `_ids`, that cannot change
         self._held = ""  # text that cannot change, but may be the beginning of a stop string
 
     def push(self, token: int) -> str:
-        """Add the next id. Return the text that can no longer change: often one character, perhaps ""."""
+        """Add the next id. Return the new text that can no longer change: often one character, perhaps ""."""
         self._ids.append(token)
         text = self._decode(self._ids)
         # Later ids can turn a U+FFFD at the end into a character. An earlier U+FFFD is final, because other

@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "candidates", "command_name", "help_text", "is_command", 
 
 _DRAWING = ("temperature", "top_p", "top_k")
 _MOST_CANDIDATES = 50
-_NARROW = 60  # in a terminal with fewer columns, the help text of a command is on its own line
+_NARROW = 60  # in a terminal with fewer columns, the help text of a command is on the next line
 
 
 def is_command(line: str) -> bool:
@@ -60,7 +60,7 @@ def command_name(line: str) -> str:
 
 
 def help_text() -> str:
-    """Return the list of all commands, one line each."""
+    """Return the list of all commands, each with its help text."""
     width, room = (
         max(len(f"{n} {c.argument}") for n, c in COMMANDS.items()),
         shutil.get_terminal_size().columns,
@@ -138,7 +138,7 @@ def _think(talk: Conversation, value: str) -> str:
 
 
 def candidates(line: str) -> int:
-    """Return the number N of `/why N`: how many other tokens to show (default 3). Raises InputError."""
+    """Return the N of `/why N`: number of other candidates for each token (default 3). Raises InputError."""
     value = line.partition(" ")[2].strip()
     number = int(value) if value.isascii() and value.isdigit() else 0
     if value and not 1 <= number <= _MOST_CANDIDATES:

@@ -1,19 +1,19 @@
-"""Speculative decoding: guesses several tokens cheaply. A step of the model then keeps the right guesses.
+"""Speculative decoding: guesses several tokens cheaply. One step of the model then checks all guesses.
 
     sequence.speculation = Speculation(NgramDrafter(), 4)            # the text repeats itself
     sequence.speculation = Speculation(ModelDrafter(small), 4)       # a smaller model guesses
 
-Decoding one token reads all weights. Decoding a few tokens also reads them once, and takes about as long. So
-a drafter guesses some tokens, and the model reads all of them together. The guesses before the first wrong
-one are kept, and the model's own choice replaces the wrong one. The tokens have the same distribution as
-without guesses:
+A step that computes one token reads all weights. A step that computes a few tokens also reads all weights
+once, and takes about as long. So a drafter guesses some tokens, and the model computes all of them in one
+step. The guesses before the first wrong guess are kept, and the model's own choice replaces the wrong guess.
+The tokens have the same distribution as without guesses:
 
-- Without sampling, and for guesses that are not drawn (NgramDrafter), the same seed gives *the same* ids,
-  because each choice has the same logits and the same random number. C (minigpt.generation.native) computes
-  the same bits with and without guesses. PyTorch rounds differently if it computes several tokens instead
-  of one. So if two scores are almost equal, it may choose another id than without guesses.
-- Guesses that a model has drawn are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast Inference
-  from Transformers via Speculative Decoding), section 2.3: see `accept`.
+- Without sampling, or if the guesses are not drawn at random (NgramDrafter), the same seed gives *the same*
+  ids as without guesses, because each choice has the same logits and the same random number. Exception:
+  PyTorch rounds differently if it computes several tokens in one step. So if two scores are almost equal, it
+  may choose another id. The C code (minigpt.generation.native) computes the same bits in both cases.
+- Guesses that a model has drawn at random are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast
+  Inference from Transformers via Speculative Decoding), section 2.3: see `accept`.
 
 Letters in shapes: k guesses, V entries of the vocabulary.
 """
@@ -84,7 +84,7 @@ class Speculation:
     """Guesses tokens for one sequence, and counts the right guesses.
 
     Args:
-        count: largest number of guesses at a time.
+        count: largest number of guesses for one step of the model.
     """
 
     def __init__(self, drafter: Drafter, count: int) -> None:
@@ -136,7 +136,7 @@ class Speculation:
 
 
 def speculation(options: GenerationOptions, assistant_model: LanguageModel | None = None) -> Speculation:
-    """Make the Speculation of one sequence: with an assistant model, or without one by prompt lookup."""
+    """Make the Speculation of one sequence. The assistant model guesses; without one, prompt lookup does."""
     if assistant_model is not None:
         return Speculation(ModelDrafter(assistant_model), options.num_assistant_tokens)
     assert options.prompt_lookup_num_tokens is not None, "the other way to guess"
@@ -150,8 +150,8 @@ class NgramDrafter:
     parts of its question or of itself, as code does.
 
     Args:
-        max_matching_ngram_size: the drafter first looks for this number of last tokens. If they did not occur
-            before, it looks for one token fewer, and so on.
+        max_matching_ngram_size: the drafter first looks for an earlier occurrence of this many last tokens.
+            If there is none, it looks for one token fewer, and so on.
     """
 
     def __init__(self, max_matching_ngram_size: int = 3) -> None:
@@ -160,7 +160,7 @@ class NgramDrafter:
         self._size = max_matching_ngram_size
         # n-gram -> index of the token after the last occurrence of the n-gram
         self._ends: dict[tuple[int, ...], int] = {}
-        self._seen = 0  # number of tokens whose n-grams are in the table
+        self._seen = 0  # number of tokens whose n-grams are in `_ends`
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
         """Guess the tokens that followed an earlier occurrence of the sequence's last tokens."""
@@ -233,8 +233,8 @@ def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
 
     Args:
         p, q: distributions, (V,). q[token] must be above 0.
-        keep, again: two independent uniform numbers, 0 <= u < 1: one decides whether the token is kept, the
-            other draws a new token.
+        keep, again: two independent uniform numbers, 0 <= u < 1. `keep` decides whether the token is kept. If
+            not, `again` draws a new token.
     """
     if keep * float(q[token]) < float(p[token]):
         return token

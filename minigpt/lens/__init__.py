@@ -1,14 +1,15 @@
-"""Shows what a model sees and does: the learner's own model, in the terminal, in a picture, in a notebook.
+"""Shows what a model reads, computes and predicts: in the terminal, in a picture, in a notebook.
 
     from minigpt import lens
 
     lens.attention(model, tokenizer, "四川的省会是哪里？").probabilities[1, 2]      # layer 1, head 2: (T, T)
     lens.record(model, ids, ["blocks.*.attn"])                                  # activations by name
 
-May import every folder below it: diagnosis, training, evaluation, generation, weights, finetuning, data,
-families, tokenization, storage, console. `minigpt look`, `plot` and `experiment` print its results.
+Most functions return a view: numbers that can be shown as tables and charts. The commands `minigpt look`,
+`plot` and `experiment` print views. This package may import diagnosis, training, evaluation, generation,
+weights, finetuning, data, families, tokenization, storage and console.
 
-In reading order:
+The modules in reading order:
 
     recorder        activations by name, ablation, patching
     results         tables and charts of a view: terminal, notebook, page, JSON
@@ -22,11 +23,11 @@ In reading order:
     vectors         nearest tokens
     memory          the KV cache
     parameters      sizes and norms of the parameters, and their change in training
-    growth          a view along the checkpoints of a run
+    growth          the same view for each checkpoint of a run
     curves          several runs beside each other
     experiments     runs that fail on purpose
     pictures        PNG, SVG, HTML
-    live            the page of a whole model, with one question opened
+    live            an HTML page that runs a model, and shows one question at its start
 """
 
 from importlib import import_module

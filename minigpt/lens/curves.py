@@ -1,4 +1,4 @@
-"""Compares runs: curves, sizes, losses, times, and answers to the same questions."""
+"""Compares training runs: curves, sizes, losses, times, and answers to the same questions."""
 
 import math
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ Points = tuple[list[int], list[float]]
 
 @dataclass(frozen=True)
 class Curve:
-    """The curves of a training run, and the answers of its best model."""
+    """The loss curves of a training run, and the answers of its best checkpoint."""
 
     name: str
     parameters: int
@@ -38,7 +38,7 @@ class Curve:
 
     @property
     def rose(self) -> float:
-        """The last validation loss minus the lowest one, in nats; nan if none was measured."""
+        """The last validation loss minus the lowest one, in nats; nan without validation losses."""
         return self.val[1][-1] - self.best_loss if self.val[1] else math.nan
 
 
@@ -90,13 +90,13 @@ class Runs(View):
         return say("rises by {nats}", nats=f"{run.rose:.4f}")
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {run.name: f"{run.best_loss:.4f}" for run in self.runs}
 
 
 @without_warning()
 def compare_runs(folders: Sequence[Path], questions: Sequence[str] = ()) -> Runs:
-    """Read the records of runs, and ask their best models the same questions.
+    """Read the records of training runs, and ask the best checkpoint of each run the same questions.
 
     Raises:
         InputError: if a folder holds no run.

@@ -1,6 +1,6 @@
 """Training data as the model sees it: the tokens of examples, and the examples with the highest loss.
 
-batch(conversations, tokenizer).table              # ids, targets, mask, which targets count
+batch(conversations, tokenizer).places             # each token, its target, and whether the target counts
 data(model, tokenizer, conversations).hardest      # the examples with the highest loss
 """
 
@@ -30,7 +30,9 @@ __all__ = ["Data", "Example", "batch", "data", "encode"]
 def encode(
     conversations: Sequence[Conversation], tokenizer: AnyTokenizer, max_length: int
 ) -> EncodedExamples:
-    """Encode conversations as training does: question <sep> answer, or with the tokenizer's chat template.
+    """Encode conversations as training does: with a chat template if the tokenizer is a SubwordTokenizer.
+
+    For other tokenizers: question <sep> answer.
 
     Raises:
         InputError: if max_length leaves no token of an answer, or a chat template fails.
@@ -50,7 +52,7 @@ class Place(NamedTuple):
     id: int
     target: str
     target_id: int
-    is_token: bool  # False: padding
+    is_token: bool  # False: the target is padding
     counts: bool  # True: this target is a part of the loss
 
 
@@ -86,7 +88,7 @@ class Example(View):
         return [*found, Bars(say("targets that count"), lines, counted)]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {say("counts"): str(sum(place.counts for place in self.places))}
 
 
@@ -135,13 +137,13 @@ class Costly(NamedTuple):
 
 @dataclass(frozen=True)
 class Data(View):
-    """The examples of a file with the highest loss, and the tokens with the highest loss."""
+    """A view of training data: its examples with the highest loss, and its tokens with the highest loss."""
 
     loss: float  # nats per token of all answers
     examples: int
     hardest: list[Hard]
     costly: list[Costly]
-    losses: npt.NDArray[np.float64]  # (examples,) in the order of the file
+    losses: npt.NDArray[np.float64]  # (examples,)  loss of each example's answers, in the order of the file
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""
@@ -165,7 +167,7 @@ class Data(View):
         return [Table(title, columns, rows, (0, 1)), costly, *([bars] if whole else [])]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {say("loss"): f"{self.loss:.4f}", say("hardest"): shown(self.hardest[0].question)}
 
 
@@ -181,7 +183,7 @@ def data(
     """Measure the loss of each example's answers, and of each token of the answers.
 
     Args:
-        count: number of examples with the highest loss in the result, and number of such tokens.
+        count: the result has this many examples and this many tokens: those with the highest loss.
         on_progress: called with the number of examples measured so far.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)

@@ -1,10 +1,10 @@
-"""Trains a model that fails on purpose, and the usual model to compare with it.
+"""Trains a small GPT twice: as usual, and with one change that shows why this detail matters.
 
     experiment("no-causal-mask", conversations).runs
 
-The result shows the loss curves of both runs, some answers, and the reason of the failure. Both runs have
-the same small model, seed, data and number of steps. Only one detail differs: the model, or an option of
-training. The training step is that of `minigpt train`.
+The result shows the loss curves of both runs, some answers, and why the changed run fails. Only one detail
+of the runs differs: the model's architecture, a training option, or the number of training examples. Both
+runs use the training step of `minigpt train`.
 """
 
 import dataclasses
@@ -35,7 +35,8 @@ from minigpt.training.step import TrainStep
 __all__ = ["EXPERIMENTS", "Experiment", "Result", "experiment"]
 
 STEPS = 120
-# only conversations with one of the first 100 answers are used: a small model learns these in seconds
+# only conversations whose answer is one of the first 100 distinct answers are used: a small model learns
+# these in seconds
 _ANSWERS = 100
 _CPU = torch.device("cpu")
 
@@ -172,7 +173,7 @@ class Run:
     """One of the two runs of an experiment: its losses and answers."""
 
     name: str
-    train: tuple[list[int], list[float]]  # (training steps, loss of the batch's answers at each step)
+    train: tuple[list[int], list[float]]  # (training steps, training loss at each step)
     val: tuple[list[int], list[float]]  # (training steps, loss of the held-out answers at each step)
     answers: list[str]
 
@@ -212,7 +213,7 @@ class Result(View):
         return [*found, Table(say("why"), ("",), [(say(about.why),)])]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {run.name: f"{run.val[1][-1]:.3f}" for run in self.runs}
 
 
@@ -223,16 +224,16 @@ def experiment(
     seed: int = 42,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Result:
-    """Train the usual small model, and the model that fails, on the same data.
+    """Run an experiment: train a small GPT as usual, then again with the experiment's change.
 
     Args:
         name: a key of EXPERIMENTS.
-        conversations: questions and answers; a fifth of the conversations is held out.
+        conversations: questions and answers; a fifth of the conversations is held out for validation.
         steps: number of training steps of each run.
         on_progress: called with the number of training steps done so far, in both runs together.
 
     Raises:
-        InputError: if there is no such experiment.
+        InputError: if `name` is not a key of EXPERIMENTS.
     """
     if name not in EXPERIMENTS:
         raise InputError(unknown_name("experiment", name, EXPERIMENTS))

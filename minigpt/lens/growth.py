@@ -23,7 +23,7 @@ __all__ = ["Along", "along", "kept_checkpoints"]
 
 @dataclass(frozen=True)
 class Along(View):
-    """A view that holds another view for each kept checkpoint of a run."""
+    """A view that holds one view for each checkpoint that a run has kept."""
 
     run: str
     steps: list[int]
@@ -90,7 +90,7 @@ def _steps(folders: Sequence[Path]) -> list[int]:
 
 
 def _loaded(folder: Path, device: torch.device | str) -> tuple[LanguageModel, AnyTokenizer]:
-    """Load a checkpoint. If it is an adapter, also load the base model that its folder names."""
+    """Load a checkpoint. If it is an adapter, also load the base model named in adapter_config.json."""
     if not is_adapter(folder):
         return load_model_and_tokenizer(folder, device)
     base = Path(str(read_json(folder / "adapter_config.json").get("base_model_name_or_path")))

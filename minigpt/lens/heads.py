@@ -25,7 +25,7 @@ __all__ = ["Ablation", "Attention", "ablate", "attention"]
 
 @dataclass(frozen=True)
 class Attention(View):
-    """A view of the attention on one text: holds all heads, shows those of `layer` and `head` (None: all)."""
+    """A view of the attention on one text. It holds all heads, and shows `layer` and `head` (None: all)."""
 
     pieces: list[str]  # (T) texts of the tokens
     probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
@@ -70,8 +70,8 @@ class Attention(View):
     def _overview(self, say: Say) -> Table:
         """Return a table with a row for each head to show.
 
-        A row shows to which tokens the prompt's last token attends. It also has three means over all query
-        tokens: their attention to themselves, to the token before them, and to the first token.
+        A row shows to which tokens the prompt's last token attends. It also shows three means over all
+        tokens: how much a token attends to itself, to the token before it, and to the first token.
         """
         T = len(self.pieces)
         rows = []
@@ -82,7 +82,7 @@ class Attention(View):
             looked = self._looked_at(layer, head, self.start, 3)
             rows.append((f"{layer}.{head}", looked, *map(percent, shares)))
         title = say("what each head looks at when the answer begins; its mean share on three places")
-        if self.start == T - 1:  # there is no answer, but only a plain text, or only a question
+        if self.start == T - 1:  # no answer follows: a plain text, or a question alone
             title = say("what each head looks at from the last token; its mean share on three places")
         columns = (say("layer.head"), say("looks at"), say("itself"), say("before"), say("first"))
         return Table(title, columns, rows, (2, 3, 4))
@@ -93,7 +93,7 @@ class Attention(View):
         return "  ".join(f"{self.pieces[i]} {percent(float(weights[i]))}" for i in best if weights[i] >= 0.01)
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {f"{layer}.{head}": self._looked_at(layer, head, self.start, 2) for layer, head in self.chosen}
 
 
@@ -135,7 +135,7 @@ class Ablation(View):
     count: int  # number of tokens of the answers
     heads: Floats  # (layers, heads)  loss without the head, minus `loss`
     layers: Floats  # (layers,)  loss without the attention and the MLP of the layer, minus `loss`
-    parts_off: dict[str, Floats]  # "attn" or "mlp" -> (layers,)  loss without it in one layer, minus `loss`
+    parts_off: dict[str, Floats]  # "attn" or "mlp" -> (layers,)  loss without this part, minus `loss`
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""
@@ -157,7 +157,7 @@ class Ablation(View):
         return [Table(title, columns, rows, (0, 1, 2, 3)), heat]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         layer, head = np.unravel_index(self.heads.argmax(), self.heads.shape)
         return {say("loss"): f"{self.loss:.4f}",
                 say("dearest head"): f"{layer}.{head} {self.heads[layer, head]:+.3f}"}  # fmt: skip

@@ -33,7 +33,7 @@ class LogitLens(View):
     ranks: list[list[int]]  # (L, n) rank of the token in `writes`; 1: the most likely one
 
     def known_after(self, place: int) -> int | None:
-        """Return the first layer from which on each layer predicts writes[place]; None if there is none."""
+        """Return the index of the first layer from which on all layers predict writes[place], or None."""
         later = [i for i in range(len(self.layers)) if all(row[place] == 1 for row in self.ranks[i:])]
         return later[0] if later else None
 
@@ -58,7 +58,7 @@ class LogitLens(View):
         return say("embedding") if name == "embeddings" else name.removeprefix("blocks.")
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         names = [self._short(name, say) for name in self.layers]
         firsts = [self.known_after(place) for place in range(len(self.reads))]
         known = [f"{text} {'-' if i is None else names[i]}" for text, i in zip(self.writes, firsts)]

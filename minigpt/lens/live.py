@@ -3,9 +3,9 @@
 reading = read_question(model, tokenizer, "四川的省会是哪里？")
 write_live_page("page.html", folder, model, tokenizer, opened=Opened("四川的省会是哪里？", reading))
 
-The page generates with the settings that the model's folder recommends. `opened` is a question, with the
-answer and the numbers of its reading, that the page shows at its start. This module collects what the page
-needs; weights/html_file.py writes the file.
+The page generates with the options that the model's folder recommends (generation_config.json). At its
+start, the page shows the question and answer in `opened`. This module collects what the page needs;
+weights/html_file.py writes the file.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ LiveView = Literal["attention", "distribution", "steps", "lens"]
 
 @dataclass(frozen=True)
 class Opened:
-    """A question and a view that the page shows when it is opened.
+    """A question with its answer, and the view of them that the page shows at its start.
 
     The page computes with the same token ids as the views in the terminal, so the numbers are the same.
     """
 
-    said: str  # the question or the text
+    said: str  # the question, or a plain text
     reading: Reading
     view: LiveView = "attention"
     layer: int | None = None
@@ -58,7 +58,7 @@ def write_live_page(
 
     Args:
         folder: the model's folder, from which prompt format, generation options and name are read.
-        dtype: type of the matrices in the page.
+        dtype: data type of the weight matrices in the page.
         opened: a question that the page shows at its start; None: the page waits for a question.
 
     Returns: sentences that say where the page's results differ from minigpt's.
@@ -87,6 +87,6 @@ def write_live_page(
 
 
 def _name(folder: Path) -> str:
-    """Return the model's name for the page: the folder's name; for `best` or `last`, the run's name."""
+    """Return the folder's name. For a checkpoint folder `best` or `last`, return its run folder's name."""
     whole = folder.absolute()
     return whole.parent.name if whole.name in ("best", "last") else whole.name

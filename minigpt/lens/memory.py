@@ -65,7 +65,7 @@ class Cache(View):
         return [Table(say("the KV cache"), ("", ""), rows, (1,)), growth, *maps]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {say("bytes"): f"{self.shape[2] * self.bytes_per_token:,}"}
 
 
@@ -77,7 +77,7 @@ def cache(
     answer: str | None = None,
     form: PromptFormat | None = None,
 ) -> Cache:
-    """Run the model on a question and an answer with a KV cache, as generation does. Measure the cache.
+    """Run the model on a question and an answer with a KV cache, and measure what the cache then holds.
 
     Raises:
         InputError: if the text is too long for the model.

@@ -41,7 +41,7 @@ class Weights(View):
 
     @property
     def count(self) -> int:
-        """The number of parameters; a tied lm_head counts once."""
+        """The number of parameters. A tied lm_head is not counted again."""
         return sum(part.number for part in self.matrices)
 
     def as_dict(self) -> dict[str, object]:
@@ -89,7 +89,7 @@ class Weights(View):
         return [numbers, Table(title, columns, details, range(3, 7)), *charts]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         largest = max(self.matrices, key=lambda part: part.largest)
         total = sum(part.norm**2 for part in self.matrices) ** 0.5
         return {say("norm"): f"{total:.2f}", say("largest"): f"{largest.largest:.2f}"}
@@ -111,7 +111,7 @@ def weights(model: LanguageModel, against: LanguageModel | None = None, name: st
         name: name of the earlier model in the view.
 
     Raises:
-        InputError: if the two models have different weights.
+        InputError: if a weight is missing in the earlier model, or has another shape there.
     """
     before = {} if against is None else dict(_matrices(against))
     found = []

@@ -1,6 +1,7 @@
 """Writes a view as a picture (PNG, SVG, PDF) or as a page of HTML.
 
-The charts of a view are drawn; a view without charts is drawn as its tables. A page needs no matplotlib.
+A picture shows the charts of the views; if there are no charts, it shows the tables. A page shows both, and
+needs no matplotlib.
 """
 
 import math
@@ -21,7 +22,7 @@ from minigpt.storage.files import atomic_write
 __all__ = ["check_picture", "write_picture"]
 
 _MOST = 144  # largest number of charts in a picture
-_LABELS = 48  # largest number of labels on an axis; of more labels, only some are drawn
+_LABELS = 48  # largest number of labels on an axis; if there are more, only every n-th label is drawn
 _ROWS = 40  # largest number of rows of a table in a picture
 
 
@@ -81,7 +82,7 @@ def _chosen(parts: Sequence[Part]) -> list[Part]:
 
 
 def _same_labels(charts: Sequence[Part]) -> bool:
-    """Return True if all charts are heat maps with the same labels. Then only the outer ones need labels."""
+    """Return True if all charts are heat maps with equal labels, so that the outer charts alone show them."""
     first = charts[0]
     return isinstance(first, Heat) and all(
         isinstance(one, Heat) and (one.rows, one.columns) == (first.rows, first.columns) for one in charts

@@ -1,8 +1,9 @@
 """What a model predicts: the loss of each token, the distribution of the next token, sampled answers.
 
 loss(model, tokenizer, "四川的省会是哪里？", "成都。").mean
-next_token(model, tokenizer, "四川的省会是哪里？", temperatures=(0.5, 2)).probabilities
-sampled_answers(model, tokenizer, "四川的省会是哪里？", temperatures=(0.5, 2), count=10)
+cool = GenerationOptions(do_sample=True, temperature=0.5)
+next_token(model, tokenizer, "四川的省会是哪里？", options=[cool]).probabilities
+sampled_answers(model, tokenizer, "四川的省会是哪里？", options=[cool], count=10)
 """
 
 from collections import Counter
@@ -49,7 +50,7 @@ class Loss(View):
     question: str
     tokens: list[TokenLoss]
     is_own: bool  # True: the model has written the answer itself
-    is_text: bool = False  # True: the tokens are those of a text, not of an answer
+    is_text: bool = False  # True: the tokens come from a plain text, not from an answer
 
     @property
     def mean(self) -> float:
@@ -88,7 +89,7 @@ class Loss(View):
         return [Table(title, columns, rows, (1, 2, 3)), bars]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         sure = f"{self.least_sure.text} {percent(self.least_sure.probability)}"
         return {say("answer"): self.answer, say("loss"): f"{self.mean:.4f}", say("least sure"): sure}
 
@@ -117,7 +118,7 @@ def loss(
     reading = read_question(model, tokenizer, question, answer, form)
     if not reading.answer:
         raise InputError("the answer has no tokens: there is no loss to look at")
-    logits = read_logits(model, reading.ids)[len(reading.prompt) - 1 : -1]  # (n, V)
+    logits = read_logits(model, reading.ids)[len(reading.prompt) - 1 : -1]  # (n, V)  n tokens of the answer
     log_p = F.log_softmax(logits, dim=-1)
     top = log_p.topk(min(others + 1, log_p.shape[-1]))
     found = []
@@ -136,8 +137,8 @@ class NextToken(View):
     """A view of the next token's probabilities under several generation options."""
 
     before: str  # the end of the text that the model has read
-    # Names of the distributions. The first, "", is that of the model itself. Each of the others belongs to a
-    # set of generation options, such as "T 0.5".
+    # a name for each distribution: first "", the model's own distribution; then a short text for each set of
+    # generation options, such as "T 0.5" for temperature=0.5
     options: list[str]
     tokens: list[str]  # the whole vocabulary, the most likely tokens first
     probabilities: Floats  # (len(options), len(tokens)); 0 means that the token cannot be drawn
@@ -160,7 +161,7 @@ class NextToken(View):
         return [Table(title, ("", *names), rows, range(1, len(names) + 1)), *bars]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         pairs = zip(self.tokens[:5], self.probabilities[0][:5])
         return {say("next token"): _named([(text, float(value)) for text, value in pairs])}
 
@@ -178,8 +179,8 @@ def next_token(
 
     Args:
         after: the beginning of the answer; "": the first token of the answer is predicted.
-        options: one distribution is computed for each entry, in the same order as in generation: first
-            penalties, then temperature, then top_k, top_p and min_p.
+        options: for each entry, one distribution is computed. As in generation, penalties change the logits
+            first, then temperature, then top_k, top_p and min_p.
         show: number of tokens in the view's table.
     """
     ids = prompt_ids(tokenizer, question, form)
@@ -187,7 +188,7 @@ def next_token(
     logits = read_logits(model, ids)[-1:]  # (1, V)
     rows = [logits.softmax(dim=-1)[0]]
     for one in options:
-        # Some penalties count only tokens of the answer so far (`after`), not of the question.
+        # number of tokens in the beginning of the answer: some penalties ignore the question's tokens
         new = len(bare_ids(tokenizer, after)) if after else 0
         scores = logits
         eos = [index for index in (tokenizer.eos_token_id,) if index is not None]
@@ -239,7 +240,7 @@ class Answers(View):
         ]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {say("answer"): "  ".join(text for drawn in self.answers for text in dict.fromkeys(drawn))}
 
 

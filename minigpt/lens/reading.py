@@ -22,13 +22,13 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["Reading", "prompt_ids", "read_question", "read_text", "usual_format"]
 
-# a plain text is cut to this number of tokens T, because the attention of each head takes memory for (T, T)
+# a plain text is cut to this number of tokens, because attention weights take memory for tokens x tokens
 _MOST = 512
 
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt and an answer as ids. For a plain text, the first token is the prompt, the rest the answer."""
+    """A prompt and an answer as ids. Of a plain text, the first token is `prompt`, the rest is `answer`."""
 
     prompt: list[int]
     answer: list[int]  # its last id is the end token, if the answer has one
@@ -54,7 +54,7 @@ def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
 
 
 def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None = None) -> list[int]:
-    """Return the ids of `question` in a prompt format. With "text", it is the beginning of a text."""
+    """Return the ids of `question` in a prompt format. With form="text", it is the beginning of a text."""
     return question_ids(tokenizer, form or usual_format(tokenizer), question)
 
 
@@ -72,12 +72,13 @@ def read_question(
         model: writes the answer if none is given, always with its most likely token.
         tokenizer: the model's tokenizer.
         question: the question. For a model that continues texts: the beginning of a text.
-        answer: the answer, after which the end token is added (not after a text). None: the model writes it.
+        answer: the answer. An end token is added to it, except with form="text". None: the model writes it.
         form: the prompt format. None: the usual format for this tokenizer.
         max_new_tokens: largest number of tokens that the model writes.
 
     Raises:
-        InputError: if question and answer together are longer than the model can read.
+        InputError: if the tokenizer lacks the chat template or <sep> that the prompt format needs. If the
+            model has to write the answer: also if the prompt is empty or too long for the model.
     """
     if isinstance(question, Reading):
         return question
@@ -115,6 +116,6 @@ def _written(model: LanguageModel, tokenizer: AnyTokenizer, prompt: list[int], m
     (ids, reason), *_ = generate_ids(model, [prompt], options, ends, tokenizer=tokenizer)
     if reason != "eos":
         return ids
-    # `ids` lacks the end token that ended the answer: append the most likely one of the possible end tokens
+    # generate_ids leaves out the end token: append the most likely of the possible end tokens
     last = read_logits(model, [*prompt, *ids])[-1]
     return [*ids, max(ends, key=last.__getitem__)]

@@ -4,7 +4,7 @@
     seen["blocks.3.attn"]                                        # (B, T, C), what the layer adds
     record(model, ids, ["logits"], {"blocks.3.attn": torch.zeros_like})          # without this layer
     record(model, ids, ["logits"], switched_off(model, layer=3, head=2))         # without this head
-    record(model, ids, ["logits"], {"blocks.3": other["blocks.3"]})              # patched from another text
+    record(model, ids, ["logits"], {"blocks.3": other["blocks.3"]})              # patched: from another text
 
 The names are the same for both families, for any precision, and with adapters:
 
@@ -18,8 +18,8 @@ The names are the same for both families, for any precision, and with adapters:
     logits                           (B, T, V)
 
 Forward hooks record the activations, so the models need no code for recording. PyTorch's fused attention does
-not return the probabilities. If they are recorded or replaced, the model computes attention step by step. To
-replace them, the call of softmax that computes them is intercepted, because no module returns them.
+not return the attention probabilities. To record or replace the probabilities, the model computes attention
+step by step. No module returns the probabilities, so to replace them, the call of softmax is intercepted.
 
 Letters in shapes: B rows, T tokens, C channels, H heads, D channels of a head, V entries of the vocabulary.
 """
@@ -64,10 +64,10 @@ def record(
         input_ids: (B, T).
         names: names, or patterns such as "blocks.*.mlp".
         changes: name -> a tensor that replaces the activation, or a function old -> new. Later parts of the
-            model compute with the changed activation, which is also recorded.
+            model compute with the new activation. If it is recorded, `record` returns the new activation.
 
     Raises:
-        InputError: if there is no such name, or a replacement has another shape.
+        InputError: if the model has no activation of a name, or a new activation has another shape.
     """
     every, changes = activation_names(model), changes or {}
     wanted = {name for pattern in names for name in _matching(pattern, every)}
@@ -206,7 +206,7 @@ def _changed(name: str, value: Tensor, change: Change) -> Tensor:
 
 
 def _place(model: LanguageModel, name: str) -> tuple[nn.Module, bool]:
-    """Return (module of an activation, True if the activation is the module's input, False if its output)."""
+    """Return the module of an activation, and True if the activation is the module's input, else False."""
     family = family_of(model.config)
     if name == "embeddings":
         return model.blocks[0], True
@@ -226,7 +226,7 @@ def _hook(
 ) -> Callable[..., Any]:
     """Return a hook that records an activation. If `change` is given, the hook also changes the activation.
 
-    With is_input=True, it is a forward pre-hook, for the module's input; otherwise a forward hook.
+    With is_input=True, the hook is a forward pre-hook, for the module's input; otherwise a forward hook.
     """
 
     def hook(_: nn.Module, inputs: tuple[Any, ...], output: Any = None) -> Any:

@@ -112,7 +112,10 @@ class View:
         raise NotImplementedError
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary of the view as one table row: column -> cell. `--along` makes a table of them."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}.
+
+        The option `--along` of `minigpt look` shows such a row for each checkpoint.
+        """
         raise NotImplementedError
 
     def as_dict(self) -> dict[str, Any]:
@@ -189,7 +192,7 @@ def _as_text(part: Part, say: Say, width: int) -> str:
 
 
 def _heat_text(heat: Heat, say: Say, width: int) -> str:
-    """Draw a heat map as text. Each square, and so each label of a column, is at most two characters wide."""
+    """Draw a heat map as text. Each square is two characters wide, so each column label is cut to two."""
     left = max(map(cell_len, heat.rows), default=0)
     if left + 1 + 2 * len(heat.columns) > width:
         note = "({title}: too wide for {width} columns; --plot FILE draws it)"
@@ -247,10 +250,9 @@ def fragment(view: View, language: Language = "en") -> str:
 
 
 def longest_bar(parts: Sequence[Part]) -> float | None:
-    """Return the length of the longest bar in several bar charts, which are drawn with one scale.
+    """Return the length of the longest bar in bar charts that share one scale.
 
-    Returns None if there are fewer than two bar charts, or if their labels differ: then each chart has its
-    own scale.
+    Returns None if each chart has its own scale: there are fewer than two bar charts, or their labels differ.
     """
     bars = [part for part in parts if isinstance(part, Bars)]
     if len(bars) < 2 or any([*one.labels] != [*bars[0].labels] for one in bars):

@@ -1,4 +1,4 @@
-"""Shows the tokens of a text: pieces, ids, bytes, unknown characters, and BPE's merges step by step."""
+"""Shows the tokens of a text: texts, ids and bytes, unknown characters, and BPE's merges step by step."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -23,7 +23,7 @@ class Piece(NamedTuple):
 
 
 class Merges(NamedTuple):
-    """The BPE merges of one word. `steps`: its parts after each merge, at first bytes, in the end tokens."""
+    """The BPE merges of one word. `steps`: the word's bytes, then its parts after each merge."""
 
     word: str
     steps: list[list[str]]
@@ -66,7 +66,7 @@ class Tokens(View):
         return [*found, Bars(say("bytes of each token"), labels, lengths)]
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {say("tokens"): "|".join(shown(piece.text) for piece in self.pieces)}
 
 
@@ -74,7 +74,7 @@ def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
     """Cut a text into tokens, as a view. No special tokens are added.
 
     Raises:
-        InputError: for a lone surrogate, which is half of a character.
+        InputError: if the text contains a lone surrogate (half of a UTF-16 pair).
     """
     if isinstance(tokenizer, SubwordTokenizer):
         ids, spans = tokenizer.encode_with_offsets(text)

@@ -1,4 +1,4 @@
-"""Finds the nearest tokens of a token, by the vectors of the input embedding and the rows of lm_head."""
+"""Finds the tokens nearest to a token, by their vectors in the input embedding and their rows in lm_head."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -54,7 +54,7 @@ class Neighbours(View):
         return found
 
     def headline(self, say: Say) -> dict[str, str]:
-        """Return a summary for one table row: column -> cell."""
+        """Return a summary of this view: one table row, as a dict {column title: cell}."""
         return {
             piece: " ".join(near.text for near in inside[:5])
             for piece, inside in zip(self.pieces, self.inputs)
@@ -81,8 +81,9 @@ def neighbours(model: LanguageModel, tokenizer: AnyTokenizer, text: str, count: 
 
 
 def float_matrix(module: Any) -> Tensor:
-    """Return the matrix of a linear layer in float32, (N outputs, K inputs), with its active adapters."""
-    # a bottleneck adapter is not linear, so it cannot become a part of the matrix
+    """Return the weight matrix of a linear layer or an embedding in float32, with its active adapters."""
+    # A bottleneck adapter is not linear, so it cannot become a part of the matrix. With such an adapter, the
+    # matrix is returned without adapters.
     if isinstance(module, AdaptedLayer):
         is_linear = all(layer.is_linear for layer in module.actives)
         return (module.merged()[0] if is_linear else module.float_weight()).detach().float()

@@ -50,7 +50,7 @@ def new_cache(layers: int, G: int, size: int, D: int, dtype: Any, np: Any = nump
     would copy the whole array for each token.
     """
     blank = [{name: np.zeros((G, size, D), dtype) for name in ("k", "v")} for _ in range(layers)]
-    # int32 instead of a Python int: under jax.jit, the loop must get the same types in each step
+    # int32 instead of a Python int: under jax.jit, the generation loop needs the same types in each step
     return {"length": np.int32(0), "layers": blank}
 
 

@@ -8,8 +8,10 @@ again from x. So the forward pass keeps only the inputs of the blocks.
 
 Only the chain rule is needed: if y = f(x), then dloss/dx = dloss/dy * f'(x).
 
-Letters in shapes are those of `gpt2.py`. The functions compute one sequence. The gradient of a batch is the
-mean over its sequences.
+The functions compute one sequence. The gradient of a batch is the mean over its sequences.
+
+Letters in shapes: T tokens, C channels, H heads, D = C / H channels of a head, V entries of the vocabulary, N
+positions.
 """
 
 import math
@@ -26,13 +28,13 @@ __all__ = ["loss_and_gradients"]
 
 
 def linear_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple[Array, Tree]:
-    """Gradients of y = x @ weight + bias; g (T, out), x (T, in)."""
-    # gradients of x (T, in), of weight (in, out) and of bias (out,)
+    """Gradients of y = x @ weight + bias, from g = dloss/dy (T, out) and x (T, in)."""
+    # gradients with respect to x (T, in), weight (in, out) and bias (out,)
     return g @ weight.T, {"weight": x.T @ g, "bias": g.sum(axis=0)}
 
 
 def layer_norm_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple[Array, Tree]:
-    """Gradients of y = normed * weight + bias, normed = (x - mean) / deviation; g and x (T, C)."""
+    """Gradients of y = normed * weight + bias, normed = (x - mean) / deviation; g = dloss/dy and x (T, C)."""
     centred = x - x.mean(axis=-1, keepdims=True)  # (T, C)
     deviation = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)  # (T, 1)
     normed = centred / deviation  # (T, C)
@@ -43,7 +45,7 @@ def layer_norm_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple
 
 
 def gelu_tanh_backward(g: Array, x: Array) -> Array:
-    """Gradient of y = x/2 (1 + tanh u) with u = c (x + 0.044715 x^3).
+    """Gradient of y = x/2 (1 + tanh u) with u = c (x + 0.044715 x^3): g * y', where g is dloss/dy.
 
     y' = (1 + tanh u)/2 + x/2 (1 - tanh^2 u) u'
     """
@@ -53,7 +55,7 @@ def gelu_tanh_backward(g: Array, x: Array) -> Array:
 
 
 def gelu_exact_backward(g: Array, x: Array) -> Array:
-    """Gradient of y = x P(x): y' = P(x) + x p(x). P is the normal distribution function, p its density."""
+    """Gradient of y = x P(x): g (P(x) + x p(x)). P is the normal distribution function, p its density."""
     share = np.fromiter(
         (0.5 * math.erfc(-number) for number in (x * math.sqrt(0.5)).ravel().tolist()), x.dtype
     )
@@ -65,7 +67,7 @@ GELUS_BACKWARD = {"tanh": gelu_tanh_backward, "exact": gelu_exact_backward}
 
 
 def mlp_backward(g: Array, x: Array, c_fc: Tree, c_proj: Tree, gelu: str) -> tuple[Array, Tree]:
-    """Gradients of y = linear(gelu(linear(x))); g and x (T, C)."""
+    """Gradients of y = linear(gelu(linear(x))); g = dloss/dy and x (T, C)."""
     u = linear(x, **c_fc)  # (T, 4C)
     d, of_proj = linear_backward(g, GELUS[gelu](u), **c_proj)  # (T, 4C)
     d, of_fc = linear_backward(GELUS_BACKWARD[gelu](d, u), x, **c_fc)  # (T, C)
@@ -73,21 +75,21 @@ def mlp_backward(g: Array, x: Array, c_fc: Tree, c_proj: Tree, gelu: str) -> tup
 
 
 def attend_backward(g: Array, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:
-    """Gradients of y = softmax(q k^T / sqrt(D)) v, causal, with respect to q, k and v; all (H, T, D)."""
+    """Gradients of y = softmax(q k^T / sqrt(D)) v, causal, for q, k and v; g = dloss/dy; all (H, T, D)."""
     T, D = q.shape[1:]
     scores = q @ k.swapaxes(1, 2) / math.sqrt(D)  # (H, T, T)
     weights = softmax(np.where(np.tri(T, dtype=bool), scores, -math.inf))  # (H, T, T)
     d_weights = g @ v.swapaxes(1, 2)  # (H, T, T)
-    # The weights of a row sum to 1. So the softmax removes the part of the gradient that is the same for all
-    # weights of the row: the subtraction below. A masked key has weight 0, so the product gives it the
-    # gradient 0, and no line for the mask is needed.
+    # The weights of a row always sum to 1. So a gradient that is the same for all weights of a row has no
+    # effect, and the subtraction removes it. A masked key has weight 0, so the product makes its gradient 0,
+    # and the mask is not needed here.
     d_scores = weights * (d_weights - (d_weights * weights).sum(axis=-1, keepdims=True))  # (H, T, T)
     d_scores = d_scores / math.sqrt(D)
     return d_scores @ k, d_scores.swapaxes(1, 2) @ q, weights.swapaxes(1, 2) @ g  # (H, T, D) each
 
 
 def attention_backward(g: Array, x: Array, c_attn: Tree, c_proj: Tree, n_head: int) -> tuple[Array, Tree]:
-    """Gradients of y = linear(attend(heads of linear(x))); g and x (T, C)."""
+    """Gradients of y = linear(attend(heads of linear(x))); g = dloss/dy and x (T, C)."""
     T, C = x.shape
     q, k, v = linear(x, **c_attn).reshape(T, 3, n_head, C // n_head).transpose(1, 2, 0, 3)  # (H, T, D) each
     out = attend(q, k, v, np.arange(T))  # (T, C)
@@ -101,21 +103,25 @@ def attention_backward(g: Array, x: Array, c_attn: Tree, c_proj: Tree, n_head: i
 def block_backward(
     g: Array, x: Array, ln_1: Tree, attn: Tree, ln_2: Tree, mlp: Tree, n_head: int, gelu: str
 ) -> tuple[Array, Tree]:
-    """Gradients of y = middle + mlp(ln_2(middle)) with middle = x + attention(ln_1(x)); g and x (T, C)."""
+    """Gradients of y = m + mlp(ln_2(m)) with m = x + attention(ln_1(x)); g = dloss/dy and x (T, C).
+
+    In the code, m is `middle`.
+    """
     normed = layer_norm(x, **ln_1)  # (T, C)
     middle = x + attention_forward(normed, **attn, n_head=n_head, positions=np.arange(len(x)))[0]  # (T, C)
     d, of_mlp = mlp_backward(g, layer_norm(middle, **ln_2), **mlp, gelu=gelu)
     d, of_ln_2 = layer_norm_backward(d, middle, **ln_2)
-    g = g + d  # (T, C): gradient of `middle`: one part from the residual stream, one from the MLP
+    g = g + d  # (T, C): dloss/dmiddle; g comes through the residual stream, d through the MLP
     d, of_attn = attention_backward(g, normed, **attn, n_head=n_head)
     d, of_ln_1 = layer_norm_backward(d, x, **ln_1)
     return g + d, {"ln_1": of_ln_1, "attn": of_attn, "ln_2": of_ln_2, "mlp": of_mlp}
 
 
 def next_token_losses_backward(logits: Array, targets: Array, mask: Array) -> Array:
-    """Gradient of the loss, the mean of -log softmax(logits)[target] where mask is 1; (T, V) -> (T, V).
+    """Gradient of the loss with respect to the logits, (T, V) -> (T, V).
 
-    The gradient is simple: the predicted probabilities minus the one-hot target.
+    The loss is the mean of -log softmax(logits)[target] over the positions whose mask is 1. The gradient is
+    simple: the predicted probabilities minus the one-hot target, divided by the number of these positions.
     """
     g = softmax(logits)  # (T, V)
     g[np.arange(len(targets)), targets] -= 1
@@ -130,12 +136,12 @@ def loss_and_gradients(
     Args:
         params: the weights.
         ids: ids of the tokens, (T+1,).
-        mask: (T,), 1 where the loss counts the token of ids[1:], else 0. Default: 1 everywhere.
+        mask: (T,), 1 where the token of ids[1:] counts in the loss, else 0. Default: 1 everywhere.
         n_head: number of heads.
         gelu: "tanh" or "exact".
     """
     ids = np.asarray(ids)
-    # (T,) each: the tokens that the model reads, and the next token of each
+    # (T,) each: the tokens that the model reads, and for each of them the next token
     given, targets = ids[:-1], ids[1:]
     wte, wpe, ln_f = params["wte"]["weight"], params["wpe"]["weight"], params["ln_f"]
     mask = np.ones(len(targets), wte.dtype) if mask is None else np.asarray(mask, wte.dtype)
@@ -149,13 +155,13 @@ def loss_and_gradients(
     loss = float((next_token_losses(logits, targets) * mask).sum() / mask.sum())
     # backward pass
     g = next_token_losses_backward(logits, targets, mask)  # (T, V)
-    d_wte = g.T @ hidden  # (V, C): gradient of wte as the output matrix
+    d_wte = g.T @ hidden  # (V, C): the gradient that wte gets as the output matrix
     g, of_ln_f = layer_norm_backward(g @ wte, inputs[-1], **ln_f)  # (T, C)
     of_blocks: list[Tree] = []
     for weights, x in zip(reversed(params["h"]), reversed(inputs[:-1]), strict=True):
         g, of_block = block_backward(g, x, **weights, n_head=n_head, gelu=gelu)  # (T, C)
         of_blocks.insert(0, of_block)
-    # add the gradient of wte as the embedding; `+=` would count a repeated token once
+    # add the gradient that wte gets as the embedding; `d_wte[given] += g` would count a repeated token once
     np.add.at(d_wte, given, g)
     d_wpe = np.zeros_like(wpe)  # (N, C)
     d_wpe[positions] = g

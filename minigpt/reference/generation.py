@@ -21,11 +21,11 @@ def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | No
     """Check the ids of a prompt. Without this check, wrong ids would give wrong results and no error.
 
     NumPy counts negative ids from the end of the table, and JAX replaces an id that is too large by the last
-    one.
+    id.
 
     Raises:
-        InputError: for an empty prompt, an id outside the vocabulary (V ids), or more than N tokens, prompt
-            and new tokens together.
+        InputError: if the prompt is empty, an id is outside the vocabulary (V ids), n_tokens_to_generate is
+            below 0, or prompt and new tokens together are more than N.
     """
     if len(ids) == 0:
         raise InputError("the prompt is empty: the model needs at least one token to continue")
@@ -63,7 +63,7 @@ def generate(
     Args:
         ids: the prompt.
         params: the weights.
-        step, forward: the model's functions of these names.
+        step, forward: the model's functions of these names, such as gpt2.step and gpt2.forward.
         cache: called with a number of tokens; makes an empty cache for this number.
         settings: further arguments of step and forward.
         n_tokens_to_generate: largest number of new tokens.

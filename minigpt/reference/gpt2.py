@@ -50,7 +50,7 @@ def gelu_tanh(x: Array, np: Any = numpy) -> Array:
 
 
 def gelu_exact(x: Array, np: Any = numpy) -> Array:
-    """The exact GELU: x times the standard normal distribution function. minigpt's default for new models."""
+    """The exact GELU: x times the standard normal distribution function. New models use it by default."""
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5), np))
 
 

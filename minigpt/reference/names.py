@@ -1,6 +1,7 @@
 """Converts flat names to a tree and back: {"h.0.ln_1.weight": a} <-> {"h": [{"ln_1": {"weight": a}}]}.
 
-A Hugging Face name is a path. The parts of a path are dict keys; parts that are digits are list indices.
+A Hugging Face name is a path. A part of the path that consists of digits is a list index; other parts are
+dict keys.
 """
 
 from collections.abc import Callable, Mapping

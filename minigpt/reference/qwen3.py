@@ -49,7 +49,7 @@ def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = 
     """Return cos and sin, (T, D/2) each, of the angle by which RoPE rotates each pair of channels.
 
     The angle of pair i at position p is p * rope_theta^(-2i/D). Cos and sin are computed in the dtype of the
-    weights, as in the published model.
+    weights.
     """
     frequencies = 1 / rope_theta ** (np.arange(0, D, 2).astype(dtype) / D)  # (D/2,)
     angles = positions[:, None].astype(dtype) * frequencies  # (T, D/2)
@@ -59,9 +59,9 @@ def rotation(positions: Array, D: int, rope_theta: float, dtype: Any, np: Any = 
 def rotate(x: Array, cos: Array, sin: Array, np: Any = numpy) -> Array:
     """(H, T, D) -> (H, T, D): take channels i and i + D/2 as a point in the plane, and rotate it.
 
-    The product of a query and a key then depends on the distance of the two tokens.
-    https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2. The paper rotates neighbours (channels 2i and 2i
-    + 1) together; Qwen3 rotates channels i and i + D/2.
+    The product of a rotated query and a rotated key then depends on the distance of the two tokens, but not
+    on their positions. https://arxiv.org/abs/2104.09864 (RoFormer), section 3.2. The paper rotates channels
+    2i and 2i + 1 together; Qwen3 rotates channels i and i + D/2 together.
     """
     a, b = x[..., : x.shape[-1] // 2], x[..., x.shape[-1] // 2 :]  # (H, T, D/2) each
     return np.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)  # (H, T, D)
@@ -240,7 +240,7 @@ def shapes(
 def params_from_names(tensors: Mapping[str, Array]) -> names.Tree:
     """Convert a model's tensors, given by Hugging Face name, to the tree of weights.
 
-    The names may be those of Qwen3ForCausalLM or Qwen3Model. The shapes of the tensors tell all sizes.
+    The names may be those of Qwen3ForCausalLM or Qwen3Model. All sizes come from the shapes of the tensors.
 
     Raises:
         InputError: if a weight is missing, unexpected or of the wrong shape; the message names it.

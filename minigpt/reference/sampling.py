@@ -1,7 +1,7 @@
 """From logits to the next token. The functions take the logits (V,) of one position.
 
-`filtered` applies temperature, then top_k, then top_p, as in Hugging Face's library; excluded tokens get
--inf. Then `greedy` or `sample` chooses a token. The functions keep no random state. Instead, the caller
+`filtered` applies temperature, then top_k, then top_p, as in Hugging Face's library. Excluded tokens get the
+score -inf. Then `greedy` or `sample` chooses a token. The functions keep no random state. Instead, the caller
 passes a random number, from `numpy.random.Generator.random()` or `jax.random.uniform(key)`.
 
 Under jax.jit, top_k and top_p must be Python constants. The temperature may be an array.
@@ -25,10 +25,10 @@ def greedy(logits: Array, np: Any = numpy) -> Array:
 def filtered(
     logits: Array, temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0, np: Any = numpy
 ) -> Array:
-    """(V,) -> (V,): apply temperature (1: off), top_k (0: off) and top_p (1: off). Excluded tokens get -inf.
+    """(V,) -> (V,): apply temperature (1: off), top_k (0: off), top_p (1: off). Excluded tokens become -inf.
 
-    top_k keeps the k most likely tokens. top_p keeps the most likely tokens whose probabilities add up to p
-    (nucleus sampling, https://arxiv.org/abs/1904.09751, section 3.1).
+    top_k=k keeps the k most likely tokens. top_p=p keeps just enough of the most likely tokens for a total
+    probability of p (nucleus sampling, https://arxiv.org/abs/1904.09751, section 3.1).
     """
     logits = logits / temperature
     if top_k and top_k < logits.shape[0]:
@@ -36,8 +36,7 @@ def filtered(
         logits = np.where(logits < kth, -math.inf, logits)
     if top_p < 1:
         order = np.argsort(logits)  # (V,): indices, the most likely token last
-        # The sum begins with the least likely token. Tokens are excluded as long as the sum is at most 1 -
-        # top_p.
+        # the sum begins with the least likely token; tokens are excluded as long as it is at most 1 - top_p
         tail = np.cumsum(softmax(logits[order], np)) <= 1 - top_p  # (V,)
         tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # never exclude the most likely token
         logits = np.where(tail[np.argsort(order)], -math.inf, logits)

@@ -38,8 +38,8 @@ def imported_jax() -> Any:
     return jax
 
 
-# functools.cache returns the same compiled function for the same arguments. Otherwise jax.jit would compile
-# at every call, because each partial is a new object.
+# functools.cache returns the same compiled function for the same arguments. Without it, jax.jit would compile
+# at every call, because each functools.partial is a new function for jax.jit.
 @functools.cache
 def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """Compile a model's function with jax.jit.
@@ -65,12 +65,12 @@ def batched(forward: Callable[..., Any], **settings: Any) -> Callable[[Array, Tr
 def batch_loss(
     params: Tree, ids: Array, mask: Array, *, forward: Callable[..., Any], **settings: Any
 ) -> Array:
-    """Return the mean loss in nats over the tokens that count.
+    """Return the mean loss in nats over the tokens whose mask is 1.
 
     Args:
         params: the weights.
         ids: ids of the tokens, (B, T+1).
-        mask: (B, T), 1 where the loss counts the token of ids[:, 1:], 0 at padding.
+        mask: (B, T), 1 where the token of ids[:, 1:] counts in the loss, 0 elsewhere, such as at padding.
         forward: the model's function of this name.
         settings: further arguments of `forward`.
     """
@@ -98,8 +98,8 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
     The returned function takes: ids (T,), an empty cache for all tokens, params and jax.random.key(seed). It
     takes by keyword: n_tokens_to_generate, do_sample=False (the key is then ignored), temperature=1.0,
     top_k=0, top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token, all ids
-    are end tokens. JAX compiles the function again for another number of ids, size of the cache,
-    n_tokens_to_generate, do_sample, top_k or top_p.
+    are end tokens. JAX compiles the function again if one of these changes: the number of ids, the size of
+    the cache, n_tokens_to_generate, do_sample, top_k, top_p.
     """
     jax = imported_jax()
     np = jax.numpy
@@ -113,7 +113,7 @@ def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
         def choose(logits: Array, count: Array) -> Array:
             if not do_sample:
                 return sampling.greedy(logits, np).astype(np.int32)
-            # fold_in makes another key for each token, so each token gets a random number of its own
+            # fold_in makes a new key for each token, so each token gets its own random number
             uniform = jax.random.uniform(jax.random.fold_in(key, count))
             scores = sampling.filtered(logits, temperature, top_k, top_p, np)
             return sampling.sample(scores, uniform, np).astype(np.int32)

@@ -30,7 +30,7 @@ __all__ = ["load", "read_safetensors", "read_tensors"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "qwen3": qwen3}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# NumPy has no bfloat16, so bfloat16 numbers are read as 16-bit integers, which _widened converts
+# NumPy has no bfloat16, so bfloat16 numbers are read as 16-bit integers, which _widened converts to float32
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -80,7 +80,7 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
 def _without_tied_head(tensors: dict[str, Any]) -> dict[str, Any]:
     """Remove lm_head from the tensors of a model whose lm_head is tied.
 
-    The embedding is used in its place, even if the file's lm_head differs, as in transformers.
+    As in transformers, the embedding is used in its place, even if the lm_head in the file differs.
     """
     return {name: array for name, array in tensors.items() if name != "lm_head.weight"}
 

@@ -6,6 +6,6 @@ This folder may import errors. In reading order:
     json_files.py           reads JSON files, with limits
     safetensors_header.py   the header of a safetensors file
     safetensors_files.py    weights in one safetensors file or several
-    large_pages.py          copies of weights in large pages of memory, which are faster to read
+    large_pages.py          copies weights to large memory pages (2 MiB), which are faster to read
     read_ahead.py           reads weights in a thread while Python imports torch
 """
