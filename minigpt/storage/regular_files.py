@@ -23,7 +23,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-# beginnings of the paths that a shell passes for pipes: `<(...)` and `|`
+# A path that begins with one of these texts may be a pipe that the shell made for `<(...)` or `|`.
 _OF_THE_SHELL = ("/dev/fd/", "/dev/stdin", "/proc/")
 
 

@@ -115,7 +115,7 @@ def _utf8_name(path: Path) -> Iterator[str]:
 class WeightFiles(Mapping[str, Tensor]):
     """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
-    If the folder has neither of these, its only other .safetensors file is read, whatever its name.
+    If the folder has neither, but exactly one other .safetensors file, that file is read.
 
     Args:
         folder: the folder.
@@ -168,8 +168,8 @@ def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
     """Return True if the caller may overwrite tensors[name], which it has just looked up.
 
-    It may do so if the tensor was read from a file, and no other tensor and no memory-mapped file uses its
-    memory. For tensors that were not read from files, the result is always False.
+    The caller may do so if the tensor was read from a file, and no other tensor and no memory-mapped file
+    uses the tensor's memory. For tensors that were not read from files, the result is always False.
     """
     return isinstance(tensors, WeightFiles | TensorFile) and name in tensors.own
 

@@ -1,4 +1,4 @@
-"""Builds a `tokenizers.Tokenizer` (Hugging Face) from a Definition, and converts its errors to InputError."""
+"""Builds a `tokenizers.Tokenizer` (Hugging Face) from a Definition. Its errors are raised as InputError."""
 
 import contextlib
 import json
@@ -155,7 +155,7 @@ def in_one_line(error: BaseException, problem: str) -> BaseException:
 
 
 def require_whole_characters(text: str, where: str = "") -> None:
-    """Raise a clear InputError for a lone surrogate (half a character); `tokenizers` raises a TypeError."""
+    """Raise an InputError if a text has a lone surrogate (half a character)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -340,7 +340,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> None:
-        """Return None. This switches off Jinja's own handling of str.format: the method `call` handles it."""
+        """Return None, so that Jinja does not handle str.format itself. The method `call` handles it."""
 
     # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 

@@ -27,7 +27,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # as in transformers, replaced within each token only, so never across tokens
+    (" do not", " don't"),  # as in transformers: only inside one token, never in the joined text
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -35,7 +35,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # tokens' texts cannot just be joined: each depends on the token before it
+    joins = False  # the texts of tokens cannot just be joined: spaces around a token depend on other tokens
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
