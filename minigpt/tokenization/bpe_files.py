@@ -53,7 +53,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # `tokenizers`' ByteLevel has GPT-2's rule
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
-"""How text is prepared before the merges: "gpt2" as in GPT-2, "qwen2" as in Qwen2, Qwen2.5 and Qwen3."""
+"""The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
 
 _KIND_OF_CLASS = {"GPT2Tokenizer": "gpt2", "Qwen2Tokenizer": "qwen2"}
 _CLASS_OF_KIND = {kind: name for name, kind in _KIND_OF_CLASS.items()}

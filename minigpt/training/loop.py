@@ -77,8 +77,8 @@ class Trainer:
     ) -> None:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
-        # Process 0 decides for all processes what `auto` means. The precision is written to run.json, so that
-        # a resumed run computes in the same one.
+        # Process 0 decides for all processes what `auto` means. The decision is written to run.json, so that
+        # a resumed run has the same precision.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():
@@ -95,7 +95,7 @@ class Trainer:
         self.step = TrainStep(config, loss, data, device, processes)
         self.eval_steps = config.eval_steps or max(1, math.ceil(self.step.total_steps / 10))
         self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
-        # False: weights to fine-tune are evaluated before the first step
+        # With False, `run` begins with an evaluation. Existing weights are evaluated before the first step.
         self.progress.evaluated = config.starts_from is None
         processes.seed(config.seed)
         self.logger = Logger(config, self.step)
@@ -189,8 +189,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # True: weights were not finite, so earlier weights were loaded. The loop's next iteration evaluates
-        # the loaded weights.
+        # If weights are not finite, earlier weights are loaded. The loop's next iteration evaluates them.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()

@@ -12,8 +12,7 @@ of the logits is in memory.
 On CUDA, lm_head's matrix is padded with rows of zeros for the product. The reason: a GPU multiplies faster if
 each row of the logits begins at a multiple of 16 bytes, but a vocabulary of 50,257 is odd. The logits of the
 added rows are cut off before the softmax, so loss, gradient and the saved model do not change. Padding costs
-little, because autocast copies the weights anyway. (A kernel that never writes the logits to memory would
-need Triton.)
+little, because autocast copies the weights anyway.
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
 """
@@ -47,7 +46,7 @@ class LossBatch(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     targets: Tensor  # (P,) int64: the targets that the loss counts
-    positions: Tensor | None  # (P,) int64: positions of the targets in the flat B * T tokens; None: all
+    positions: Tensor | None  # (P,) int64: indices of the targets in the flat B * T tokens; None: all count
 
 
 class Objective(nn.Module):
@@ -85,7 +84,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
-        """Return sums over this process's part of the last step, named in `step_sums_names`; on the CPU."""
+        """Return this process's sums over the last step, on the CPU. `step_sums_names` has their names."""
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
@@ -97,7 +96,7 @@ class Objective(nn.Module):
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Load the result of the method `state`. It is empty if the checkpoint's run had fewer processes."""
+        """Load the result of the method `state`, or {} if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
         """Return the number of losses that `forward` adds up for a batch."""
@@ -257,11 +256,13 @@ def summed_cross_entropy(
 def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
     """Return True if `_LinearCrossEntropy` shall compute the loss, together with its gradient.
 
-    It is used only on a CPU, for an unsharded linear layer without bias or adapter, if gradients are needed,
-    and not inside torch.compile. If autocast computes in float16, the result is False, because small
-    gradients would become 0 before the loss scale is applied. If there are at most `limit` logits, the result
-    is False, because autograd is as good. Exception: if the layer is frozen, the result is True even then,
-    because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
+    The following conditions must hold:
+
+    - lm_head is a linear layer on a CPU, without bias, adapter or shards.
+    - Gradients are needed, and torch.compile is not running.
+    - Autocast does not compute in float16: small gradients would become 0 before the loss scale is applied.
+    - There are more than `limit` logits. (With fewer logits, autograd is as good.) A frozen layer needs no
+      minimum, because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -348,7 +349,7 @@ def _cross_entropies(
     if len(hidden) <= rows:
         return [_cross_entropy(lm_head, hidden, targets, reduction)]
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # The backward pass calls `_cross_entropy` again. It has no dropout, so no random state must be restored.
+    # The backward pass calls `_cross_entropy` again. It has no dropout, so random states are not restored.
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return [checkpoint(_cross_entropy, lm_head, some, goal, reduction, **again) for some, goal in pieces]
 
