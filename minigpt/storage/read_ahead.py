@@ -34,7 +34,7 @@ _LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not
 
 
 def has_weights(folder: Path) -> bool:
-    """Return True if a folder has files with the names of weights. The files are not opened."""
+    """Return True if a folder has model.safetensors or an index of shards. The files are not opened."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 

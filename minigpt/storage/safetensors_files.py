@@ -68,8 +68,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        # names of the returned tensors that share their memory with nothing, so that the caller may overwrite
-        # these tensors
+        # Names of returned tensors whose memory nothing else uses. The caller may overwrite these tensors.
         self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
@@ -102,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Yield a path of the file in UTF-8. Linux allows any bytes in a path, safetensors only UTF-8."""
+    """Yield a path to the file that is valid UTF-8: safetensors needs UTF-8, but Linux allows any bytes."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
@@ -143,7 +142,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """Names of the returned tensors that share memory with nothing, so the caller may overwrite them."""
+        """Names of returned tensors whose memory nothing else uses. The caller may overwrite them."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:

@@ -51,7 +51,7 @@ class BpeTokenizer(SubwordTokenizer):
         Args:
             path: the folder.
             kind: rule for splitting text into words, "gpt2" or "qwen2". None: the files define it. A
-                tokenizer.json always defines it.
+                tokenizer.json has priority over `kind`.
             whole: the parsed tokenizer.json, if the caller has it (parsing megabytes takes time).
 
         Raises:

@@ -50,7 +50,7 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # `tokenizers`' ByteLevel has GPT-2's rule
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel splits text by GPT-2's rule
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
@@ -66,7 +66,7 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
     Args:
         folder: the folder.
         kind: rule for splitting text into words, "gpt2" or "qwen2". None: the files define it. A
-            tokenizer.json always defines it.
+            tokenizer.json has priority over `kind`.
         whole: the parsed tokenizer.json, if the caller has parsed it already.
 
     Raises:
@@ -131,7 +131,7 @@ def byte_level_of(pre_tokenizer: Any) -> dict[str, Any]:
     return last
 
 
-# -- reading -----------------------------------------------------------------------------------------------
+# -- reading the files -------------------------------------------------------------------------------------
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def encode_chat(
     template: str | None = None,
     **options: Any,
 ) -> list[int]:
-    """Return the ids of a conversation. Special tokens come only from the template, never from a message.
+    """Return the ids of a conversation. The messages of a user or a tool never give special tokens.
 
     Args:
         tokenizer: the tokenizer.
@@ -320,7 +320,8 @@ class _Reading:
         """Return a message for the template. Only the assistant's messages are changed.
 
         If `own` is given, this private character replaces the whole text. Otherwise a private character
-        replaces each special token in the text, except tokens with a role and tokens in the template.
+        replaces each special token in the text. Exceptions: tokens with a role (such as eos_token), and
+        tokens that the template contains.
         """
         content = message.get("content")
         if message["role"] != "assistant" or not content:

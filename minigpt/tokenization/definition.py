@@ -27,7 +27,7 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # the same key in transformers 5 and in 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # one key: its names in transformers 5 and 4
 
 _END = "<|endoftext|>"
 # Class of transformers -> {role: token} for the roles that the tokenizer's files do not mention.
@@ -57,13 +57,13 @@ class Definition:
     """Everything that decides a tokenizer's ids, and other settings that must be kept when it is saved."""
 
     vocab: dict[str, int]
-    """token in the spelling of the files -> id; GPT-2's vocabulary includes the special token"""
+    """token, spelled as in the files -> id; it may include special tokens, as GPT-2's vocabulary does"""
     merges: list[tuple[str, str]]
     """pairs of tokens that are merged into one; earlier pairs are merged first"""
     special: dict[str, int]
     """text of a special token -> id, ordered by id"""
     words: dict[str, int]
-    """added token that is an ordinary word of the text -> id"""
+    """added token that is ordinary text -> id"""
     frame: dict[str, Any]
     """the content of tokenizer.json without the vocabulary and the merges"""
     config: dict[str, Any]
@@ -90,7 +90,7 @@ def write_folder(definition: Definition, folder: Path) -> None:
         atomic_write(folder / name, json_text(content, indent=2) + "\n")
 
 
-# -- the files beside the vocabulary -----------------------------------------------------------------------
+# -- reading the files with roles, added tokens and the template -------------------------------------------
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
         path: tokenizer.json.
         frame: the content of tokenizer.json without its vocabulary.
         built: the same content, as the class builds it.
-        name: the class.
+        name: the name of the class.
 
     Raises:
         InputError: if the two differ; the message names the file and the first key that differs.
@@ -171,7 +171,8 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 def _without_switches(step: Any) -> Any:
     """Return a step of tokenizer.json without the settings in which the file and the class may differ.
 
-    Such a difference does no harm: all releases of transformers take them from tokenizer_config.json.
+    Such a difference does no harm: all releases of transformers take these settings from
+    tokenizer_config.json.
     """
     switches = (
         *("trim_offsets", "add_prefix_space"),  # trim_offsets does not change ids
@@ -188,7 +189,7 @@ def _without_switches(step: Any) -> Any:
     return step
 
 
-# -- putting together --------------------------------------------------------------------------------------
+# -- building a definition ---------------------------------------------------------------------------------
 
 
 def text_of(token: object, path: Path, key: str) -> str:

@@ -1,4 +1,4 @@
-"""The part that the BPE and WordPiece tokenizers share: text -> ids, roles, added tokens, saving.
+"""The base class of the BPE and WordPiece tokenizers: encoding, roles of tokens, added tokens, saving.
 
 Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
@@ -31,7 +31,7 @@ class SubwordTokenizer:
     """Converts text to ids of parts of words and back.
 
     Attributes:
-        eos_token_id, pad_token_id, sep_token_id, bos_token_id: None if there is no such token.
+        eos_token_id, pad_token_id, sep_token_id, bos_token_id: ids; None if there is no such token.
         special_tokens: a dict from the text of each special token to its id, ordered by id. It includes
             Qwen's `<think>`, although Qwen's files call it an ordinary token.
         special_ids: the ids of the special tokens.
@@ -279,8 +279,7 @@ class SubwordTokenizer:
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that decides the ids.
 
-        Two tokenizers with the same ids have the same hash, even if one is stored in tokenizer.json, and the
-        other in vocab.json and merges.txt.
+        It is the same whether the tokenizer is stored in tokenizer.json, or in vocab.json and merges.txt.
         """
         definition, model = self._definition, self._definition.frame["model"]
         more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}

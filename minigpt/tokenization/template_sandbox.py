@@ -72,7 +72,7 @@ METHODS: dict[type, str] = {
 }
 """The attributes of Python's own types that a template may use."""
 
-# The formats that are allowed, such as "%s: %.2f". They have no width: "%999999999s" would make a huge text.
+# The % formats that are allowed, such as "%s: %.2f". They have no width: "%99999999s" would make a huge text.
 PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")
 # The formats of str.format that are allowed: {}, {0}, {name}, but no {:999} and no {x.attribute}.
 BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")

@@ -4,10 +4,10 @@
     tokenizer.encode_text("你好")                                  # [101, 872, 1962, 102]: [CLS] 你 好 [SEP]
 
 A text is normalised: lower case and no accents, if the files say so. It is split at white space, punctuation
-and Chinese characters. Each word is split into the longest pieces that the vocabulary has; pieces inside a
-word begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary has no piece for a part
-of a word, the whole word becomes [UNK]. White space is lost: decoding puts a space before each word, as
-`transformers` does.
+and Chinese characters. Each word is split into the longest pieces that the vocabulary has; all pieces of a
+word except the first begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary has no
+piece for a part of a word, the whole word becomes [UNK]. White space is lost: decoding puts a space before
+each word, as `transformers` does.
 """
 
 from pathlib import Path
@@ -83,7 +83,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         return _cleaned(token, *_JOINED) if self._cleans_tokens else token
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of one token in the middle of a text, where a word begins with a space."""
+        """Return the bytes that a token adds in the middle of a text. A word begins with a space there."""
         number = self._checked_id(index, "")
         return self._piece(number).encode("utf-8", "replace") if number in self._text_of else b""
 

@@ -175,7 +175,7 @@ class _Choice:
         plan = self.data.plan(self.config)
         self.per_epoch = len(plan) / self.config.gradient_accumulation_steps
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
-        self.batches = self.data.shapes(plan, pad_to)  # (rows, tokens per row) of each batch
+        self.batches = self.data.shapes(plan, pad_to)  # (rows, tokens per row + 1) of each batch
         if isinstance(self.data, TextData):
             self.unique, self.epochs = len(self.data.train) - 1, _EPOCHS_OF_TEXT
         else:
@@ -220,7 +220,7 @@ class _Choice:
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """Return (model size, number of steps, number of evaluations) of the largest model in the budget.
 
-        A size fits if the budget is enough for _TOKENS_PER_PARAMETER training tokens per parameter.
+        The budget must be enough for _TOKENS_PER_PARAMETER training tokens per parameter.
         """
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures one size, and this may change the choice

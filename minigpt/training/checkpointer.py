@@ -2,7 +2,7 @@
 
 With `save_async`, a save runs in the background: the training loop copies the state and continues, and a
 thread writes the copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The
-thread does the same work in the same order as a save in the foreground, so a crash does no more harm.
+thread does the same work in the same order as a save in the foreground, so it is as safe in a crash.
 """
 
 import math
@@ -171,7 +171,7 @@ class Checkpointer:
         return False
 
     def wait(self, final: bool = False) -> None:
-        """Wait for a save in the background. `final` has the same meaning, and errors, as in `save`."""
+        """Wait for a save in the background. For `final` and errors, see `save`."""
         saved = True
         with self._processes.shared_errors():
             saved = self._join(final)  # True in the other processes, which have no thread to wait for

@@ -370,7 +370,7 @@ def _copied(model: SequenceClassifier) -> SequenceClassifier:
 def make_classifier(
     config: FinetuneConfig, data: ClassificationData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Return the loss, which holds the classifier on its device, and the object that writes its files.
+    """Return the loss (it holds the classifier) and the object that writes the classifier's files.
 
     The output layer is usually new, so it is trained with every method, also with an adapter.
     """

@@ -95,7 +95,7 @@ class DistillationLoss(NextTokenLoss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, loss_on, device)
-        self._teacher = (teacher,)  # a tuple, so that the teacher's parameters are not those of this module
+        self._teacher = (teacher,)  # in a tuple, so that nn.Module does not find the teacher's parameters
         self._alpha, self._temperature = alpha, temperature
         self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 

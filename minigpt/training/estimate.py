@@ -111,7 +111,7 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
         free: number of free bytes of memory.
 
     Raises:
-        InputError: if the run needs more memory than `free`, before a whole batch is computed.
+        InputError: if the run needs more memory than `free`. It is raised before a whole batch is computed.
     """
     config = trainer.config
     needed = memory_needed(trainer)
@@ -170,7 +170,7 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, tokens per row) of each batch. For sampled answers, the greatest length is assumed."""
+    """Return (rows, tokens per row + 1) of each batch. Sampled answers are assumed to have full length."""
     loss, plan = trainer.step.loss, trainer.step.plan
     if not loss.is_sampled:
         return trainer.data.shapes(plan, pad_to)
@@ -185,8 +185,8 @@ def _answer_share(trainer: Trainer) -> float:
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
     """Sample the answers of the first step. They are thrown away; training samples them again.
 
-    Returns: seconds of sampling per step; (rows, tokens per row) of each batch; share of the tokens that are
-    in answers.
+    Returns: seconds of sampling per step; (rows, tokens per row + 1) of each batch; share of the tokens that
+    are in answers.
     """
     start = time.perf_counter()
     batches = trainer.step.prepare(trainer.progress.steps_done)

@@ -8,7 +8,7 @@ With beta above 0, the loss compares the model with a reference: the model befor
 has an adapter, the reference is the model without the adapter; otherwise it is a copy of the model. A resumed
 run makes the reference from the same weights.
 
-Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
+Letters in shapes: G answers to each prompt, B rows (all answers), T tokens, C channels, P tokens of answers.
 """
 
 import copy
@@ -144,14 +144,14 @@ class GrpoLoss(Objective):
         train: training prompts.
         val: validation prompts.
         device: device of the model.
-        autocast: returns the context manager for a forward pass in training.
+        autocast: a function that returns the context manager for a forward pass in training.
         num_iterations: number of consecutive steps that use the same answers.
         dry: True if nothing will be trained, so no copy of the model is kept as the reference.
     """
 
     is_sampled = True
     step_sums_names = (
-        *("tokens", "kl", "is_low", "is_high"),  # sums over the answers' tokens in `forward`
+        *("tokens", "kl", "is_low", "is_high"),  # sums over the sampled tokens, computed in `forward`
         # sums over the sampled answers
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
@@ -227,7 +227,7 @@ class GrpoLoss(Objective):
         """Return this step's answers.
 
         With scale_rewards="batch", the advantages are divided by the standard deviation of the step's rewards
-        in all processes. Every process must call this method at every step, even if the answers are those of
+        in all processes. Every process must call this method at every step, even if it reuses the answers of
         an earlier step, because `all_reduce` waits for all processes.
 
         all_reduce: a function that sums each number of a list over the processes.
@@ -410,7 +410,7 @@ class GrpoLoss(Objective):
             "clip_ratio/region_mean": (of["is_low"] + of["is_high"]) / tokens,
         }
 
-    # -- the part of a checkpoint ----------------------------------------------------------------------------
+    # -- what a checkpoint stores ----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Return the answers that later steps also use; empty if num_iterations is 1."""

@@ -4,7 +4,7 @@ A TrainStep calls three methods of an `Objective`, which is a model with its los
 
     count(batch) -> int          number of targets that count; a step's loss is the mean over these targets
     select(batch) -> tensors     the inputs of `forward`, still on the CPU
-    forward(*tensors) -> ()      the summed loss
+    forward(*tensors) -> Tensor  the summed loss, a tensor without dimensions
 
 An evaluation calls `evaluate`. To save memory, the cross-entropy is computed in pieces, so that only a part
 of the logits is in memory.
@@ -88,7 +88,7 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added over processes."""
+        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added up over the processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -261,8 +261,8 @@ def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bo
     - lm_head is a linear layer on a CPU, without bias, adapter or shards.
     - Gradients are needed, and torch.compile is not running.
     - Autocast does not compute in float16: small gradients would become 0 before the loss scale is applied.
-    - There are more than `limit` logits. (With fewer logits, autograd is as good.) A frozen layer needs no
-      minimum, because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
+    - There are more than `limit` logits. (With fewer logits, autograd is as good.) Or the layer is frozen:
+      then `_LinearCrossEntropy` needs less memory, because it keeps only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -343,7 +343,7 @@ def _cross_entropies(
     vocab_size = weight.shape[0]
     # pad a plain nn.Linear only: an lm_head with an adapter must call its own forward
     if vocab_size % multiple and type(lm_head) is nn.Linear:
-        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C), used by all pieces
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (padded V, C), used by all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
@@ -355,7 +355,7 @@ def _cross_entropies(
 
 
 def _cut_product(padded: Tensor, vocab_size: int, hidden: Tensor) -> Tensor:
-    return F.linear(hidden, padded)[:, :vocab_size]  # (rows, V') -> (rows, V)
+    return F.linear(hidden, padded)[:, :vocab_size]  # (rows, padded V) -> (rows, V)
 
 
 def _cross_entropy(
