@@ -92,7 +92,7 @@ def encode_chat(
     template: str | None = None,
     **options: Any,
 ) -> list[int]:
-    """Return the ids of a conversation. The messages of a user or a tool never give special tokens.
+    """Return the ids of a conversation. Only the template and the assistant's messages give special tokens.
 
     Args:
         tokenizer: the tokenizer.

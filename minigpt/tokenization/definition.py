@@ -57,7 +57,7 @@ class Definition:
     """Everything that decides a tokenizer's ids, and other settings that must be kept when it is saved."""
 
     vocab: dict[str, int]
-    """token, spelled as in the files -> id; it may include special tokens, as GPT-2's vocabulary does"""
+    """token, spelled as in the files -> id; special tokens may be included, as in GPT-2's vocabulary"""
     merges: list[tuple[str, str]]
     """pairs of tokens that are merged into one; earlier pairs are merged first"""
     special: dict[str, int]
