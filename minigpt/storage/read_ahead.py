@@ -25,7 +25,7 @@ from minigpt.storage.safetensors_header import read_header
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-KEPT = 2**18  # bytes; a smaller tensor is copied, so that it does not keep its whole block in memory
+KEPT = 2**18  # bytes; the caller copies a smaller tensor, because its view would keep a whole block in memory
 
 _BLOCK = 2**24  # largest number of bytes of tensors that are read together; a larger tensor is read alone
 _MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than the import
@@ -34,12 +34,12 @@ _LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not
 
 
 def has_weights(folder: Path) -> bool:
-    """Return True if a folder has files with the names of weights. The files are not opened."""
+    """Return True if a folder has model.safetensors or an index of shards. The files are not opened."""
     return (folder / WEIGHTS).exists() or (folder / INDEX).exists()
 
 
 def folder_of_weights(folder: Path) -> Path:
-    """Return the folder with the weights: `folder`, or in a run's folder `best`, or else `last`."""
+    """Return `folder` if it has weights, or else its subfolder `best`, or else its subfolder `last`."""
     if not has_weights(folder):
         for name in ("best", "last"):  # before its first evaluation, a run has `last` but no `best`
             if (folder / name).is_dir():
@@ -50,7 +50,7 @@ def folder_of_weights(folder: Path) -> Path:
 class ReadAhead:
     """Reads the tensors of a model folder into memory, in a thread that starts immediately.
 
-    After the reading, the thread starts `check`, which compares the folder with its manifest.
+    After the reading, the thread starts `check`, which compares the files with the hashes in manifest.json.
 
     Args:
         folder: the folder of a model or of a run. Only safetensors files are read, and at most 2 GiB.
@@ -113,7 +113,7 @@ class ReadAhead:
 
 
 class _Place(NamedTuple):
-    """The place of a tensor in its file: its first byte, and the byte after its last one."""
+    """The place of a tensor in its file: the bytes `begin` ... `end` - 1."""
 
     begin: int
     end: int

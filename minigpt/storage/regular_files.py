@@ -23,7 +23,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
     stat.S_IFSOCK: "a socket",
 }
-# beginnings of the paths that a shell passes for pipes: `<(...)` and `|`
+# A path that begins with one of these texts may be a pipe that the shell made for `<(...)` or `|`.
 _OF_THE_SHELL = ("/dev/fd/", "/dev/stdin", "/proc/")
 
 
@@ -56,12 +56,12 @@ def open_regular(path: Path | str, *, or_pipe: bool = False) -> io.BufferedReade
 
 
 def is_there(path: Path | str) -> bool:
-    """Return True if a path exists, or is a link without a target, which must not be overwritten either."""
+    """Return True if a file, folder or link has this path. A link counts even if its target is missing."""
     return os.path.lexists(path)
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links. A link that leads to itself stays."""
+    """Return the absolute path without links. A link that points to itself is not followed."""
     return Path(os.path.realpath(path))
 
 

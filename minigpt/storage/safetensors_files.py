@@ -68,8 +68,7 @@ class TensorFile(Mapping[str, Tensor]):
 
     def __init__(self, path: Path, ahead: ReadAhead | None = None, missing: str = "") -> None:
         self.path, self._ahead = path, ahead
-        # names of the returned tensors that share their memory with nothing, so that the caller may overwrite
-        # these tensors
+        # Names of returned tensors whose memory nothing else uses. The caller may overwrite these tensors.
         self.own: set[str] = set()
         self.described = {  # name -> tensor on "meta", which has dtype and shape
             name: torch.empty(entry.shape, dtype=_DTYPES[entry.dtype], device="meta")
@@ -102,7 +101,7 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Yield a path of the file in UTF-8. Linux allows any bytes in a path, safetensors only UTF-8."""
+    """Yield a path to the file that is valid UTF-8: safetensors needs UTF-8, but Linux allows any bytes."""
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:
@@ -115,7 +114,7 @@ def _utf8_name(path: Path) -> Iterator[str]:
 class WeightFiles(Mapping[str, Tensor]):
     """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
 
-    If the folder has neither of these, its only other .safetensors file is read, whatever its name.
+    If the folder has neither, but exactly one other .safetensors file, that file is read.
 
     Args:
         folder: the folder.
@@ -143,7 +142,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     @property
     def own(self) -> set[str]:
-        """Names of the returned tensors that share memory with nothing, so the caller may overwrite them."""
+        """Names of returned tensors whose memory nothing else uses. The caller may overwrite them."""
         return {name for file in self._parts for name in file.own}
 
     def __getitem__(self, name: str) -> Tensor:
@@ -168,8 +167,8 @@ def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
 def has_own_memory(tensors: Mapping[str, Tensor], name: str) -> bool:
     """Return True if the caller may overwrite tensors[name], which it has just looked up.
 
-    It may do so if the tensor was read from a file, and no other tensor and no memory-mapped file uses its
-    memory. For tensors that were not read from files, the result is always False.
+    The caller may do so if the tensor was read from a file, and no other tensor and no memory-mapped file
+    uses the tensor's memory. For tensors that were not read from files, the result is always False.
     """
     return isinstance(tensors, WeightFiles | TensorFile) and name in tensors.own
 

@@ -2,7 +2,7 @@
 
 This folder may import errors, console and storage. In reading order:
 
-    definition.py        everything that decides ids: roles, added tokens, tokens put around each text
+    definition.py        the dataclass Definition: everything that decides which ids a text gets
     subword.py           text <-> ids: the part that BPE and WordPiece share
     bpe.py               byte-level BPE
     bpe_files.py         the files of a byte-level BPE tokenizer

@@ -50,7 +50,8 @@ class BpeTokenizer(SubwordTokenizer):
 
         Args:
             path: the folder.
-            kind: rule for splitting text into words, "gpt2" or "qwen2"; used only if no file defines it.
+            kind: rule for splitting text into words, "gpt2" or "qwen2". None: the files define it. A
+                tokenizer.json has priority over `kind`.
             whole: the parsed tokenizer.json, if the caller has it (parsing megabytes takes time).
 
         Raises:
@@ -77,12 +78,12 @@ class BpeTokenizer(SubwordTokenizer):
     ) -> "BpeTokenizer":
         """Learn a vocabulary from texts. The same texts, in any order, give the same tokenizer.
 
-        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`. Then come `special_tokens`, a token for each of the
-        256 bytes, and the results of the merges.
+        Ids 0, 1, 2 are `<pad>`, `<|endoftext|>`, `<sep>`. Then come the `special_tokens`, then one token for
+        each of the 256 bytes, and then the results of the merges.
 
         Args:
             texts: the texts to learn from.
-            vocab_size: number of entries; fewer if the texts have no more pairs to merge.
+            vocab_size: number of tokens; there are fewer if the texts have no more pairs to merge.
             kind: rule for splitting text into words. "gpt2" changes no text. "qwen2" composes accents (NFC)
                 and splits numbers into digits.
             special_tokens: further special tokens, such as `<|im_start|>`.
@@ -121,7 +122,10 @@ class BpeTokenizer(SubwordTokenizer):
         ]
 
     def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
-        """Return (word, steps) for each word of a text. Steps: its bytes, then its parts after each merge.
+        """Return (word, steps) for each word of a text.
+
+        The first step is the list of the word's bytes. Each later step is the list of its parts after one
+        more merge.
 
         The `tokenizers` library does the same merges in the same order, but does not show the steps.
         """
@@ -172,7 +176,7 @@ class _Bytes(dict[int, bytes]):
         token = self._tokens.get(index, "")  # "": the vocabulary has no token with this id
         if self._byte_of.keys() >= set(map(ord, token)):
             found = token.translate(self._byte_of).encode("latin-1")
-        # A character of the token stands for no byte, so no text becomes this token. Use its own text.
+        # Otherwise a character of the token stands for no byte. Use the token's text, encoded as UTF-8.
         else:
             found = token.encode("utf-8", "replace")
         self[index] = found

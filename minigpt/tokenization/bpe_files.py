@@ -32,7 +32,7 @@ LAYOUTS = {("vocab.json", "merges.txt"): None, ("encoder.json", "vocab.bpe"): "g
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 # Qwen's rule for splitting a text into words, from tokenizer.json of https://huggingface.co/Qwen/Qwen3-0.6B.
 # Differences from GPT-2's rule: each digit is a word; contractions may be in capitals; a word ends after
-# newlines; one symbol directly before letters, whatever it is, is in the same word as the letters.
+# newlines; a word of letters may begin with any one symbol, not only with a space.
 QWEN_WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -50,7 +50,7 @@ def split_by(*expressions: str) -> dict[str, Any]:
 
 
 KINDS: dict[str, dict[str, Any]] = {
-    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # `tokenizers`' ByteLevel has GPT-2's rule
+    "gpt2": {"normalizer": None, "pre_tokenizer": _BYTE_LEVEL},  # ByteLevel splits text by GPT-2's rule
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": split_by(QWEN_WORDS)},
 }
 """The preparation of text before merging: "gpt2" for GPT-2, "qwen2" for Qwen2, Qwen2.5 and Qwen3."""
@@ -65,7 +65,8 @@ def read_folder(folder: Path, kind: str | None = None, whole: dict[str, Any] | N
 
     Args:
         folder: the folder.
-        kind: "gpt2" or "qwen2", for files that do not define the kind; tokenizer.json always defines it.
+        kind: rule for splitting text into words, "gpt2" or "qwen2". None: the files define it. A
+            tokenizer.json has priority over `kind`.
         whole: the parsed tokenizer.json, if the caller has parsed it already.
 
     Raises:
@@ -130,7 +131,7 @@ def byte_level_of(pre_tokenizer: Any) -> dict[str, Any]:
     return last
 
 
-# -- reading -----------------------------------------------------------------------------------------------
+# -- reading the files -------------------------------------------------------------------------------------
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -173,7 +174,7 @@ def _pairs(merges: list[Any], path: Path) -> list[tuple[str, str]]:
 def _read_whole(
     path: Path, frame: dict[str, Any] | None
 ) -> tuple[dict[str, Any], dict[str, Any], list[tuple[str, str]]]:
-    """Read a tokenizer.json. Return (content, vocabulary, merges), the content without the other two."""
+    """Read a tokenizer.json. Return (content without vocabulary and merges, vocabulary, merges)."""
     frame = _object(path) if frame is None else frame
     model: Any = frame.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("vocab"), dict):
@@ -199,7 +200,6 @@ def _require_byte_level(path: Path, frame: dict[str, Any]) -> None:
         case {"type": "ByteLevel"} | {"type": "Sequence", "decoders": [{"type": "ByteLevel"}]}:
             pass
         case None:
-            # transformers prints such tokens as the vocabulary spells them, with spaces between: "the Ġcat"
             raise InputError(
                 f"{path}: it has no decoder, so transformers prints its tokens as they are spelled, such as "
                 'Ġcat, and not the text: put `"decoder": {"type": "ByteLevel", "add_prefix_space": '

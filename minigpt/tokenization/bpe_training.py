@@ -17,9 +17,9 @@ __all__ = ["LONGEST_WORD", "learn"]
 
 # The tokens with the ids 0, 1 and 2. The character tokenizer has the same ids for <pad> and <sep>.
 _TRAINED_SPECIAL = ("<pad>", "<|endoftext|>", "<sep>")
-# In training, longer words are cut into pieces of this number of characters, because the time of training
-# grows with the square of a word's length, and a Chinese text without punctuation is one word. Encoding does
-# not cut words.
+# In training, a word with more characters than this is cut into pieces, because the time of training grows
+# with the square of a word's length, and a Chinese text without punctuation is one word. Encoding does not
+# cut words.
 LONGEST_WORD = 64
 _CUT = f"(?m:.{{1,{LONGEST_WORD}}})"
 _TRAINING_WORDS = {"gpt2": GPT2_WORDS, "qwen2": QWEN_WORDS}

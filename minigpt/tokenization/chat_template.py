@@ -10,9 +10,9 @@ with do not change, and neither do the messages. So `message.content.split('</th
 template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then the template is
 rendered a third time, with a private character in place of each character of the template's own texts.
 
-If a message of the assistant has the ids of its text (`token_ids`), these are used. Otherwise the text is
-encoded, and the text of a special token, such as `<think>`, becomes that token, because the model wrote it,
-and not a user. Two kinds of special tokens stay text: those with a function (such as eos_token), and those
+If a message of the assistant has `token_ids`, the ids of its text, these ids are used. Otherwise the text is
+encoded. In the assistant's texts, `<think>` becomes a special token, because the model wrote it, and not a
+user. Two kinds of special tokens stay text even there: tokens with a role (such as eos_token), and tokens
 that the template contains.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
@@ -92,7 +92,7 @@ def encode_chat(
     template: str | None = None,
     **options: Any,
 ) -> list[int]:
-    """Return the ids of a conversation. Special tokens come only from the template, never from a message.
+    """Return the ids of a conversation. Only the template and the assistant's messages give special tokens.
 
     Args:
         tokenizer: the tokenizer.
@@ -118,7 +118,7 @@ def encode_chat_with_mask(
 
     If the template has `{% generation %}` blocks, these mark the assistant's tokens. Otherwise these tokens
     are the contents of the assistant's messages, and the special token after each content. Exception: if the
-    template removes text before `</think>` from a content, this text is not marked.
+    template removes the reasoning (the text before `</think>`), only the text after `</think>` gets a 1.
 
     Raises:
         InputError: as `encode_chat`; if a template without `{% generation %}` blocks changes the contents.
@@ -133,7 +133,7 @@ def encode_chat_with_mask(
 
 
 class _LostError(InputError):
-    """Raised if a template changes, repeats or leaves out texts of the assistant, so that marks are lost."""
+    """Raised if a template changes, repeats or omits texts of the assistant. The mask is then unknown."""
 
 
 def _encoded(
@@ -146,9 +146,9 @@ def _encoded(
     """Return the ids of a conversation, and a mask: 1 for the assistant's tokens, else 0.
 
     Args:
-        before: None: the template itself marks the assistant's tokens. A text such as "</think>": in each
-            content of the assistant, the text after the last `before` is marked; without `before` in it, the
-            whole content is marked. "": always the whole content.
+        before: decides which part of each content of the assistant gets a 1. None: the template's
+            `{% generation %}` blocks decide. "": the whole content. A text such as "</think>": the part after
+            the last "</think>", or the whole content if it has no "</think>".
     """
     template = tokenizer.chat_template if template is None else template
     if template is None:
@@ -175,7 +175,7 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for the special token directly after it.
+    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for the special token after such a text.
     is_said = closing = 0
     ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
     ids_of |= {char: written[place] for place, char in own.items()}
@@ -249,8 +249,8 @@ class _Reading:
         """Return the rendered text with private characters in place of special tokens.
 
         Args:
-            own: index of a message -> private character that replaces its whole text. This works only if the
-                template does not examine the text.
+            own: index of a message -> private character that replaces its whole text. If the template
+                examines the text of a message, this text is not replaced.
 
         Raises:
             _LostError: if contents with marks are left out or repeated.
@@ -284,7 +284,7 @@ class _Reading:
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
-        """Render with a private character for each special token, also if the template joins it from texts.
+        """Render as `_by_tokens`, but also replace special tokens that the template joins from several texts.
 
         own: as in `marked`.
         """
@@ -319,8 +319,9 @@ class _Reading:
     def _message(self, message: dict[str, Any], own: str | None) -> dict[str, Any]:
         """Return a message for the template. Only the assistant's messages are changed.
 
-        If `own` is given, this character of Unicode's private area replaces the whole text. Otherwise such a
-        character replaces each special token in the text, except those that the module's docstring names.
+        If `own` is given, this private character replaces the whole text. Otherwise a private character
+        replaces each special token in the text. Exceptions: tokens with a role (such as eos_token), and
+        tokens that the template contains.
         """
         content = message.get("content")
         if message["role"] != "assistant" or not content:
@@ -337,9 +338,11 @@ class _Reading:
     def _is_right(self, text: str, own: Mapping[int, str]) -> bool:
         """Return True if the private characters in a rendered text stand for the template's special tokens.
 
-        This is so under three conditions. If each private character is replaced by its special token, the
-        text equals `plain`. The text has all marks. Special tokens are in it as text only where users typed
-        them.
+        Three conditions must hold:
+
+        - The text equals `plain`, if each private character is replaced by its special token.
+        - The text has all marks.
+        - The text contains special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
         if any(text.count(token) > sum(one.count(token) for one in typed) for token in self.stand_ins):
@@ -444,7 +447,7 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Replace special tokens in a text of the template, but not in fields of a format: %s, {} and {name}."""
+    """Replace special tokens in a text of the template, but keep the fields of formats: %s, {} and {name}."""
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 

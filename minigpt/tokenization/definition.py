@@ -1,9 +1,10 @@
 """Defines `Definition`: everything that decides a tokenizer's ids. Reads files that BPE and WordPiece share.
 
-tokenizer_config.json, and the files of older releases beside it, say which tokens have a role, which tokens
-are added, and which tokens are put around each text. The result equals that of `transformers`: AutoTokenizer
-uses the class that the files name. Three classes (`CLASSES`) build the tokenizer themselves and take only
-vocabulary, merges and post-processor from tokenizer.json. All other classes use the whole file.
+tokenizer_config.json says which tokens have a role (such as eos_token), which tokens are added, and which
+tokens are put around each text. Older releases of transformers wrote some of this into other files. A text
+gets the same ids as with transformers' AutoTokenizer, which uses the class that the files name. Three classes
+(`CLASSES`) take only vocabulary, merges and post-processor from tokenizer.json. All other classes use the
+whole file.
 """
 
 import json
@@ -26,7 +27,7 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # name of one key in transformers 5, and in 4
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # one key: its names in transformers 5 and 4
 
 _END = "<|endoftext|>"
 # Class of transformers -> {role: token} for the roles that the tokenizer's files do not mention.
@@ -56,17 +57,17 @@ class Definition:
     """Everything that decides a tokenizer's ids, and other settings that must be kept when it is saved."""
 
     vocab: dict[str, int]
-    """token in the spelling of the files -> id; GPT-2's vocabulary includes the special token"""
+    """token, spelled as in the files -> id; special tokens may be included, as in GPT-2's vocabulary"""
     merges: list[tuple[str, str]]
     """pairs of tokens that are merged into one; earlier pairs are merged first"""
     special: dict[str, int]
     """text of a special token -> id, ordered by id"""
     words: dict[str, int]
-    """added token that is an ordinary word of the text -> id"""
+    """added token that is ordinary text -> id"""
     frame: dict[str, Any]
-    """tokenizer.json without the vocabulary, the merges and the ids of special tokens"""
+    """the content of tokenizer.json without the vocabulary and the merges"""
     config: dict[str, Any]
-    """tokenizer_config.json: the token that ends a text, the chat template, ..."""
+    """the content of tokenizer_config.json: the token that ends a text, the chat template, ..."""
     named: dict[str, str] = field(default_factory=dict)
     """role, such as "eos_token" -> text of the token with that role"""
     before: tuple[int, ...] = ()
@@ -89,7 +90,7 @@ def write_folder(definition: Definition, folder: Path) -> None:
         atomic_write(folder / name, json_text(content, indent=2) + "\n")
 
 
-# -- the files beside the vocabulary -----------------------------------------------------------------------
+# -- reading the files with roles, added tokens and the template -------------------------------------------
 
 
 def _optional(path: Path) -> dict[str, Any]:
@@ -97,7 +98,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """Read tokenizer_config.json, and add settings that older releases store in separate files.
+    """Read tokenizer_config.json, and add settings that older releases of transformers store in other files.
 
     Raises:
         InputError: if a file is wrong; the message names the file and the key.
@@ -107,7 +108,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if is_there(template):  # newer models have the template in this file, which has priority
         text = read_utf8(template)
         config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
-    # transformers 4.34 and later write all added tokens under this key. If it is there, the separate files of
+    # transformers 4.34 and later write all added tokens under this key. If it is there, the other files of
     # older releases are ignored.
     if "added_tokens_decoder" in config:
         if not isinstance(config["added_tokens_decoder"], dict):
@@ -148,7 +149,7 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
         path: tokenizer.json.
         frame: the content of tokenizer.json without its vocabulary.
         built: the same content, as the class builds it.
-        name: the class.
+        name: the name of the class.
 
     Raises:
         InputError: if the two differ; the message names the file and the first key that differs.
@@ -168,9 +169,10 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 
 
 def _without_switches(step: Any) -> Any:
-    """Return a step of tokenizer.json without the settings that may differ from the class's.
+    """Return a step of tokenizer.json without the settings in which the file and the class may differ.
 
-    These settings do no harm: all releases of transformers take them from tokenizer_config.json.
+    Such a difference does no harm: all releases of transformers take these settings from
+    tokenizer_config.json.
     """
     switches = (
         *("trim_offsets", "add_prefix_space"),  # trim_offsets does not change ids
@@ -187,7 +189,7 @@ def _without_switches(step: Any) -> Any:
     return step
 
 
-# -- putting together --------------------------------------------------------------------------------------
+# -- building a definition ---------------------------------------------------------------------------------
 
 
 def text_of(token: object, path: Path, key: str) -> str:
@@ -227,7 +229,7 @@ def assembled(
     words = {token["content"]: token["id"] for token in ordered if _is_word(token, texts, made)}
     special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
     frame = {**frame, "added_tokens": ordered}
-    # If a role's token is an object with flags, replace it by its text: `frame` has the flags, too.
+    # In `config`, a role's token may be an object with flags. Its text is enough: `frame` has the flags, too.
     config |= {key: named[key] for key in named if isinstance(config.get(key), dict)}
     # This key tells transformers how to read the files that minigpt writes.
     config.setdefault("tokenizer_class", name or "PreTrainedTokenizerFast")
@@ -246,7 +248,7 @@ def _roles(
     Args:
         config: tokenizer_config.json.
         path: path of that file, for error messages.
-        defaults: role -> token, for keys that are absent. (If a key is null, the role has no token.)
+        defaults: role -> token, for roles that `config` does not have. (null in `config`: no token.)
     """
     more = {key: config[key] for key in config if key.endswith("_token") and key not in NAMED}
     more = {key: value for key, value in more.items() if isinstance(value, str | dict)}
@@ -332,9 +334,9 @@ def _made(merges: Iterable[tuple[str, str]], texts: Collection[str]) -> set[str]
 
 
 def _is_word(token: dict[str, Any], roles: set[str], made: set[str]) -> bool:
-    """Return True if an added token is text: a word, white space, or the result of a merge.
+    """Return True if an added token is ordinary text: a word, white space, or the result of a merge.
 
-    Markup such as `<think>` is not text, although Qwen's files call it an ordinary token.
+    Markup such as `<think>` is not, although Qwen's files call it an ordinary token.
     """
     text = token["content"]
     if not text.strip() or text in BYTE_SYMBOLS or text in made:
@@ -403,7 +405,7 @@ def checked(definition: Definition, source: str) -> Definition:
     The `tokenizers` library checks only the merges. With other errors it would silently drop text.
 
     Raises:
-        InputError: if an id is not a number or occurs twice, or if a special token is text.
+        InputError: if an id is not a number or occurs twice, or if a special token is ordinary text.
     """
     tokens, made = definition.tokens, _made(definition.merges, definition.special)
     for text, index in tokens.items():

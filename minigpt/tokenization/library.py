@@ -1,4 +1,4 @@
-"""Builds a `tokenizers.Tokenizer` (Hugging Face) from a Definition, and converts its errors to InputError."""
+"""Builds a `tokenizers.Tokenizer` (Hugging Face) from a Definition. `tokenizers` errors become InputError."""
 
 import contextlib
 import json
@@ -66,8 +66,8 @@ def _library_of(definition: Definition, with_special: bool) -> Library:
 def panics_without_trace() -> Iterator[None]:
     """Hide the stack trace that `tokenizers` writes to standard error when it panics (crashes in Rust).
 
-    Text that other threads write to standard error appears only at the end of the `with` block. It is lost if
-    the block raises an error.
+    Text that other threads write to standard error appears only at the end of the `with` block. This text is
+    lost if the block raises an error.
     """
     with _ONE_AT_A_TIME, contextlib.ExitStack() as stack:
         try:
@@ -114,7 +114,7 @@ def prepared(frame: dict[str, Any]) -> Library:
         return _prepared(frame)
 
 
-_MOST_GROWTH = 100.0  # a normalizer may make a text at most this number of times as long
+_MOST_GROWTH = 100.0  # a normalizer may make a text at most 100 times as long
 
 
 def _growth(step: Any) -> float:
@@ -155,7 +155,7 @@ def in_one_line(error: BaseException, problem: str) -> BaseException:
 
 
 def require_whole_characters(text: str, where: str = "") -> None:
-    """Raise a clear InputError for a lone surrogate (half a character); `tokenizers` raises a TypeError."""
+    """Raise an InputError if a text has a lone surrogate (half a character)."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

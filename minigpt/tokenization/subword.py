@@ -1,10 +1,11 @@
-"""The part that the BPE and WordPiece tokenizers share: text -> ids, roles, added tokens, saving.
+"""The base class of the BPE and WordPiece tokenizers: encoding, roles of tokens, added tokens, saving.
 
 Both use the `tokenizers` library. They differ in decoding; see bpe.py and wordpiece.py.
 
 If a text contains the characters of a special token, such as <|endoftext|>, they do not become that token,
 because the text is encoded by a `tokenizers.Tokenizer` without the special tokens (library.py). With
-`allow_special`, it is encoded by a second one, with the special tokens. Then the ids equal transformers' ids.
+`allow_special`, the text is encoded by a second `tokenizers.Tokenizer`, which has the special tokens. Then
+the ids equal transformers' ids.
 """
 
 import hashlib
@@ -30,9 +31,9 @@ class SubwordTokenizer:
     """Converts text to ids of parts of words and back.
 
     Attributes:
-        eos_token_id, pad_token_id, sep_token_id, bos_token_id: None if there is no such token.
-        special_tokens: text -> id of all tokens that are not ordinary text, ordered by id. It includes Qwen's
-            `<think>`, although Qwen's files call it an ordinary token.
+        eos_token_id, pad_token_id, sep_token_id, bos_token_id: ids; None if there is no such token.
+        special_tokens: a dict from the text of each special token to its id, ordered by id. It includes
+            Qwen's `<think>`, although Qwen's files call it an ordinary token.
         special_ids: the ids of the special tokens.
         named_tokens: role, such as "eos_token" -> text of the token with that role.
         before_text, after_text: ids that the tokenizer puts around each text, such as BOS. Often empty.
@@ -49,7 +50,7 @@ class SubwordTokenizer:
         self.pad_token_id = self._named("pad_token")
         self.sep_token_id = self._named("sep_token")
         self.bos_token_id = self._named("bos_token")
-        # Special token -> (lstrip, rstrip): True if the token removes the white space before it, or after it.
+        # Special token -> (lstrip, rstrip): does the token remove white space before it, and after it?
         self.stripping = {
             token["content"]: (token["lstrip"], token["rstrip"])
             for token in definition.frame["added_tokens"]
@@ -121,7 +122,8 @@ class SubwordTokenizer:
     def with_tokens(self, texts: Iterable[str]) -> Self:
         """Return the same tokenizer with a new token for each text that is not yet a single token.
 
-        Wherever such a text occurs in a longer text, it becomes its token. The new ids follow the old ids.
+        Wherever one of these texts occurs in a longer text, it becomes the new token. The new ids follow the
+        old ids.
 
         Raises:
             InputError: for a lone surrogate (half a character), or if the tokenizer's ids have gaps.
@@ -194,7 +196,7 @@ class SubwordTokenizer:
         """Return the ids of a text as an array, (number of tokens,), without `before_text` and `after_text`.
 
         Raises:
-            InputError: for a lone surrogate (half a character), or a character that would be left out.
+            InputError: for a lone surrogate (half a character), or a character that the ids would leave out.
         """
         ids = self._encoding(text).ids
         self._require_all_read(text, ids)
@@ -277,8 +279,7 @@ class SubwordTokenizer:
     def fingerprint(self) -> str:
         """Return the SHA-256 of everything that decides the ids.
 
-        The result does not depend on the files that store the tokenizer: tokenizer.json, or vocab.json and
-        merges.txt.
+        It is the same whether the tokenizer is stored in tokenizer.json, or in vocab.json and merges.txt.
         """
         definition, model = self._definition, self._definition.frame["model"]
         more = {key: model[key] for key in ("unk_token", "fuse_unk") if model.get(key)}

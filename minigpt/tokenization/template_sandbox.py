@@ -72,7 +72,7 @@ METHODS: dict[type, str] = {
 }
 """The attributes of Python's own types that a template may use."""
 
-# The formats that are allowed, such as "%s: %.2f". They have no width: "%999999999s" would make a huge text.
+# The % formats that are allowed, such as "%s: %.2f". They have no width: "%99999999s" would make a huge text.
 PERCENT_FORMAT = re.compile(r"(?:[^%]|%%|%(?:\.\d)?[sdrfx])*")
 # The formats of str.format that are allowed: {}, {0}, {name}, but no {:999} and no {x.attribute}.
 BRACE_FORMAT = re.compile(r"(?:[^{}]|{{|}}|{\w*})*")
@@ -340,7 +340,7 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         raise SecurityError(f"access to attribute {attribute!r} of a {type(obj).__name__}")
 
     def wrap_str_format(self, value: Any) -> None:
-        """Return None. This switches off Jinja's own handling of str.format: the method `call` handles it."""
+        """Return None, so that Jinja does not handle str.format itself. The method `call` handles it."""
 
     # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 

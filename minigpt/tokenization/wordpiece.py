@@ -4,10 +4,10 @@
     tokenizer.encode_text("你好")                                  # [101, 872, 1962, 102]: [CLS] 你 好 [SEP]
 
 A text is normalised: lower case and no accents, if the files say so. It is split at white space, punctuation
-and Chinese characters. Each word is split into the longest pieces that the vocabulary has; pieces inside a
-word begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary has no piece for a part
-of a word, the whole word becomes [UNK]. White space is lost: decoding puts a space before each word, as
-`transformers` does.
+and Chinese characters. Each word is split into the longest pieces that the vocabulary has; all pieces of a
+word except the first begin with ## (https://arxiv.org/abs/1609.08144, section 4.1). If the vocabulary has no
+piece for a part of a word, the whole word becomes [UNK]. White space is lost: decoding puts a space before
+each word, as `transformers` does.
 """
 
 from pathlib import Path
@@ -27,7 +27,7 @@ _JOINED = (
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # as in transformers, replaced within each token only, so never across tokens
+    (" do not", " don't"),  # as in transformers: only inside one token, never in the joined text
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -35,7 +35,7 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # tokens' texts cannot just be joined: each depends on the token before it
+    joins = False  # the texts of tokens cannot just be joined: spaces around a token depend on other tokens
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
@@ -83,7 +83,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         return _cleaned(token, *_JOINED) if self._cleans_tokens else token
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes of one token in the middle of a text, where a word begins with a space."""
+        """Return the bytes that a token adds in the middle of a text. A word begins with a space there."""
         number = self._checked_id(index, "")
         return self._piece(number).encode("utf-8", "replace") if number in self._text_of else b""
 

@@ -111,7 +111,7 @@ def _read_whole(path: Path, frame: dict[str, Any]) -> tuple[dict[str, Any], dict
 
 
 def _read_lines(path: Path) -> dict[str, int]:
-    """Read vocab.txt. A token's id is the number of its line; for a repeated token, the last line counts."""
+    """Read vocab.txt. A token's id is its line number, from 0; for a repeated token, the last line counts."""
     lines = read_utf8(path).split("\n")
     if lines[-1] == "":
         lines.pop()

@@ -1,4 +1,4 @@
-"""Training: from a configuration and data to checkpoints. A resumed run gives the same bits.
+"""Training: from a configuration and data to checkpoints. A stopped and resumed run gives the same bits.
 
 This folder may import finetuning, evaluation, generation, weights, data, families, tokenization, storage and
 console.
@@ -15,8 +15,8 @@ In reading order:
     objective                 the model of a run, its trainable parameters, its loss
     loss                      the loss of next-token prediction
     weighted_loss             the loss of next-token prediction with weights for samples
-    preference_loss           the loss of pairs of answers
-    masked_loss               the loss of hidden tokens
+    preference_loss           the loss for pairs of a better and a worse answer
+    masked_loss               the loss of predicting hidden tokens
     rewards                   rewards of answers: built in, or from the user's file
     grpo_loss                 the loss of sampled answers with rewards
     distillation_loss         the loss with a teacher
@@ -24,7 +24,7 @@ In reading order:
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
     run_data                  the data: pairs or plain text, read and encoded
-    data_summary              sizes and baselines of the data; is it enough?
+    data_summary              sizes of the data, and losses to compare with
     classification            --task classification: data, loss, files
     pretraining               trains a language model on the texts before the classifier
     run_state                 progress, and the JSON part of a checkpoint

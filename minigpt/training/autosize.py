@@ -4,10 +4,10 @@
     minigpt train --size base --text book.txt --dry_run
 
 Autosize has a list of model sizes. It takes the largest model that can train on enough tokens per parameter
-within the budget, without repeating the data too often. For a time budget, it first measures the time of some
-steps of one size on this machine, and discards that model. The times of the other sizes are estimated from
-their FLOPs. Learning rates, schedule, optimiser and batches come from the recipe. Options that
-the user gives do not change. run.json records the expected time, and after the run the real time.
+within the budget, without repeating the data too often. If the budget is a time, autosize first measures some
+training steps of one model size on this machine. The times of the other sizes are estimated from their FLOPs.
+Learning rates, schedule, optimiser and batches come from the recipe. Options that the user gives do not
+change. run.json records the expected time, and after the run the real time.
 """
 
 import contextlib
@@ -56,7 +56,7 @@ _STEPS_OF_LITTLE_DATA = 150  # a run may always have this number of steps, even 
 # largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
-# if more than this share of the pairs is cut, max_length grows, up to 1,024 tokens
+# If more than the share _CUT of the pairs is cut, max_length is increased, up to _LONGEST tokens.
 _CUT, _LONGEST = 0.01, 1024
 # options for which 0 means: compute a value from n_embd and n_head
 _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
@@ -87,7 +87,8 @@ class Shape(NamedTuple):
 def heads(n_embd: int) -> int:
     """Return the number of heads for a width: 32 channels per head, or 64 for widths of 256 and more.
 
-    If this number does not divide the width, the next smaller number that divides it is returned.
+    If this number does not give each head the same even number of channels, the next smaller number that does
+    is returned.
 
     >>> heads(128), heads(512), heads(100)
     (4, 8, 2)
@@ -133,8 +134,8 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
 
     Raises:
         InputError: if the budget is too small, if no model fits into memory, or if the given options are not
-            valid. Also for a time budget with several processes, because one process cannot measure the speed
-            of all processes.
+            valid; if the budget is a time and there are several processes, because one process cannot measure
+            the speed of all processes.
     """
     size = parse_size(config.size)
     check_flags(config, given)
@@ -156,7 +157,7 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
 
 
 def _read_again(config: TrainConfig) -> AnyData:
-    """Read the data with another length, without repeating what the first reading has printed."""
+    """Read the data with the lengths in `config`. Print nothing, because the first reading has printed it."""
     unread = io.StringIO()
     with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         return read_data(config)
@@ -174,7 +175,7 @@ class _Choice:
         plan = self.data.plan(self.config)
         self.per_epoch = len(plan) / self.config.gradient_accumulation_steps
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
-        self.batches = self.data.shapes(plan, pad_to)  # (rows, tokens per row) of each batch
+        self.batches = self.data.shapes(plan, pad_to)  # (rows, tokens per row + 1) of each batch
         if isinstance(self.data, TextData):
             self.unique, self.epochs = len(self.data.train) - 1, _EPOCHS_OF_TEXT
         else:
@@ -217,9 +218,9 @@ class _Choice:
     # -- model size and number of steps ----------------------------------------------------------------------
 
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
-        """Return the largest model size that fits the budget, its number of steps and of evaluations.
+        """Return (model size, number of steps, number of evaluations) of the largest model in the budget.
 
-        A size fits if the budget is enough for _TOKENS_PER_PARAMETER training tokens per parameter.
+        The budget must be enough for _TOKENS_PER_PARAMETER training tokens per parameter.
         """
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures one size, and this may change the choice

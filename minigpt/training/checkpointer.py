@@ -1,8 +1,8 @@
-"""Saves and loads a run: the content of a checkpoint, saves in the background, and failed saves.
+"""Saves and loads the checkpoints of a run. Saves may run in the background.
 
 With `save_async`, a save runs in the background: the training loop copies the state and continues, and a
 thread writes the copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The
-thread does the same work in the same order as a save in the foreground, so a crash does no more harm.
+thread does the same work in the same order as a save in the foreground, so it is as safe in a crash.
 """
 
 import math
@@ -61,7 +61,7 @@ class Checkpointer:
     def save(self, best: bool = False, final: bool = False) -> None:
         """Save the current step and move the link `last` to it. First waits for an earlier save.
 
-        If a save fails and the run continues, `progress` gets the best loss of the models that were saved.
+        If a save fails and the run continues, `progress` is set back to the best model that was really saved.
 
         Args:
             best: move the link `best`, too.
@@ -171,7 +171,7 @@ class Checkpointer:
         return False
 
     def wait(self, final: bool = False) -> None:
-        """Wait for a save in the background. `final` has the same meaning, and errors, as in `save`."""
+        """Wait for a save in the background. For `final` and errors, see `save`."""
         saved = True
         with self._processes.shared_errors():
             saved = self._join(final)  # True in the other processes, which have no thread to wait for

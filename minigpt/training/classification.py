@@ -82,7 +82,7 @@ class ClassificationData:
     val: EncodedTexts
     val_texts: list[LabelledText]
     labels: Labels
-    warnings: tuple[str, ...] = ()  # about texts that were cut; the run prints them
+    warnings: tuple[str, ...] = ()  # about cut texts and unknown characters; the run prints them
 
     @property
     def sentence(self) -> str:
@@ -238,7 +238,9 @@ class LossTexts(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     last: Tensor  # (B,) int64: position of each row's last token
-    labels: Tensor  # (B,) int64: each row's label; or (B, K) float32: 1 or 0 per label, or the target value
+    # One label per text: (B,) int64, its index. Several: (B, number of labels) float32, 1 or 0 per label.
+    # Regression: (B, 1) float32, the number to predict.
+    labels: Tensor
     weights: Tensor  # (B,) float32: factor of each row's loss
 
 
@@ -368,7 +370,7 @@ def _copied(model: SequenceClassifier) -> SequenceClassifier:
 def make_classifier(
     config: FinetuneConfig, data: ClassificationData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Return the loss, which holds the classifier on its device, and the object that writes its files.
+    """Return the loss (it holds the classifier) and the object that writes the classifier's files.
 
     The output layer is usually new, so it is trained with every method, also with an adapter.
     """

@@ -27,12 +27,13 @@ from minigpt.training.run_data import AnyData, RunData
 
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
-# With fewer targets than this, a warning appears. A thousand targets of two nats each are 3,000 bits of
-# information. Every model of minigpt has more than 3,000 weights, so it memorises such data instead of
-# learning rules.
+# With fewer training targets (tokens that the loss counts) than this, a warning appears. A thousand targets
+# of two nats each are 3,000 bits of information. Every model of minigpt has more than 3,000 weights, so it
+# memorises such data instead of learning rules.
 LEARN_FROM = 1000
-# With fewer validation targets than this, a warning appears. The loss of a token varies about as much as its
-# mean. So the relative error of a mean over n tokens is at least 1 / sqrt(n): 5 % for 400 tokens.
+# With fewer validation targets than this, a warning appears. The losses of single tokens have a standard
+# deviation of about their mean. So the relative error of a mean over n tokens is at least 1 / sqrt(n): 5 %
+# for 400 tokens.
 MEASURE_ON = 400
 # largest number of tokens that are counted; more tokens would hardly change the frequencies
 _COUNTED = 1 << 22
@@ -45,7 +46,9 @@ _SIZES = {  # kind of example -> text for a number of examples
     "windows": "{count:,} window{several}",
     "examples": "{count:,} example{several}",
 }
-_PARTS = 4  # number of parts of the data; the loss of each part uses the token frequencies of the others
+# For held_out_unigram_loss, the training data is divided into this number of parts. The loss of each part
+# uses the token frequencies of the other parts.
+_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -166,10 +169,10 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the targets, (P,), and the number of each target's part of the data, (P,).
+    """Return the ids of the P targets, (P,), and for each target the number of its part of the data, (P,).
 
-    The parts have the numbers 0 to _PARTS - 1. Rows with the same answer are in the same part, because the
-    same answer to a rephrased question is not new data.
+    The numbers are 0 to _PARTS - 1. Rows with the same answer are in the same part, because the same answer
+    to a rephrased question is not new data.
     """
     if isinstance(part, EncodedExamples):
         counts = part.is_answer.copy() if config.loss_on == "answer" else np.ones(len(part.ids), dtype=bool)

@@ -4,9 +4,9 @@ The loss of each target that counts, with the temperature t:
 
     alpha t² KL(teacher at t || model at t) + (1 - alpha) cross-entropy of the target
 
-A temperature above 1 makes both distributions flatter, so that unlikely tokens count more. This makes the
-gradient smaller by about t², so the factor t² restores its size. An evaluation measures the cross-entropy
-alone, as without a teacher.
+A temperature above 1 makes both distributions flatter, so that unlikely tokens count more. The gradient
+becomes smaller by a factor of about t², and the factor t² in the loss restores its size. An evaluation
+measures the cross-entropy alone, as without a teacher.
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
 """
@@ -95,7 +95,7 @@ class DistillationLoss(NextTokenLoss):
         temperature: float = 1.0,
     ) -> None:
         super().__init__(model, loss_on, device)
-        self._teacher = (teacher,)  # a tuple hides the teacher from nn.Module: its parameters are not trained
+        self._teacher = (teacher,)  # in a tuple, so that nn.Module does not find the teacher's parameters
         self._alpha, self._temperature = alpha, temperature
         self.other_bytes = sum(one.nbytes for one in [*teacher.parameters(), *teacher.buffers()])
 

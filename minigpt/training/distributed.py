@@ -156,7 +156,7 @@ class Processes:
 
     @contextmanager
     def main_first(self) -> Iterator[None]:
-        """Run a block in process 0, then in the other processes. They can use the files that process 0 made.
+        """Run a block in process 0, then in the others, which can use the files that process 0 has made.
 
         Raises:
             InputError: as `shared_errors`. If process 0 fails, the other processes do not run the block.
@@ -198,7 +198,7 @@ def is_restarted() -> bool:
 
 
 def _store(rank: int, size: int) -> Any:
-    """Make the store in which the processes exchange their addresses. Each restart has its own prefix.
+    """Make the key-value store in which processes exchange addresses. Each restart has its own key prefix.
 
     torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1. With
     torch's default prefix (2.13), restarted processes would read the old addresses and wait for ever.

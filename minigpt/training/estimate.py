@@ -1,4 +1,4 @@
-"""Prints before a run the parts of the model, and estimates memory and time of training on this machine.
+"""Prints the parts of the model before a run, and estimates memory and time of training on this machine.
 
 For the time, the loss of a part of a real batch is computed, and the measured time is scaled by FLOPs. The
 memory is computed, not measured. The model is not trained: the gradients are thrown away, and weights and
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 TORCH_ITSELF = 350 * 2**20  # bytes of a process after all imports, before any tensor exists
-# On a CPU, a process takes this many times the computed bytes. Activations, gradients and moments are
+# On a CPU, a process takes 1.4 times the computed bytes, because activations, gradients and moments are
 # allocated and freed in changing order, which leaves gaps in the C library's memory. The factor was measured
 # on Linux with benchmarks/memory.py. GPUs have other allocators, so HELD does not apply to GPUs.
 HELD = 1.4
@@ -44,7 +44,10 @@ _LONGEST = 2048  # largest number of tokens of a measured row; figures for longe
 
 
 def print_parameters(trainer: Trainer) -> None:
-    """Print the parameter count of each part of the model, and check the sum against the closed formula."""
+    """Print the parameter count of each part of the model, and check the sum against the closed formula.
+
+    If training starts from existing weights, print trained and frozen counts instead, and check nothing.
+    """
     model = trainer.model
     if trainer.config.starts_from is not None:
         _print_trained(model)
@@ -108,7 +111,7 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
         free: number of free bytes of memory.
 
     Raises:
-        InputError: if the run needs more memory than `free`, before a whole batch is computed.
+        InputError: if the run needs more memory than `free`. It is raised before a whole batch is computed.
     """
     config = trainer.config
     needed = memory_needed(trainer)
@@ -167,7 +170,7 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, tokens per row) of each batch. For sampled answers, the greatest length is assumed."""
+    """Return (rows, tokens per row + 1) of each batch. Sampled answers are assumed to have full length."""
     loss, plan = trainer.step.loss, trainer.step.plan
     if not loss.is_sampled:
         return trainer.data.shapes(plan, pad_to)
@@ -182,8 +185,8 @@ def _answer_share(trainer: Trainer) -> float:
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
     """Sample the answers of the first step. They are thrown away; training samples them again.
 
-    Returns: seconds of sampling per step; (rows, tokens per row) of each batch; share of the tokens that are
-    in answers.
+    Returns: seconds of sampling per step; (rows, tokens per row + 1) of each batch; share of the tokens that
+    are in answers.
     """
     start = time.perf_counter()
     batches = trainer.step.prepare(trainer.progress.steps_done)
@@ -226,7 +229,7 @@ def _measure(trainer: Trainer, answer_share: float) -> float:
 
 
 def _cut(piece: Any, width: int) -> Any:
-    """Return a batch that has only the first `width` columns."""
+    """Return a batch with only the first `width` tokens of each row."""
     old = piece.input_ids.shape[1]
     if width == old:
         return piece
@@ -275,8 +278,8 @@ def memory_needed(trainer: Trainer) -> int:
     # each), and logits, log-softmax and its gradient (vocab_size floats each). A float has 4 bytes.
     outputs = config.vocab_size if hasattr(trainer.model, "lm_head") else 0  # a classifier has few outputs
     head = 4 * (2 * width + 3 * outputs) * answer_share * rows * T
-    # Bytes per weight: 4 in float32, and 2 for autocast's copy. A trained weight has 12 more: its gradient
-    # and two moments.
+    # Bytes per weight: 4 in float32, and with autocast 2 more for the 16-bit copy. A trained weight has 12
+    # more: its gradient and AdamW's two moments.
     per_weight = 4 if trainer.config.precision == "float32" else 6
     weights = sum(
         p.numel() * (per_weight + (12 if p.requires_grad else 0)) for p in trainer.model.parameters()
@@ -301,8 +304,9 @@ def _bytes_per_row(trainer: Trainer, T: int) -> float:
             + c * (T - x) * (T - y) / ((z - x) * (z - y))
         )
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
-    # Subtract the bytes of two rows from those of three. What does not depend on rows cancels out: weights,
-    # and autocast's copies of them. One row is not used, because torch reshapes a single row without a copy.
+    # Subtract the bytes of two rows from the bytes of three rows. What does not depend on rows cancels out:
+    # weights, and autocast's copies of them. A single row is not measured, because torch reshapes it without
+    # a copy.
     return _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
 
 

@@ -12,7 +12,7 @@ __all__ = ["GRPO_DEFAULTS", "METHOD_RATES", "TASK_RATES", "TASK_RECIPES", "Finet
 
 Task: TypeAlias = Literal["sft", "classification", "dpo", "grpo", "mlm"]
 Method: TypeAlias = Literal["full", "freeze", "lora", "adapter", "ia3"]
-# Method of fine-tuning -> its highest learning rate in a run. It is used if the user gives none.
+# Method of fine-tuning -> its learning rate (after the warm-up), if the user gives none.
 METHOD_RATES: dict[str, float] = {"full": 1e-4, "freeze": 3e-4, "lora": 1e-3, "adapter": 3e-3, "ia3": 3e-2}
 TASK_RECIPES: dict[str, str] = {
     **dict.fromkeys(("sft", "dpo", "mlm"), "finetune"),
@@ -21,7 +21,7 @@ TASK_RECIPES: dict[str, str] = {
 }
 # task -> factor of the method's learning rate; other tasks: 1
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
-# Defaults of GRPO that differ from those of DPO. All are TRL's defaults.
+# GRPO has these defaults, as in TRL. The fields of FinetuneConfig have DPO's defaults.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
 # Method that adds an adapter -> the names of its options.

@@ -17,9 +17,9 @@ from minigpt.families.registry import LanguageModel, family_of
 __all__ = ["model_flops", "peak_flops", "peaks"]
 
 # Peak speeds by the device name in torch: (TFLOP/s, TB/s of memory). TFLOP/s are for matrix products
-# with 16-bit inputs, float32 sums and no sparsity; data sheets often print twice as many. The rows
-# for H100 (SXM), H200, A100 and L40S agree with tables that quote the data sheets. The other rows are not
-# verified: compare them with these data sheets before you publish an MFU.
+# with 16-bit inputs, float32 sums and no sparsity; data sheets often print twice as many (with sparsity).
+# The rows for H100 (SXM), H200, A100 and L40S agree with tables that quote the data sheets. The other rows
+# are not verified: compare them with the data sheets below before you publish an MFU.
 # H200, H100: https://resources.nvidia.com/en-us-gpu-resources/h100-datasheet-24306
 # A100: https://www.nvidia.com/content/dam/en-zz/Solutions/Data-Center/a100/pdf/nvidia-a100-datasheet.pdf
 # L40S, L4, A10, T4, V100: https://www.nvidia.com/en-us/data-center/ followed by the name
@@ -45,7 +45,7 @@ _PEAKS = {
 
 
 def peaks(device: torch.device) -> tuple[float, float]:
-    """Return the device's peak FLOP/s of 16-bit products, and its bytes/s of memory. Unknown device: nan."""
+    """Return the device's peak FLOP/s of 16-bit products, and its memory's bytes/s; (nan, nan) if unknown."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
     found = (both for pattern, both in _PEAKS.items() if re.fullmatch(pattern, name))
     tera_flops, tera_bytes = next(found, (math.nan, math.nan))

@@ -1,14 +1,14 @@
 """Learning from rewards (GRPO): the model answers each prompt several times, and learns from better answers.
 
-The answers of a step depend only on the weights, the seed, the number of the step and the line of the prompt.
-So a resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If
+The answers of a step depend only on the weights, the seed, the step's number and the prompts' numbers. So a
+resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If
 num_iterations is above 1, a checkpoint holds these answers.
 
 With beta above 0, the loss compares the model with a reference: the model before the first step. If the model
 has an adapter, the reference is the model without the adapter; otherwise it is a copy of the model. A resumed
 run makes the reference from the same weights.
 
-Letters in shapes: N prompts, G answers of each, B = N * G rows, T tokens, C channels, P tokens of answers.
+Letters in shapes: G answers to each prompt, B rows (all answers), T tokens, C channels, P tokens of answers.
 """
 
 import copy
@@ -60,26 +60,26 @@ class Sampling(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Prompts with sampled answers, as a batch."""
+    """Prompts with sampled answers, as a batch of B rows. P: number of sampled tokens in the batch."""
 
     input_ids: Tensor  # (B, T) int64: prompt and answer of each row, padded on the right
     targets: Tensor  # (B, T) int64: for each token, the next one
     token_mask: Tensor  # (B, T) bool: False where the target is padding
     answer_mask: Tensor  # (B, T) bool: True where the target was sampled
     advantages: Tensor  # (B,): how much better an answer is than the other answers to its prompt
-    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights have not changed since then
-    reference: Tensor | None  # (P,) log-probabilities by the reference model; None: beta is 0
+    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights are still the same
+    reference: Tensor | None  # (P,): log-probabilities by the reference model; None: beta is 0
 
 
 class RolloutBatch(NamedTuple):
-    """The tensors of a batch that the loss needs. Only tokens of answers count."""
+    """The tensors of a batch that the loss needs. Only the P sampled tokens count."""
 
     input_ids: Tensor  # (B, T) int64: prompt and answer of each row
     targets: Tensor  # (P,) int64: tokens of the answers
     advantages: Tensor  # (P,): advantage of each token's answer
     weights: Tensor  # (P,): factor of each token in the summed loss
-    old: Tensor | None  # (P,) log-probabilities at sampling; None: the weights have not changed since then
-    reference: Tensor | None  # (P,) log-probabilities of the reference; None: beta is 0
+    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights are still the same
+    reference: Tensor | None  # (P,): log-probabilities by the reference model; None: beta is 0
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
@@ -144,14 +144,14 @@ class GrpoLoss(Objective):
         train: training prompts.
         val: validation prompts.
         device: device of the model.
-        autocast: returns the context manager for a forward pass in training.
+        autocast: a function that returns the context manager for a forward pass in training.
         num_iterations: number of consecutive steps that use the same answers.
         dry: True if nothing will be trained, so no copy of the model is kept as the reference.
     """
 
     is_sampled = True
     step_sums_names = (
-        *("tokens", "kl", "is_low", "is_high"),  # sums over the answers' tokens in `forward`
+        *("tokens", "kl", "is_low", "is_high"),  # sums over the sampled tokens, computed in `forward`
         # sums over the sampled answers
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
@@ -227,7 +227,7 @@ class GrpoLoss(Objective):
         """Return this step's answers.
 
         With scale_rewards="batch", the advantages are divided by the standard deviation of the step's rewards
-        in all processes. Every process must call this method at every step, even if the answers are those of
+        in all processes. Every process must call this method at every step, even if it reuses the answers of
         an earlier step, because `all_reduce` waits for all processes.
 
         all_reduce: a function that sums each number of a list over the processes.
@@ -252,9 +252,10 @@ class GrpoLoss(Objective):
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample G answers to each prompt of `rows`. The same weights and arguments give the same answers.
+        """Sample num_generations answers to each prompt. Same weights and arguments: same answers.
 
         block: number of the block of `num_iterations` steps that use these answers, from 0.
+        rows: numbers of the training prompts.
         """
         return self._generate(
             [self._train.prompts[row] for row in rows for _ in range(self.sampling.num_generations)],
@@ -330,7 +331,7 @@ class GrpoLoss(Objective):
     def _at(self, model: LanguageModel, hidden: Tensor, targets: Tensor, positions: Tensor) -> Tensor:
         """Return the log-probability of each target, (P,), with the temperature used for sampling."""
         hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
-        # Dividing the inputs divides the logits, because lm_head has no bias.
+        # Dividing the hidden states divides the logits, because lm_head has no bias.
         hidden = hidden / self.sampling.options.temperature
         return -token_cross_entropy(model.lm_head, hidden, targets, self._limit, self._multiple)
 
@@ -409,7 +410,7 @@ class GrpoLoss(Objective):
             "clip_ratio/region_mean": (of["is_low"] + of["is_high"]) / tokens,
         }
 
-    # -- the part of a checkpoint ----------------------------------------------------------------------------
+    # -- what a checkpoint stores ----------------------------------------------------------------------------
 
     def state(self) -> dict[str, Tensor]:
         """Return the answers that later steps also use; empty if num_iterations is 1."""

@@ -1,4 +1,4 @@
-"""The training loop: steps, evaluations, checkpoints, signals. A resumed run gives the same bits.
+"""The training loop: steps, evaluations, checkpoints, signals. A stopped and resumed run gives the same bits.
 
 `Trainer` builds the parts of a run; `Trainer.run` is the loop. The parts are:
 
@@ -77,8 +77,8 @@ class Trainer:
     ) -> None:
         with processes.shared_errors():
             device = pick_device(processes.device(config.device))
-        # Process 0 decides for all processes what `auto` means. The precision is written to run.json, so that
-        # a resumed run computes in the same one.
+        # Process 0 decides for all processes what `auto` means. The decision is written to run.json, so that
+        # a resumed run has the same precision.
         precision = processes.broadcast(pick_precision(config.precision, device))
         config = dataclasses.replace(config, precision=precision)
         if config.output.exists() and not config.output.is_dir():
@@ -95,7 +95,7 @@ class Trainer:
         self.step = TrainStep(config, loss, data, device, processes)
         self.eval_steps = config.eval_steps or max(1, math.ceil(self.step.total_steps / 10))
         self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
-        # False: weights to fine-tune are evaluated before the first step
+        # With False, `run` begins with an evaluation. Existing weights are evaluated before the first step.
         self.progress.evaluated = config.starts_from is None
         processes.seed(config.seed)
         self.logger = Logger(config, self.step)
@@ -111,8 +111,8 @@ class Trainer:
 
         Raises:
             Stopped: after SIGINT, SIGTERM, SIGUSR1 or SIGHUP, once the state is saved.
-            InputError: if the last checkpoint cannot be written, or if loss, gradients or weights are not
-                finite again after one rollback.
+            InputError: if the last checkpoint cannot be written, or if loss, gradients or weights become NaN
+                or infinite after the run has been rolled back once.
         """
         self._prepare_folder()
         with self.stop_request.listening(), self.logger.open(), self.checkpointer:
@@ -164,8 +164,7 @@ class Trainer:
 
         On a CPU or MPS, metrics are also due after a bad step (loss or gradient not finite), and once per
         second for the progress line. On CUDA, these two cases are left out, because reading the metrics makes
-        the CPU wait for the GPU. The result of a run does not depend on when metrics are read, because all
-        processes see a bad step at the same step number.
+        the CPU wait for the GPU.
         """
         is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:
@@ -189,8 +188,7 @@ class Trainer:
     def evaluate_and_save(self) -> None:
         """Measure the validation loss, save a checkpoint, and print a sample of the model's output."""
         began, progress = time.monotonic(), self.progress
-        # True: weights were not finite, so earlier weights were loaded. The loop's next iteration evaluates
-        # the loaded weights.
+        # If weights are not finite, earlier weights are loaded. The loop's next iteration evaluates them.
         if self.guard.rolled_back_weights():
             return
         report = self.evaluate()
@@ -277,6 +275,6 @@ def _tasks(config: TrainConfig) -> "TaskScores | None":
     """Read the tasks of --eval_task."""
     if not config.eval_task:
         return None
-    from minigpt.training.task_scores import TaskScores  # imported here, because it imports all of generation
+    from minigpt.training.task_scores import TaskScores  # here, because it imports all of minigpt.generation
 
     return TaskScores(config.eval_task, config.text is not None, config.encoding)

@@ -4,7 +4,7 @@ A TrainStep calls three methods of an `Objective`, which is a model with its los
 
     count(batch) -> int          number of targets that count; a step's loss is the mean over these targets
     select(batch) -> tensors     the inputs of `forward`, still on the CPU
-    forward(*tensors) -> ()      the summed loss
+    forward(*tensors) -> Tensor  the summed loss, a tensor without dimensions
 
 An evaluation calls `evaluate`. To save memory, the cross-entropy is computed in pieces, so that only a part
 of the logits is in memory.
@@ -12,8 +12,7 @@ of the logits is in memory.
 On CUDA, lm_head's matrix is padded with rows of zeros for the product. The reason: a GPU multiplies faster if
 each row of the logits begins at a multiple of 16 bytes, but a vocabulary of 50,257 is odd. The logits of the
 added rows are cut off before the softmax, so loss, gradient and the saved model do not change. Padding costs
-little, because autocast copies the weights anyway. (A kernel that never writes the logits to memory would
-need Triton.)
+little, because autocast copies the weights anyway.
 
 Letters in shapes: B rows, T tokens, C channels, P positions that count, V entries of the vocabulary.
 """
@@ -47,7 +46,7 @@ class LossBatch(NamedTuple):
 
     input_ids: Tensor  # (B, T) int64
     targets: Tensor  # (P,) int64: the targets that the loss counts
-    positions: Tensor | None  # (P,) int64: positions of the targets in the flat B * T tokens; None: all
+    positions: Tensor | None  # (P,) int64: indices of the targets in the flat B * T tokens; None: all count
 
 
 class Objective(nn.Module):
@@ -85,11 +84,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
-        """Return sums over this process's part of the last step, named in `step_sums_names`; on the CPU."""
+        """Return this process's sums over the last step, on the CPU. `step_sums_names` has their names."""
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added over processes."""
+        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added up over the processes."""
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -97,7 +96,7 @@ class Objective(nn.Module):
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Load the result of the method `state`. It is empty if the checkpoint's run had fewer processes."""
+        """Load the result of the method `state`, or {} if the checkpoint's run had fewer processes."""
 
     def count(self, batch: Any) -> int:
         """Return the number of losses that `forward` adds up for a batch."""
@@ -257,11 +256,13 @@ def summed_cross_entropy(
 def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bool:
     """Return True if `_LinearCrossEntropy` shall compute the loss, together with its gradient.
 
-    It is used only on a CPU, for an unsharded linear layer without bias or adapter, if gradients are needed,
-    and not inside torch.compile. If autocast computes in float16, the result is False, because small
-    gradients would become 0 before the loss scale is applied. If there are at most `limit` logits, the result
-    is False, because autograd is as good. Exception: if the layer is frozen, the result is True even then,
-    because `_LinearCrossEntropy` keeps only the gradient of the hidden states.
+    The following conditions must hold:
+
+    - lm_head is a linear layer on a CPU, without bias, adapter or shards.
+    - Gradients are needed, and torch.compile is not running.
+    - Autocast does not compute in float16: small gradients would become 0 before the loss scale is applied.
+    - There are more than `limit` logits. (With fewer logits, autograd is as good.) Or the layer is frozen:
+      then `_LinearCrossEntropy` needs less memory, because it keeps only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False
@@ -342,19 +343,19 @@ def _cross_entropies(
     vocab_size = weight.shape[0]
     # pad a plain nn.Linear only: an lm_head with an adapter must call its own forward
     if vocab_size % multiple and type(lm_head) is nn.Linear:
-        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (V', C), used by all pieces
+        padded = F.pad(weight, (0, 0, 0, -vocab_size % multiple))  # (padded V, C), used by all pieces
         lm_head = functools.partial(_cut_product, padded, vocab_size)
     rows = max(1, limit // vocab_size)
     if len(hidden) <= rows:
         return [_cross_entropy(lm_head, hidden, targets, reduction)]
     pieces = zip(torch.split(hidden, rows), torch.split(targets, rows))
-    # The backward pass calls `_cross_entropy` again. It has no dropout, so no random state must be restored.
+    # The backward pass calls `_cross_entropy` again. It has no dropout, so random states are not restored.
     again: Any = {"use_reentrant": False, "preserve_rng_state": False}
     return [checkpoint(_cross_entropy, lm_head, some, goal, reduction, **again) for some, goal in pieces]
 
 
 def _cut_product(padded: Tensor, vocab_size: int, hidden: Tensor) -> Tensor:
-    return F.linear(hidden, padded)[:, :vocab_size]  # (rows, V') -> (rows, V)
+    return F.linear(hidden, padded)[:, :vocab_size]  # (rows, padded V) -> (rows, V)
 
 
 def _cross_entropy(
