@@ -162,7 +162,7 @@ class PreferenceLoss(Objective):
         return found
 
     def _measure(self, model: LanguageModel, batch: PairBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Return each answer's log-probability and number of tokens: two (2, B) float64 tensors, on the CPU."""
+        """Return each answer's log-probability and number of tokens, (2, B) float64 each, on the CPU."""
         targets, rows, positions = _answers(batch)
         hidden = model.base_model(batch.input_ids.to(device)).flatten(0, 1)  # (2 B * T, C)
         hidden = hidden.index_select(0, positions.to(device))  # (P, C)

@@ -82,10 +82,10 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
-        adapter: folder of an adapter. Or several adapters: a dict name -> folder, or a list of folders with
-            their names. A single adapter is merged into the weights, unless the weights are int8 or int4, or
-            it is a bottleneck adapter. Several adapters are not merged; only the first one is active. See
-            minigpt.finetuning.layers.
+        adapter: folder of an adapter, which is merged into the weights. Exceptions: it is not merged if the
+            weights are int8 or int4, or if it is a bottleneck adapter. Or several adapters: a dict name ->
+            folder, or a list of folders, whose names become the adapters' names. They are not merged, and
+            only the first one is active. See minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -108,7 +108,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # an adapter's folder holds a tokenizer of its own if training has changed the base model's tokenizer
+    # an adapter's folder can hold its own tokenizer, because training may have added tokens
     folder = path if is_adapter(path) else model_folder(path)
     if is_there(folder / MANIFEST):
         verify_manifest(folder, weights=False)
@@ -140,8 +140,8 @@ def load_model_and_tokenizer(
     folder = model_folder(path)
     with ahead.check if ahead and ahead.check and ahead.check.folder == folder else ManifestCheck(folder):
         read_model = _model_reader(folder, device, dtype, ahead)
-        # A second thread makes the tokenizer in Python, while torch copies the weights in this thread. torch
-        # releases the GIL for that.
+        # A second thread makes the tokenizer in Python, while torch copies the weights in this thread. The
+        # two can run at the same time, because torch releases the GIL while it copies.
         with ThreadPoolExecutor(1) as beside:
             later = beside.submit(_read_tokenizer, folder)
             model = read_model()  # called before `later.result()`: an error of the model is raised first

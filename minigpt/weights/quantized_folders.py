@@ -14,8 +14,8 @@ layer, K of its inputs.
                         and offset of each group of 64. A weight is about (integer - 8) * scale + offset.
                         Embeddings and norms are bfloat16; biases of linear layers are float32.
 
-The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`.
-transformers would then use the integers as weights. For float16 no such format is needed: every program can
+The file is not named model.safetensors: transformers only warns about an unknown `quant_method`, and would
+load the integers of a file with this name as weights. For float16 no such format is needed: every program can
 read a folder of float16 weights.
 """
 
