@@ -117,7 +117,7 @@ class MaskedTokenLoss(Objective):
 
 
 def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the rows of batches without padding: with attention to both sides, tokens would attend to it.
+    """Yield the rows of batches without padding, because attention to both sides would see the padding.
 
     A row that is shorter than the others becomes a batch of its own.
     """

@@ -177,7 +177,8 @@ class Muon(torch.optim.Optimizer):
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return the optimisers' state as a dict: a name such as `transformer.wte.weight.exp_avg` -> tensor.
 
-    The tensors are on the CPU. For a sharded model, they are this process's shards, on its device.
+    The tensors are on the CPU. Exception: for a sharded model (FSDP), they are this process's shards, on the
+    process's device.
     """
     return {
         f"{name}.{key}": value.detach() if is_sharded(value) else value.detach().cpu().contiguous()

@@ -165,7 +165,7 @@ class PreferenceLoss(Objective):
         """Return each answer's log-probability and number of tokens, (2, B) float64 each, on the CPU."""
         targets, rows, positions = _answers(batch)
         hidden = model.base_model(batch.input_ids.to(device)).flatten(0, 1)  # (2 B * T, C)
-        hidden = hidden.index_select(0, positions.to(device))  # (P, C)
+        hidden = hidden.index_select(0, positions.to(device))  # (P, C): P answer tokens
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
@@ -237,7 +237,7 @@ class PreferenceLoss(Objective):
         assert rows is not None
         assert reference is not None
         assert positions is not None
-        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C): P answer tokens
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         nothing = losses.new_zeros(len(input_ids))  # (2 B,)
         B = reference.shape[1]  # 0 if this process has no pair; then sum and gradient are 0

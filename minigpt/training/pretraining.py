@@ -99,8 +99,8 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
 def _block_size(lengths: Sequence[int]) -> int:
     """Choose the context of the new model, in tokens, from the lengths of the texts, in tokens.
 
-    19 of 20 texts fit into the context, but it is at most 512. If the texts together fill it fewer than eight
-    times, it is halved until they do; 16 is the minimum.
+    19 of 20 texts fit into the context, but it is at most 512. With little text it is shorter: all texts
+    together must fill it at least eight times. The minimum is 16.
 
     >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
     (64, 320, 16)

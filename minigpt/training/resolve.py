@@ -131,7 +131,9 @@ def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) 
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Return the recipe with the family and sizes of the model in `folder`, and rows that fit its context.
+    """Return the recipe, changed to the family and the sizes of the model in `folder`.
+
+    The recipe's `block_size` and `max_length` are limited to the model's context.
 
     Raises:
         InputError: if there is no model, or if the user gave an option for new models only.

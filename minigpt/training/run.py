@@ -188,7 +188,7 @@ def _run(
 
 
 def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> TrainConfig:
-    """Choose the number of steps if --size (a time or FLOPs) is given with a model: at most all epochs."""
+    """With given weights, --size is a time or FLOPs. Choose the steps that fit into it, or all epochs."""
     size = parse_size(config.size)
     if size.unit == "name":
         raise InputError(

@@ -37,7 +37,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """For a `with` block: only remember a stop signal. A second signal ends the process immediately."""
+        """For a `with` block in which a stop signal is only remembered. A second one ends the process."""
         # Python can set signal handlers only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield

@@ -5,8 +5,8 @@ its targets, times the sample's weight. The loss of a step is the mean over its 
 use weights.
 
 The weight of a sample is the field `weight` of its record, times a factor for its keywords. With
---keyword_weight "plt:3,pd:2", this factor is 1 + 3 * (number of plt) + 2 * (number of pd). It comes from
-Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), where the factors 3 and 2 are 1.
+--keyword_weight "plt:3,pd:2", this factor is 1 + 3 * (number of plt) + 2 * (number of pd). The formula is
+from Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), where both weights are 1.
 
 Letters in shapes: B rows, T tokens, P positions that count.
 """
@@ -177,7 +177,7 @@ class WeightedTokenLoss(NextTokenLoss):
         """Return the tensors that `forward` needs: ids, the targets that count, factors, positions."""
         mask = self._mask(batch)  # (B, T)
         factors = torch.from_numpy(self.weights_of(batch)) / mask.sum(1).clamp(min=1)  # (B,)
-        positions = mask.flatten().nonzero().flatten()  # (P,)
+        positions = mask.flatten().nonzero().flatten()  # (P,): P targets that count
         each = factors.float()[positions // mask.shape[1]]
         return WeightedBatch(batch.input_ids, batch.targets.flatten()[positions], each, positions)
 
@@ -199,6 +199,6 @@ class WeightedTokenLoss(NextTokenLoss):
             return hidden
         assert factors is not None
         assert positions is not None
-        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C): P targets that count
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         return (losses * factors).sum()

@@ -110,7 +110,7 @@ class _Version:
 
 
 class _Part:
-    """An unfinished download. FILE.part holds the bytes so far, FILE.part.json the version of the file."""
+    """An unfinished download. FILE.part holds the bytes so far, FILE.part.json identifies their version."""
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal

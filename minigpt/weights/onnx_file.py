@@ -12,8 +12,8 @@ Inputs and outputs have the names that Optimum gives them:
     logits                          float32 (B, T, V)
     present.0.key, .value           float32 (B, K, S, D)  the same cache with the new tokens at its end
 
-Each family describes its forward pass as a list of operations, also for generation.native. This module writes
-one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
+Each family describes its forward pass as a list of operations, which generation.native uses, too. This module
+writes one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
 (torch.onnx.export) would need one more package. A trace would also record the branches that Python takes for
 one example, although other shapes need other branches. All operators are standard ones of opset 20, which
 onnxruntime has supported since version 1.17.
@@ -293,7 +293,7 @@ class _Graph:
         return self._node("Transpose", x, perm=(0, 2, 1, 3))
 
     def _cos_and_sin(self, frequencies: Tensor, factor: float) -> tuple[str, str]:
-        """Add RoPE's cos and sin at the positions of these tokens, (B, 1, T, D / 2). Return their names."""
+        """Add RoPE's cos and sin at the positions of the new tokens, (B, 1, T, D / 2). Return their names."""
         positions = self._node("Cast", "position_ids", to=self._onnx.TensorProto.FLOAT)
         positions = self._node("Unsqueeze", positions, self._ints(1, 3))  # (B, 1, T, 1)
         angles = self._node("Mul", positions, self._constant(frequencies.float().numpy()))

@@ -82,10 +82,10 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
-        adapter: folder of an adapter, which is merged into the weights. Exceptions: it is not merged if the
-            weights are int8 or int4, or if it is a bottleneck adapter. Or several adapters: a dict name ->
-            folder, or a list of folders, whose names become the adapters' names. They are not merged, and
-            only the first one is active. See minigpt.finetuning.layers.
+        adapter: folder of one adapter, or several adapters. One adapter is merged into the weights, unless
+            they are int8 or int4, or it is a bottleneck adapter. Several adapters are a dict name -> folder,
+            or a list of folders, whose names become the adapters' names. They are not merged, and only the
+            first one is active. See minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.

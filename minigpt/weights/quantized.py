@@ -79,8 +79,8 @@ WEIGHT_GROUP = 64
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round a matrix (N, K) to int8 (N, K) and scales (N,), so that weight is about int8 * scale.
 
-    The error is at most half a scale. The value of a row with the largest magnitude becomes 127 or -127. -128
-    is not used: without it, the sum of two products of int8 numbers fits into 16 bits, and the fastest
+    The error is at most half a scale. In each row, the value with the largest magnitude becomes 127 or -127.
+    -128 is not used: without it, the sum of two products of int8 numbers fits into 16 bits, and the fastest
     instructions of older CPUs need this.
     """
     scale = weight.abs().amax(dim=1) / 127  # (N,)
