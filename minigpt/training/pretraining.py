@@ -30,7 +30,7 @@ __all__ = ["with_pretrained"]
 
 # recipe of the language model, recipe of the classifier
 _RECIPE, _SMALL = "classification-pretraining", "classification-cpu"
-_TOKENS = 4096  # number of tokens of a batch of the language model
+_TOKENS = 4096  # number of tokens per batch in pretraining
 # Options that, if the user gives them, hold for both runs: of the language model and of the classifier.
 _SHARED = (
     *("seed", "device", "threads", "precision", "report_to", "logging_steps", "save_total_limit"),

@@ -98,7 +98,7 @@ class AnyData(Protocol):
 
     @property
     def unit(self) -> str:
-        """Return "lines" if `positions` gives line numbers, "windows" if it gives starts of windows."""
+        """Return the unit of `positions`: "lines" of a file, or "windows" (block_size tokens) of a text."""
 
     def plan(self, config: TrainConfig) -> Any:
         """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): batches per epoch."""
@@ -110,7 +110,7 @@ class AnyData(Protocol):
         """Return the names of training data, validation data and vocabulary, as messages show them."""
 
     def positions(self, batch: Any) -> list[int]:
-        """Return the place of each row of a batch in the training data: line number, or start of a window."""
+        """Return each row's place in the training data: its line number, or the first token of its window."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
         """Describe some results of `positions` in words, for a message."""
@@ -234,7 +234,7 @@ class TextData:
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # `positions` returns starts of windows
+    unit = "windows"  # `positions` returns where windows of block_size tokens begin
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the first token of each window of a batch, as an index into the training text."""

@@ -53,7 +53,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Sends numbers to a run of Weights & Biases, online or offline, as the environment says."""
+    """Sends numbers to a run of Weights & Biases, online or offline (WANDB_MODE)."""
 
     def __init__(self, output: Path, steps_done: int, settings: Mapping[str, Any]) -> None:
         import wandb

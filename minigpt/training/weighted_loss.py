@@ -128,11 +128,11 @@ def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) ->
 
 
 class WeightedBatch(NamedTuple):
-    """The tensors of a batch that the loss needs."""
+    """The tensors of a batch that the loss needs. P is the number of targets that the loss counts."""
 
     input_ids: Tensor  # (B, T) int64
-    targets: Tensor  # (P,) int64: the targets that the loss counts
-    factors: Tensor  # (P,) float32: weight of the target's sample / number of the sample's counted targets
+    targets: Tensor  # (P,) int64: ids of these targets
+    factors: Tensor  # (P,) float32: weight of the target's sample / number of targets of this sample
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 

@@ -247,7 +247,7 @@ class _Plan:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
+        """Add the operation out = table[ids]. `positions`: a table of position embeddings, added to out."""
         more = {"weight": self._number(table), "positions": self._number(positions)}
         self.operations.append({"kind": "embed", **more, **self._place("output", out)})
 

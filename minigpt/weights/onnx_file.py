@@ -181,7 +181,7 @@ class _Graph:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
+        """Add the operation out = table[ids]. `positions`: a table of position embeddings, added to out."""
         x = self._rows(table, "input_ids")
         if positions is not None:
             x = self._node("Add", x, self._rows(positions, "position_ids"))
@@ -318,8 +318,8 @@ class _Graph:
         """
         start, end = self._node("Squeeze", self._P), self._node("Squeeze", self._S)
         zero, one = self._int(0), self._int(1)
-        key = self._node("Range", zero, end, one)  # (S,): index of each key among the S tokens
-        # (T, 1): index of each query among the S tokens
+        key = self._node("Range", zero, end, one)  # (S,): index of each key, cached or new
+        # (T, 1): index of each new query; the cached tokens come before
         query = self._node("Unsqueeze", self._node("Range", start, end, one), self._ints(1))
         held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S): False: padding
         visible = self._node("LessOrEqual", key, query)  # (T, S)

@@ -89,7 +89,7 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_groups(x: Tensor) -> Tensor:
-    """Round the inputs of a layer, (..., K), as the integer products of a CPU do. The shape stays.
+    """Round the inputs of a layer, (..., K), as minigpt's int8 products on a CPU do. The shape stays.
 
     Each group of INPUT_GROUP neighbours has its own scale m / 127, where m is the largest absolute value of
     the group. The values become multiples of this scale.
@@ -149,7 +149,7 @@ class QuantizedLinear(nn.Module):
         weight: the weights, (N, K).
         scale: for int8: a scale for each row, (N,) float32; None for the other dtypes.
         bias: (N,) or None.
-        rounds_inputs: for int8: also round the inputs, as the integer products of a CPU do.
+        rounds_inputs: for int8: also round the inputs, as minigpt's int8 products on a CPU do.
     """
 
     def __init__(

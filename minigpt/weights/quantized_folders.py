@@ -60,9 +60,9 @@ def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
         if precision == "int8" and tensor.is_floating_point():
-            tensor = tensor.float()  # the embedding may have been loaded in 16 bits
+            tensor = tensor.float()  # the embedding may be in 16 bits; the file has float32
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
-            tensor = tensor[:, None]  # (N, 1)
+            tensor = tensor[:, None]  # (N,) -> (N, 1), as in the file
         written[entry.theirs] = (tensor.t() if entry.transposed else tensor).contiguous().cpu()
     return written
 
