@@ -49,8 +49,8 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
     """Return the loss, which holds the model on its device, and the object that writes the model's files.
 
     Raises:
-        InputError: if the sizes are not valid, the weights cannot be read or belong to another vocabulary, or
-            an option names layers or parameters that the model does not have.
+        InputError: if the model's sizes are not valid, if the weights cannot be read or belong to another
+            vocabulary, or if an option names layers or parameters that the model does not have.
     """
     if isinstance(config, FinetuneConfig) and isinstance(data, ClassificationData):
         return make_classifier(config, data, device)

@@ -39,10 +39,10 @@ class PairLossBatch(NamedTuple):
     """The tensors of a batch of B pairs that the loss needs. P: number of tokens of all answers."""
 
     input_ids: Tensor  # (2 B, T) int64: rows of the chosen answers, then of the rejected answers
-    targets: Tensor  # (P,) int64: ids of the answers' tokens
-    rows: Tensor  # (P,) int64: row of each of these tokens
+    targets: Tensor  # (P,) int64: ids of the answer tokens
+    rows: Tensor  # (P,) int64: row of each answer token
     reference: Tensor  # (2, B) float32: the reference's log-probabilities of the answers: chosen, rejected
-    positions: Tensor  # (P,) int64: index of each of these tokens in the flat 2 B * T targets
+    positions: Tensor  # (P,) int64: index of each answer token in the flat 2 B * T targets
 
 
 class PreferenceOptions(NamedTuple):
@@ -120,7 +120,7 @@ class PreferenceLoss(Objective):
         device: device of the model.
         autocast: returns the context manager for a forward pass in training. It is used for the reference's
             log-probabilities of the training pairs, too.
-        dry: True (--dry_run): do not compute these log-probabilities, because nothing will be trained.
+        dry: True (--dry_run): nothing will be trained, so the reference is not computed.
     """
 
     def __init__(

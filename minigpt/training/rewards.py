@@ -9,9 +9,9 @@
         def polite(completions, prompts, answers):
             return [float("请" in text) for text in completions]
 
-The function may take any of these three arguments, by these names. A further argument is a list of the values
-of the field with this name in the data's records (None if a record lacks the field). `**kwargs` receives all
-three arguments and all fields.
+The function may take any of these three arguments, by these names. A further argument must have the name of a
+field in the data's records: it gets a list of the field's values, None where a record lacks the field.
+`**kwargs` receives all three arguments and all fields.
 """
 
 import inspect

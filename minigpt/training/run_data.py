@@ -140,7 +140,7 @@ class RunData:
 
     @property
     def examples(self) -> str:
-        """Return what messages call the examples: "conversations", "pairs", "pairs of answers", "prompts"."""
+        """Return the word for the examples in messages, such as "conversations" or "pairs"."""
         if isinstance(self.train, EncodedPreferences):
             return Message("pairs of answers")
         if isinstance(self.train, EncodedPrompts):

@@ -52,8 +52,8 @@ _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
 # Smallest height of a spike, in standard deviations of the recent losses. Normal noise is higher only once in
 # a billion losses.
 _SIGMAS = 6.0
-# Smallest standard deviation, as a share of the median loss: a smaller one is replaced. Otherwise, small
-# changes of a loss with very little noise would count as spikes.
+# If the standard deviation is below this share of the median loss, this share is used instead. Otherwise,
+# small changes of a loss with very little noise would count as spikes.
 _FLOOR = 0.02
 # Smallest height of a spike, in nats. Otherwise, late in training, when the loss has little noise, each batch
 # of hard examples would count as a spike.

@@ -56,7 +56,7 @@ class StopRequest:
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Exchange the received signals between all processes. Every process must call this method."""
+        """Tell all processes which signal any of them has received. Every process must call this method."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 

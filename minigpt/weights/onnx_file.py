@@ -328,7 +328,7 @@ class _Graph:
         visible = self._node("Or", visible, self._node("Equal", key, query))
         window = getattr(self._config, "sliding_window", None)
         if window is not None and self._config.is_sliding(layer):
-            # the T new tokens always count as tokens, even if the mask calls them padding
+            # the T new tokens always count as tokens, even if attention_mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
             place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to each token

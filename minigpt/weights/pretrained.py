@@ -74,13 +74,13 @@ def load_model(
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
-    While the model is loaded, two tensors of the file are in memory besides the model.
+    While the model is loaded, the memory holds the model and two tensors of the file.
 
     Args:
         path: a folder with config.json and model.safetensors or its shards; or the folder of a run, of which
             `best` is loaded, or `last` if there is no `best`.
         device: device of the model.
-        dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
+        dtype: dtype of the parameters. None: float32, whatever the file has (most CPUs are slower in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
         adapter: folder of one adapter, or several adapters. One adapter is merged into the weights, unless
             they are int8 or int4, or it is a bottleneck adapter. Several adapters are a dict name -> folder,
