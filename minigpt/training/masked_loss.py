@@ -1,7 +1,8 @@
 """The loss of masked language modelling: the model predicts hidden tokens from the tokens on both sides.
 
-Which tokens of a window are hidden depends on the run's seed and on the start of the window in the text. The
-starts differ between epochs, so each epoch hides different tokens. Every evaluation hides the same tokens.
+A window is `block_size` tokens of the text. The run's seed and the window's start in the text decide which of
+its tokens are hidden. In each epoch the windows start at other positions, so other tokens are hidden. Every
+evaluation hides the same tokens.
 
 Letters in shapes: B rows, T tokens, C channels, P hidden tokens.
 """
@@ -29,11 +30,11 @@ __all__ = ["MaskedBatch", "MaskedTokenLoss"]
 
 
 class MaskedBatch(NamedTuple):
-    """The tensors of a batch that the loss needs."""
+    """The tensors of a batch that the loss needs. P is the number of hidden tokens."""
 
-    input_ids: Tensor  # (B, T) int64, with some tokens hidden
-    targets: Tensor  # (P,) int64: the original tokens
-    positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
+    input_ids: Tensor  # (B, T) int64, with P tokens hidden
+    targets: Tensor  # (P,) int64: the original ids of the hidden tokens
+    positions: Tensor  # (P,) int64: index of each hidden token in input_ids.flatten()
 
 
 class MaskedTokenLoss(Objective):
@@ -42,10 +43,10 @@ class MaskedTokenLoss(Objective):
     Args:
         model: the model, used with attention to both sides.
         mask_id: id of [MASK], the last id of the vocabulary.
-        probability: share of the tokens that is hidden.
-        seed: together with a window's start, it decides which tokens are hidden.
+        probability: share of a window's tokens that are hidden.
+        seed: together with a window's start in the text, it decides which tokens are hidden.
         device: device of the model.
-        words: finds the words of a row, if whole words are hidden.
+        words: finds the words of a row, so that whole words are hidden; None: hide single tokens.
     """
 
     def __init__(
@@ -64,8 +65,11 @@ class MaskedTokenLoss(Objective):
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
 
     def hide(self, batch: Batch) -> Batch:
-        """Hide some tokens of each window. The targets are the original tokens, hidden or not."""
-        # in a process without data, the batch has no rows, and this list is empty
+        """Return a batch with some tokens of each row hidden.
+
+        Its targets are the original ids of all tokens. Both of its masks are True for the hidden tokens only.
+        """
+        # a process without data has a batch whose `rows` is empty: nothing is hidden there
         keys = [(self._seed, int(start)) for start in batch.rows]
         seen, chosen = mask_tokens(
             batch.input_ids, batch.token_mask, keys, self._mask_id, self._probability, self._words
@@ -74,13 +78,13 @@ class MaskedTokenLoss(Objective):
 
     def count(self, batch: Batch) -> int:
         """Return the number of hidden tokens."""
-        if self._words is not None:  # with whole words, the number is known only after hiding
+        if self._words is not None:  # whole words: the number depends on which are hidden
             return int(self.hide(batch).token_mask.sum())
         lengths = batch.token_mask.sum(1).tolist()
         return sum(hidden_count(length, self._probability) for length in lengths)
 
     def select(self, batch: Batch) -> MaskedBatch:
-        """Select the hidden tokens with their positions."""
+        """Hide some tokens, and return the arguments of `forward`."""
         hidden = self.hide(batch)
         positions = hidden.token_mask.flatten().nonzero().flatten()
         return MaskedBatch(hidden.input_ids, hidden.targets.flatten()[positions], positions)
@@ -108,18 +112,18 @@ class MaskedTokenLoss(Objective):
         assert targets is not None
         assert positions is not None
         hidden = self.model.base_model(input_ids, both_ways(input_ids)).flatten(0, 1)  # (B * T, C)
-        hidden = hidden.index_select(0, positions)  # (P, C)
+        hidden = hidden.index_select(0, positions)  # (P, C): only the hidden tokens
         return summed_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)
 
 
 def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
-    """Yield the rows of batches without padding: with attention to both sides, tokens would see padding.
+    """Yield the rows of batches without padding, because attention to both sides would see the padding.
 
     A row that is shorter than the others becomes a batch of its own.
     """
     for batch in batches:
         lengths = batch.token_mask.sum(1)
-        full = int((lengths == lengths.max()).sum())  # only the last window of a text can be shorter
+        full = int((lengths == lengths.max()).sum())  # a shorter window can only come last
         groups = [slice(0, full), *(slice(row, row + 1) for row in range(full, len(lengths)))]
         for group in groups:
             ids, targets, real, answers, rows = batch.some(group)

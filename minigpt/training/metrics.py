@@ -1,4 +1,4 @@
-"""The numbers that a run logs: metrics.jsonl, TensorBoard or Weights & Biases, and the progress line."""
+"""Logs the numbers of a run: in metrics.jsonl, TensorBoard, Weights & Biases and on the progress line."""
 
 import json
 import math
@@ -24,26 +24,26 @@ __all__ = ["Logger", "Metrics"]
 
 
 class Logger:
-    """Logs steps and evaluations, in process 0. It also measures time.
+    """Logs training steps and evaluations, and measures their time. Only process 0 writes.
 
     Args:
         config: options of the run.
-        step: the training step, which holds the progress and the data.
+        step: the TrainStep object, which holds the run's progress and data.
     """
 
     def __init__(self, config: TrainConfig, step: TrainStep) -> None:
         self._config, self._step, self._progress = config, step, step.progress
         self._peak = peak_flops(step.device, config.precision) * step.processes.size
-        # a sentence for each option that has changed since the run that is resumed
+        # if the run is resumed: a sentence for each option that has another value than before
         self.changed: Sequence[str] = ()
         self._loss_shown = Message("")
         self._evaluating = 0.0  # total seconds of all evaluations
 
     def open(self) -> "Logger":
-        """Open the log files of the run. A resumed run continues its files. Returns a context manager."""
+        """Prepare the log files of the run, and return self for a `with` block, which opens them."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
-        # A fine-tuning run evaluates the given weights before the first step. So a resumed run may have
-        # metrics even if no step is done.
+        # A fine-tuning run evaluates the given weights before the first step. So even a run that was stopped
+        # before its first step may have metrics to keep.
         resumed = progress.steps_done > 0 or (config.starts_from is not None and progress.evaluated)
         self._metrics = Metrics(
             config.output, progress.steps_done, config.report_to, config.as_dict(), is_main, resumed
@@ -65,11 +65,11 @@ class Logger:
         self._metrics.__exit__(*error)
 
     def log_steps(self, steps: Sequence[StepMetrics], sizes: Sequence[Sequence[BatchSize]]) -> None:
-        """Show steps on the progress line, report unusual steps, and write a line of metrics if one is due.
+        """Show steps on the progress line. Report unusual steps. Every `logging_steps` steps, write metrics.
 
         Args:
             steps: metrics of consecutive steps.
-            sizes: for each step, the sizes of its batches.
+            sizes: for each step, the BatchSize of each of its batches.
         """
         if not steps:
             return
@@ -107,9 +107,10 @@ class Logger:
             progress.loss_sum, progress.loss_steps, progress.sums = 0.0, 0, []
 
     def _utilisation(self, sizes: Sequence[BatchSize]) -> float:
-        """Return the model FLOP utilisation since the last call, without evaluations.
+        """Return the model FLOP utilisation (MFU) since the last call. The time of evaluations is left out.
 
-        If the device's peak is unknown, return nan. A mean since the start of the run would hide a slow hour.
+        Returns nan if the device's peak FLOP/s is unknown. The mean is not taken since the start of the run,
+        because that would hide a slow hour.
         """
         if math.isnan(self._peak):
             return math.nan
@@ -118,7 +119,7 @@ class Logger:
         return sum(model_flops(self._step.model, *size) for size in sizes) / elapsed / self._peak
 
     def _log_event(self, step: StepMetrics) -> None:
-        """Report a step that was skipped, or whose loss is a spike."""
+        """Report a step whose loss is a spike, or that was skipped (but not for an overflow of float16)."""
         is_spike = step.is_finite and step.loss > step.spike_threshold
         if step.is_overflow or (step.is_finite and not is_spike):
             return
@@ -153,7 +154,7 @@ class Logger:
     def log_rollback(self, reason: str, to_step: int, positions: Sequence[int]) -> None:
         """Report that the run has gone back to the weights of step `to_step`.
 
-        positions: where the rows of the last bad steps are in the training data.
+        positions: places in the training data (lines or window starts) of the rows of the last bad steps.
         """
         step = self._progress.steps_done
         self._metrics.write(
@@ -168,7 +169,7 @@ class Logger:
         """Flush metrics.jsonl to the disk.
 
         Raises:
-            InputError: if the flush fails. The missing lines are kept and written with the next line.
+            InputError: if the flush fails. Lines that could not be written are written with the next line.
         """
         self._metrics.flush()
 
@@ -176,8 +177,9 @@ class Logger:
 class Metrics:
     """Writes metrics.jsonl, one JSON object per line, and sends the same numbers to the trackers.
 
-    A full disk loses no line: unwritten lines are kept in memory, and written with the next line or at the
-    end. `flush` fails if a line is not on the disk. So a checkpoint is never newer than its metrics.
+    If the disk is full, no line is lost: lines are kept in memory, and written with the next line or at the
+    end. `flush` is called before each checkpoint, and fails if a line is not on the disk. So a checkpoint
+    never has steps whose metrics are missing.
 
     Args:
         output: folder of the run.
@@ -185,7 +187,8 @@ class Metrics:
         report_to: the trackers to use.
         settings: options of the run, for the trackers.
         enabled: True in process 0. In the other processes nothing is written.
-        resumed: True: keep the lines of an earlier file up to `steps_done`. Default: `steps_done` is not 0.
+        resumed: True: keep the lines of an earlier file up to step `steps_done`. False: begin a new file.
+            Default: True if `steps_done` is not 0.
     """
 
     def __init__(
@@ -200,7 +203,7 @@ class Metrics:
         self._enabled = enabled
         self._path = output / "metrics.jsonl"
         self._descriptor = -1
-        self._length = 0  # number of bytes written so far
+        self._length = 0  # size of the file in bytes
         self._pending = b""
         self._warned = False
         self._steps_done = steps_done
@@ -248,7 +251,7 @@ class Metrics:
         """Flush all lines to the disk.
 
         Raises:
-            InputError: if the flush fails. The missing lines are kept and written with the next line.
+            InputError: if the flush fails. Lines that could not be written are written with the next line.
         """
         error = self._write_pending()
         try:
@@ -269,5 +272,5 @@ class Metrics:
 def _step_of(line: str) -> float:
     try:
         return float(parse_json(line)["step"])
-    except (ValueError, KeyError, TypeError):  # an incomplete line: a process died while it wrote the line
+    except (ValueError, KeyError, TypeError):  # an incomplete line: the process was killed while it wrote
         return math.inf

@@ -1,13 +1,15 @@
-"""Matrix products in 16 bits: the meaning of `auto`, autocast, and float16's loss scale.
+"""The values of `--precision`, autocast, and float16's loss scale.
 
-- `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding. In a run
-  with 16 bits on CUDA, some products stay in float32 (evaluation; Muon with float16). These may use TF32,
-  whose mantissa of 10 bits is still longer than bfloat16's 7.
+- `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding.
+- `bfloat16` and `float16`: matrix products in 16 bits. On CUDA, evaluation and Muon with float16 still have
+  products in float32. These may use TF32, whose mantissa (10 bits) is longer than bfloat16's (7 bits).
 - `float16` needs a scaled loss, because small gradients would become 0: see `LossScale`.
-- `auto`: bfloat16 on a CPU with AVX-512 BF16 or AMX; on CUDA bfloat16, or float16 on GPUs older than 2020;
-  otherwise float32. That is the precision in which the device computes products fastest.
-- Training needs no attention mask, because padding is always on the right. So SDPA can use its causal
-  kernels: FlashAttention or cuDNN with 16 bits on CUDA, the memory-efficient kernel in float32.
+- `auto`: the precision in which the device computes products fastest. CPU: bfloat16 with AVX-512 BF16 or AMX,
+  else float32. CUDA: bfloat16, but float16 on GPUs older than 2020. Other devices: float32.
+
+Training passes no attention mask: padding is always on the right, where causal attention does not look. So
+SDPA can use its causal kernels: FlashAttention or cuDNN with 16 bits on CUDA, the memory-efficient kernel in
+float32.
 """
 
 import functools
@@ -77,9 +79,11 @@ class LossScale:
     """float16's loss scale: a factor of the loss. Without it, gradients below 6e-8 would become 0.
 
     https://arxiv.org/abs/1710.03740, section 3.2. As in torch.amp.GradScaler, the factor doubles after 2,000
-    steps without overflow. After an overflow, the factor is halved and the step is skipped. Two things differ
-    from torch: one check, which also finds NaN, holds for all optimisers, processes and shards; and the check
-    runs on the device, so the CPU does not wait. The factors are powers of 2, so scaling does not round.
+    steps without overflow. After an overflow, the factor is halved and the step is skipped. The factors are
+    powers of 2, so scaling does not round.
+
+    Two things differ from torch. A single check, which also finds NaN, is made for all optimisers, processes
+    and shards. And the check runs on the device, so the CPU does not wait.
     """
 
     interval = 2000
@@ -102,7 +106,7 @@ class LossScale:
         return [float(self.value), float(self._good)]
 
     def load(self, state: list[float]) -> None:
-        """Restore the result of `state`. An empty list, from a run without a loss scale, changes nothing."""
+        """Restore the result of `state`. An empty list (from a run without float16) changes nothing."""
         if state:
             self.value = torch.full_like(self.value, state[0])
             self._good = torch.full_like(self._good, state[1])

@@ -25,7 +25,7 @@ __all__ = [
     "AdapterFiles", "ModelFiles", "adapter_config", "copied", "require_trainable", "weights_fingerprint",
 ]  # fmt: skip
 
-# --method -> configuration of its adapter
+# value of --method -> class of the adapter's configuration
 _CONFIGS: dict[str, Callable[..., AdapterConfig]] = {
     "lora": LoraConfig, "adapter": BottleneckConfig, "ia3": IA3Config,
 }  # fmt: skip
@@ -57,7 +57,7 @@ class ModelFiles:
         return self._facts
 
     def rests_on(self, **facts: str) -> None:
-        """Add facts, name=value, for training_state.json. A resumed run must have the same facts."""
+        """Add facts (name=value) to training_state.json. A resumed run must have the same facts."""
         self._facts.update(facts)
 
     def load(self, model: LanguageModel, folder: Path) -> None:
@@ -75,10 +75,10 @@ class AdapterFiles(ModelFiles):
     Args:
         model: the model with the adapter. Only the adapter is trainable.
         config: configuration of the adapter.
-        base: folder of the base model. adapter_config.json names it for programs that load the adapter.
+        base: folder of the base model. Its path is written into adapter_config.json.
     """
 
-    task_type = "CAUSAL_LM"  # PEFT's name of the task
+    task_type = "CAUSAL_LM"  # PEFT's name for language modelling
 
     def __init__(self, model: LanguageModel, config: AdapterConfig, base: Path) -> None:
         super().__init__()
@@ -133,9 +133,9 @@ def copied(model: LanguageModel) -> LanguageModel:
 
 
 def weights_fingerprint(model: LanguageModel, only_frozen: bool = False) -> str:
-    """Return the SHA-256 of a model's weights. only_frozen: True: use only the frozen weights."""
+    """Return the SHA-256 of a model's weights, or with `only_frozen` of its frozen weights."""
     digest = hashlib.sha256()
-    # quantised weights are buffers, not parameters
+    # buffers are needed, too: quantised weights are buffers
     for name, parameter in sorted([*model.named_parameters(), *model.named_buffers()]):
         if not (only_frozen and parameter.requires_grad):
             digest.update(name.encode())

@@ -1,9 +1,9 @@
-"""Rolls a run back when a loss, a gradient or a weight is NaN or infinite.
+"""Rolls a run back to its last good checkpoint when numbers are NaN or infinite.
 
 A step whose loss or gradient is not finite is a bad step: it is counted, but does not change the weights.
-After several bad steps in a row, the weights of the last good checkpoint are loaded. The step number does not
-go back. So the run continues with new data, and does not repeat the data since that checkpoint, as in PaLM's
-training (https://arxiv.org/abs/2204.02311, section 5.1).
+After several bad steps in a row, or if a weight is not finite, the last good checkpoint is loaded. The step
+number does not go back. So the run continues with new data, and does not repeat the data since that
+checkpoint, as in PaLM's training (https://arxiv.org/abs/2204.02311, section 5.1).
 """
 
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ class NonFiniteGuard:
     """Rolls the run back to the last checkpoint when numbers are not finite.
 
     Args:
-        config: options of the run; `max_bad_steps` is the limit.
+        config: options of the run; after `max_bad_steps` bad steps in a row, the run is rolled back.
         step: the training step, whose model and optimisers are checked.
         checkpointer: loads and saves checkpoints.
         logger: records a rollback.
@@ -45,7 +45,7 @@ class NonFiniteGuard:
             self.roll_back(f"{bad} steps in a row without a finite loss and gradient")
 
     def rolled_back_weights(self) -> bool:
-        """Check weights and optimisers. Roll back if a number is not finite. Returns True if rolled back."""
+        """Roll back if a number in the weights or optimisers is not finite. Return True in this case."""
         model = self._step.model
         state = state_tensors(model, self._step.optimizers)
         name = first_non_finite(local_tensors({**dict(model.named_parameters()), **state}))
@@ -60,7 +60,7 @@ class NonFiniteGuard:
         A checkpoint is good if it is undamaged, and was not saved after a bad step.
 
         Args:
-            why: the reason, for the message.
+            why: the reason, for the log and for error messages.
 
         Raises:
             InputError: at the second rollback of a run, or if there is no good checkpoint.

@@ -1,4 +1,4 @@
-"""Builds the objective of a run: the model, its trainable parameters, its loss, and its checkpoint format."""
+"""Builds the objective of a run (the model with its loss), and the object that writes the model's files."""
 
 from pathlib import Path
 
@@ -49,8 +49,8 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
     """Return the loss, which holds the model on its device, and the object that writes the model's files.
 
     Raises:
-        InputError: if the sizes are not valid, the weights cannot be read or belong to another vocabulary, or
-            an option names parts that the model does not have.
+        InputError: if the model's sizes are not valid, if the weights cannot be read or belong to another
+            vocabulary, or if an option names layers or parameters that the model does not have.
     """
     if isinstance(config, FinetuneConfig) and isinstance(data, ClassificationData):
         return make_classifier(config, data, device)
@@ -91,7 +91,7 @@ def make_objective(config: TrainConfig, data: AnyData, device: torch.device) -> 
 
 
 def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
-    """Load the weights with which training begins. If the run trains an adapter, they may be quantised."""
+    """Load the model with which training begins. It may be quantised only if the run trains an adapter."""
     model = load_model(folder)
     if isinstance(config, FinetuneConfig) and config.base_precision != "float32":
         set_precision(model, config.base_precision)
@@ -102,7 +102,7 @@ def _with_weights(config: TrainConfig, folder: Path) -> LanguageModel:
 
 
 def _choose_parameters(model: LanguageModel, config: TrainConfig) -> ModelFiles:
-    """Prepare the model for the method of training, in place: freeze parameters, or add an adapter.
+    """Prepare the model for `--method`, in place: freeze some parameters, or add an adapter.
 
     Returns: the object that reads and writes the model's files.
     """
@@ -135,9 +135,9 @@ def _distillation_loss(
 def _preference_loss(
     model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Build the loss of preferences.
+    """Build the loss for preference data, such as DPO.
 
-    A resumed run must have the same start weights, because these weights are the reference of the loss.
+    A resumed run must begin with the same weights, because the model with these weights is the reference.
     """
     assert isinstance(data.train, EncodedPreferences)
     assert isinstance(data.val, EncodedPreferences)
@@ -156,9 +156,10 @@ def _preference_loss(
 def _grpo_loss(
     model: LanguageModel, config: FinetuneConfig, data: AnyData, device: torch.device
 ) -> tuple[Objective, ModelFiles]:
-    """Build the loss of sampled answers.
+    """Build GRPO's loss, for answers that the model samples.
 
-    If beta is not 0, a resumed run must have the same start weights, because they are the reference.
+    If beta is not 0, a resumed run must begin with the same weights, because the model with these weights is
+    the reference.
     """
     assert isinstance(data.train, EncodedPrompts)
     assert isinstance(data.val, EncodedPrompts)

@@ -1,9 +1,9 @@
-"""The learning rate's schedule, AdamW, and Muon. The state of the optimisers as named tensors.
+"""The learning rate's schedule, the optimisers AdamW and Muon, and their state as named tensors.
 
 AdamW is torch's own. Its decoupled weight decay (https://arxiv.org/abs/1711.05101) applies only to matrices.
 Vectors (biases, norms, IA3's factors) have no decay, because decay towards 0 would hurt them. Muon
 (https://kellerjordan.github.io/posts/muon, https://arxiv.org/abs/2502.16982) updates the matrices inside the
-blocks; AdamW updates all other parameters.
+transformer blocks; AdamW updates all other parameters.
 """
 
 import math
@@ -30,13 +30,14 @@ __all__ = [
 
 
 def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
-    """Return the learning rate of a step (0 to total_steps - 1), as a share of the highest rate.
+    """Return the learning rate of a step (0 to total_steps - 1), as a fraction of the peak rate.
 
-    First comes a linear warm-up, which begins with 1 / warmup_steps. Then the rate follows a cosine, or wsd,
-    or stays constant. At the last step of cosine and wsd, the share is min_lr_ratio.
+    First, the fraction rises linearly from 1 / warmup_steps to 1. Then `lr_scheduler_type` decides:
 
-    Wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392) keeps the highest rate, and falls linearly
-    in the last `decay_ratio` of the steps. So only the end of a run depends on total_steps.
+    - constant: it stays 1.
+    - cosine: it falls along a cosine, to min_lr_ratio at the last step.
+    - wsd (warm-up, stable, decay; https://arxiv.org/abs/2405.18392): it stays 1, and then falls linearly to
+      min_lr_ratio in the last `decay_ratio` of the steps. So only the end of a run depends on total_steps.
     """
     if step < config.warmup_steps:
         return (step + 1) / config.warmup_steps
@@ -54,13 +55,13 @@ def schedule(config: TrainConfig, step: int, total_steps: int) -> float:
 def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.optim.Optimizer]:
     """Make the optimisers for the parameters that require gradients.
 
-    Each parameter group has the entry `peak_lr`, its highest learning rate.
+    Each parameter group has the entry `peak_lr`: the learning rate at the peak of the schedule.
     """
-    # IA3's factors are vectors around 1. PEFT stores them as matrices with one row or column, so the
-    # factors are found by their names. They get no weight decay.
+    # IA3's factors are vectors with values around 1, so they get no weight decay. PEFT stores them as
+    # matrices with one row or column, so they are found by their names.
     factors = {id(p) for name, p in model.named_parameters() if name.endswith(".ia3_l")}
-    # Number of matrices in one parameter (3 in a fused projection of Q, K and V) -> the parameters that have
-    # this number of matrices.
+    # Key: number of matrices in one parameter (3 in a fused projection of Q, K and V). Value: the parameters
+    # with this number of matrices.
     stacked: dict[int, list[nn.Parameter]] = {}
     if config.optimizer == "muon":
         for p, parts in family_of(model.config).matrix_parameters(model):
@@ -91,16 +92,16 @@ def make_optimizers(model: LanguageModel, config: TrainConfig) -> list[torch.opt
 
 
 # Coefficients of a quintic polynomial that moves singular values from (0, 1] towards 1. It is steep at 0, so
-# few steps are enough. The values end between about 0.7 and 1.2, which is close enough for an update.
+# a few iterations are enough. The singular values end between about 0.7 and 1.2, which is close enough to 1.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
 
 
 def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: int = 3) -> Tensor:
-    """Orthogonalise matrices (N, R, C) by Newton-Schulz iteration: singular values become about 1.
+    """Orthogonalise N matrices (N, R, C) by Newton-Schulz iteration: singular values become about 1.
 
-    G = U S V^T becomes about U V^T. After three steps, singular values that were above about 0.03 of
-    the Frobenius norm are near 1; smaller singular values of a gradient are noise. With products in bfloat16
-    the update has an error of about one percent.
+    A matrix U S V^T becomes about U V^T. After three steps, singular values that were above about 0.03 of the
+    Frobenius norm are near 1. Smaller ones stay small, but in a gradient they are noise. With products in
+    bfloat16 the result has an error of about one percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     # (N, r, c) with r <= c, so that the products below are (r, r) and small
@@ -109,20 +110,20 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
     x = x.to(products or x.dtype)
     for _ in range(steps):
         gram = x @ x.mT  # (N, r, r)
-        polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)  # B gram + C gram^2
-        x = torch.baddbmm(x, polynomial, x, beta=_A)  # (N, r, c): A x + polynomial x
+        polynomial = torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C)  # _B gram + _C gram^2
+        x = torch.baddbmm(x, polynomial, x, beta=_A)  # (N, r, c): _A x + polynomial x
     x = x.to(matrices.dtype)
     return x.mT if tall else x
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: momentum with an orthogonalised direction, so that all directions change by the same amount.
+    """Muon: SGD with momentum, whose updates are orthogonalised: their singular values are about equal.
 
-    A group's `parts` is the number of matrices in each of its parameters, stacked along the rows: 3 for a
-    fused QKV projection (3C, C). Matrices of equal shape are orthogonalised in one batch.
+    A parameter may be several matrices, stacked along the rows. The entry `parts` of its group is their
+    number: 3 for a fused QKV projection (3C, C). Matrices of equal shape are orthogonalised in one batch.
 
     Args:
-        params: matrices, or groups of matrices, each group with its `parts`.
+        params: matrices, or groups of matrices with the entry `parts` (default 1).
         lr: spectral norm of an update. (If a matrix has more rows than columns, the norm is
             lr * sqrt(rows / columns).)
         momentum: share of the old momentum that each step keeps (Nesterov momentum).
@@ -146,8 +147,8 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update every matrix that has a gradient.
 
-        If the gradient is not finite, self.found_inf is a tensor of 1.0, and nothing changes, as in torch's
-        fused AdamW. The tensor is read on the device only, so the CPU does not wait.
+        The caller may set self.found_inf, as for torch's fused AdamW: a tensor, 1.0 if a gradient is not
+        finite, else 0.0. If it is 1.0, nothing changes. It is read on the device, so the CPU does not wait.
         """
         found_inf: Tensor | None = getattr(self, "found_inf", None)
         keep = 1.0 if found_inf is None else 1 - found_inf
@@ -176,7 +177,8 @@ class Muon(torch.optim.Optimizer):
 def state_tensors(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
     """Return the optimisers' state as a dict: a name such as `transformer.wte.weight.exp_avg` -> tensor.
 
-    The tensors are on the CPU. For a sharded model, they are this process's shards, on its device.
+    The tensors are on the CPU. Exception: for a sharded model (FSDP), they are this process's shards, on the
+    process's device.
     """
     return {
         f"{name}.{key}": value.detach() if is_sharded(value) else value.detach().cpu().contiguous()
@@ -218,7 +220,7 @@ def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensor
         tensor = remaining.pop(name, None)
         if tensor is None or (key != "step" and tensor.shape != parameter.shape):
             raise InputError(f"the optimiser's state does not fit the model: {name}")
-        # The step count is one number, so it is not sharded. Fused AdamW keeps it on the parameter's device.
+        # AdamW's "step" is one number, so it is not sharded. Fused AdamW keeps it on the parameter's device.
         like = tensor if key == "step" else parameter
         optimizer.state[parameter][key] = shard_like(like, tensor).to(parameter.device)
     if remaining:

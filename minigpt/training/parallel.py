@@ -49,8 +49,8 @@ __all__ = [
 def shard_batch(batch: Batch, processes: Processes) -> Batch:
     """Return this process's rows of a batch: with N processes, every N-th row.
 
-    The rows of a batch are sorted by length, so all processes have similar work. If there is no row left for
-    a process, it gets a row in which no token counts: each process must take part in the exchange of
+    The rows of a batch are sorted by length, so all processes have similar work. A process for which no row
+    is left gets a row that adds nothing to the loss, because it must still take part in the exchange of
     gradients.
     """
     if processes.size == 1:
@@ -101,18 +101,18 @@ class Parallel:
             self._loss = DistributedDataParallel(loss, device_ids=devices, broadcast_buffers=False)
             self._fix_message_order(loss.example(device))
         if compiled:
-            # Switch off DDP's own compile mode. It cuts the graph at each gradient message, and does not
-            # support activation checkpointing. Without that mode, the messages start after the last
-            # gradient is computed.
+            # Switch off DDP's own mode for torch.compile: it cuts the graph at each all-reduce of gradients,
+            # and does not support activation checkpointing. The price: without this mode, the all-reduces
+            # start only after the last gradient is computed.
             torch._dynamo.config.optimize_ddp = False
             self._compiled = torch.compile(self._loss)
 
     def _fix_message_order(self, example: tuple[Tensor | None, ...]) -> None:
-        """Do one backward pass and throw its gradient away, so that DDP fixes the order of its messages now.
+        """Do one backward pass and throw its gradient away, so that DDP fixes its order of all-reduces now.
 
-        DDP reorders its messages after the first backward pass of a process. This changes how sums are
-        rounded. If that first pass were a training step, a resumed run would reorder at another step than an
-        uninterrupted run, and the bits would differ.
+        After the first backward pass of a process, DDP changes the order in which it adds gradients over
+        processes. This changes how sums are rounded. If the first pass were a training step, a resumed run
+        would change the order at another step than an uninterrupted run, and the bits would differ.
         """
         was_training = self._loss.training
         self._loss.eval()  # eval mode switches dropout off, so no random number is drawn
@@ -121,10 +121,10 @@ class Parallel:
         self._model.zero_grad()
 
     def shard_batches(self, batches: list[Batch]) -> list[Batch]:
-        """Return this process's part of the batches of a step.
+        """Return this process's part of the batches of a step, for N processes.
 
-        If the number of batches is a multiple of N, the number of processes, this is every N-th batch.
-        Otherwise it is every N-th row of each batch.
+        If the number of batches is a multiple of N, the part is every N-th batch. Otherwise it is every N-th
+        row of each batch.
         """
         rank, size = self._processes.rank, self._processes.size
         if len(batches) % size == 0:
@@ -136,9 +136,10 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # positions that the loss counts; None: the loss counts all positions
+        if batch[-1] is not None:  # the positions that the loss counts; None: it counts all
             # Batches of conversations differ in length. Their sizes are marked as dynamic, so that one
-            # compiled graph is enough. Pieces of plain text have one length, for which a graph is faster.
+            # compiled graph is enough. Batches of plain text (None) all have the same shape, so their sizes
+            # stay static, which is faster.
             for tensor in batch:
                 for dim in range(tensor.dim() if tensor is not None else 0):
                     torch._dynamo.maybe_mark_dynamic(tensor, dim)
@@ -176,7 +177,7 @@ class Parallel:
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:
-        """Yield this process's rows of each batch. Raises StopNow in all processes after a signal in one."""
+        """Yield this process's rows of each batch. If any process gets a stop signal, all raise StopNow."""
         for number, batch in enumerate(batches):
             if number % 8 == 0:
                 stop_request.agree(self._processes)
@@ -191,7 +192,7 @@ class Parallel:
     # -- weights ---------------------------------------------------------------------------------------------
 
     def full_model(self) -> LanguageModel:
-        """Return, in process 0, the whole model to save. With FSDP, every process must call this method."""
+        """Return the whole model in process 0, to save it. With FSDP, every process must call this method."""
         if not self.is_sharded:
             return self._model
         weights = {}
@@ -305,8 +306,8 @@ class ShardedSave:
     """Writes the optimiser's state as shards: each process writes its own shard into process 0's folder.
 
     torch.distributed.checkpoint writes the shards as safetensors files, because its own format needs pickle.
-    That package overwrites files in place and stores no hashes, which does no harm here: the folder is new,
-    and process 0 lists the files in its manifest.
+    That package overwrites files in place and stores no hashes. Here this does no harm: the folder is new,
+    and process 0 writes the files' hashes into its manifest.
 
     Process 0 calls this object with the folder. If the save fails before that, process 0 calls `end` instead.
     The other processes call `follow`.
@@ -344,7 +345,7 @@ class ShardedSave:
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors (whole or sharded) from a folder of shards that was compared with its manifest.
+    """Fill tensors (whole or sharded) from a folder of shards, whose files were compared with the manifest.
 
     The number of processes may have changed since the save.
 
@@ -356,7 +357,7 @@ def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
     from torch.distributed.checkpoint.state_dict_loader import load
 
     with warnings.catch_warnings():
-        # a single process may read shards, too; then torch prints this warning
+        # torch prints this warning if a single process reads shards, which is allowed
         warnings.filterwarnings("ignore", "torch.distributed is disabled")
         try:
             load(tensors, storage_reader=HuggingFaceStorageReader(str(folder)))

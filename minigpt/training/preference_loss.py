@@ -1,9 +1,9 @@
-"""Losses of preferences, such as DPO: they make the better answer of a pair more probable than the worse one.
+"""Losses for pairs of answers, such as DPO: the chosen answer becomes more probable than the rejected one.
 
 The loss compares the model with a reference: the model before the first step. The reference's
-log-probabilities are computed once for all pairs. They are not saved: a resumed run computes them again from
-the same weights, with the same result to the bit. If adapters are trained, the frozen weights are the
-reference, because a new adapter does not change the output.
+log-probabilities of all answers are computed once. They are not saved: a resumed run computes them again from
+the same weights, with the same result to the bit. A new adapter does not change the model's output, so a run
+that trains an adapter has the base model as its reference.
 
 Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
 answers, then the rejected answers.
@@ -32,17 +32,17 @@ from minigpt.training.loss import (
 
 __all__ = ["PairLossBatch", "PreferenceLoss", "PreferenceOptions", "PreferenceReport"]
 
-_ROWS = 128  # number of rows per batch for the reference and for evaluations
+_ROWS = 128  # number of rows per batch when the log-probabilities of the reference are computed
 
 
 class PairLossBatch(NamedTuple):
-    """The tensors of a batch that the loss needs."""
+    """The tensors of a batch of B pairs that the loss needs. P: number of tokens of all answers."""
 
     input_ids: Tensor  # (2 B, T) int64: rows of the chosen answers, then of the rejected answers
-    targets: Tensor  # (P,) int64: tokens of the answers
-    rows: Tensor  # (P,) int64: row of each token
-    reference: Tensor  # (2, B) float32: log-probabilities of the answers before training
-    positions: Tensor  # (P,) int64: positions of the targets in the flat 2 B * T tokens
+    targets: Tensor  # (P,) int64: ids of the answer tokens
+    rows: Tensor  # (P,) int64: row of each answer token
+    reference: Tensor  # (2, B) float32: the reference's log-probabilities of the answers: chosen, rejected
+    positions: Tensor  # (P,) int64: index of each answer token in the flat 2 B * T targets
 
 
 class PreferenceOptions(NamedTuple):
@@ -60,7 +60,7 @@ class PreferenceReport:
 
     pairs: float = 0.0
     total_loss: float = 0.0
-    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # of chosen answers, of rejected answers
+    rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums: chosen, rejected
     correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
     logps: list[float] = field(default_factory=lambda: [0.0, 0.0])  # log-probabilities: chosen, rejected
     chosen_tokens: float = 0.0
@@ -84,10 +84,10 @@ class PreferenceReport:
     def metrics(self) -> dict[str, float]:
         """Return the metrics as a dictionary: name of the metric -> value.
 
-        A reward is beta times the increase of an answer's log-probability over the reference. For a loss
-        without reference, it is beta times the mean log-probability of the answer's tokens.
-        `val_chosen_loss` is the mean cross-entropy of the tokens of the chosen answers, as in fine-tuning on
-        these answers.
+        A reward is beta times the difference between the answer's log-probabilities in the model and in the
+        reference. For a loss without reference, it is beta times the mean log-probability of the answer's
+        tokens. `val_chosen_loss` is the mean cross-entropy of the chosen answers' tokens, so it can be
+        compared with the loss of a fine-tuning run.
         """
         n, (chosen, rejected) = self.pairs, self.rewards
         return {
@@ -112,15 +112,15 @@ class PreferenceLoss(Objective):
     """The loss of pairs of answers, such as DPO's. Only tokens of the answers count.
 
     Args:
-        model: the model on its device, with adapters, before the first step. In this state it is also the
-            reference.
+        model: the model on its device, before the first step (with its adapter, if there is one). In this
+            state it is also the reference.
         options: options of the loss.
         train: training pairs.
         val: validation pairs.
         device: device of the model.
-        autocast: returns the context manager for a forward pass in training. The reference of the training
-            pairs is computed in it, too.
-        dry: True if nothing will be trained, so the reference is not computed.
+        autocast: returns the context manager for a forward pass in training. It is used for the reference's
+            log-probabilities of the training pairs, too.
+        dry: True (--dry_run): nothing will be trained, so the reference is not computed.
     """
 
     def __init__(
@@ -147,7 +147,7 @@ class PreferenceLoss(Objective):
 
     @torch.no_grad()
     def _read(self, pairs: EncodedPreferences, device: torch.device, show: Callable[[int], None]) -> Tensor:
-        """Compute the log-probabilities of all answers with the current weights, (2, N) float64.
+        """Compute the log-probabilities of all answers with the current weights: (2, N) float64, N pairs.
 
         Row 0 has the chosen answers, row 1 the rejected ones. `show` is called with the number of finished
         pairs.
@@ -162,14 +162,15 @@ class PreferenceLoss(Objective):
         return found
 
     def _measure(self, model: LanguageModel, batch: PairBatch, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Compute log-probability and number of tokens of each answer, (2, B) float64 each, on the CPU."""
+        """Return each answer's log-probability and number of tokens, (2, B) float64 each, on the CPU."""
         targets, rows, positions = _answers(batch)
         hidden = model.base_model(batch.input_ids.to(device)).flatten(0, 1)  # (2 B * T, C)
-        hidden = hidden.index_select(0, positions.to(device))  # (P, C)
+        hidden = hidden.index_select(0, positions.to(device))  # (P, C): P answer tokens
         losses = token_cross_entropy(model.lm_head, hidden, targets.to(device), self._limit).cpu().double()
         both = torch.stack([-losses, torch.ones_like(losses)])  # (2, P)
         sums = both.new_zeros(2, len(batch.input_ids)).index_add(1, rows, both).view(2, 2, -1)
-        # A process without pairs has one pair that does not count. Leave this pair out.
+        # Without pairs in this process, batch.rows is empty, and the batch has one placeholder pair:
+        # leave it out.
         logps, counts = sums[:, :, : len(batch.rows)]
         return logps, counts
 
@@ -178,7 +179,7 @@ class PreferenceLoss(Objective):
         return len(batch.rows)
 
     def select(self, batch: PairBatch) -> PairLossBatch:
-        """Select the tokens of the answers with their positions, and the reference of the pairs."""
+        """Return the arguments of `forward`: the answers' tokens, and the reference's log-probabilities."""
         targets, rows, positions = _answers(batch)
         reference = self._reference[:, batch.rows].float()
         return PairLossBatch(batch.input_ids, targets, rows, reference, positions)
@@ -229,14 +230,14 @@ class PreferenceLoss(Objective):
         reference: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the summed loss of a batch of pairs, a tensor (). Without targets, return hidden states."""
+        """Return the summed loss of a batch of pairs, (). Without targets: the hidden states, (2 B, T, C)."""
         hidden: Tensor = self.model.base_model(input_ids)  # (2 B, T, C)
         if targets is None:
             return hidden
         assert rows is not None
         assert reference is not None
         assert positions is not None
-        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C): P answer tokens
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         nothing = losses.new_zeros(len(input_ids))  # (2 B,)
         B = reference.shape[1]  # 0 if this process has no pair; then sum and gradient are 0
@@ -248,9 +249,9 @@ class PreferenceLoss(Objective):
 
 
 def _answers(batch: PairBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the tokens of all answers, the row of each, and its position in the flat 2 B * T tokens.
+    """Return three tensors (P,) on the CPU, for the P tokens of all answers in a batch.
 
-    The three tensors are (P,), on the CPU.
+    They are the tokens' ids, their rows, and their indices in the flat 2 B * T targets.
     """
     positions = batch.answer_mask.flatten().nonzero().flatten()
     return batch.targets.flatten()[positions], positions // batch.input_ids.shape[1], positions

@@ -1,10 +1,11 @@
-"""Pretrains a language model on the texts to classify, if the user gives no model for a classifier.
+"""Pretrains a language model on the texts of a classification task, if the user gives no model.
 
     with_pretrained({"task": "classification", "train_data": "reviews.csv", "output": "reviews"})
 
-From the texts without their labels, a new model can learn most of the words. The language model is trained on
-the training part only, and evaluated on the validation part. The folder OUTPUT.pretrained holds the texts of
-both parts, and the run in run/. Stopping and --resume work as for any run.
+From the texts without labels, the language model learns the words. Then the classifier begins with its
+weights. The language model is trained on the training part only, and evaluated on the validation part. The
+folder OUTPUT.pretrained holds the texts of both parts, and its subfolder run/ the pretraining run. Stopping
+and --resume work as for any run.
 """
 
 import math
@@ -27,10 +28,10 @@ from minigpt.training.stop_request import Stopped
 
 __all__ = ["with_pretrained"]
 
-# recipes of the language model and of the classifier
+# recipe of the language model, recipe of the classifier
 _RECIPE, _SMALL = "classification-pretraining", "classification-cpu"
-_TOKENS = 4096  # number of tokens of a batch
-# Options of the user that hold for both runs: for the language model and for the classifier.
+_TOKENS = 4096  # number of tokens per batch in pretraining
+# Options that, if the user gives them, hold for both runs: of the language model and of the classifier.
 _SHARED = (
     *("seed", "device", "threads", "precision", "report_to", "logging_steps", "save_total_limit"),
     "on_save_error",
@@ -38,7 +39,7 @@ _SHARED = (
 
 
 def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options with `model` added. The model is trained now, unless it already exists.
+    """Pretrain the language model, unless it already exists. Return the options with its folder as `model`.
 
     Args:
         given: options of FinetuneConfig without `model`.
@@ -51,7 +52,7 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
     assert isinstance(config, FinetuneConfig)
     output = config.output
     if config.resume and (output / RUN_FILE).exists():
-        return dict(given)  # --resume: run.json already names the model
+        return dict(given)  # the classifier's run has begun, so its run.json names the model
     if config.dry_run:
         raise InputError("--dry_run of a classifier needs --model: give the model that it begins with")
     if os.environ.get("WORLD_SIZE", "1") != "1":
@@ -96,9 +97,10 @@ def with_pretrained(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _block_size(lengths: Sequence[int]) -> int:
-    """Choose the context of the new model from the lengths of the texts, in tokens.
+    """Choose the context of the new model, in tokens, from the lengths of the texts, in tokens.
 
-    The context holds 19 of 20 texts, but at most 512 tokens. With little text the context is shorter.
+    19 of 20 texts fit into the context, but it is at most 512. With little text it is shorter: all texts
+    together must fill it at least eight times. The minimum is 16.
 
     >>> _block_size([20] * 100), _block_size([300] * 1000), _block_size([20] * 5)
     (64, 320, 16)

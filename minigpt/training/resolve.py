@@ -1,4 +1,4 @@
-"""Completes the options that the user gave. A recipe, or the run to resume, gives the other options.
+"""Completes the options that the user gave. The other options come from a recipe, or from the run to resume.
 
 resolve({"recipe": "document", "n_layer": 2})
 resolve({"resume": True, "output": "run"})
@@ -24,7 +24,7 @@ from minigpt.training.sizing import parse_size
 
 __all__ = ["SHAPE", "resolve"]
 
-# Options of a new model's size. If training begins with given weights, the weights decide these options.
+# Options that describe a new model. If training begins with a given model, that model decides them.
 SHAPE = (
     *("family", "n_layer", "n_embd", "n_head", "dropout", "bias", "gelu", "num_key_value_heads", "head_dim"),
     *("intermediate_size", "rope_theta", "tie_word_embeddings", "zero_projections"),
@@ -32,19 +32,20 @@ SHAPE = (
 
 
 def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> TrainConfig:
-    """Build the whole configuration. A recipe, or with `resume` the earlier run, completes `given`.
+    """Build the whole configuration. The values that `given` lacks come from a recipe.
 
-    If no recipe is given, the device and the data decide which one is used, and a printed line says which.
+    With `resume`, they come from the earlier run instead. If `given` names no recipe, one is chosen by the
+    task, or by the data and the device.
 
     Args:
         given: fields of `kind`; a path may be a string.
         kind: class of the configuration: TrainConfig or FinetuneConfig.
 
     Raises:
-        InputError: for an unknown option (the message suggests a similar name) or a bad value; for a recipe
-            or run that cannot be read; for a recipe or size that differs from the run to resume.
+        InputError: if an option is unknown (the message suggests a similar name) or has a bad value, if a
+            recipe or run cannot be read, or if the recipe or size differs from the resumed run's.
     """
-    # check numbers first, because the search for a GPU imports torch, which is slow
+    # Check numbers first, so that an error comes at once: the search for a GPU later has to import torch.
     check_ranges(kind, given)
     if given.get("resume"):
         base = _run(given, kind)
@@ -99,9 +100,9 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
         print(say(text, name=name, device=device.type))
     recipe = read_recipe(name, kind)
     _require_task(name, kind, given)
-    # built-in recipes of a task set no learning rate: method and task decide it
+    # a task's built-in recipe sets no learning rate: --method and --task decide it
     if isinstance(recipe, FinetuneConfig) and name in TASK_RECIPES.values():
-        # an unknown method is reported later
+        # `get`, because an unknown method is reported later
         rate = METHOD_RATES.get(given.get("method", recipe.method), recipe.learning_rate)
         rate *= TASK_RATES.get(given.get("task", recipe.task), 1.0)
         recipe = dataclasses.replace(recipe, learning_rate=rate)
@@ -113,9 +114,9 @@ def _recipe(given: Mapping[str, Any], kind: type[TrainConfig]) -> TrainConfig:
 
 
 def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) -> None:
-    """Raise InputError if a recipe is for another task or command.
+    """Raise InputError if the recipe that the user gave is for another task or command.
 
-    A recipe that names no task is for all tasks.
+    A recipe that names no task fits all tasks.
     """
     if not given.get("recipe"):
         return
@@ -130,7 +131,9 @@ def _require_task(name: str, kind: type[TrainConfig], given: Mapping[str, Any]) 
 
 
 def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -> TrainConfig:
-    """Return a recipe with the sizes of the model in a folder. Rows are limited to the model's context.
+    """Return the recipe, changed to the family and the sizes of the model in `folder`.
+
+    The recipe's `block_size` and `max_length` are limited to the model's context.
 
     Raises:
         InputError: if there is no model, or if the user gave an option for new models only.
@@ -162,7 +165,7 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
     """Change a recipe to the model family `family`. Options that the family lacks are reset and printed."""
-    # An unknown family is reported later.
+    # an unknown family is not an error here, because it is reported later
     if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:
         return recipe
     nothing = FOREIGN_OPTIONS[family]

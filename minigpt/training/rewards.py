@@ -1,4 +1,4 @@
-"""Rewards of answers: built-in rewards, or a function in the user's file.
+"""Rewards for a model's answers: built-in rewards, or a function in the user's file.
 
     exact    1 if the answer equals the data's answer, apart from white space at the ends; else 0
     regex    1 if --reward_regex matches the whole answer; else 0
@@ -9,8 +9,9 @@
         def polite(completions, prompts, answers):
             return [float("请" in text) for text in completions]
 
-The function may take any of these three arguments, by these names. It may also take a field of the data's
-records by its name: a list, with None for a record that lacks the field. `**kwargs` receives all fields.
+The function may take any of these three arguments, by these names. A further argument must have the name of a
+field in the data's records: it gets a list of the field's values, None where a record lacks the field.
+`**kwargs` receives all three arguments and all fields.
 """
 
 import inspect
@@ -28,13 +29,13 @@ from minigpt.evaluation.answers import exact_match
 __all__ = ["RewardError", "Rewards", "make_rewards"]
 
 _ARGUMENTS = ("completions", "prompts", "answers")
-_LARGEST = 1e30  # largest sum of an answer's rewards; larger sums would overflow in the loss (float32)
+_LARGEST = 1e30  # largest weighted sum of an answer's rewards; a larger one would overflow float32
 Fields: TypeAlias = Sequence[Mapping[str, Any]]  # records, one for each completion
 Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str], Fields], list[float]]
 
 
 class RewardError(InputError):
-    """Raised when a reward function fails. The loop then saves the steps done so far."""
+    """Raised when a reward function fails. The training loop then saves the steps done so far."""
 
 
 class Rewards(NamedTuple):
@@ -59,8 +60,8 @@ class Rewards(NamedTuple):
             fields: the records of the data, one for each completion.
 
         Raises:
-            RewardError: if a function raises an error, or returns anything but a finite number for each
-                completion; if a sum is above 1e30.
+            RewardError: if a function raises an error, if it does not return one finite number for each
+                completion, or if a weighted sum is above 1e30 (or below -1e30).
         """
         parts = [function(completions, prompts, answers, fields) for function in self.functions]
         sums = [sum(w * part for w, part in zip(self.weights, row)) for row in zip(*parts)]

@@ -1,4 +1,4 @@
-"""One training run, from its configuration to its result. The command and the function `train` use it.
+"""One training run, from its configuration to its result. Commands, `train` and `finetune` use it.
 
 result = train(recipe="qa-cpu", output="run", max_steps=100)
 result = train(TrainConfig(...))
@@ -77,7 +77,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
     if is_restarted():  # after a crash, torchrun starts the same command again; then resume
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
-            begun = read_run(config.output, type(config))  # holds the choices of --size and --precision auto
+            begun = read_run(config.output, type(config))  # holds what --size and --precision auto chose
             config = begun if config.size else dataclasses.replace(config, precision=begun.precision)
     with remembered_signals(), contextlib.ExitStack() as locks, join_processes() as processes:
         return _run(config, given, locks, processes)
@@ -97,10 +97,10 @@ def _run(
         if processes.is_main:
             if any(
                 (output / name).exists() for name in (CONFIG, MANIFEST)
-            ):  # this folder holds a model, which could not be loaded any more with a run's files beside it
+            ):  # OUTPUT is a model's folder; with a run's files beside it, the model could not be loaded
                 text = "{output} is the folder of a model: choose another folder with --output"
                 raise InputError(Message(text, output=output))
-            # lock the folder before reading data, which may take minutes
+            # lock the folder already here, because reading the data may take minutes
             if output.is_dir() and not config.dry_run:
                 locks.callback(lock_folder(output).release)
                 is_locked = True
@@ -132,7 +132,7 @@ def _run(
             _require_memory(config, data.tokenizer.get_vocab_size())
     trainer = Trainer(config, data, processes)
     is_text = isinstance(data.train, EncodedExamples | TextPart)
-    # GRPO's loss counts no tokens of its data, which are prompts, so there is nothing to summarise
+    # GRPO's data are prompts. Its loss counts none of their tokens, so there is nothing to summarise.
     is_text = is_text and not isinstance(data.train, EncodedPrompts)
     summary = summarize(data, config) if is_text else None
     trainer.notes = {autosize.RECORD: record} if record else {}
@@ -142,7 +142,7 @@ def _run(
         print(say("precision auto: {precision} on this machine", precision=trainer.config.precision))
     values = {"data": data.sentence, "parameters": _counted(trainer.model), "device": trainer.device}
     print(say("{data}; {parameters} on {device}", **values))
-    # the run that is resumed has already printed the warnings
+    # a resumed run has already printed these warnings when it began
     is_told = config.resume and has_checkpoint and not config.allow_changed_data
     for sentence in summary.warnings() if summary is not None and not is_told else ():
         warn(sentence)
@@ -188,7 +188,7 @@ def _run(
 
 
 def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> TrainConfig:
-    """Choose the number of steps for --size if the model is given: all epochs, or fewer if time is short."""
+    """With given weights, --size is a time or FLOPs. Choose the steps that fit into it, or all epochs."""
     size = parse_size(config.size)
     if size.unit == "name":
         raise InputError(
@@ -236,7 +236,7 @@ def _require_memory(config: TrainConfig, vocab_size: int) -> None:
 
 
 def _move_aside(output: Path) -> None:
-    """Move a run to OUTPUT.previous. A run that is already there is deleted."""
+    """Move the run in `output` to OUTPUT.previous. An older run in OUTPUT.previous is deleted."""
     previous = Path(f"{resolved(output)}.previous")
     if previous.exists():
         if not (previous / RUN_FILE).exists():
@@ -245,7 +245,7 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # move the shards back, because they depend only on the data
+    if (previous / "shards").exists():  # move the encoded text back: it depends only on the data
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(say("the earlier run is in {output}.previous now", output=output))

@@ -1,7 +1,7 @@
 """The data of a run: questions and answers (RunData), or plain text (TextData).
 
-All kinds of data have the methods of `AnyData`: a plan that says which rows are in which batch, the positions
-of a batch's rows in the training data, and a sample of the model's output, which is printed at an evaluation.
+All kinds of data have the methods of `AnyData`. For example, they plan which rows are in which batch, say
+where a batch's rows are in the training data, and give a sample of the model's output for an evaluation.
 Texts with labels are in classification.py.
 """
 
@@ -62,15 +62,15 @@ __all__ = ["AnyData", "RunData", "TextData", "read_data", "shown_lines"]
 # encoded conversations.
 EncodeAll: TypeAlias = Callable[[Sequence[Conversation], Any, int, Encode], EncodedExamples]
 HELD_OUT = Path()  # this value of val_data means: hold out a part of train_data for validation
-# A chat template for BPE tokenizers without one. It gives the same text as minigpt.data.conversation.
+# A chat template for subword tokenizers without one. It joins messages as minigpt.data.conversation does.
 PLAIN_TEMPLATE = (
     "{% for message in messages %}{{ message['content'] }}"
     "{% if message['role'] == 'system' %}{{ '\\n' }}{% else %}{{ eos_token }}{% endif %}{% endfor %}"
 )
 SHARDS = "shards"  # name of the folder for the encoded text, in the output folder
-_SAMPLE = 48  # number of tokens that the model generates for a sample
-_PROMPT = 32  # number of prompt tokens of a sample
-_NAMED = 5  # largest number of windows that a message lists
+_SAMPLE = 48  # number of tokens that the model generates for the sample at an evaluation
+_PROMPT = 32  # number of tokens of the sample's prompt
+_NAMED = 5  # largest number of windows (of plain text) that a message lists
 
 
 class AnyData(Protocol):
@@ -94,14 +94,14 @@ class AnyData(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return warnings about what was cut. They are printed when max_length is final (--size sets it)."""
+        """Return warnings about the data. They are printed only when max_length is final (--size sets it)."""
 
     @property
     def unit(self) -> str:
-        """Return what `positions` finds in the training data: "lines" or "windows"."""
+        """Return the unit of `positions`: "lines" of a file, or "windows" (block_size tokens) of a text."""
 
     def plan(self, config: TrainConfig) -> Any:
-        """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): number of batches."""
+        """Plan which rows are in which batch. plan.rows(i): rows of batch i; len(plan): batches per epoch."""
 
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row) of each batch of an epoch."""
@@ -110,7 +110,7 @@ class AnyData(Protocol):
         """Return the names of training data, validation data and vocabulary, as messages show them."""
 
     def positions(self, batch: Any) -> list[int]:
-        """Return where the rows of a batch are in the training data: lines, or first tokens of windows."""
+        """Return each row's place in the training data: its line number, or the first token of its window."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
         """Describe some results of `positions` in words, for a message."""
@@ -130,7 +130,7 @@ class RunData:
     train: EncodedExamples | EncodedPreferences
     val: EncodedExamples | EncodedPreferences
     val_conversations: list[Conversation]
-    warnings: tuple[str, ...] = ()  # about examples that were cut; the run prints them
+    warnings: tuple[str, ...] = ()  # about cut examples and unknown characters; the run prints them
 
     @property
     def sentence(self) -> str:
@@ -140,7 +140,7 @@ class RunData:
 
     @property
     def examples(self) -> str:
-        """Return what messages call the examples: "conversations", "pairs", "pairs of answers", "prompts"."""
+        """Return the word for the examples in messages, such as "conversations" or "pairs"."""
         if isinstance(self.train, EncodedPreferences):
             return Message("pairs of answers")
         if isinstance(self.train, EncodedPrompts):
@@ -234,7 +234,7 @@ class TextData:
         val = config.val_text or f"the last {config.val_fraction:.0%} of {config.text}"
         return str(config.text), str(val), f"--tokenizer {config.tokenizer}"
 
-    unit = "windows"  # `positions` returns where windows begin
+    unit = "windows"  # `positions` returns where windows of block_size tokens begin
 
     def positions(self, batch: Batch) -> list[int]:
         """Return the first token of each window of a batch, as an index into the training text."""
@@ -296,7 +296,8 @@ def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
 def read_data(config: TrainConfig) -> RunData | TextData:
     """Read the vocabulary, the training and the validation data. Print how much was skipped.
 
-    The result has warnings about what was cut. They are not printed here, because --size tries lengths.
+    The result's `warnings` are not printed here, because --size may read the data again with another
+    max_length.
 
     Raises:
         InputError: if a file cannot be read or holds no training example; the message names the file.
@@ -356,9 +357,10 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 
 @contextlib.contextmanager
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
-    """Run a block that divides the data. If the data is too small, raise an error with advice for training.
+    """Context manager for code that divides the data into training and validation.
 
-    It replaces the block's InputError, which has advice for `minigpt split`.
+    If the data is too small, the code's InputError has advice for `minigpt split`. Raise one with advice for
+    training instead.
     """
     try:
         yield
@@ -406,10 +408,10 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """Return the tokenizer for conversations: from the given weights, --tokenizer, or the vocabulary.
+    """Return the tokenizer for conversations: the given model's, or for a new model that of --tokenizer.
 
-    Byte-level BPE and WordPiece tokenizers without a chat template get a template that ends each turn with
-    the end-of-text token.
+    A byte-level BPE or WordPiece tokenizer without a chat template gets PLAIN_TEMPLATE, which ends each
+    question and each answer with the end-of-text token.
 
     Args:
         texts: texts of the training part, in which `--add_tokens from-data` looks for characters.
@@ -431,7 +433,7 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-    """Return a tokenizer that uses its sep_token, such as BERT's [SEP], also as eos_token.
+    """Return the tokenizer with its sep_token, such as BERT's [SEP], as its eos_token, too.
 
     Checkpoints hold the tokenizer with this eos_token.
     """
@@ -589,10 +591,10 @@ def _text_tokenizer(config: TrainConfig, text: Path, reading: TextOptions) -> An
 
 
 def named_tokenizer(name: str) -> AnyTokenizer:
-    """Load the tokenizer of --tokenizer: a vocab.json, a model folder, or a folder with only a tokenizer."""
+    """Load the tokenizer that --tokenizer names: a vocab.json, a model folder, or a tokenizer's folder."""
     path = Path(name)
     others = ("tokenizer.json", "vocab.txt", "best")
     if path.is_dir() and not any((path / name).exists() for name in others):
-        # vocab.json and merges.txt without tokenizer.json, as OpenAI and Qwen publish them
+        # such a folder has vocab.json and merges.txt, as OpenAI and Qwen publish them
         return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

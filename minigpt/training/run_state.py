@@ -1,8 +1,7 @@
-"""The progress of a run, the JSON part of a checkpoint, and the differences between a run and its resume.
+"""The progress of a run, the content of training_state.json, and what has changed when a run is resumed.
 
-A resumed run gives the same bits if everything that the rest of the run depends on is in the checkpoint, or
-has not changed. A change either stops the resume, or is printed in one line: "changed on resume: seed 42 ->
-7".
+A resumed run gives the same bits as an uninterrupted run, if options, data and machine have not changed. A
+change that matters is either an error, or is printed: "changed on resume: seed 42 -> 7".
 """
 
 import dataclasses
@@ -48,15 +47,16 @@ _MEASURED = (
     *("loss_on", "loss_type", "label_smoothing", "simpo_gamma", "mlm_probability", "whole_words"),
     *("reward", "reward_weights", "reward_regex", "reward_length", "max_completion_length"),
 )
-_RECENT = 64  # a loss is compared with this number of recent losses
+_RECENT = 64  # largest number of recent losses with which a loss is compared, to find spikes
 _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
-# smallest height of a spike in standard deviations; normal noise is higher only once in a billion losses
+# Smallest height of a spike, in standard deviations of the recent losses. Normal noise is higher only once in
+# a billion losses.
 _SIGMAS = 6.0
-# If the standard deviation is below this share of the median loss, this share is used instead. So a loss with
-# very little noise has no spikes.
+# If the standard deviation is below this share of the median loss, this share is used instead. Otherwise,
+# small changes of a loss with very little noise would count as spikes.
 _FLOOR = 0.02
-# smallest height of a spike in nats. Late in training the loss has little noise, and a batch of hard examples
-# alone would count as a spike.
+# Smallest height of a spike, in nats. Otherwise, late in training, when the loss has little noise, each batch
+# of hard examples would count as a spike.
 _VISIBLE = 0.1
 
 
@@ -65,7 +65,7 @@ class BatchSize(NamedTuple):
 
     tokens: int  # number of targets that are not padding
     counted: int  # number of targets that the loss counts
-    width: int  # number of tokens in a row (T)
+    width: int  # number of tokens in a row (T), padding included
 
 
 class StepMetrics(NamedTuple):
@@ -77,7 +77,7 @@ class StepMetrics(NamedTuple):
     grad_norm: float  # gradient norm before clipping
     loss_scale: float | None  # float16's loss scale; None for other precisions
     is_finite: bool  # False: loss or gradient is not finite, and the step was skipped
-    is_overflow: bool  # True: the gradient overflowed float16; the loss scale is halved, nothing is wrong
+    is_overflow: bool  # True: the gradient overflowed float16. This is normal: the loss scale is halved
     bad_steps: int  # number of bad steps in a row, this step included; overflows of float16 are not counted
     spike_threshold: float  # a loss above this is reported as a spike
 
@@ -92,9 +92,9 @@ class Progress:
     best_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)  # metrics of the evaluation at best_step
     evaluated: bool = True  # False: the run has not evaluated since its latest step
-    loss_sum: float = 0.0  # sum of the losses since the last line of metrics
+    loss_sum: float = 0.0  # sum of the losses since the last line in metrics.jsonl
     loss_steps: int = 0
-    # the objective's `step_sums`, added up since the last line of metrics
+    # results of the objective's method `step_sums`, added up since the last line in metrics.jsonl
     sums: list[float] = field(default_factory=list)
     train_seconds: float = 0.0
     bad_steps: int = 0  # number of bad steps in a row, up to now; overflows of float16 are not counted
@@ -117,7 +117,7 @@ class Progress:
 
         Args:
             numbers: loss, gradient norm and loss scale.
-            sums: the objective's `step_sums`.
+            sums: result of the objective's `step_sums` for this step, added over processes.
         """
         loss, norm, scale = numbers
         threshold = spike_threshold(self.recent_losses)
@@ -158,7 +158,7 @@ class Progress:
         return {**dataclasses.asdict(self), "best_val_loss": best}
 
     def load(self, state: dict[str, Any]) -> None:
-        """Restore the progress from the content of training_state.json. Missing fields do not change."""
+        """Restore the progress from training_state.json's content. Fields missing there keep their values."""
         for item in dataclasses.fields(self):
             if item.name in state:
                 setattr(self, item.name, state[item.name])
@@ -169,10 +169,11 @@ class Progress:
 def spike_threshold(losses: Sequence[float]) -> float:
     """Return the loss above which a step counts as a spike.
 
-    Let q be the loss that only one in 16 recent losses exceeds. The threshold is q + 6 sigma, but at least q
-    + 0.1 nats and q + 12 % of the median. sigma is 1.4826 times the median distance from the median. For
-    normal noise, sigma is the standard deviation, but spikes do not change sigma. The threshold starts at q,
-    not at the median, because a few batches with hard answers always have a higher loss.
+    Let q be the loss that only one in 16 recent losses exceeds. The threshold is q plus the largest of these
+    numbers: 6 sigma, 0.1 nats, and 12 % of the median loss. sigma is 1.4826 times the median distance of the
+    losses from their median. For normal noise, sigma is the standard deviation, but single spikes do not
+    change it. The threshold starts at q, not at the median, because a few batches with hard answers always
+    have a higher loss.
 
     >>> spike_threshold([2.0, 2.2] * 8)  # 2.2 + 6 * 1.4826 * 0.1
     3.08956
@@ -229,7 +230,7 @@ class Changes:
 
     settings: list[str]  # changed options that affect training, such as "seed 42 -> 7"
     rounding: list[str]  # changes of machine or torch, which only change how sums are rounded
-    measure: bool  # True: validation losses cannot be compared, because the data or the loss has changed
+    measure: bool  # True: new validation losses cannot be compared with old ones; data or loss has changed
 
 
 def changes(
@@ -250,7 +251,7 @@ def changes(
     named = []
     _require_same_weights(state["config"], config, folder)
     changed = [(key, what) for key, value, what in _fingerprints(config, data) if state[key] != value]
-    # Another vocabulary changes the ids of all data, so report the vocabulary first: it is the cause.
+    # Another vocabulary changes the ids of all data. So if it has changed, report it first: it is the cause.
     changed.sort(key=lambda one: one[0] != "vocabulary_fingerprint")
     options = config.as_dict()
     cut = [

@@ -1,4 +1,4 @@
-"""The values of `--size`: a name, a time, or an amount of arithmetic."""
+"""Parses the values of `--size`: a name, a time, or an amount of arithmetic (FLOPs)."""
 
 import re
 from dataclasses import dataclass

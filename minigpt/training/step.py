@@ -42,7 +42,7 @@ class StepBatches(NamedTuple):
     step: int  # step number, from 0
     # the tensors of this process's batches; their copy to the device has begun
     mine: list[tuple[Tensor | None, ...]]
-    sizes: list[BatchSize]  # size of each batch, with the rows of all processes
+    sizes: list[BatchSize]  # size of each batch, counted over the rows of all processes
 
 
 class PendingMetrics(NamedTuple):
@@ -52,7 +52,7 @@ class PendingMetrics(NamedTuple):
     learning_rate: float
     sizes: list[BatchSize]
     measured: Tensor  # (3,): loss, gradient norm, loss scale
-    sums: list[float]  # the objective's `step_sums`, added over all processes
+    sums: list[float]  # result of the objective's method `step_sums`, added over all processes
     found_inf: Tensor  # (): 1.0 if loss or gradient is not finite (the step was skipped), else 0.0
 
 
@@ -100,7 +100,8 @@ class TrainStep:
         """Do one step. If loss or gradient is not finite, weights and optimisers do not change.
 
         Raises:
-            StopNow: if a signal comes while the gradient is computed. The state is then as before the step.
+            StopNow: if a stop signal comes while the gradient is computed. The state is then as before the
+                step.
         """
         step = self.progress.steps_done
         batches = self._next if self._next is not None and self._next.step == step else self.prepare(step)
@@ -139,7 +140,7 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return where the rows of `steps` are in the training data: lines, or first tokens of windows."""
+        """Return the places of the steps' rows in the training data: line numbers, or starts of windows."""
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
@@ -168,7 +169,7 @@ class TrainStep:
         return BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
 
     def forget_prepared(self) -> None:
-        """Delete the prepared batches of the next step, whose answers may come from old weights."""
+        """Delete the prepared batches of the next step: their sampled answers may come from old weights."""
         self._next = None
 
     def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:
@@ -188,14 +189,14 @@ class TrainStep:
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
-        if self.loss.is_sampled:  # all sampled answers may have been cut off, so `counted` may be 0
+        if self.loss.is_sampled:  # if all sampled answers were cut off, `counted` can be 0
             counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)
         for number, batch in enumerate(batches.mine, 1):
             with self.parallel.accumulate(last=number == len(batches.mine)):
-                # Dividing by `counted` gives the mean over all targets of the step; batches with more targets
-                # count more. DDP and FSDP divide the sum over processes by `size`, so multiply by `size`.
+                # Dividing by `counted` gives the mean over all targets of the step: all have the same weight.
+                # DDP and FSDP divide gradients by the number of processes, so multiply by it here.
                 loss = self.summed_loss(batch) * self.processes.size / counted
                 (loss if scale is None else loss * scale).backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
@@ -208,7 +209,7 @@ class TrainStep:
         return torch.stack([total, norm, torch.ones_like(total) if scale is None else scale])
 
     def update(self, share: float, found_inf: Tensor) -> None:
-        """Update the weights with `share` times the highest learning rates, unless `found_inf` is 1.0."""
+        """Update the weights with `share` times the peak learning rates, unless `found_inf` is 1.0."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = share * group["peak_lr"]

@@ -1,7 +1,8 @@
-"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP ask a run to stop. It stops where its state is whole and can be saved.
+"""Ctrl-C, SIGTERM, SIGUSR1 and SIGHUP ask a run to stop. The run stops where its state can be saved.
 
-SIGUSR1 means the same as SIGTERM; batch systems send it before they end a job (Slurm: `--signal=B:USR1@60`).
-SIGHUP is sent when a terminal is closed. The exit code is 128 + the number of the signal: 130, 143, 138, 129.
+SIGUSR1 means the same as SIGTERM: batch systems send SIGUSR1 before they end a job (Slurm:
+`--signal=B:USR1@60`). SIGHUP is sent when a terminal is closed. The exit code is 128 + the number of the
+signal: 130, 143, 138, 129.
 """
 
 import signal
@@ -19,14 +20,14 @@ __all__ = ["StopNow", "StopRequest", "Stopped"]
 
 
 class StopNow(BaseException):
-    """Raised inside `StopRequest.interruptible` when a signal comes.
+    """Raised inside `StopRequest.interruptible` when a stop signal comes.
 
     It is a BaseException, so that `except Exception` in a library does not catch it.
     """
 
 
 class StopRequest:
-    """Remembers the signal that asks the run to stop, until the loop can stop."""
+    """Remembers the signal that asks the run to stop, until the training loop can stop."""
 
     def __init__(self, processes: Processes = SINGLE_PROCESS) -> None:
         self.signal: int | None = None  # signal that this process has received, or None
@@ -36,7 +37,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """While the block runs, only remember a stop signal. A second signal ends the process immediately."""
+        """For a `with` block in which a stop signal is only remembered. A second one ends the process."""
         # Python can set signal handlers only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -55,18 +56,19 @@ class StopRequest:
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Exchange the received signals between all processes. Every process must call this method."""
+        """Tell all processes which signal any of them has received. Every process must call this method."""
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Run a block that a signal may interrupt. The block may change gradients, but no other state.
+        """For a `with` block that a stop signal may interrupt. It may change gradients, but no other state.
 
-        With several processes the block runs to its end, because the other processes would wait for ever.
+        With several processes, the block is not interrupted, because the other processes would wait for this
+        one for ever.
 
         Raises:
-            StopNow: if a signal comes in the block or has come before.
+            StopNow: if a stop signal comes in the block or has come before.
         """
         self._interruptible = self._alone
         try:

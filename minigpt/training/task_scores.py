@@ -1,10 +1,10 @@
-"""Small tasks that a run measures at each evaluation: `--eval_task`.
+"""Scores of small tasks, measured at each evaluation of a training run: `--eval_task`.
 
     tasks = TaskScores(config.eval_task)
     tasks.of(model, tokenizer)                # {"arc/acc": 0.25, ...}: for metrics.jsonl and TensorBoard
 
-The questions are read once, before the first step, so that an error in a file is reported early. Measuring
-draws no random number and changes no weight. So a run with tasks has the same weights as one without.
+The tasks' files are read before the first step, so that an error in a file is reported early. Measuring draws
+no random number and changes no weight. So a run gets the same weights with and without tasks.
 """
 
 import math
@@ -24,7 +24,7 @@ _QUESTIONS = 100  # largest number of questions of a task, so that evaluations s
 
 
 class TaskScores:
-    """The tasks that a run measures.
+    """The tasks that a training run measures.
 
     Args:
         paths: files and folders of the tasks.
@@ -41,7 +41,7 @@ class TaskScores:
         self._tasks = [task.limited(_QUESTIONS) for task in tasks]
 
     def of(self, model: Any, tokenizer: AnyTokenizer) -> dict[str, float]:
-        """Measure the tasks. Return each task's first metric. The model's mode (train or eval) is restored.
+        """Measure the tasks. Return each task's main metric. The model's mode (train or eval) is restored.
 
         Raises:
             InputError: if a task does not fit the model, such as choices for a classifier.

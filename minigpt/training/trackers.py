@@ -53,7 +53,7 @@ class _TensorBoard:
 
 
 class _Wandb:
-    """Sends numbers to a run of Weights & Biases, online or offline, as the environment says."""
+    """Sends numbers to a run of Weights & Biases, online or offline (WANDB_MODE)."""
 
     def __init__(self, output: Path, steps_done: int, settings: Mapping[str, Any]) -> None:
         import wandb
@@ -110,7 +110,7 @@ class Trackers:
             try:
                 self._trackers[name] = makers[name]()
             except ImportError as error:
-                # False: the package is installed, but its import fails. The warning then shows the error.
+                # missing: the package is not installed. If False, its import fails, and the warning says why.
                 missing = isinstance(error, ModuleNotFoundError) and error.name in (name, None)
                 why = "is not installed" if missing or name == "tensorboard" else f"cannot be used: {error}"
                 warn(f"{name} {why}: the curves are in metrics.jsonl (pip install 'minigpt[{name}]')")

@@ -1,12 +1,12 @@
 """Next-token prediction in which samples have weights.
 
-A sample is a conversation, or with --text a window. The loss of a sample is the mean over its targets, times
-the sample's weight. The loss of a step is the mean over its samples. The weight of a sample is the field
-`weight` of its record, times a weight from the keywords that it contains. Evaluations do not use weights.
+A sample is a conversation, or with --text a window (block_size tokens). The loss of a sample is the mean over
+its targets, times the sample's weight. The loss of a step is the mean over its samples. Evaluations do not
+use weights.
 
-With --keyword_weight "plt:3,pd:2", the weight is 1 + 3 * (number of plt) + 2 * (number of pd). This is the
-weighted loss of a chapter of Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6).
-There each keyword has the weight 1.
+The weight of a sample is the field `weight` of its record, times a factor for its keywords. With
+--keyword_weight "plt:3,pd:2", this factor is 1 + 3 * (number of plt) + 2 * (number of pd). The formula is
+from Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), where both weights are 1.
 
 Letters in shapes: B rows, T tokens, P positions that count.
 """
@@ -29,7 +29,7 @@ from minigpt.training.loss import NextTokenLoss, token_cross_entropy
 
 __all__ = ["KeywordWeights", "WeightedBatch", "WeightedTokenLoss", "keyword_lines"]
 
-_SEARCHED = 1 << 22  # in a text with more tokens than this, `keyword_lines` searches only the first ones
+_SEARCHED = 1 << 22  # largest number of tokens that `keyword_lines` searches in a text, from its start
 
 
 class _Encoder(Protocol):
@@ -43,7 +43,7 @@ class KeywordWeights:
 
     A keyword is found as a sequence of tokens, with or without a space before it. So with a byte-level
     tokenizer, `pd` is not found in `update`, which has other tokens. With a character vocabulary, a keyword
-    is found anywhere in the text.
+    is found inside words, too.
 
     Args:
         text: keywords with their weights, such as "plt:3,pd:2".
@@ -102,7 +102,9 @@ def _ends(ids: npt.NDArray[np.int64], forms: Iterable[tuple[int, ...]]) -> npt.N
 
 
 def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) -> tuple[str, str]:
-    """Count the keywords in the training data. Return a line with the counts, and a warning or "".
+    """Count the keywords in the training data. Return a line with the counts, and a warning.
+
+    The warning names the keywords that do not occur; it is "" if all occur.
 
     In a long text, only the first 4 million tokens are searched.
     """
@@ -126,11 +128,11 @@ def keyword_lines(keywords: KeywordWeights, part: EncodedExamples | TextPart) ->
 
 
 class WeightedBatch(NamedTuple):
-    """The tensors of a batch that the loss needs."""
+    """The tensors of a batch that the loss needs. P is the number of targets that the loss counts."""
 
     input_ids: Tensor  # (B, T) int64
-    targets: Tensor  # (P,) int64: the targets that the loss counts
-    factors: Tensor  # (P,) float32: weight of the target's sample / number of targets of the sample
+    targets: Tensor  # (P,) int64: ids of these targets
+    factors: Tensor  # (P,) float32: weight of the target's sample / number of targets of this sample
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
 
@@ -175,7 +177,7 @@ class WeightedTokenLoss(NextTokenLoss):
         """Return the tensors that `forward` needs: ids, the targets that count, factors, positions."""
         mask = self._mask(batch)  # (B, T)
         factors = torch.from_numpy(self.weights_of(batch)) / mask.sum(1).clamp(min=1)  # (B,)
-        positions = mask.flatten().nonzero().flatten()  # (P,)
+        positions = mask.flatten().nonzero().flatten()  # (P,): P targets that count
         each = factors.float()[positions // mask.shape[1]]
         return WeightedBatch(batch.input_ids, batch.targets.flatten()[positions], each, positions)
 
@@ -191,12 +193,12 @@ class WeightedTokenLoss(NextTokenLoss):
         factors: Tensor | None = None,
         positions: Tensor | None = None,
     ) -> Tensor:
-        """Return the sum of weight * mean loss over the samples. Without targets, return hidden states."""
+        """Return the sum over samples of weight * mean loss. Without targets: hidden states, (B, T, C)."""
         hidden: Tensor = self.model.base_model(input_ids)  # (B, T, C)
         if targets is None:
             return hidden
         assert factors is not None
         assert positions is not None
-        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C)
+        hidden = hidden.flatten(0, 1).index_select(0, positions)  # (P, C): P targets that count
         losses = token_cross_entropy(self.model.lm_head, hidden, targets, self._limit, self._multiple)  # (P,)
         return (losses * factors).sum()

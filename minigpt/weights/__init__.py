@@ -5,7 +5,7 @@ finetuning. In reading order:
 
     pretrained.py           model folders in Hugging Face's format
     classifiers.py          folders of classifiers
-    derived_folders.py      folders made from another folder, with other weights
+    derived_folders.py      writes a copy of a model folder with new weights
     quantized.py            linear layers in 16, 8 and 4 bits; set_precision
     quantized_folders.py    folders of int8 and int4 weights
     gguf_file.py            GGUF files, for llama.cpp

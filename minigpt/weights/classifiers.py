@@ -1,4 +1,4 @@
-"""Reads and writes folders of classifiers, as transformers (...ForSequenceClassification) and PEFT do.
+"""Reads and writes classifiers in the formats of transformers (...ForSequenceClassification) and PEFT.
 
     model, tokenizer = load_classifier("output/best")
     save_classifier(model, Path("mine"), tokenizer)
@@ -200,7 +200,7 @@ def encode_texts(
     where: str,
     weights: Mapping[str, float] | None = None,
 ) -> EncodedTexts:
-    """Encode texts with labels. The ids are those of transformers with the same tokenizer.
+    """Encode texts with labels. transformers gives the same ids with the same tokenizer.
 
     A character tokenizer appends <sep> to each text.
     """

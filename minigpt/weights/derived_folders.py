@@ -1,4 +1,4 @@
-"""Writes a model folder from another folder: with new weights, but the same tokenizer and settings."""
+"""Writes a copy of a model folder: with new weights, but the same tokenizer and generation settings."""
 
 import shutil
 from collections.abc import Callable, Mapping
@@ -10,8 +10,8 @@ from minigpt.storage.json_files import json_text
 
 __all__ = ["write_derived"]
 
-# Files that are copied from the old folder. The weights and config.json are not copied, but written. Files
-# that only training needs are left out.
+# Files that are copied from the old folder. The weights and config.json are written anew. Files that only
+# training needs are left out.
 _COPIED = (
     *("generation_config.json", "tokenizer.json", "tokenizer_config.json", "vocab.json", "merges.txt"),
     "vocab.txt",

@@ -6,8 +6,8 @@ A file is written to FILE.part, and renamed when it is complete. An interrupted 
 stopped, if the file on the server is still the same. After a network error the download is tried again, with
 growing pauses. Progress is shown on stderr.
 
-This module does not check the content of the files. The code that reads a file later does this check: for
-example, OpenAI's checkpoint has checksums for all its weights.
+This module does not check the content of the files. The code that reads them later does: for example, it
+compares the weights of OpenAI's checkpoint with the checkpoint's checksums.
 """
 
 import contextlib
@@ -102,7 +102,7 @@ def fetch(url: str, goal: Path, patience: Patience | None = None) -> None:
 
 @dataclass(frozen=True)
 class _Version:
-    """Identifies one version of a file on a server, so that a change of the file is noticed."""
+    """Identifies one version of a file on a server, so that a change of the file there is noticed."""
 
     url: str
     length: int | None  # number of bytes of the whole file; None if the server does not say
@@ -110,7 +110,7 @@ class _Version:
 
 
 class _Part:
-    """An unfinished download. FILE.part holds the bytes so far, FILE.part.json the version of the file."""
+    """An unfinished download. FILE.part holds the bytes so far, FILE.part.json identifies their version."""
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal
@@ -207,9 +207,10 @@ def _continue(url: str, part: _Part, patience: Patience) -> None:
 
 
 def _begin(url: str, part: _Part, status: int, headers: Message) -> int | None:
-    """Compare the server's headers with the part that is already here. Returns the file's size in bytes.
+    """Compare the server's headers with the bytes in FILE.part. Return the size of the whole file in bytes.
 
-    If the server sends another version of the file, the part is deleted.
+    The size is None if the server does not say it. If the server sends another version of the file, the bytes
+    in FILE.part are deleted.
     """
     if headers.get("Content-Encoding", "identity") != "identity":
         raise InputError(f"{url} comes as {headers['Content-Encoding']}, which was not asked for")

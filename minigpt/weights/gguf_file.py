@@ -1,9 +1,9 @@
 """Writes GGUF files, for llama.cpp and programs that use it.
 
-    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # differences in llama.cpp
+    notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # notes: how llama.cpp's results differ
 
-Names, keys and quantisation come from llama.cpp's Python package `gguf`. This package is optional, and
-imported only when it is needed. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
+The names of tensors, the keys of settings and the quantisation come from llama.cpp's Python package `gguf`,
+which is optional and imported only here. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 minigpt writes GGUF but does not read it.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
@@ -60,7 +60,7 @@ def write_gguf(
         raise InputError(f"dtype must be one of {', '.join(DTYPES)}: got {dtype!r}")
     gguf = _package()
     family = family_of(model.config)
-    # llama.cpp stores matrices as (out, in), like torch's Linear
+    # llama.cpp stores matrices as (out, in), like torch's Linear; some of Hugging Face's are (in, out)
     transposed = {row.theirs for row in family.rows(model.config) if row.transposed}
     weights = {
         name: tensor.t() if name in transposed else tensor
@@ -187,7 +187,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     }
     tokens, types = [], []
     for index in range(rows):
-        # the model may have more rows than the tokenizer has tokens; each row needs a name in the file
+        # the embedding may have more rows than the tokenizer has tokens; each row needs a token in the file
         tokens.append(text_of.get(index, f"[PAD{index}]"))
         if index not in text_of:
             types.append(kinds.UNUSED)
@@ -207,7 +207,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # as in GPT-2, which has one token for both; llama.cpp's default BOS may not exist here
+        bos = eos  # like GPT-2, whose BOS and EOS are one token; llama.cpp's default BOS may not exist here
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

@@ -1,10 +1,11 @@
-"""Writes one HTML file with a model inside: it answers in a browser, without a server and without a network.
+"""Writes a model as one HTML file: opened in a browser, the model answers without a server or a network.
 
     notes = write_html("model.html", model, tokenizer, form="question", eos=[2])
 
 The page holds the weights, the tokenizer and a program in JavaScript (the files in minigpt/weights/html),
-which computes the same logits. The program does not know the model families. It gets the list of operations
-that each family also gives to the C code of minigpt.generation.native, and runs these operations.
+which computes the same logits. The program does not know the model families. Each family describes its
+forward pass as a list of operations, as it does for the C code of minigpt.generation.native. The program runs
+this list.
 
 The parts of the file, in order: a security policy that allows this script and no network access, the style,
 the page's elements, a description of the model (JSON), the weights, the program. Description and weights are
@@ -195,7 +196,8 @@ def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
 
     There are several elements, because browsers limit the length of one text.
     """
-    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)  # 31: gzip; level 9 would be slower, not smaller
+    # 31: gzip format; level 9 instead of 6 would be slower, and the result not smaller
+    compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
     waiting = bytearray()
 
     def flush(least: int) -> None:
@@ -221,7 +223,7 @@ class _Plan:
     native.OperationList.
 
     Attributes:
-        widths: name of each buffer -> its width.
+        widths: name of each buffer -> its number of columns.
         operations: the operations in order. An operation refers to a tensor by its index in `tensors`.
         tensors: the weights, each once.
     """
@@ -245,7 +247,7 @@ class _Plan:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
+        """Add the operation out = table[ids]. `positions`: a table of position embeddings, added to out."""
         more = {"weight": self._number(table), "positions": self._number(positions)}
         self.operations.append({"kind": "embed", **more, **self._place("output", out)})
 

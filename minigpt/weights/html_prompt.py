@@ -1,4 +1,4 @@
-"""Describes a model's prompt format for the program in an HTML file (see html_file.py).
+"""Describes a model's prompt format for the JavaScript program in an HTML file (see html_file.py).
 
 A chat template is a program, which a page does not run. But most templates write a conversation of user and
 assistant as fixed pieces between the messages:
@@ -144,7 +144,10 @@ class _Template:
         return _joined([listener.texts[-one - 1] if one < 0 else one for one in ids])
 
     def _cut(self, pieces: _Piece, turns: Sequence[str]) -> list[_Piece]:
-        """Cut a rendered conversation at the marks of its turns. Each mark must occur exactly once."""
+        """Cut a rendered conversation at its messages. Return the pieces around them.
+
+        Each message must occur exactly once.
+        """
         found: list[_Piece] = [[]]
         marks: list[str | int] = [self._answer if turn == "a" else f"<{turn}>" for turn in turns]
         for piece in pieces:

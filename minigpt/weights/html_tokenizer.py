@@ -1,4 +1,4 @@
-"""Describes a tokenizer for the program in an HTML file (see html_file.py).
+"""Describes a tokenizer for the JavaScript program in an HTML file (see html_file.py).
 
 This program supports tokenizers of single characters, byte-level BPE, and WordPiece.
 """
@@ -16,11 +16,11 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["describe_tokenizer"]
 
-# White space as Unicode defines it. The `tokenizers` library means this by \s. JavaScript means other
-# characters: its \s lacks U+0085 and has U+FEFF.
+# The characters that \s matches in the `tokenizers` library: white space as Unicode defines it. JavaScript's
+# \s is not the same: it lacks U+0085 and has U+FEFF.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # Regular expression of the tokenizer -> the same expression for JavaScript with the flag u. Older browsers do
-# not support (?i:...), so both cases of each letter are listed. U+017F is an old form of s.
+# not support (?i:...), so both cases of each letter are listed. U+017F, an old form of s, is matched, too.
 _PATTERNS = {
     GPT2_WORDS: GPT2_WORDS,
     QWEN_WORDS: QWEN_WORDS.replace(

@@ -7,13 +7,13 @@ Inputs and outputs have the names that Optimum gives them:
 
     input_ids                       int64 (B, T)          the new tokens
     attention_mask                  int64 (B, S)          1 = token, 0 = padding; cached tokens included
-    position_ids                    int64 (B, T)          their positions
+    position_ids                    int64 (B, T)          positions of the new tokens
     past_key_values.0.key, .value   float32 (B, K, P, D)  the cache of layer 0; P is 0 at first
     logits                          float32 (B, T, V)
     present.0.key, .value           float32 (B, K, S, D)  the same cache with the new tokens at its end
 
-Each family describes its forward pass as a list of operations, also for generation.native. This module writes
-one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
+Each family describes its forward pass as a list of operations, which generation.native uses, too. This module
+writes one or several nodes for each operation, so it works for every family. Tracing the PyTorch model
 (torch.onnx.export) would need one more package. A trace would also record the branches that Python takes for
 one example, although other shapes need other branches. All operators are standard ones of opset 20, which
 onnxruntime has supported since version 1.17.
@@ -181,7 +181,7 @@ class _Graph:
         return tensor
 
     def embed(self, table: Tensor, out: Tensor, positions: Tensor | None = None) -> None:
-        """Add the operation out = table[ids]. If `positions` is given, its vectors are added to out."""
+        """Add the operation out = table[ids]. `positions`: a table of position embeddings, added to out."""
         x = self._rows(table, "input_ids")
         if positions is not None:
             x = self._node("Add", x, self._rows(positions, "position_ids"))
@@ -225,7 +225,7 @@ class _Graph:
         v = self._heads(v, K, D)
         if self._rotations is not None:
             q, k = self._rotate(q), self._rotate(k)
-        # k and v of all tokens, (B, K, S, D) each
+        # k and v of all S tokens, cached and new, (B, K, S, D) each
         k, v = (
             self._node(
                 "Concat", f"past_key_values.{layer}.{name}", new, axis=2, result=f"present.{layer}.{name}"
@@ -233,8 +233,8 @@ class _Graph:
             for name, new in (("key", k), ("value", v))
         )
         q = self._node("Mul", q, self._float(1 / math.sqrt(D)))
-        # H / K query heads use the same keys. So the queries of these heads become the rows of one matrix:
-        # (B, K, H / K * T, D).
+        # Grouped-query attention: H / K query heads use the same keys. So the queries of these heads become
+        # the rows of one matrix: (B, K, H / K * T, D).
         if H > K:
             q = self._node("Reshape", q, self._ints(0, K, -1, D))
         scores = self._node("MatMul", q, self._node("Transpose", k, perm=(0, 1, 3, 2)))
@@ -257,7 +257,7 @@ class _Graph:
     # -- parts of these operations ---------------------------------------------------------------------------
 
     def _rows(self, table: Tensor, numbers: str) -> str:
-        """Add the look-up of rows in a table, in float32: ids (B, T) -> (B, T, C)."""
+        """Add nodes that look up rows of a table: ids (B, T) -> float32 (B, T, C)."""
         rows = self._node("Gather", self._weight(table), numbers)
         return self._node("Cast", rows, to=self._onnx.TensorProto.FLOAT) if self._is_narrow else rows
 
@@ -293,7 +293,7 @@ class _Graph:
         return self._node("Transpose", x, perm=(0, 2, 1, 3))
 
     def _cos_and_sin(self, frequencies: Tensor, factor: float) -> tuple[str, str]:
-        """Add RoPE's cos and sin at the positions of these tokens, (B, 1, T, D / 2). Return their names."""
+        """Add RoPE's cos and sin at the positions of the new tokens, (B, 1, T, D / 2). Return their names."""
         positions = self._node("Cast", "position_ids", to=self._onnx.TensorProto.FLOAT)
         positions = self._node("Unsqueeze", positions, self._ints(1, 3))  # (B, 1, T, 1)
         angles = self._node("Mul", positions, self._constant(frequencies.float().numpy()))
@@ -318,21 +318,21 @@ class _Graph:
         """
         start, end = self._node("Squeeze", self._P), self._node("Squeeze", self._S)
         zero, one = self._int(0), self._int(1)
-        key = self._node("Range", zero, end, one)  # (S,): column of each key
-        # (T, 1): column of each query
+        key = self._node("Range", zero, end, one)  # (S,): index of each key, cached or new
+        # (T, 1): index of each new query; the cached tokens come before
         query = self._node("Unsqueeze", self._node("Range", start, end, one), self._ints(1))
-        held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S): True: a token
+        held = self._node("Cast", "attention_mask", to=self._onnx.TensorProto.BOOL)  # (B, S): False: padding
         visible = self._node("LessOrEqual", key, query)  # (T, S)
         visible = self._node("And", visible, self._node("Unsqueeze", held, self._ints(1)))  # (B, T, S)
         # A softmax over no key would give NaN. So every token attends to itself, even a padding token.
         visible = self._node("Or", visible, self._node("Equal", key, query))
         window = getattr(self._config, "sliding_window", None)
         if window is not None and self._config.is_sliding(layer):
-            # the T new tokens always count as tokens, even if the mask calls them padding
+            # the T new tokens always count as tokens, even if attention_mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to each column
-            # (B, T): the same for the columns of the queries
+            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to each token
+            # (B, T): the same numbers for the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
             near = self._node("Less", self._node("Sub", *pair), self._int(window))
@@ -346,7 +346,7 @@ class _Graph:
         return self._add(operator, inputs, [result or f"{operator}_{len(self._nodes)}"], attributes)[0]
 
     def _split(self, x: str, *sizes: int) -> list[str]:
-        """Cut the last dimension into parts."""
+        """Cut the last dimension into parts of these sizes. Return their names."""
         names = [f"Split_{len(self._nodes)}_{part}" for part in range(len(sizes))]
         return self._add("Split", (x, self._ints(*sizes)), names, {"axis": -1})
 

@@ -74,18 +74,18 @@ def load_model(
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
-    While the model is loaded, two tensors of the file are in memory besides the model.
+    While the model is loaded, the memory holds the model and two tensors of the file.
 
     Args:
         path: a folder with config.json and model.safetensors or its shards; or the folder of a run, of which
             `best` is loaded, or `last` if there is no `best`.
         device: device of the model.
-        dtype: dtype of the parameters. None: float32, for any file (most CPUs compute more slowly in
+        dtype: dtype of the parameters. None: float32, whatever the file has (most CPUs are slower in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
-        adapter: folder of an adapter. Or several adapters: a dict name -> folder, or a list of folders with
-            their names. A single adapter is merged into the weights, unless the weights are int8 or int4, or
-            it is a bottleneck adapter. Several adapters are not merged; only the first one is active. See
-            minigpt.finetuning.layers.
+        adapter: folder of one adapter, or several adapters. One adapter is merged into the weights, unless
+            they are int8 or int4, or it is a bottleneck adapter. Several adapters are a dict name -> folder,
+            or a list of folders, whose names become the adapters' names. They are not merged, and only the
+            first one is active. See minigpt.finetuning.layers.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -108,7 +108,7 @@ def load_tokenizer(path: str | Path) -> AnyTokenizer:
     path = Path(path)
     if path.is_file():
         return Tokenizer(path)
-    # an adapter's folder holds a tokenizer of its own if training has changed the base model's tokenizer
+    # an adapter's folder can hold its own tokenizer, because training may have added tokens
     folder = path if is_adapter(path) else model_folder(path)
     if is_there(folder / MANIFEST):
         verify_manifest(folder, weights=False)
@@ -140,8 +140,8 @@ def load_model_and_tokenizer(
     folder = model_folder(path)
     with ahead.check if ahead and ahead.check and ahead.check.folder == folder else ManifestCheck(folder):
         read_model = _model_reader(folder, device, dtype, ahead)
-        # A second thread makes the tokenizer in Python, while torch copies the weights in this thread. torch
-        # releases the GIL for that.
+        # A second thread makes the tokenizer in Python, while torch copies the weights in this thread. The
+        # two can run at the same time, because torch releases the GIL while it copies.
         with ThreadPoolExecutor(1) as beside:
             later = beside.submit(_read_tokenizer, folder)
             model = read_model()  # called before `later.result()`: an error of the model is raised first

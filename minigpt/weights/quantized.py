@@ -5,8 +5,8 @@
     prepare_training(model)          # gradients pass through the model to its adapters
 
 Generation spends most of its time on reading weights from memory, so half the bytes take nearly half the
-time. Only the weights of linear layers, lm_head included, get fewer bits. A tied lm_head gets its own rounded
-weights.
+time. Only the weights of linear layers, lm_head included, get fewer bits. If lm_head is tied to the
+embedding, it gets its own rounded copy of the weights.
 
     precision           stored                              computed on a CPU        on a GPU
     float16, bfloat16   rounded weights                     float32                  the same 16 bits
@@ -68,7 +68,8 @@ Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 INPUT_GROUP = 128  # neighbouring inputs that share a scale; generation/products.h has the same number
-# neighbours in a row of the weight matrix that share a scale and an offset in int4; torch's kernel allows 64
+# int4: number of neighbours in a row of the weight matrix that share a scale and an offset; torch's kernel
+# supports 64
 WEIGHT_GROUP = 64
 
 
@@ -78,8 +79,8 @@ WEIGHT_GROUP = 64
 def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round a matrix (N, K) to int8 (N, K) and scales (N,), so that weight is about int8 * scale.
 
-    The error is at most half a scale. The value of a row with the largest magnitude becomes 127 or -127. -128
-    is not used: without it, the sum of two products of int8 numbers fits into 16 bits, and the fastest
+    The error is at most half a scale. In each row, the value with the largest magnitude becomes 127 or -127.
+    -128 is not used: without it, the sum of two products of int8 numbers fits into 16 bits, and the fastest
     instructions of older CPUs need this.
     """
     scale = weight.abs().amax(dim=1) / 127  # (N,)
@@ -88,7 +89,7 @@ def rounded_rows(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def rounded_groups(x: Tensor) -> Tensor:
-    """Round the inputs of a layer, (..., K), as the integer products of a CPU do. The shape stays.
+    """Round the inputs of a layer, (..., K), as minigpt's int8 products on a CPU do. The shape stays.
 
     Each group of INPUT_GROUP neighbours has its own scale m / 127, where m is the largest absolute value of
     the group. The values become multiples of this scale.
@@ -97,7 +98,7 @@ def rounded_groups(x: Tensor) -> Tensor:
     padded = F.pad(x, (0, -K % INPUT_GROUP))
     groups = padded.reshape(*x.shape[:-1], -1, INPUT_GROUP)  # (..., G, INPUT_GROUP)
     largest = groups.abs().amax(dim=-1, keepdim=True)  # (..., G, 1)
-    # a group of zeros has the scale 127 / 0; nan_to_num makes this scale 0, so the zeros stay zeros
+    # in a group of zeros, 127 / largest is infinite; nan_to_num makes it 0, so that the zeros stay zeros
     steps = (groups * (127 / largest).nan_to_num(posinf=0.0)).round()
     rounded: Tensor = (steps * (largest / 127)).flatten(-2)[..., :K]
     return rounded
@@ -148,7 +149,7 @@ class QuantizedLinear(nn.Module):
         weight: the weights, (N, K).
         scale: for int8: a scale for each row, (N,) float32; None for the other dtypes.
         bias: (N,) or None.
-        rounds_inputs: for int8: also round the inputs, as the integer products of a CPU do.
+        rounds_inputs: for int8: also round the inputs, as minigpt's int8 products on a CPU do.
     """
 
     def __init__(
@@ -206,8 +207,8 @@ class QuantizedLinear(nn.Module):
             return F.linear(x, self.weight.to(x.dtype), bias)
         if self.rounds_inputs:
             x = rounded_groups(x)
-        # Integers up to 127 are exact in bfloat16. Scaling the N results is less work than scaling N * K
-        # weights.
+        # The integers are multiplied without their scales: up to 127, they are exact in bfloat16. Scaling the
+        # N results is less work than scaling N * K weights.
         out = F.linear(x, self.weight.to(x.dtype)) * self.scale
         return (out if self.bias is None else out + self.bias).to(x.dtype)
 
@@ -238,8 +239,8 @@ class Int4Linear(nn.Module):
     def _pack(self) -> None:
         """On CUDA, put the weights into the order that torch's int4 kernel needs. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8, and K to be a multiple of 16 times 2, 4 or 8. Each K fits,
-        because K is a multiple of 64.
+        The kernel needs N to be a multiple of 8, and K to be a multiple of 64 (16 times the argument 4). K is
+        always padded to such a multiple.
         """
         # torch's kernel has no gradient, so adapters are trained without it
         is_wanted = not self.uses_kernel and not self.trains_adapters
@@ -291,7 +292,7 @@ class Int4Linear(nn.Module):
 class NarrowEmbedding(nn.Module):
     """Replaces an nn.Embedding (V, C): its weights stay in 16 bits, and a look-up converts rows to float32.
 
-    A float32 copy of Qwen3-0.6B's embedding would take as much memory as half of the model.
+    A float32 copy of Qwen3-0.6B's embedding would take half as much memory as the whole model in 16 bits.
     """
 
     def __init__(self, weight: Tensor) -> None:
@@ -375,7 +376,10 @@ def precision_of(model: LanguageModel) -> Precision:
 
 
 def replace_linears(model: LanguageModel, precision: Precision, rounds_inputs: bool = True) -> None:
-    """Replace each nn.Linear by a layer in the given precision. Works for models on "meta", too."""
+    """Replace each nn.Linear by a layer in the given precision (int4: lm_head becomes int8).
+
+    Works for models on "meta", too.
+    """
     pages, head = LargePages(), model.lm_head
 
     def quantized(name: str, linear: nn.Linear) -> nn.Module:

@@ -14,8 +14,8 @@ layer, K of its inputs.
                         and offset of each group of 64. A weight is about (integer - 8) * scale + offset.
                         Embeddings and norms are bfloat16; biases of linear layers are float32.
 
-The file is not named model.safetensors, because transformers only warns about an unknown `quant_method`.
-transformers would then use the integers as weights. For float16 no such format is needed: every program can
+The file is not named model.safetensors: transformers only warns about an unknown `quant_method`, and would
+load the integers of a file with this name as weights. For float16 no such format is needed: every program can
 read a folder of float16 weights.
 """
 
@@ -60,9 +60,9 @@ def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
     for entry in _entries(model.config, state):
         tensor = state[entry.ours]
         if precision == "int8" and tensor.is_floating_point():
-            tensor = tensor.float()  # the embedding may have been loaded in 16 bits
+            tensor = tensor.float()  # the embedding may be in 16 bits; the file has float32
         if tensor.dim() == 1 and entry.ours.endswith(".scale"):
-            tensor = tensor[:, None]  # (N, 1)
+            tensor = tensor[:, None]  # (N,) -> (N, 1), as in the file
         written[entry.theirs] = (tensor.t() if entry.transposed else tensor).contiguous().cpu()
     return written
 
