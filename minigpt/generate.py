@@ -303,7 +303,7 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
 
 
 def _warn_of_special(asked: "QuestionAnswering", questions: list[str]) -> None:
-    """Warn if questions contain the name of a special token, such as <sep>, which is read as plain text."""
+    """Warn if questions contain a special token's name, such as <|im_end|>: it is read as plain text."""
     from minigpt.console.terminal import warn
 
     tokens = getattr(asked.tokenizer, "special_tokens", {})

@@ -137,7 +137,7 @@ class LoraLinear(AdaptedLayer):
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameters. A key is the last part of the parameter's name in a file."""
+        """Return a dict: end of a parameter's name in an adapter file -> the adapter's parameter."""
         found = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
         return {**found, "lora_magnitude_vector": self.lora_magnitude_vector} if self.use_dora else found
 

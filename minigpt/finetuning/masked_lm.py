@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 if there is one."""
+    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 if tokens > 0."""
     return min(tokens, max(1, round(probability * tokens)))
 
 

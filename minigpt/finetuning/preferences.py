@@ -46,8 +46,8 @@ def preference_loss(
         reference_chosen: log-probabilities of the better answers under the reference model, (B,); zeros if
             the loss uses no reference model.
         reference_rejected: the same for the worse answers.
-        beta: with sigmoid and ipo: how strongly the model is kept near the reference model. With simpo: factor
-            of log p(chosen) - log p(rejected). With orpo: factor of the term with the odds.
+        beta: with sigmoid and ipo: how strongly the model is kept near the reference model. With simpo:
+            factor of log p(chosen) - log p(rejected). With orpo: factor of the term with the odds.
         label_smoothing: assumed share of pairs whose answers are in the wrong order; for sigmoid and simpo.
         simpo_gamma: the margin of SimPO.
     """
