@@ -1,4 +1,4 @@
-"""Freezes a model's parameters except some: one kind of layer, the last blocks, or a regular expression.
+"""Freezes a model's parameters, except those of one kind of layer, of the last blocks, or of given names.
 
 train_only(model, "last:2")         # train the last two blocks, the last norm and the head
 train_only(model, "attention")      # train the attention layers of all blocks
@@ -28,7 +28,10 @@ PARTS = {
 
 
 def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
-    """Return a dict: Hugging Face's name -> parameter. A tied lm_head is an entry, like the embedding."""
+    """Return a dict: Hugging Face's name -> parameter.
+
+    If lm_head is tied to the embedding, the dict has this parameter under both names.
+    """
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}

@@ -41,7 +41,10 @@ class GrpoOptions(NamedTuple):
 
 
 class TokenLosses(NamedTuple):
-    """The loss of each of P tokens, and values for metrics, (P,) each. r is p / p_old of the token."""
+    """The loss of each of P tokens, and values for metrics, (P,) each.
+
+    r is a token's present probability, divided by its probability when it was sampled.
+    """
 
     loss: Tensor
     kl: Tensor
@@ -52,11 +55,11 @@ class TokenLosses(NamedTuple):
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
     """Return the advantages of G answers to each of N prompts from their rewards; (N, G) -> (N, G).
 
-    An advantage is the reward minus the mean reward of its group (the answers to one prompt). This difference
-    is scaled:
+    An advantage is the reward minus the mean reward of its group (the answers to one prompt). What then
+    happens to this difference depends on scale_rewards:
 
     group  it is divided by the group's standard deviation
-    batch  the caller divides it, by the standard deviation of all rewards of the step
+    batch  it is not divided here: the caller divides it by the standard deviation of all rewards of the step
     none   it is not divided
     """
     centred = rewards - rewards.mean(1, keepdim=True)

@@ -27,9 +27,9 @@ class IA3Config(AdapterConfig):
     """Options of IA3. Names and defaults are PEFT's."""
 
     target_modules: str | tuple[str, ...] = ()
-    """Hugging Face's names, all-linear, or a regular expression; empty: the family's usual layers"""
+    """layers that get a vector: Hugging Face's names, all-linear, or a regular expression; empty: as in PEFT"""
     feedforward_modules: str | tuple[str, ...] | None = None
-    """those of them whose inputs get the factors; None: the last layers of the MLPs"""
+    """layers whose inputs are multiplied, not their outputs; None: the last layer of each MLP"""
     modules_to_save: tuple[str, ...] = ()
     """names of modules that are trained whole, such as lm_head"""
 
@@ -52,7 +52,7 @@ class IA3Config(AdapterConfig):
         if isinstance(some, str):
             is_feedforward = pattern_of(some, "feedforward_modules").fullmatch(theirs) is not None
         else:
-            # As in PEFT, each name in `some` stands for all layers whose full name ends with this name.
+            # As in PEFT, a name means all layers whose full Hugging Face name ends with it.
             is_feedforward = any(theirs.endswith(name) for name in some)
         return IA3Layer(base, is_feedforward, adapter, draw)
 

@@ -2,7 +2,7 @@
 
     add_adapter(model, config)            # config: a LoraConfig, a BottleneckConfig or an IA3Config
     set_adapter(model, ["zh", "en"])      # both adapters are active, and their effects are summed
-    with disable_adapter(model):          # the model alone
+    with disable_adapter(model):          # the model without its adapters
         ...
     with adapters_by_row(model, [["zh"], ["en"], []]):    # a batch of three rows, each with its own adapter
         ...
@@ -226,10 +226,10 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate the number of ways in which `re` may try to match an expression with a module's name."""
-    # Two numbers of ways, for the whole expression and then for each open "(": ways to match the alternatives
-    # before the newest "|", and ways to match what follows this "|".
+    # An entry for the whole expression, and one for each "(" that is still open: (ways to match its earlier
+    # alternatives, ways to match the alternative that is being read).
     groups = [(0.0, 1.0)]
-    # repeats: number of "*", "+" and "{}" so far; last: ways to match the item to which a repeat would apply
+    # repeats: number of "*", "+" and "{}" so far; last: ways to match the newest item (a character, a group)
     repeats, last = 0, 1.0
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
@@ -534,7 +534,7 @@ def is_mergeable(model: LanguageModel) -> bool:
 
 @torch.no_grad()
 def merge_and_unload(model: LanguageModel) -> LanguageModel:
-    """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
+    """Merge the active adapters into the weights, and remove all adapters, in place. Return the model.
 
     The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, lm_head
     gets a weight of its own, because merging must not change the embedding.

@@ -59,19 +59,19 @@ class LoraConfig(AdapterConfig):
     r: int = 8
     """rank of the adapters"""
     lora_alpha: float = 8
-    """the adapters' product is multiplied by lora_alpha / r"""
+    """the product B A is multiplied by lora_alpha / r"""
     lora_dropout: float = 0.0
-    """share of an adapter's inputs zeroed in training"""
+    """share of an adapter's inputs that are set to 0 in training"""
     target_modules: str | tuple[str, ...] = "all-linear"
     """all-linear (all but lm_head), Hugging Face's names (c_attn, q_proj, ...), or a regular expression"""
     layers_to_transform: tuple[int, ...] = ()
     """numbers of the blocks that get adapters; empty: all of them"""
     use_rslora: bool = False
-    """divide lora_alpha by sqrt(r) instead of r: larger ranks keep learning"""
+    """divide lora_alpha by sqrt(r) instead of r, so that adapters of large rank learn well, too"""
     use_dora: bool = False
     """learn the length of each row of a weight apart from its direction"""
     init_lora_weights: Literal["default", "gaussian"] = "default"
-    """how A is drawn: uniformly as linear layers are, or from a normal distribution of deviation 1 / r"""
+    """how A is drawn: like the weight of nn.Linear, or from a normal distribution with deviation 1 / r"""
     modules_to_save: tuple[str, ...] = ()
     """names of modules that are trained whole, such as lm_head"""
 
@@ -192,10 +192,9 @@ def add_weighted_adapter(
 ) -> LoraConfig:
     """Combine several adapters into a new one, which is then the only active one.
 
-    This is PEFT's combination type "linear".
     The new A is the sum of the adapters' A, each multiplied by sqrt(weight * scaling). The new B is computed
-    in the same way. For one adapter this is exact, for several it is an approximation. To use the exact sum
-    of several adapters, give their names to `set_adapter` instead.
+    in the same way (PEFT's combination type "linear"). For one adapter this is exact, for several it is an
+    approximation. To use the exact sum of several adapters, give their names to `set_adapter` instead.
 
     Args:
         weights: one factor per adapter.

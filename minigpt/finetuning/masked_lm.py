@@ -1,8 +1,8 @@
 """Masked language modelling (https://arxiv.org/abs/1810.04805): the model predicts hidden tokens of a text.
 
 Some tokens are chosen at random. 80 % of them become [MASK], 10 % become a random token and 10 % do not
-change. The model predicts all chosen tokens. If it predicted only [MASK], it would learn nothing about
-visible tokens.
+change. The model predicts all chosen tokens. If it predicted only the tokens behind [MASK], it would learn
+nothing about visible tokens.
 
 In a character vocabulary, each token is one character. So the mask token is a character too: U+E000, which
 occurs in no ordinary text. If a user types the six characters "[MASK]", `with_masks` replaces them by U+E000.
@@ -80,7 +80,7 @@ def mask_tokens(
         ids: (B, T) int64, on the CPU. They are not changed.
         real: (B, T) bool: False for padding.
         keys: for each row, a key that seeds its random choice.
-        mask_id: id of [MASK]. Random tokens are drawn from the lower ids.
+        mask_id: id of [MASK]. Random tokens are drawn from the ids below it.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
         words: None: single tokens are chosen. Otherwise whole words: at most `hidden_count` tokens, but at
             least one word. `words` is a function: ids of a row (n,) -> index of the word of each id (n,).

@@ -178,7 +178,7 @@ class KeyValueCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return memory full of zeros. Attention multiplies unused columns by 0, so they must not hold NaN."""
+    """Return memory full of zeros. Attention multiplies masked columns by 0, so they must not hold NaN."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     # np.zeros writes nothing: the operating system zeroes each page of new memory at its first use.
@@ -197,8 +197,8 @@ class CacheView:
     - All slots hold equally many tokens. Then each slot may get several new tokens, padded on the right.
     - The slots hold different numbers of tokens. Then each slot gets exactly one new token, and `mask` hides
       the columns in which a shorter slot has no token. `update` writes each new token twice: to the slot's
-      next free column, where it stays, and to the last column, where the model expects new tokens. The mask
-      shows only one of the two.
+      next free column, where it stays, and to the last column, where the model expects new tokens. `mask`
+      hides the first of the two, so that attention sees the token only once.
 
     Adjacent slots are read in place, other slots are copied.
 

@@ -60,7 +60,7 @@ def capacity(max_length: int, context: int) -> int:
 
 
 def sizes(largest: int, least: int) -> list[int]:
-    """Return the numbers of rows (or of columns) for which there are graphs: `least` doubled, and `largest`.
+    """Return the numbers of rows (or columns) for which graphs exist: least * 1, 2, 4, 8, ... and largest.
 
     Other numbers are rounded up to one of these, so there are few graphs.
 

@@ -81,7 +81,7 @@ class DecodingLoop:
         # tokens_read: number of prompt tokens that the model has read; tokens_reused: number of prompt tokens
         # that were copied from the prefix cache instead
         self.tokens_read = self.tokens_reused = 0
-        self._n_special = 0  # number of running sequences with guesses, beams or a window
+        self._n_special = 0  # number of running sequences with guesses, beams, window or use_cache=False
 
     # The cache's tensors may have been made in inference mode. They can then be changed only in that mode.
     @torch.inference_mode()

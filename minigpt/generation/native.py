@@ -41,9 +41,8 @@ __all__ = [
 ]
 
 _FEW = 64  # largest number of tokens for which C with float32 weights is faster than PyTorch
-# A step uses one more thread for each so many multiplications. With less work, a thread saves only
-# microseconds on an idle machine. On a busy machine it costs milliseconds, because each step waits for the
-# slowest thread.
+# A step uses one more thread for each 2**19 multiplications. With less work, a thread saves only microseconds
+# on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -350,8 +349,8 @@ class OperationList:
         """Add the operation out = attention(qkv). qkv holds H queries, G keys and G values of each token.
 
         Args:
-            more: q_norm, k_norm: weights of RMSNorms of the queries and of the keys, (D,) each. eps: epsilon
-                of these norms. Default: no norms.
+            more: only for models that normalise queries and keys: the weights q_norm and k_norm of the two
+                RMSNorms, (D,) each, and their epsilon `eps`.
         """
         self._add(_ATTENTION, heads=heads, kv_heads=kv_heads, head_dim=head_dim, input=qkv, out=out, **more)
 
@@ -370,9 +369,11 @@ class OperationList:
             layer: the linear layer.
             norm: a module, applied to source first; None: no norm.
             act: the activation; None: no activation.
-            more: values: a second linear layer. The activation is then SwiGLU, and `layer` computes the
-                gates. add=1: add the result to `out`, instead of overwriting `out`. wait=0: threads do not
-                wait for the end of this operation; only if the next operation does not read `out`.
+            more: optional:
+                values: a second linear layer. The activation is then SwiGLU, and `layer` computes the gates.
+                add=1: the result is added to `out`, instead of overwriting `out`.
+                wait=0: a thread does not wait for other threads at the end. The next operation must not read
+                    `out`.
         """
         values = more.pop("values", None)
         if act is not None:

@@ -94,11 +94,11 @@ class GenerationOptions:
 
     # Preferred, forbidden and ending tokens
     logit_bias: Mapping[int, float] | None = None
-    """id -> a number that is added to its score"""
+    """id -> number that is added to the score of this id"""
     bad_words_ids: Sequence[Sequence[int]] = ()
     """sequences of ids that must not come"""
     eos_token_id: int | Sequence[int] | None = None
-    """what ends an answer; None: the tokenizer's own"""
+    """ids that end an answer; None: the tokenizer's own"""
     stop_strings: str | Sequence[str] = ()
     """texts that end an answer, and do not belong to it: one or several"""
     choices: Sequence[str] = ()
@@ -138,7 +138,7 @@ class GenerationOptions:
 
     # Outputs besides the ids
     output_scores: bool = False
-    """the scores that a token was chosen by, as all of the above made them"""
+    """the scores from which each token was chosen, after penalties, filters and constraints"""
     output_logits: bool = False
     """the model's own scores"""
     output_hidden_states: bool = False

@@ -59,7 +59,7 @@ class PrefixCache:
         return sum(kind.nbytes for kind in self._memory)
 
     def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> int:
-        """Copy the longest kept beginning of a prompt into an empty slot. Return its number of tokens.
+        """Copy the longest kept beginning of a prompt into an empty slot. Return the number of tokens copied.
 
         The last token of the prompt is never copied, because the model must read it to get the logits after
         the prompt.
