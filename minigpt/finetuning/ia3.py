@@ -27,7 +27,7 @@ class IA3Config(AdapterConfig):
     """Options of IA3. Names and defaults are PEFT's."""
 
     target_modules: str | tuple[str, ...] = ()
-    """layers that get a vector: Hugging Face's names, all-linear, or a regular expression; empty: as in PEFT"""
+    """layers that get a vector: names, all-linear, or a regular expression; empty: PEFT's default"""
     feedforward_modules: str | tuple[str, ...] | None = None
     """layers whose inputs are multiplied, not their outputs; None: the last layer of each MLP"""
     modules_to_save: tuple[str, ...] = ()

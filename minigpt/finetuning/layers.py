@@ -95,7 +95,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return "" if the adapter can be summed with others, otherwise a name for adapters of its kind."""
+        """Return "" if the adapter can be summed with others, otherwise the name of its kind of adapter."""
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:

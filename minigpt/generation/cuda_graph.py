@@ -42,9 +42,10 @@ __all__ = [
 
 NOTHING = -1  # takes the place of an id: the row has no new token
 DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
-MAX_EOS = 8  # largest number of eos ids of a sequence
+MAX_EOS = 8  # largest number of eos ids that a sequence may have to be decoded by a graph
 _FEWEST_COLUMNS = 128
-# Name of an option that the device applies -> the value that switches the option off. Rows may differ.
+# Option that the device applies -> value that switches the option off. Each row of a batch may have its own
+# value of the option.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 

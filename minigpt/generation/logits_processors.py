@@ -94,7 +94,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     """
     if ids.shape[1] < size:
         return logits
-    ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)
+    ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)  N = size
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
     # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
     same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)

@@ -188,8 +188,8 @@ class DecodingLoop:
         """Let CUDA graphs decode the sequences, and add the tokens that have arrived.
 
         Return the sequences that the caller must decode without a graph. If graphs can decode all of `ready`,
-        these are none. Otherwise wait for the steps that were started earlier. Then return all sequences of
-        `ready` that have not ended.
+        the result is empty. Otherwise wait for the steps that were started earlier, and return all sequences
+        of `ready` that have not ended.
         """
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)
@@ -201,7 +201,7 @@ class DecodingLoop:
         return [sequence for sequence in ready if not sequence.has_ended]
 
     def _push(self, arrived: list[tuple[Sequence, list[int]]]) -> None:
-        """Add tokens chosen by CUDA graphs to the sequences. Tokens after a sequence's end are dropped."""
+        """Add to each sequence the tokens that CUDA graphs have chosen, but no tokens after its end."""
         for sequence, tokens in arrived:
             for token in tokens:
                 if sequence.has_ended or sequence not in self.running:
@@ -306,7 +306,7 @@ class DecodingLoop:
 def decode(
     model: LanguageModel, sequences: Rows[Sequence], batch_size: int
 ) -> Generator[list[Sequence], None, None]:
-    """Decode the sequences of one request. After each step, yield the sequences that have ended.
+    """Decode the sequences of one call of generate_ids or the like. Yield those that end, step by step.
 
     Args:
         batch_size: largest number of sequences in a batch; each beam counts as one.

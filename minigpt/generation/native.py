@@ -372,7 +372,7 @@ class OperationList:
             more: optional:
                 values: a second linear layer. The activation is then SwiGLU, and `layer` computes the gates.
                 add=1: the result is added to `out`, instead of overwriting `out`.
-                wait=0: a thread does not wait for other threads at the end. The next operation must not read
+                wait=0: threads do not wait until the operation is finished. The next operation must not read
                     `out`.
         """
         values = more.pop("values", None)
