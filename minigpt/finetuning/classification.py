@@ -35,7 +35,7 @@ _PROBLEMS = ("single_label_classification", "multi_label_classification", "regre
 
 @dataclass(frozen=True)
 class Labels:
-    """The names of a classifier's outputs, and whether a text has one label, several labels, or numbers."""
+    """The names of a classifier's outputs, and the kind of problem (`problem_type` of config.json)."""
 
     names: tuple[str, ...]  # name of each output
     problem_type: ProblemType = "single_label_classification"

@@ -65,10 +65,10 @@ def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
 
 
 def _drawn(centred: Tensor, rows: int) -> Tensor:
-    """Sample vectors (`rows`, C) from a normal distribution with mean 0.
+    """Sample vectors (rows, C) from a normal distribution: mean 0, covariance that of `centred` (V, C).
 
-    Its covariance is that of the rows of `centred`, whose mean is 0. Random linear combinations of these rows
-    have this distribution, so no covariance matrix is computed.
+    Random linear combinations of the rows of `centred` have this distribution, because the mean of the rows
+    is 0. So no covariance matrix is computed.
     """
     mixture = torch.randn(rows, len(centred), dtype=centred.dtype, device=centred.device)
     drawn: Tensor = mixture @ centred / len(centred) ** 0.5

@@ -324,7 +324,7 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model, add an adapter to some of its linear layers, and activate only it, in place.
+    """Freeze a model, and add an adapter to some of its linear layers, in place. Deactivate other adapters.
 
     Modules in `modules_to_save` are copied, and the copies are trained. If one of them is lm_head or the
     embedding, lm_head and the embedding are no longer tied, as in PEFT.

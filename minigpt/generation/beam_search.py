@@ -152,9 +152,10 @@ class BeamSearch:
         """Return True if the search can end: K sequences are finished, and probably no beam will beat them.
 
         With early_stopping=True, K finished sequences are enough. Otherwise, the best beam's estimated score
-        must also be at most the worst finished score. The estimate uses the beam's present log-probability.
-        With early_stopping=False, it uses the beam's present length. With "never", it uses the length at
-        which the score is highest, so that no better sequence is missed. All this is as in transformers.
+        must also be at most the worst finished score. The estimate is the beam's present log-probability /
+        length ** length_penalty. With early_stopping=False, `length` is the present length. With "never", it
+        is the length that gives the highest score, so that no better sequence is missed. All this is as in
+        transformers.
         """
         options = self.options
         if len(self.finished) < options.num_beams:
