@@ -138,8 +138,8 @@ class _GroupedQueries(TorchFunctionMode):
 
 
 # backend(key, step, prepare) runs a decoding step: it calls step(), or replays the step's CUDA graph. Steps
-# with equal keys can share a graph. prepare() launches the same kernels as step(), but changes no sequence. So
-# a backend can run prepare() first, and then record step() as a graph.
+# with equal keys can share a graph. prepare() launches the same kernels as step(), but changes no sequence.
+# So a backend can run prepare() first, and then record step() as a graph.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 

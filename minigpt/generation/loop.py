@@ -155,7 +155,7 @@ class DecodingLoop:
 
     @contextmanager
     def _adapters(self, group: list[Sequence]) -> Iterator[None]:
-        """In a `with` block, the model applies to each sequence (a row of the batch) its own adapters."""
+        """In a `with` block, let the model apply each sequence's own adapters to the sequence's row only."""
         if all(one.adapters is None for one in group):
             yield
             return
@@ -262,8 +262,8 @@ class DecodingLoop:
 
         Args:
             logits: a row for each token in `read`, in order. If `read` is None: a row for each sequence.
-            read: in decoding, the tokens that the model has just read, a list for each sequence: its last
-                token, then its guesses. None in prefill.
+            read: for each sequence, a list of the tokens that the model has just read: the sequence's last
+                token, then guesses. None in prefill.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
