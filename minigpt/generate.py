@@ -131,7 +131,7 @@ def main(options: Options) -> dict[str, Any] | None:
         return None
     for record in records[:-1]:
         print(_json(record))
-    return records[-1]  # with --json, `command_line.run` prints what main returns as the last line
+    return records[-1]  # `command_line.run` prints this record, as the last line of output
 
 
 def _json_or_file(name: str, given: str) -> Any:
@@ -172,8 +172,9 @@ def _completed(
 ) -> GenerationOptions:
     """Return the user's options, completed from the model's folder.
 
-    A flag that the user did not give gets its value from the folder's generation_config.json; do_sample does
-    not. The texts in --bad_words become ids, which are added to the folder's bad_words_ids.
+    A flag that the user did not give gets its value from the folder's generation_config.json. Exception:
+    do_sample is not taken from there. The texts in --bad_words become ids, which are added to the folder's
+    bad_words_ids.
     """
     from minigpt.generation.sequence import bare_ids
 
@@ -239,7 +240,7 @@ def _chat_options(options: Options, form: "PromptFormat", tokenizer: "AnyTokeniz
 
 
 def _questions(options: Options) -> list[str] | None:
-    """Return the questions from the flags or from standard input; None: the user will type them."""
+    """Return the questions from the flags or from standard input, or None if the user will type them."""
     from minigpt.data.questions import parse_questions
 
     if options.question is not None and options.file is not None:
@@ -266,7 +267,7 @@ def _questions(options: Options) -> list[str] | None:
 
 
 def _answer(asked: "QuestionAnswering", questions: list[str], batch_size: int) -> "list[Answer]":
-    """Answer all questions that are not blank. Warn about cut answers, blank lines and unknown characters."""
+    """Answer all questions that are not blank. Warn of answers cut short, blank questions, and the like."""
     from minigpt.console.terminal import ProgressLine, warn
 
     written = [question for question in questions if asked.has_answer(question)]
@@ -302,7 +303,7 @@ def _warn_of_unfinished(reasons: "list[StopReason]", asked: "QuestionAnswering")
 
 
 def _warn_of_special(asked: "QuestionAnswering", questions: list[str]) -> None:
-    """Warn once if questions contain the text of a special token, which the model reads as plain text."""
+    """Warn if questions contain a special token's name, such as <|im_end|>: it is read as plain text."""
     from minigpt.console.terminal import warn
 
     tokens = getattr(asked.tokenizer, "special_tokens", {})
@@ -328,7 +329,7 @@ def _warn_of_unknown(asked: "QuestionAnswering", questions: list[str]) -> None:
 
 
 def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "StopReason":
-    """Print `before`, then the answer piece by piece. Returns the reason why the answer ended."""
+    """Print `before`, then the answer piece by piece. Return the reason why the answer ended."""
     pieces = asked.pieces(question)
     _warn_of_unknown(asked, [question])
     _warn_of_special(asked, [question])
@@ -348,9 +349,10 @@ def _write(asked: "QuestionAnswering", question: str, before: str = "") -> "Stop
 
 
 def _converse(asked: "QuestionAnswering", in_pieces: bool) -> int:
-    """Answer what the user types, until an empty line or the end of input. Returns the number of questions.
+    """Answer what the user types, until an empty line or the end of input. Return the number of questions.
 
-    in_pieces: print each answer while it is generated.
+    Args:
+        in_pieces: True: print each answer while it is generated.
     """
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 -- gives input() line editing and a history

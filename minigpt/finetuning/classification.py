@@ -1,10 +1,11 @@
-"""A classifier: a language model without its head, and a linear layer `score` for the last real token.
+"""A classifier of texts: a language model without its head, then a linear layer `score` for the last token.
 
     model = SequenceClassifier(config, Labels(("bad", "good")), pad_token_id=0)
     logits = model(input_ids)                     # (B, K), one row per text
 
-Names of weights and logits are those of GPT2ForSequenceClassification and Qwen3ForSequenceClassification of
-transformers. The last token is used because only this token attends to the whole text in a causal model.
+The weights' names and the logits are the same as in transformers' GPT2ForSequenceClassification and
+Qwen3ForSequenceClassification. `score` reads the last token that is not padding, because in a causal model
+only this token attends to the whole text.
 
 Letters in shapes: B rows, T tokens, C channels, K labels.
 """
@@ -34,7 +35,7 @@ _PROBLEMS = ("single_label_classification", "multi_label_classification", "regre
 
 @dataclass(frozen=True)
 class Labels:
-    """The names of a classifier's outputs, and the kind of problem: one label, several labels, or numbers."""
+    """The names of a classifier's outputs, and the kind of problem (`problem_type` of config.json)."""
 
     names: tuple[str, ...]  # name of each output
     problem_type: ProblemType = "single_label_classification"
@@ -48,7 +49,7 @@ class SequenceClassifier(nn.Module):
 
     Args:
         config: configuration of the body.
-        labels: one label per output.
+        labels: names of the outputs, and the kind of problem.
         pad_token_id: id of padding tokens; None: rows have no padding.
         body: `base_model` of a language model with this configuration. Default: a new body.
     """
@@ -81,10 +82,10 @@ class SequenceClassifier(nn.Module):
     ) -> Tensor:
         """Compute logits (B, K) from ids (B, T).
 
-        attention_mask, position_ids: as for the language model. Rows padded on the right need neither; rows
-        padded on the left need both.
-        last (B,): position of each row's last real token. Default, as in transformers: the position of the
-        row's last id that is not pad_token_id.
+        attention_mask, position_ids: as for the language model. If rows are padded on the right, neither is
+        needed. If rows are padded on the left, both are needed.
+        last (B,): position of the last token of each row that is not padding. None: the last id of each row
+        that is not pad_token_id, as in transformers.
         """
         hidden = self.base_model(input_ids, attention_mask, position_ids)  # (B, T, C)
         if last is None:
@@ -94,7 +95,7 @@ class SequenceClassifier(nn.Module):
         return logits
 
     def last_tokens(self, input_ids: Tensor) -> Tensor:
-        """Return the position of the last id of each row that is not pad_token_id, (B, T) -> (B,)."""
+        """Return for each row the position of the last id that is not pad_token_id, (B, T) -> (B,)."""
         B, T = input_ids.shape
         if self.pad_token_id is None:
             return torch.full((B,), T - 1, device=input_ids.device)
@@ -103,15 +104,15 @@ class SequenceClassifier(nn.Module):
 
 
 def summed_loss(logits: Tensor, labels: Tensor, weights: Tensor, problem_type: ProblemType) -> Tensor:
-    """Compute the loss in float32, summed over rows and outputs.
+    """Compute the loss in float32, summed over the B texts and K outputs.
 
-    transformers has the mean instead: if each text has one label, the sum divided by B, otherwise by B * K.
+    transformers divides this sum: by B if each text has one label, otherwise by B * K.
 
     Args:
         logits: (B, K).
-        labels: one label per text: (B,) int64, the indices of the right outputs. Several labels per text:
-            (B, K) float32, 0 or 1. Regression: (B, K) float32, the true values.
-        weights: (B,): factor for the loss of each row.
+        labels: the right answers. With one label per text: (B,) int64, the index of the right output. With
+            several labels per text: (B, K) float32, 0 or 1. For regression: (B, K) float32, true values.
+        weights: (B,), factor for the loss of each text.
     """
     logits = logits.float()
     if problem_type == "single_label_classification":
@@ -144,7 +145,7 @@ def _family(model_type: str, labels: Labels, pad_token_id: int | None) -> Family
 
 
 def classifier_family(config: ModelConfig, labels: Labels, pad_token_id: int | None) -> Family:
-    """Return a Family like that of `config`, which builds and loads classifiers, not language models."""
+    """Return the model family of `config`, changed to build and load classifiers, not language models."""
     return _family(family_of(config).model_type, labels, pad_token_id)
 
 
@@ -167,7 +168,7 @@ def classifier_config(model: SequenceClassifier, eos_token_id: int | None) -> di
 
 
 def labels_of(content: Mapping[str, Any]) -> Labels:
-    """Return the labels in the content of a config.json. The default names are LABEL_0 and so on.
+    """Return the labels from the content of a config.json. The default names are LABEL_0, LABEL_1 and so on.
 
     Raises:
         InputError: if a value is not valid; the message names the key.

@@ -23,8 +23,10 @@ def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: New
 
     Args:
         vocab_size: number of rows; it must not be smaller than before.
-        new_rows: "mean": the mean of the old rows (https://nlp.stanford.edu/~johnhew/vocab-expansion.html);
-            "zeros"; "sampled": samples of a normal distribution with the old rows' mean and covariance.
+        new_rows: values of the new rows.
+            "mean": the mean of the old rows (https://nlp.stanford.edu/~johnhew/vocab-expansion.html).
+            "zeros": zeros.
+            "sampled": samples of a normal distribution with the old rows' mean and covariance.
 
     Raises:
         InputError: if vocab_size is smaller than before.
@@ -49,7 +51,7 @@ def resize_token_embeddings(model: LanguageModel, vocab_size: int, new_rows: New
 
 
 def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
-    """Return a matrix with more rows: (V, C) -> (rows, C). The old rows come first."""
+    """Return a copy of a matrix with new rows after the old rows: (old rows, C) -> (`rows`, C)."""
     more = rows - len(weight)
     mean = weight.double().mean(dim=0)  # (C,)
     if how == "zeros":
@@ -63,9 +65,10 @@ def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
 
 
 def _drawn(centred: Tensor, rows: int) -> Tensor:
-    """Sample vectors (rows, C) from a normal distribution: mean 0, and the covariance of `centred` (V, C).
+    """Sample vectors (rows, C) from a normal distribution: mean 0, covariance that of `centred` (V, C).
 
-    Random linear combinations of the centred rows have this distribution, so no covariance matrix is needed.
+    Random linear combinations of the rows of `centred` have this distribution, because the mean of the rows
+    is 0. So no covariance matrix is computed.
     """
     mixture = torch.randn(rows, len(centred), dtype=centred.dtype, device=centred.device)
     drawn: Tensor = mixture @ centred / len(centred) ** 0.5

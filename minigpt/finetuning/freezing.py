@@ -1,8 +1,8 @@
-"""Chooses trainable parameters: some parts, the last blocks, or names that match a regular expression.
+"""Freezes a model's parameters, except those of one kind of layer, of the last blocks, or of given names.
 
-train_only(model, "last:2")         # the last two blocks, the last norm and the head
-train_only(model, "attention")
-train_only(model, r"model\\.layers\\.[01]\\.mlp\\..*")     # Hugging Face's names
+train_only(model, "last:2")         # train the last two blocks, the last norm and the head
+train_only(model, "attention")      # train the attention layers of all blocks
+train_only(model, r"model\\.layers\\.[01]\\.mlp\\..*")     # train what these Hugging Face names match
 """
 
 import re
@@ -16,8 +16,8 @@ from minigpt.finetuning.layers import pattern_of
 
 __all__ = ["PARTS", "hugging_face_names", "train_only"]
 
-# Part of a model -> regular expression. A parameter belongs to the part if the expression matches a component
-# of the parameter's Hugging Face name. (transformer.h.0.attn.c_attn.weight has the component "attn".)
+# Part of a model -> regular expression. A parameter belongs to the part if the expression matches one word
+# between the dots of its Hugging Face name, such as "attn" in transformer.h.0.attn.c_attn.weight.
 PARTS = {
     "head": r"lm_head|score",
     "attention": r"\w*attn",
@@ -28,22 +28,25 @@ PARTS = {
 
 
 def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
-    """Return a dict: Hugging Face's name -> parameter. A tied head has an entry of its own."""
+    """Return a dict: Hugging Face's name -> parameter.
+
+    If lm_head is tied to the embedding, the dict has this parameter under both names.
+    """
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
-    # A classifier's head is not in the table, because minigpt and Hugging Face use the same name.
+    # The table lacks a classifier's head, because minigpt and Hugging Face use the same name for it.
     return named | {name: own[name] for name in own if name not in table}
 
 
 def train_only(model: LanguageModel, which: str) -> None:
-    """Freeze all parameters except some, in place.
+    """Freeze all parameters except those that `which` selects, in place.
 
-    If head and embedding are tied, they are one tensor. Then `head` and `embeddings` mean the same.
+    A tied head and embedding are one tensor. So both `head` and `embeddings` then train this tensor.
 
     Args:
-        which: a key of PARTS; or `last:N`: the last N blocks, the last norm and the head; or a regular
-            expression that must match Hugging Face's name as a whole.
+        which: selects the parameters to train, in one of three ways: a key of PARTS; `last:N` for the last N
+            blocks, the last norm and the head; a regular expression that matches whole Hugging Face names.
 
     Raises:
         InputError: if `which` matches no parameter, or is not a valid regular expression.

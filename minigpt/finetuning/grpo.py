@@ -1,15 +1,16 @@
 """Computes the loss of GRPO (https://arxiv.org/abs/2402.03300), which trains a model with rewards.
 
 The model writes a group of answers to each prompt, and a reward is given to each answer. The advantage A of
-an answer is its reward minus the mean of its group. Let r = p / p_old: the present probability of a token,
-divided by its probability when it was sampled. The loss of a token is
+an answer is its reward minus the mean reward of its group. The ratio r = p / p_old is the present probability
+of a token, divided by its probability when it was sampled. The loss of a token is
 
     -min(r A, clip(r, 1 - epsilon, 1 + epsilon_high) A) + beta KL
 
-KL to the reference is estimated from each sampled token: ref / p - log(ref / p) - 1, the estimator k3 of
-http://joschu.net/blog/kl-approx.html. Options have the names of TRL's GRPOConfig.
+KL is estimated for each sampled token as ref / p - log(ref / p) - 1, where ref is the token's probability
+under the reference model (estimator k3 of http://joschu.net/blog/kl-approx.html). Options have the names of
+TRL's GRPOConfig.
 
-Letters in shapes: N prompts, G answers of each, P tokens of answers.
+Letters in shapes: N prompts, G answers to each prompt, P tokens of all answers together.
 """
 
 from typing import Literal, NamedTuple, TypeAlias
@@ -36,11 +37,14 @@ class GrpoOptions(NamedTuple):
     loss_type: GrpoLossType = "dapo"
     scale_rewards: ScaleRewards = "group"
     use_bias_correction_kl: bool = True
-    max_completion_length: int = 64  # dr_grpo divides the loss by this number
+    max_completion_length: int = 64  # only for loss_type "dr_grpo", which divides the loss by this number
 
 
 class TokenLosses(NamedTuple):
-    """The loss of each token, and values for metrics. Each tensor is (P,)."""
+    """The loss of each of P tokens, and values for metrics, (P,) each.
+
+    r is a token's present probability, divided by its probability when it was sampled.
+    """
 
     loss: Tensor
     kl: Tensor
@@ -49,12 +53,14 @@ class TokenLosses(NamedTuple):
 
 
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
-    """Return the advantages of answers from their rewards; (N, G) -> (N, G).
+    """Return the advantages of G answers to each of N prompts from their rewards; (N, G) -> (N, G).
 
-    An advantage is the reward minus the mean of its group. With "group", this difference is divided by the
-    group's standard deviation. With "none", it is not divided. With "batch", it is not divided here, because
-    the caller divides it by the standard deviation of all rewards of the step. If all rewards of a group are
-    equal, the group's advantages are zeros.
+    An advantage is the reward minus the mean reward of its group (the answers to one prompt). What then
+    happens to this difference depends on scale_rewards:
+
+    group  it is divided by the group's standard deviation
+    batch  it is not divided here: the caller divides it by the standard deviation of all rewards of the step
+    none   it is not divided
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     if scale_rewards != "group":
@@ -80,8 +86,8 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        # The tokens were sampled with older weights. The factor p / p_old (importance sampling) corrects
-        # this: the mean of `kl` becomes the mean over tokens that the present weights would sample.
+        # The tokens were sampled with older weights. The factor p / p_old corrects this (importance
+        # sampling): the mean of `kl` is then right for tokens that the present weights would sample.
         if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl
@@ -90,15 +96,15 @@ def token_losses(
 
 
 def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
-    """Return for each answer the factor by which the losses of its tokens are multiplied, (answers,).
+    """Return a factor for each answer, (answers,). The losses of the answer's tokens are multiplied by it.
 
-    The caller adds up the products and divides the sum, so that the loss is, for each loss_type:
+    `lengths` (answers,): number of tokens of each answer in a batch. The caller sums the products and divides
+    the sum by the number of tokens, answers or batches. So the loss is, for each loss_type:
 
     dapo     the mean over all tokens
     grpo     the mean over each answer's tokens, then the mean over answers
     bnpo     the mean over the tokens of a batch, then the mean over the batches of a step
-    dr_grpo  the sum over each answer's tokens, divided by max_completion_length, then the mean over answers;
-             so a long answer counts more than a short one
+    dr_grpo  the sum over each answer's tokens, divided by max_completion_length, then the mean over answers
     """
     if options.loss_type == "dapo":
         return torch.ones(len(lengths))

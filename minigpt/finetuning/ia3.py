@@ -2,10 +2,10 @@
 
     add_adapter(model, IA3Config())
 
-A learned vector multiplies the outputs of the layers in `target_modules`. For layers that are also in
-`feedforward_modules`, it multiplies the inputs instead. The vectors begin with ones, so at first the model's
-output does not change. The defaults are PEFT's: the outputs of GPT-2's c_attn or Qwen3's q_proj and v_proj,
-and the inputs of the last layer of the MLP.
+Each layer in `target_modules` gets a learned vector, which multiplies the layer's outputs. If the layer is
+also in `feedforward_modules`, the vector multiplies the layer's inputs instead. All vectors begin as ones, so
+at first the model's output does not change. By default, as in PEFT, the vectors multiply the outputs of
+GPT-2's c_attn or Qwen3's q_proj and v_proj, and the inputs of the last layer of each MLP.
 
 Letters in shapes: N outputs, K inputs.
 """
@@ -27,9 +27,9 @@ class IA3Config(AdapterConfig):
     """Options of IA3. Names and defaults are PEFT's."""
 
     target_modules: str | tuple[str, ...] = ()
-    """Hugging Face's names, all-linear, or a regular expression; empty: the family's usual layers"""
+    """layers that get a vector: names, all-linear, or a regular expression; empty: PEFT's default"""
     feedforward_modules: str | tuple[str, ...] | None = None
-    """those of them whose inputs get the factors; None: the last layers of the MLPs"""
+    """layers whose inputs are multiplied, not their outputs; None: the last layer of each MLP"""
     modules_to_save: tuple[str, ...] = ()
     """names of modules that are trained whole, such as lm_head"""
 
@@ -46,13 +46,13 @@ class IA3Config(AdapterConfig):
         return targeted(model, target, modules_to_save=self.modules_to_save)
 
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
-        """Return the linear layer `base` with IA3's vector. `theirs` is its Hugging Face name."""
+        """Return the linear layer `base` with IA3's vector. `theirs` is the layer's Hugging Face name."""
         some = self.feedforward_modules
         assert some is not None, "of_family has named them"
         if isinstance(some, str):
             is_feedforward = pattern_of(some, "feedforward_modules").fullmatch(theirs) is not None
         else:
-            # As in PEFT, each name in `some` stands for all layers whose full name ends with this name.
+            # As in PEFT, a name means all layers whose full Hugging Face name ends with it.
             is_feedforward = any(theirs.endswith(name) for name in some)
         return IA3Layer(base, is_feedforward, adapter, draw)
 
@@ -76,7 +76,7 @@ class IA3Layer(AdaptedLayer):
             nn.init.ones_(self.ia3_l)
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameter. The key is the last part of the parameter's name in a file."""
+        """Return a dict: end of the parameter's name in an adapter file -> the adapter's parameter."""
         return {"ia3_l": self.ia3_l}
 
     def entering(self, x: Tensor) -> Tensor:

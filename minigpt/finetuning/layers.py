@@ -1,15 +1,15 @@
-"""What all kinds of adapters share: adding them to a model, switching them on and off, merging them.
+"""Functions for all kinds of adapters: add adapters to a model, switch them on and off, merge them.
 
     add_adapter(model, config)            # config: a LoraConfig, a BottleneckConfig or an IA3Config
     set_adapter(model, ["zh", "en"])      # both adapters are active, and their effects are summed
-    with disable_adapter(model):          # the model alone
+    with disable_adapter(model):          # the model without its adapters
         ...
     with adapters_by_row(model, [["zh"], ["en"], []]):    # a batch of three rows, each with its own adapter
         ...
 
-An adapter puts wrappers around linear layers. It may also replace whole modules by trainable copies
-(`modules_to_save`). Adapters have names, and a model may have several. A layer with two adapters is an
-AdaptedLayer around another AdaptedLayer.
+An adapter puts a wrapper, an AdaptedLayer, around some linear layers. It may also replace whole modules by
+trainable copies (`modules_to_save`). A model may have several adapters with different names. A linear layer
+with two adapters has two wrappers, one around the other.
 
 Letters in shapes: N outputs, K inputs of a linear layer.
 """
@@ -44,12 +44,12 @@ class AdaptedLayer(nn.Module):
         adapter: name of the adapter.
     """
 
-    is_linear = True  # the adapter is a linear function, so it can be merged into the layer's weight
+    is_linear = True  # True: the adapter is a linear function, so it can be merged into the layer's weight
 
     def __init__(self, base: Any, adapter: str) -> None:
         super().__init__()
         self.base_layer, self.adapter, self.is_active = base, adapter, True
-        self.rows: Tensor | None = None  # (n,): rows of the batch that use the adapter; None: all rows
+        self.rows: Tensor | None = None  # (n,)  indices of the batch rows with this adapter; None: all rows
 
     def new_parameter(self, *shape: int) -> nn.Parameter:
         """Return an uninitialised parameter in float32, or in float64 if the layer's weight is in float64."""
@@ -64,7 +64,7 @@ class AdaptedLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """Return the layer's own weight without adapters, in its stored form, (N, K)."""
+        """Return the linear layer's weight without adapters, (N, K). It may be quantised."""
         weight: Tensor = self.linear.weight
         return weight
 
@@ -80,25 +80,26 @@ class AdaptedLayer(nn.Module):
 
     @property
     def actives(self) -> "list[AdaptedLayer]":
-        """Return the active adapters around this linear layer, the innermost first."""
+        """Return the active AdaptedLayers around the linear layer, up to this one, the innermost first."""
         inner = self.base_layer.actives if isinstance(self.base_layer, AdaptedLayer) else []
         return [*inner, self] if self.is_active else inner
 
     def float_weight(self) -> Tensor:
-        """Return the layer's own weight in the dtype of the adapter, (N, K)."""
+        """Return the linear layer's weight without adapters, (N, K), in the dtype of the adapter."""
         linear = self.linear
-        # A quantised layer has the method `dequantized`. An int4 weight has padding, which the slice removes.
+        # Quantised layers have a method `dequantized`. In int4, its result has columns of padding, which the
+        # slice removes.
         is_rounded = hasattr(linear, "dequantized")
         weight: Tensor = linear.dequantized()[:, : self.in_features] if is_rounded else linear.weight
         return weight.to(next(self.parameters(recurse=False)).dtype)
 
     @property
     def cannot_be_added(self) -> str:
-        """Return "" if this kind of adapter can be summed with other adapters, otherwise the kind's name."""
+        """Return "" if the adapter can be summed with others, otherwise the name of its kind of adapter."""
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameters. A key is the last part of the parameter's name in a file."""
+        """Return a dict: end of a parameter's name in an adapter file -> the adapter's parameter."""
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class AdaptedLayer(nn.Module):
         raise NotImplementedError
 
     def merged(self) -> tuple[Tensor, Tensor | None]:
-        """Return weight (N, K) and bias (N,) with all active adapters, in the adapter's dtype."""
+        """Return weight (N, K) and bias (N,) with all active adapters merged, in the adapter's dtype."""
         weight, bias = self.float_weight(), self.linear.bias
         for layer in self.actives:
             weight, bias = layer.merged_with(weight, bias)
@@ -137,7 +138,7 @@ class AdaptedLayer(nn.Module):
 class AdapterConfig(ABC):
     """The base class of the configurations of all kinds of adapters."""
 
-    modules_to_save: tuple[str, ...]  # names of modules of which the adapter trains a whole copy
+    modules_to_save: tuple[str, ...]  # names of modules that the adapter replaces by trainable copies
 
     def of_family(self, model: LanguageModel) -> Self:
         """Return this configuration with the defaults of the model's family filled in."""
@@ -149,9 +150,9 @@ class AdapterConfig(ABC):
 
     @abstractmethod
     def new_layer(self, base: Any, theirs: str, adapter: str, draw: bool) -> AdaptedLayer:
-        """Return the layer `base` with an adapter around it. `theirs` is its Hugging Face name.
+        """Return the layer `base` with an adapter around it. `theirs` is the layer's Hugging Face name.
 
-        draw=False does not initialise the parameters, because their values will be set later.
+        draw=False: do not initialise the parameters, because their values will be set later.
         """
 
     def check_base(self, layers: Sequence[Any]) -> None:
@@ -163,7 +164,7 @@ class AdapterConfig(ABC):
 
 
 def _names(model: LanguageModel) -> dict[str, str]:
-    """Return a dict: minigpt's name -> Hugging Face's name, for modules with weights and their parents."""
+    """Return a dict of modules that contain weights: minigpt's name -> Hugging Face's name."""
     found: dict[str, str] = {}
     for ours, (theirs, _) in weight_names(model).items():
         parts, their_parts = ours.split("."), theirs.split(".")
@@ -188,7 +189,7 @@ def module_names(model: LanguageModel) -> dict[str, str]:
 
 
 def is_called(theirs: str, name: str) -> bool:
-    """Return True if a name in target_modules means the layer with the Hugging Face name `theirs`."""
+    """Return True if `name` is the full Hugging Face name `theirs`, or its last parts (c_attn, mlp.c_fc)."""
     return f".{theirs}".endswith(f".{name}")
 
 
@@ -204,7 +205,10 @@ _LITERAL = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]\\])*\]", re.DOTALL)
 
 
 def pattern_of(text: str, key: str) -> re.Pattern[str]:
-    """Compile a regular expression for modules' names, which may come from a stranger's adapter file.
+    """Compile a regular expression for modules' names. It may come from a stranger's adapter file.
+
+    Args:
+        key: name of the option that holds the expression, for the error message.
 
     Raises:
         InputError: if the expression is not valid, or if matching a name could take hours.
@@ -222,9 +226,11 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate the number of ways in which `re` may try to match an expression with a module's name."""
-    # For each open "(": (ways of the alternatives before the last "|", ways of the part after it).
+    # An entry for the whole expression, and one for each "(" that is still open: (ways to match its earlier
+    # alternatives, ways to match the alternative that is being read).
     groups = [(0.0, 1.0)]
-    repeats, last = 0, 1.0  # repeats: number of "*", "+", "{}" so far; last: ways to match the part before
+    # repeats: number of "*", "+" and "{}" so far; last: ways to match the newest item (a character, a group)
+    repeats, last = 0, 1.0
     for part in _PART.findall(_LITERAL.sub("x", text)):
         earlier, ways = groups[-1]
         if part[0] == "(":
@@ -241,8 +247,9 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # There are about _LONG**k / k! ways to divide the characters of a name among k repeats. If the
-            # repeated part itself can match in several ways, as in (a+)+, matching can take hours: inf.
+            # There are about _LONG**k / k! ways to divide the characters of a name among k repeats. So repeat
+            # number k multiplies the ways by _LONG / k. If the repeated item itself can match in several
+            # ways, as in (a+)+, matching can take hours: inf.
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
         else:
@@ -256,10 +263,11 @@ def targeted(
     layers_to_transform: Sequence[int] = (),
     modules_to_save: Sequence[str] = (),
 ) -> dict[str, str]:
-    """Return the layers that target_modules means: minigpt's name -> Hugging Face's name.
+    """Return the linear layers that `target` selects: minigpt's name -> Hugging Face's name.
 
     Args:
-        target: "all-linear" (all but lm_head); names; or a regular expression for Hugging Face's names.
+        target: target_modules of an adapter's configuration: "all-linear" (all but lm_head), a tuple of
+            layers' names, or a regular expression for Hugging Face's names.
         layers_to_transform: indices (from 0) of the blocks in which layers are chosen; empty: all blocks.
         modules_to_save: modules in which no layer is chosen.
 
@@ -294,7 +302,10 @@ def targeted(
 
 
 def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
-    """Return minigpt's full names of the modules in `names`. As in PEFT, `names` may hold ends of names."""
+    """Return minigpt's names of the modules whose Hugging Face names end with a name in `names`, as in PEFT.
+
+    A module inside another module of the list is left out.
+    """
     found, known = list[str](), _names(model)
     for name in names:
         matches = [ours for ours, theirs in known.items() if theirs.endswith(name)]
@@ -313,18 +324,18 @@ def _modules_to_save(model: LanguageModel, names: Sequence[str]) -> list[str]:
 def add_adapter(
     model: LanguageModel, config: AdapterConfig, adapter: str = "default", *, draw: bool = True
 ) -> None:
-    """Freeze a model, and add an adapter to some of its linear layers, in place. Only the new one is active.
+    """Freeze a model, and add an adapter to some of its linear layers, in place. Deactivate other adapters.
 
-    Modules in `modules_to_save` are copied, and the copies are trained. If lm_head or the embedding is among
-    them, the two are no longer tied, as in PEFT.
+    Modules in `modules_to_save` are copied, and the copies are trained. If one of them is lm_head or the
+    embedding, lm_head and the embedding are no longer tied, as in PEFT.
 
     Args:
         adapter: a name that no other adapter of the model has.
         draw: False: do not initialise the adapter's parameters, because their values will be set later.
 
     Raises:
-        InputError: if the configuration chooses nothing, or modules that cannot be trained because they are
-            quantised. The model stays unchanged.
+        InputError: if the configuration does not fit the model: for example, it chooses no layer, or a
+            quantised module for modules_to_save. The model stays unchanged.
     """
     if adapter in adapter_names(model):
         raise InputError(f"the model has an adapter {adapter!r} already: give this one another name")
@@ -354,7 +365,7 @@ def add_adapter(
 
 @dataclass
 class WholeModule:
-    """A module in `modules_to_save`: an adapter trains a copy of the module."""
+    """A module that is in `modules_to_save` of one or more adapters, and the copy of each adapter."""
 
     parent: nn.Module
     attribute: str  # name of the parent's attribute that holds the module
@@ -362,7 +373,7 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the copy of the first of these adapters that has one, or else the original module."""
+        """Return the copy of the first adapter in `adapters` that has one, or else the original module."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)
@@ -373,9 +384,9 @@ class WholeModule:
 
 
 def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
-    """Return the modules that an adapter may train as a whole copy (PEFT's modules_to_save).
+    """Return the modules that adapters have copied (modules_to_save): minigpt's name -> WholeModule.
 
-    Returns: the module's name in minigpt -> WholeModule.
+    The result is the model's own dictionary, not a copy.
     """
     found: dict[str, WholeModule] = vars(model).setdefault("_whole_modules", {})
     return found
@@ -417,10 +428,10 @@ def check_adapters(model: LanguageModel, names: Sequence[str]) -> None:
 
 
 def set_adapter(model: LanguageModel, adapter: str | Sequence[str]) -> None:
-    """Activate only these adapters. Only their parameters require gradients. Several adapters are summed.
+    """Activate only these adapters. Only their parameters then require gradients.
 
     Raises:
-        InputError: if an adapter does not exist, or several cannot be summed.
+        InputError: if an adapter does not exist, or if the effects of several adapters cannot be summed.
     """
     names = [adapter] if isinstance(adapter, str) else list(adapter)
     check_adapters(model, names)
@@ -457,7 +468,7 @@ def disable_adapter(model: LanguageModel) -> Iterator[None]:
 def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Iterator[None]:
     """Give each row of a batch its own adapters, in a with block.
 
-    The product with the frozen weights is computed for all rows together, each adapter only for its rows.
+    The frozen weights are applied to all rows together. Each adapter is applied to its own rows only.
 
     Args:
         names: for each row, the names of its adapters; an empty list: none.
@@ -470,7 +481,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
         name: None if len(some) == len(names) else torch.tensor(some, device=device)
         for name, some in rows_of.items()
     }
-    layers = [layer for _, layer in adapted_layers(model)]  # one search only, because it takes time
+    layers = [layer for _, layer in adapted_layers(model)]  # searched only once, because this takes time
     before = [layer.is_active for layer in layers]
     active = [layer.adapter for layer in layers if layer.is_active]
     try:
@@ -490,7 +501,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """Replaces a module. Copies of the module compute some rows of a batch, the module itself all others."""
+    """Takes a module's place. Copies of the module compute some rows of a batch, the module the others."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()
@@ -503,7 +514,7 @@ class _ByRow(nn.Module):
         return self.original.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        """Compute each row by the copy to which it belongs; rows without a copy by the original module."""
+        """Compute a row with the copy that is listed for it, or else with the original module."""
         out: Tensor = self.original(x)
         for rows, module in self._copies:
             out = out.index_copy(0, rows, module(x[rows]))
@@ -523,14 +534,14 @@ def is_mergeable(model: LanguageModel) -> bool:
 
 @torch.no_grad()
 def merge_and_unload(model: LanguageModel) -> LanguageModel:
-    """Add the active adapters to the weights, and remove all adapters, in place. Return the model.
+    """Merge the active adapters into the weights, and remove all adapters, in place. Return the model.
 
     The logits stay the same, up to rounding. If lm_head is tied to the embedding and has an adapter, lm_head
     gets a weight of its own, because merging must not change the embedding.
 
     Raises:
-        InputError: if weights are quantised or an adapter is not linear (the model stays unchanged), or a
-            merged weight is not finite.
+        InputError: if weights are quantised or an adapter is not linear: the model then stays unchanged. If
+            a merged weight is not finite: other layers may then be merged already.
     """
     modules = dict(model.named_modules())
     outer = {

@@ -7,11 +7,11 @@
     merge_and_unload(model)                               # a model whose weights include the adapter
 
 The weight W of a linear layer becomes W + scaling * B A. A (r, K) is random, B (N, r) is zero, so at first
-the model's output does not change. `scaling` is alpha / r, or alpha / sqrt(r) with rsLoRA
+the model's output does not change. `scaling` is lora_alpha / r, or lora_alpha / sqrt(r) with rsLoRA
 (https://arxiv.org/abs/2312.03732). DoRA (https://arxiv.org/abs/2402.09353) also learns the norm of each row
 of W + scaling * B A.
 
-`set_adapter` chooses the active adapters, `add_weighted_adapter` combines several into one.
+`set_adapter` chooses the active adapters. `add_weighted_adapter` combines several adapters into one.
 
 Letters in shapes: N outputs, K inputs, r the rank.
 """
@@ -50,7 +50,7 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LoraConfig(AdapterConfig):
-    """Options of an adapter. Names and defaults are PEFT's.
+    """Options of a LoRA adapter. The names are PEFT's.
 
     Raises:
         InputError: for a rank below 1, or a dropout outside of [0, 1).
@@ -59,19 +59,19 @@ class LoraConfig(AdapterConfig):
     r: int = 8
     """rank of the adapters"""
     lora_alpha: float = 8
-    """the adapters' product is multiplied by lora_alpha / r"""
+    """the product B A is multiplied by lora_alpha / r"""
     lora_dropout: float = 0.0
-    """share of an adapter's inputs zeroed in training"""
+    """share of an adapter's inputs that are set to 0 in training"""
     target_modules: str | tuple[str, ...] = "all-linear"
     """all-linear (all but lm_head), Hugging Face's names (c_attn, q_proj, ...), or a regular expression"""
     layers_to_transform: tuple[int, ...] = ()
     """numbers of the blocks that get adapters; empty: all of them"""
     use_rslora: bool = False
-    """divide lora_alpha by sqrt(r) instead of r: larger ranks keep learning"""
+    """divide lora_alpha by sqrt(r) instead of r, so that adapters of large rank learn well, too"""
     use_dora: bool = False
     """learn the length of each row of a weight apart from its direction"""
     init_lora_weights: Literal["default", "gaussian"] = "default"
-    """how A is drawn: uniformly as linear layers are, or from a normal distribution of deviation 1 / r"""
+    """how A is drawn: like the weight of nn.Linear, or from a normal distribution with deviation 1 / r"""
     modules_to_save: tuple[str, ...] = ()
     """names of modules that are trained whole, such as lm_head"""
 
@@ -133,16 +133,16 @@ class LoraLinear(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return "", or for DoRA, which cannot be summed with other adapters, the kind's name."""
+        """Return "" for LoRA, which can be summed with other adapters, or a name for DoRA, which cannot."""
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
-        """Return the adapter's parameters. A key is the last part of the parameter's name in a file."""
+        """Return a dict: end of a parameter's name in an adapter file -> the adapter's parameter."""
         found = {"lora_A.weight": self.lora_A, "lora_B.weight": self.lora_B}
         return {**found, "lora_magnitude_vector": self.lora_magnitude_vector} if self.use_dora else found
 
     def delta(self) -> Tensor:
-        """Return what LoRA adds to the weight: scaling * B A, (N, K). (DoRA then scales each row.)"""
+        """Return scaling * B A, (N, K), which LoRA adds to the weight. (DoRA then scales each row.)"""
         return self.scaling * (self.lora_B @ self.lora_A)
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -153,17 +153,17 @@ class LoraLinear(AdaptedLayer):
         return total, bias
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Add the adapter's part to the outputs (..., N) of the linear layer for the inputs x (..., K)."""
+        """Return the outputs `out` (..., N) as the adapter changes them, given the inputs x (..., K)."""
         dropped = self.lora_dropout(x).to(self.lora_A.dtype)
         low = F.linear(dropped, self.lora_A)  # (..., r)
-        # addmm computes product, scaling and sum together. Separately, they would pass over the outputs three
-        # times.
+        # addmm computes product, scaling and sum in one pass over the outputs. Three operations would need
+        # three passes.
         if not self.use_dora:
             flat = out.to(low.dtype).flatten(0, -2)
             total: Tensor = torch.addmm(flat, low.flatten(0, -2), self.lora_B.T, alpha=self.scaling)
             return total.view(out.shape).to(out.dtype)
         weight, bias = self.float_weight(), self.linear.bias
-        # The gradient does not flow through the norm, as in DoRA's paper (section 4.3) and in PEFT.
+        # No gradient flows through the norm, as in DoRA's paper (section 4.3) and in PEFT.
         ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (N,)
         drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
         plain = F.linear(dropped, weight) if drops else out if bias is None else out - bias
@@ -190,11 +190,11 @@ def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 def add_weighted_adapter(
     model: LanguageModel, adapters: Sequence[str], weights: Sequence[float], adapter: str
 ) -> LoraConfig:
-    """Combine several adapters into one, as PEFT's combination type "linear". Only the new one is active.
+    """Combine several adapters into a new one, which is then the only active one.
 
-    The new A is the sum of the adapters' A, each multiplied by sqrt(weight * scaling); the new B likewise.
-    For one adapter this is exact, for several it is an approximation. To use the exact sum of several
-    adapters, give their names to `set_adapter` instead.
+    The new A is the sum of the adapters' A, each multiplied by sqrt(weight * scaling). The new B is computed
+    in the same way (PEFT's combination type "linear"). For one adapter this is exact, for several it is an
+    approximation. To use the exact sum of several adapters, give their names to `set_adapter` instead.
 
     Args:
         weights: one factor per adapter.

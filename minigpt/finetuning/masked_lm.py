@@ -1,11 +1,11 @@
 """Masked language modelling (https://arxiv.org/abs/1810.04805): the model predicts hidden tokens of a text.
 
 Some tokens are chosen at random. 80 % of them become [MASK], 10 % become a random token and 10 % do not
-change. The model predicts all chosen tokens. If it predicted only [MASK], it would learn nothing about
-visible tokens.
+change. The model predicts all chosen tokens. If it predicted only the tokens behind [MASK], it would learn
+nothing about visible tokens.
 
-In a character vocabulary, each entry is one character. So there, [MASK] is a character of Unicode's private
-area. If a user types the six characters "[MASK]", `with_masks` replaces them by this character.
+In a character vocabulary, each token is one character. So the mask token is a character too: U+E000, which
+occurs in no ordinary text. If a user types the six characters "[MASK]", `with_masks` replaces them by U+E000.
 
 Letters in shapes: B rows, T tokens.
 """
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 MASK = "\ue000"
-SHOWN = "[MASK]"  # text that a user types for the mask token
+SHOWN = "[MASK]"  # what a user types instead of MASK
 
 
 class _Encoder(Protocol):
@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 (or 0 of 0)."""
+    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 if tokens > 0."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -80,12 +80,12 @@ def mask_tokens(
         ids: (B, T) int64, on the CPU. They are not changed.
         real: (B, T) bool: False for padding.
         keys: for each row, a key that seeds its random choice.
-        mask_id: id of [MASK]. Random tokens are drawn from the lower ids.
+        mask_id: id of [MASK]. Random tokens are drawn from the ids below it.
         probability: share of a row's tokens that is chosen; see `hidden_count`.
-        words: a function: ids of a row (n,) -> for each id, the index of its word in the row (n,). If given,
-            whole words are chosen: at most `hidden_count` tokens, but at least one word.
+        words: None: single tokens are chosen. Otherwise whole words: at most `hidden_count` tokens, but at
+            least one word. `words` is a function: ids of a row (n,) -> index of the word of each id (n,).
 
-    Returns: the ids with hidden tokens (B, T), and a mask of the chosen tokens (B, T) bool.
+    Returns: the ids after hiding (B, T), and a bool tensor (B, T) that is True for the chosen tokens.
     """
     seen, chosen = ids.clone(), torch.zeros_like(real)
     for row, key in enumerate(keys):
@@ -109,7 +109,11 @@ def _some_words(
 ) -> npt.NDArray[np.int64]:
     """Choose words at random. Return the positions of their tokens.
 
-    At most `count` tokens are chosen. Exception: if every word has more tokens, one word is chosen.
+    At most `count` tokens are chosen. Exception: if every word has more than `count` tokens, one word is
+    chosen.
+
+    Args:
+        words: (n,), for each token the index of its word.
     """
     sizes = np.bincount(words)
     order = random.permutation(len(sizes))
@@ -133,7 +137,7 @@ def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: in
     """Return for each [MASK] the `top_k` most probable tokens. All [MASK]s are predicted in one forward pass.
 
     Args:
-        ids: ids of the text, including [MASK]; at most as many as the model's context.
+        ids: ids of the text, including [MASK]; at most max_position_embeddings.
 
     Raises:
         InputError: if there is no [MASK], or if the text is too long.

@@ -5,12 +5,14 @@ in `PER_TOKEN`. `reference` is the model before training. Most losses use the di
 
     h = (log p(chosen) - log p(rejected)) - (log ref(chosen) - log ref(rejected))
 
-    sigmoid  -log sigmoid(beta h)                DPO, https://arxiv.org/abs/2305.18290; with label_smoothing
-                                                 https://ericmitchell.ai/cdpo.pdf
-    ipo      (h - 1 / (2 beta))^2                IPO, https://arxiv.org/abs/2310.12036, of mean log-probs
-    simpo    -log sigmoid(beta h - gamma)        SimPO, https://arxiv.org/abs/2405.14734, without reference
+    sigmoid  -log sigmoid(beta h)                DPO, https://arxiv.org/abs/2305.18290
+                                                 (label_smoothing: https://ericmitchell.ai/cdpo.pdf)
+    ipo      (h - 1 / (2 beta))^2                IPO, https://arxiv.org/abs/2310.12036
+    simpo    -log sigmoid(beta h - gamma)        SimPO, https://arxiv.org/abs/2405.14734
     orpo     -log p(chosen) - beta log sigmoid(log odds(chosen) - log odds(rejected))
-                                                 ORPO, https://arxiv.org/abs/2403.07691, without reference
+                                                 ORPO, https://arxiv.org/abs/2403.07691
+
+SimPO and ORPO need no reference model.
 """
 
 from typing import Literal, TypeAlias
@@ -36,7 +38,7 @@ def preference_loss(
     loss_type: LossType = "sigmoid",
     simpo_gamma: float = 0.5,
 ) -> Tensor:
-    """Compute the loss of each pair, (B,).
+    """Compute the loss of each pair of answers, (B,).
 
     Args:
         chosen: log-probabilities of the better answers, (B,).
@@ -44,9 +46,9 @@ def preference_loss(
         reference_chosen: log-probabilities of the better answers under the reference model, (B,); zeros if
             the loss uses no reference model.
         reference_rejected: the same for the worse answers.
-        beta: sigmoid, ipo: how strongly the model is kept near the reference model; simpo: factor of
-            log p(chosen) - log p(rejected); orpo: weight of the term with the odds.
-        label_smoothing: for sigmoid and simpo: share of the pairs that may be in the wrong order.
+        beta: with sigmoid and ipo: how strongly the model is kept near the reference model. With simpo:
+            factor of log p(chosen) - log p(rejected). With orpo: factor of the term with the odds.
+        label_smoothing: assumed share of pairs whose answers are in the wrong order; for sigmoid and simpo.
         simpo_gamma: the margin of SimPO.
     """
     h = (chosen - rejected) - (reference_chosen - reference_rejected)

@@ -50,7 +50,7 @@ __all__ = [
 ]
 
 BATCH_SIZE = 64
-_DEFAULTS = GenerationOptions()  # made once, because each new object checks all option values
+_DEFAULTS = GenerationOptions()  # made only once, because making it checks all values, which takes time
 
 
 class Answer(NamedTuple):
@@ -149,8 +149,7 @@ def options_from(values: Mapping[str, Any], also: Rows[str] = ()) -> GenerationO
 def prompt_ids(tokenizer: TextTokenizer, prompt: str) -> list[int]:
     """Return the ids of a prompt, followed by the id of <sep>.
 
-    Exception: if the tokenizer has no <sep>, or adds other special tokens to each text, return the prompt's
-    ids as the tokenizer gives them.
+    If the tokenizer has no <sep>, or itself adds special tokens to each text, no <sep> is added.
     """
     ids, separator = tokenizer.encode_text(prompt), _separator(tokenizer)
     is_complete = any(getattr(tokenizer, name, ()) for name in ("before_text", "after_text"))
@@ -181,7 +180,7 @@ def answer_questions(
     on_progress: Callable[[int], None] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> list[Answer]:
-    """Answer questions, num_return_sequences answers for each. The answers have the order of the questions.
+    """Return num_return_sequences answers to each question, in the order of the questions.
 
     With a seed, the answer to question number i depends only on (seed, i) and the question itself, not on the
     other questions.
@@ -222,20 +221,20 @@ def generate_ids(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Completion]:
-    """Continue each prompt, num_return_sequences times. The completions have the order of the prompts.
+    """Return num_return_sequences continuations of each prompt, in the order of the prompts.
 
     A sequence ends with an eos, with a stop string, after max_new_tokens, or when prompt and new tokens fill
     the model's context. The next waiting sequence then takes the place of the ended sequence in the batch.
     The model's mode (train or eval) is restored at the end.
 
     Args:
-        eos_token_id: one id, several, or None. If options.eos_token_id is given, it replaces this argument.
+        eos_token_id: one or several ids that end a sequence; None: no id does. If options.eos_token_id is
+            given, it replaces this argument.
         batch_size: largest number of sequences in a batch. With beam search, a prompt has num_beams
             sequences.
         on_progress: called with the number of completions that are finished.
-        tokenizer: needed for the options stop_strings, choices, regex and json_schema. A model may have more
-            ids than the tokenizer has tokens. Ids without a token are never chosen; transformers may choose
-            them.
+        tokenizer: needed for the options stop_strings, choices, regex and json_schema. With a tokenizer, ids
+            for which it has no token are never chosen. (A model may have more ids than there are tokens.)
         inputs_embeds: prompts as vectors (tokens, C), instead of ids; `prompts` is then empty. Penalties and
             forbidden n-grams then look at the new ids alone.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens: see
@@ -269,14 +268,13 @@ def generate_output(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> GenerateOutput:
-    """Continue each prompt as generate_ids does, and return the outputs that the options select.
+    """Continue each prompt as generate_ids does, and return also the outputs that the options select.
 
     All prompts are one batch. With inputs_embeds, `sequences` in the result holds new ids only, as in Hugging
     Face.
 
-    The outputs can need much memory. Scores and logits have steps * B * vocabulary numbers each, for B
-    sequences. Attention weights have layers * heads * B * T ** 2 numbers; T is the number of tokens of the
-    longest sequence.
+    The outputs can need much memory. For B sequences, scores and logits have steps * B * vocabulary numbers
+    each. Attention weights have layers * heads * B * T ** 2 numbers, if the longest sequence has T tokens.
     """
     if not prompts and not inputs_embeds:
         raise InputError("prompts are empty: outputs need at least one")
@@ -318,8 +316,8 @@ def stream(
         options: fields of GenerationOptions.
 
     Raises:
-        InputError: as `generate`; also for num_beams > 1, num_return_sequences > 1, and outputs such as
-            scores. The error comes before anything is computed, not at the first piece.
+        InputError: as `generate`; also for num_beams > 1, num_return_sequences > 1, and options that select
+            outputs such as scores. The error is raised by this call, not by the iterator.
     """
     chosen = options_from(options, also=["assistant_model"])
     if chosen.eos_token_id is None:
@@ -336,9 +334,9 @@ def stream_ids(
     taken: list[int] | None = None,
     assistant_model: LanguageModel | None = None,
 ) -> Generator[str, None, StopReason]:
-    """Continue a prompt of ids, and yield the new text in pieces, as `stream` does. Return the stop reason.
+    """Continue a prompt of ids. Return a generator that yields the new text in pieces, as `stream` does.
 
-    `reason = yield from stream_ids(...)` gets the stop reason.
+    The generator's return value is the stop reason: `reason = yield from stream_ids(...)`.
 
     Args:
         taken: a list to which each chosen id is appended, including the eos that ends the text.
@@ -388,9 +386,9 @@ def _sequences(
     inputs_embeds: Rows[torch.Tensor] = (),
     assistant_model: LanguageModel | None = None,
 ) -> list[Sequence]:
-    """Check the arguments. Make num_return_sequences sequences for each prompt.
+    """Check the arguments. Return num_return_sequences sequences for each prompt.
 
-    With beam search, make one sequence for each prompt. The search adds its other beams later.
+    With beam search, return one sequence for each prompt. It is the first beam; the search adds the others.
     """
     if inputs_embeds:
         prompts = placeholders(model, prompts, inputs_embeds)
@@ -429,7 +427,7 @@ def _completions(sequence: Sequence) -> list[Completion]:
 
 
 def _padded(prompts: Rows[Rows[int]], new: Rows[Rows[int]], pad: int) -> torch.Tensor:
-    """Join each prompt with its new ids, and return them as one tensor (B, S).
+    """Return a tensor with a row for each prompt: the prompt, then its new ids.
 
     Prompts are padded on the left, new ids on the right, both with the id `pad`.
     """

@@ -6,9 +6,9 @@ sequences. Finished sequences are ranked by log-probability / (number of new tok
 because the log-probability alone would favour short sequences. Ids and scores are the same as in
 transformers' `generate` for a single prompt.
 
-In minigpt.generation.loop, a search is K sequences that share one `BeamSearch`. The loop reads the prompt
-once for one sequence. Then K - 1 copies of this sequence join the loop. The result does not depend on other
-searches in the loop.
+In the decoding loop (minigpt.generation.loop), a search is K sequences that share one `BeamSearch`. The model
+reads the prompt once, for one sequence. Then K - 1 copies of this sequence join the loop. The result does not
+depend on other searches in the loop.
 
 Letters in shapes: K beams, V entries of the vocabulary, n candidates.
 """
@@ -26,9 +26,9 @@ from minigpt.generation.sequence import Request, Sequence
 
 __all__ = ["BeamSearch", "Finished"]
 
-# The total of a beam that is only a copy of another beam, as in transformers. If fewer than K candidates are
-# left, such copies make the number of beams K again. A copy must lose against each real beam, but win against
-# a beam with a forbidden token, whose total is -inf.
+# If fewer than K beams are left, copies of a beam make the number K again. NO_SCORE takes the place of the
+# log-probability of a copy, as in transformers. A copy must lose against each real beam, but win against a
+# beam with a forbidden token, whose log-probability is -inf.
 NO_SCORE = -1e9
 
 
@@ -46,12 +46,12 @@ class Finished:
 
 
 class BeamSearch:
-    """Holds the beams (unfinished sequences) of one prompt, and its finished sequences, best first."""
+    """A search for one prompt: its beams (unfinished sequences), and its finished sequences, best first."""
 
     def __init__(self, request: Request) -> None:
         self.request, self.options = request, request.options
         self.finished: list[Finished] = []
-        # Log-probability of each beam's new tokens. It is a dict, because the loop may pass the beams in any
+        # Beam -> log-probability of its new tokens. It is a dict, because `take` may get the beams in any
         # order.
         self._totals: dict[Sequence, float] = {}
 
@@ -59,6 +59,9 @@ class BeamSearch:
         """Do one step of the search. Return the K beams of the next step, or [] if the search has ended.
 
         The first call gets one beam, and adds K - 1 copies of this beam to `loop`.
+
+        Args:
+            logits: (K, V), a row for each beam; in the first call (1, V).
         """
         K, V, options = self.options.num_beams, logits.shape[-1], self.options
         # length: number of new tokens after this step; limit: the largest number of new tokens allowed
@@ -67,10 +70,10 @@ class BeamSearch:
         scores = processed(beams, log_p)
         if problem := next(filter(None, problems_of(log_p, scores)), None):
             return self._end(beams, problem)
-        # At most K * len(eos) candidates end with an eos. So of K * (1 + len(eos)) candidates, at least K do
-        # not end with an eos.
+        # A candidate is a beam and one next token. At most K * len(eos) candidates end with an eos. So among
+        # the best K * (1 + len(eos)) candidates, at least K do not end with an eos.
         n_candidates = min(K * max(2, 1 + len(self.request.eos)), scores.numel())
-        # The total of a candidate is the log-probability of its beam so far plus that of the next token.
+        # A candidate's total is the log-probability of the beam so far plus the next token's.
         so_far = [self._totals.get(beam, 0.0) for beam in beams]
         totals = torch.tensor(so_far, dtype=scores.dtype, device=scores.device)  # (K,)
         best = torch.topk((scores + totals[:, None]).flatten(), n_candidates)  # values and indices, (n,) each
@@ -90,7 +93,7 @@ class BeamSearch:
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # number of beams that become copies of the worst candidate
+        missing = K - len(going_on)  # number of copies of the worst candidate that make K beams again
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams
@@ -98,10 +101,12 @@ class BeamSearch:
     def _continue(
         self, beams: list[Sequence], chosen: list[tuple[float, int, list[int]]], loop: Any
     ) -> list[Sequence]:
-        """Return one beam for each entry of `chosen`: (total, index of the parent beam, new ids).
+        """Return the beams of the next step, one for each entry of `chosen`.
 
-        Each beam becomes a copy of its parent, with the parent's keys and values. Then the last new id of the
-        entry is added to the beam.
+        A beam becomes a copy of its parent beam, including keys and values. Then its newest id is added.
+
+        Args:
+            chosen: (log-probability, index of the parent beam, new ids of the beam).
         """
         for _ in range(len(chosen) - len(beams)):
             new = Sequence(beams[0].prompt, self.request, beams[0].limit, embeds=beams[0].embeds)
@@ -146,10 +151,11 @@ class BeamSearch:
     def _is_over(self, best_running: float, length: int, limit: int) -> bool:
         """Return True if the search can end: K sequences are finished, and probably no beam will beat them.
 
-        With early_stopping=True, K finished sequences are enough. Otherwise compare the best beam's estimated
-        final score with the worst finished sequence. As in transformers, the estimate uses the beam's present
-        log-probability and length. With early_stopping="never", it uses the length that favours the beam
-        most, so that no better sequence is missed.
+        With early_stopping=True, K finished sequences are enough. Otherwise, the best beam's estimated score
+        must also be at most the worst finished score. The estimate is the beam's present log-probability /
+        length ** length_penalty. With early_stopping=False, `length` is the present length. With "never", it
+        is the length that gives the highest score, so that no better sequence is missed. All this is as in
+        transformers.
         """
         options = self.options
         if len(self.finished) < options.num_beams:

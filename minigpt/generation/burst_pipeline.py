@@ -19,16 +19,15 @@ __all__ = ["BurstPipeline"]
 class BurstPipeline:
     """Holds the started bursts (groups of decoding steps) whose tokens the host (CPU) has not read yet.
 
-    While the host turns the ids of one burst into text, the device computes the next burst. The device stops
-    a sequence after an eos or after its largest number of tokens. The device does not detect stop strings or
-    cancelled requests. The host detects them up to two bursts late, and drops the tokens that the device has
-    computed in the meantime.
+    While the host turns the ids of one burst into text, the GPU computes the next burst. The GPU itself stops
+    a sequence after an eos or after its largest number of tokens. Only the host detects stop strings and
+    cancelled requests, up to two bursts late. It drops the tokens that the GPU has computed in the meantime.
     """
 
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
         self._sequences: dict[int, Sequence] = {}  # slot of the cache -> the sequence that is decoded in it
-        # slot of the cache -> number of tokens in the slot after all started bursts, if no eos comes earlier
+        # slot of the cache -> number of tokens in the slot when all started bursts are done, if no eos occurs
         self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
@@ -41,13 +40,13 @@ class BurstPipeline:
         """Start a burst of decoding steps for these sequences only. Return the tokens of an earlier burst.
 
         The result is a list of (sequence, new tokens), which may be empty. Call this method until all
-        sequences have ended. The method waits for the device only if two bursts are pending, or if no
-        sequence needs another burst.
+        sequences have ended. The method waits for the GPU only if two bursts are pending, or if no sequence
+        needs another burst.
 
         Args:
             rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
-            columns: largest number of tokens in a slot that is in use but not in `rows`. A burst overwrites
-                one column of every slot. It then takes a column after these tokens.
+            columns: largest number of tokens in any used slot, in `rows` or not. A burst overwrites the same
+                column (place of a token) in every slot, so it must choose a column after these tokens.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
@@ -68,8 +67,8 @@ class BurstPipeline:
     def drain(self) -> list[tuple[Sequence, list[int]]]:
         """Return the tokens of the oldest burst (group of decoding steps) that the CPU has not read yet.
 
-        If there is no such burst, return [], and end the decoding of all sequences on the device. They can
-        then be decoded without this pipeline.
+        If there is no such burst, return [], and stop decoding on the GPU. The sequences can then be decoded
+        without this pipeline.
         """
         if self._bursts:
             return self._read()

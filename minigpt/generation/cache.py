@@ -4,10 +4,10 @@
     slot = cache.allocate()
     model(ids, past_key_values=cache.view([slot]))      # ids (1, T); adds T tokens to the slot
 
-A `KeyValueCache` allocates its memory once, for a fixed number of slots. Each sequence gets a slot, fills its
-columns from 0 on (one for each token), and frees the slot at its end. The PyTorch model reads and writes some
-slots through a `CacheView`, which is its `past_key_values`. The C code uses the cache without a view: it gets
-the slot and the column of each token.
+A `KeyValueCache` allocates its memory once, for a fixed number of slots. Each sequence gets a slot, and gives
+it back at the end. A slot has columns: the first column is for the keys and values of the first token, and so
+on. The PyTorch model uses some slots through a `CacheView`, which is its `past_key_values`. The C code uses
+the cache without a view: it gets the slot and the column of each token.
 
 Letters in shapes: L layers, n rows, H heads, S columns, T tokens that are added, D channels of one head.
 """
@@ -30,7 +30,7 @@ MIB = 2**20
 def cache_bytes(
     config: ModelConfig, slots: int, columns: int, dtype: torch.dtype = torch.float32, layers: int = 0
 ) -> int:
-    """Return the size in bytes of the keys and values of slots * columns tokens.
+    """Return the size in bytes of the keys and values of `slots` sequences of `columns` tokens each.
 
     Args:
         layers: number of layers; 0: all layers of the model.
@@ -118,7 +118,8 @@ class KeyValueCache:
     def clear(self, slot: int) -> None:
         """Set a slot's keys and values to 0.
 
-        A NaN in the slot would spread: attention multiplies masked values by 0, and 0 * NaN is NaN.
+        A NaN in the slot would harm the slot's next sequence: attention multiplies values of masked columns
+        by 0, and 0 * NaN is NaN.
         """
         self._keys[:, slot] = self._values[:, slot] = 0
 
@@ -127,7 +128,7 @@ class KeyValueCache:
         return self.lengths[slot]
 
     def reserve(self, slot: int, tokens: int) -> int:
-        """Check that `tokens` more tokens fit into a slot, and return the column of the first new token.
+        """Check that `tokens` more tokens fit into a slot, and return the first new token's column.
 
         Raises:
             InputError: if the tokens do not fit.
@@ -156,7 +157,7 @@ class KeyValueCache:
             return
         S = max(self.lengths[source] for source, _ in moved)
         places = torch.tensor(moved, device=self._keys.device).unbind(1)
-        # the right side copies all sources before the first target is written, so slots can be exchanged
+        # indexing on the right side copies all sources before a target is written, so slots can be exchanged
         for tensor in (self._keys, self._values):
             tensor[:, places[1], :, :S] = tensor[:, places[0], :, :S]
         lengths = [self.lengths[source] for source, _ in moved]
@@ -177,7 +178,7 @@ class KeyValueCache:
 
 
 def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Return memory full of zeros. Masked columns must hold finite numbers, because 0 * NaN is NaN."""
+    """Return memory full of zeros. Attention multiplies masked columns by 0, so they must not hold NaN."""
     if device.type != "cpu":
         return torch.zeros(shape, device=device, dtype=dtype)
     # np.zeros writes nothing: the operating system zeroes each page of new memory at its first use.
@@ -191,17 +192,19 @@ def _zeros(shape: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> 
 class CacheView:
     """Shows some slots to the model as past_key_values. The model adds `counts[i]` tokens to `slots[i]`.
 
-    There are two cases. If all slots hold equally many tokens, each slot may take several new tokens; they
-    are padded on the right to equal length. If the slots hold different numbers of tokens, each slot takes
-    exactly one new token, and `mask` hides the columns in which a shorter slot has no token. In this second
-    case, `update` writes each new token twice: to the slot's next column, and to the last column, because the
-    model expects it there. Later tokens of the slot overwrite the copy in the last column.
+    There are two cases:
+
+    - All slots hold equally many tokens. Then each slot may get several new tokens, padded on the right.
+    - The slots hold different numbers of tokens. Then each slot gets exactly one new token, and `mask` hides
+      the columns in which a shorter slot has no token. `update` writes each new token twice: to the slot's
+      next free column, where it stays, and to the last column, where the model expects new tokens. `mask`
+      hides the first of the two, so that attention sees the token only once.
 
     Adjacent slots are read in place, other slots are copied.
 
     Attributes:
         length: number of tokens S in the longest slot, before the new tokens.
-        mask: (n, S + 1), True where a row has a token. None if all slots hold equally many tokens.
+        mask: (n, S + 1), True where attention may read. None if all slots hold equally many tokens.
         positions: (n, 1), position of each new token. None if all slots hold equally many tokens.
     """
 
@@ -220,7 +223,7 @@ class CacheView:
             # (2, n): slot and first new column of each row of the batch
             self._rows = torch.tensor([slots, starts], device=device)
             self.positions = self._rows[1][:, None]
-            # (n, S + 1)  True: the column holds a token of the row
+            # (n, S + 1)  True: the column holds an earlier token of the row, or is the last column
             held = torch.arange(self.length + 1, device=device) < self.positions
             held[:, -1] = True
             self.mask = held

@@ -1,13 +1,12 @@
 """Constrains answers to a list of choices, to a regular expression, or to JSON that fits a schema.
 
-`make_constraint` returns the state before the first token. From there, each token leads to the next state.
-`allow_only` forbids all tokens that cannot lead to a permitted text, and forbids eos until the text is
-complete. So an answer that ends with eos is a permitted text. An answer that is cut by max_new_tokens is the
-beginning of a permitted text. A token is treated as a sequence of bytes: a character, several characters, or
-a part of a character.
+The state of a constraint says which tokens may come next. `make_constraint` returns the state before the
+first token, and each token leads to the next state. eos is forbidden until the text is complete. So an answer
+that ends with eos is a permitted text. An answer that is cut by max_new_tokens is the beginning of such a
+text. A token is treated as a sequence of bytes, because it may be only a part of a character.
 
-This module matches choices itself. Regular expressions and JSON Schema need llguidance, a library without
-dependencies (`pip install "minigpt[constrained]"`; https://github.com/guidance-ai/llguidance).
+This module itself handles lists of choices. Regular expressions and JSON Schema need llguidance, a library
+without dependencies (`pip install "minigpt[constrained]"`; https://github.com/guidance-ai/llguidance).
 
 Letters in shapes: B rows, S tokens so far, V entries of the vocabulary.
 """
@@ -35,19 +34,17 @@ class State(Protocol):
         """Return the ids that may come next, including eos if the text may end here."""
 
     def after(self, token: int) -> "State":
-        """Return the state after one of the allowed tokens."""
+        """Return the state after `token`, which must be one of the allowed tokens."""
 
 
 def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: Sequence[int]) -> State | None:
-    """Build the state of the constraint before the first token.
+    """Return the constraint's state before the first token, or None if the options permit every text.
 
     One of three options gives the constraint: `choices`, `regex` or `json_schema`.
 
     Args:
         tokenizer: the character Tokenizer, or a tokenizer with `token_bytes(id)`, `special_ids` and
             `get_vocab_size()`.
-
-    Returns: None if the options permit every text.
 
     Raises:
         InputError: if there is no eos, a choice has a character that is not in the vocabulary, llguidance
@@ -79,7 +76,7 @@ def make_constraint(options: GenerationOptions, tokenizer: Any, eos_token_ids: S
 
 
 def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
-    """Set scores (B, V) to -inf, except those of allowed tokens: allowed[i] lists the ids of row i."""
+    """Set the scores (B, V) of all tokens but the allowed ones to -inf. allowed[i]: allowed ids of row i."""
     mask = torch.zeros(scores.shape, dtype=torch.bool)  # (B, V)  True: the token is allowed
     for row, ids in enumerate(allowed):
         mask[row, torch.tensor(ids, dtype=torch.int64)] = True
@@ -128,8 +125,8 @@ class _Grammar:
             ) from None
         words = _Words(tokenizer, tokens, eos[0])
         wrapped = LLTokenizer(TokenizerWrapper(words), eos_token=list(eos))
-        # LLTokenizer has encoded a test word. Forget the unknown characters of this word, because the grammar
-        # does not need them.
+        # LLTokenizer has just encoded a test word. Forget the unknown characters of this word, because an
+        # error message must name only those that the grammar needs.
         words.lacking = []
         if options.regex is not None:
             grammar = LLMatcher.grammar_from_regex(options.regex)
@@ -178,7 +175,7 @@ class _Words:
         self.special_token_ids = [index for index, token in enumerate(tokens) if not token]
 
     def __call__(self, given: str | bytes) -> list[int]:
-        """Return the ids of a text. llguidance calls this method with text that the grammar requires next."""
+        """Return the ids of a text. llguidance calls this if the grammar permits only one text next."""
         text = given if isinstance(given, str) else given.decode("utf-8", "replace")
         self.lacking = self._tokenizer.unknown_characters(text) or self.lacking
         ids: list[int] = self._tokenizer.encode_text(text)

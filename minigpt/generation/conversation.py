@@ -1,4 +1,4 @@
-"""Holds a conversation with a model of any prompt format, and asks single questions in that format.
+"""Conversations with a model, and single questions to it, in the prompt format of the model.
 
     talk = Conversation(model, tokenizer, "chat", options)
     for piece in talk.say("你好"):
@@ -7,11 +7,10 @@
 
 The model's input depends on its prompt format (`minigpt.generation.generation_config.prompt_format`):
 
-- chat: all turns, rendered by the tokenizer's chat template;
-- question: the question alone, then <sep>. With history=True, all questions and answers so far, each followed
-  by <sep>, as in minigpt.data.conversation. A system text is a line of its own before the first question in
-  the input, as in training;
-- text: the whole text so far. The user's text begins on a new line, and the model continues it.
+- chat: the input is all turns, rendered by the tokenizer's chat template.
+- question: the input is the question, then <sep>. With history=True, it is all questions and answers so far,
+  each followed by <sep>, as in minigpt.data.conversation. A system text is a line before the first question.
+- text: the input is the whole text so far. The user's text begins on a new line, and the model continues it.
 
 If the context is full, the oldest turns are left out of the input. This module prints nothing.
 """
@@ -62,8 +61,8 @@ class Choice(NamedTuple):
     token: int
     probability: float
     others: list[tuple[int, float]]  # (id, probability) of the other tokens, the most likely first
-    # Probabilities after temperature, top_k and the like: the token's, then those of `others`. Empty if the
-    # answer was not sampled.
+    # Probabilities after temperature, top_k and the like: first of the token, then of each of `others`. Empty
+    # if the answer was not sampled.
     drawn: list[float]
 
 
@@ -73,10 +72,10 @@ class Conversation:
     Attributes:
         options: options with which tokens are chosen. The method `choose` replaces them.
         assistant_model: a smaller model with the same tokenizer, which guesses tokens; None: no guesses.
-        system: system text, for a chat model or a model of questions and answers; "" for none.
-        thinking: True lets a chat model think before it answers, False does not; None: the template decides.
+        system: system text, not used by models with the format "text"; "": no system text.
+        thinking: True: a chat model thinks before it answers; False: it does not; None: the template decides.
         turns: all turns, including old turns that no longer fit into the model's context.
-        forgotten: number of turns at the beginning that no longer fit into the model's context.
+        forgotten: number of old turns that no longer fit into the model's context.
         saved: files that `save` has written.
     """
 
@@ -100,7 +99,7 @@ class Conversation:
         self.reset()
 
     def choose(self, options: GenerationOptions) -> None:
-        """Change the options. Raises InputError if they do not fit the model."""
+        """Replace the options. Raise InputError if the new options do not fit the model."""
         config = self.model.config
         options.check_model(config.vocab_size, config.max_position_embeddings)
         if self.assistant_model is not None:
@@ -157,7 +156,7 @@ class Conversation:
     # -- the model's input ----------------------------------------------------------------------------------
 
     def _fitting(self, text: str) -> list[int]:
-        """Build the prompt for a new message. Leave out old turns until prompt and answer fit."""
+        """Return the ids of the prompt for a new message, without the oldest turns if the context is full."""
         context = self.model.config.max_position_embeddings
         room = context - max(1, min(self.options.wanted, context // 4))
         while True:
@@ -179,7 +178,7 @@ class Conversation:
                 before[0] = before[0]._replace(question=_below(self.system, before[0].question))
             else:
                 text = _below(self.system, text)
-            # no limit on the number of tokens, because `_fitting` shortens the prompt
+            # sys.maxsize: no limit on the number of tokens, because `_fitting` shortens the prompt
             return encode_prompt(before, text, self.tokenizer, sys.maxsize)
         ids: list[int] = []
         end = "\n"
@@ -193,15 +192,15 @@ class Conversation:
         return ids
 
     def _read_messages(self, turns: list[Turn]) -> list[dict[str, Any]]:
-        """Return the messages of earlier turns. The message of an answer also holds the generated ids.
+        """Return the messages of earlier turns for the chat template, with the ids of the model's answers.
 
-        The ids are needed, because encoding the answer's text again could give other ids.
+        The ids are needed, because encoding an answer's text again could give other ids than the model chose.
         """
         messages: list[dict[str, Any]] = [*_messages(self.system, turns)]
         for turn, message in zip(turns, [one for one in messages if one["role"] == "assistant"]):
             ids = turn.ids[:-1] if turn.stop_reason == "eos" else turn.ids
-            # Keep the ids only if they give exactly the answer. If a stop string has cut the answer, the
-            # ids give a longer text.
+            # Keep the ids only if their text is exactly the answer. If a stop string ended the answer, the
+            # text of the ids is longer.
             if self.tokenizer.decode(ids) == turn.answer:
                 message["token_ids"] = ids
         return messages
@@ -212,8 +211,8 @@ class Conversation:
         """Return each token of the last answer with its probability and the most likely other tokens.
 
         The probabilities are the model's own, before temperature, top_p and the like. `Choice.drawn` has
-        the probabilities after these options, but without penalties. If an eos ended the answer, this eos
-        is the last token.
+        the probabilities after these options. Penalties are left out of both. If an eos ended the answer,
+        this eos is the last token.
 
         Args:
             others: number of other tokens to return for each token of the answer.
@@ -230,7 +229,7 @@ class Conversation:
         return _messages(self.system, self.turns)
 
     def save(self, path: Path) -> None:
-        """Write all messages to a file, as one line of JSON, on which minigpt can train.
+        """Write all messages to a file, as one line of JSON. minigpt can train on such a file.
 
         If the file exists, it is replaced.
         """
@@ -261,9 +260,9 @@ def question_ids(
 
     Args:
         form: the model's prompt format.
-        before: messages before the question. A chat model reads all of them, a model with the format
-            "question" only the system messages, a model with the format "text" none.
-        thinking: True lets a chat model think, False does not; None: the template decides.
+        before: messages before the question. With the format "chat", the model reads all of them. With
+            "question", it reads only the system messages. With "text", it reads none.
+        thinking: True: a chat model thinks before it answers; False: it does not; None: the template decides.
         tools: JSON descriptions of functions that a chat model may call.
         allow_special: True: a special token's name in the text, such as "<|im_end|>", is encoded as this
             token, as in transformers. False: the name is encoded as ordinary text.
@@ -316,7 +315,7 @@ class QuestionAnswering:
     form: PromptFormat
     options: GenerationOptions
     assistant_model: LanguageModel | None = None  # a smaller model that guesses tokens
-    # messages before the question; all models except those of plain text may have a system message
+    # messages before each question, such as a system message; models with the format "text" ignore them
     before: Sequence[Mapping[str, Any]] = ()
     thinking: bool | None = None  # True: a chat model thinks; False: it does not; None: the template decides
     tools: Sequence[Mapping[str, Any]] | None = None  # functions that a chat model may call
@@ -330,7 +329,7 @@ class QuestionAnswering:
         return [self.start] if not ids and self.start is not None else ids
 
     def has_answer(self, question: str) -> bool:
-        """Return True if the model answers this question: if it is not blank, or the format is "text"."""
+        """Return True if the model answers the question: if it is not blank, or the format is "text"."""
         return bool(question.strip()) or self.form == "text"
 
     def answers(
@@ -339,7 +338,7 @@ class QuestionAnswering:
         batch_size: int = BATCH_SIZE,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answer questions in order, num_return_sequences times each. A blank question gets blank answers.
+        """Return num_return_sequences answers to each question, in order. Blank questions get blank answers.
 
         Args:
             batch_size: largest number of answers that are generated together.
@@ -388,7 +387,7 @@ def _messages(system: str, turns: list[Turn]) -> list[dict[str, str]]:
 
 @torch.inference_mode()
 def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
-    """Return a Choice for each token of the answer. This takes one forward pass over prompt and answer."""
+    """Return a Choice for each token of a turn's answer, by one forward pass over prompt and answer."""
     prompt, ids, options = turn.prompt, turn.ids, turn.options
     device = next(model.parameters()).device
     read = torch.tensor([[*prompt, *ids[:-1]]], device=device)  # (1, T)
@@ -411,7 +410,7 @@ def _choices(model: LanguageModel, turn: Turn, others: int) -> list[Choice]:
 
 
 def token_text(tokenizer: AnyTokenizer, token: int) -> str:
-    r"""Return a token's text to show. A token that is only a part of a character is shown as \x.. escapes."""
+    r"""Return a token's text to show. Bytes that are only a part of a character become \x.. escapes."""
     if isinstance(tokenizer, Tokenizer):
         return tokenizer.id2word[token]
     if token >= tokenizer.get_vocab_size():  # Qwen3's embedding has more rows than the tokenizer has tokens

@@ -3,18 +3,18 @@
     decoder = GraphDecoder(model, cache, max_length)
     decoder.start(slot, sequence)
     burst = decoder.run(rows=4, columns=256, steps=8)    # returns immediately, before the device has finished
-    burst.tokens()                                       # 8 lists of 4 ids: this waits
+    burst.tokens()                                       # waits for the device; 8 lists of 4 ids
 
 At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
-kernels with one call. A graph cannot ask the CPU for anything. So the newest id and the length of each
-sequence, and the length at which it ends, are in buffers on the device. The device also chooses the tokens,
-detects the end of a sequence, and continues. The CPU gets the ids once per burst, which is several steps
-launched together (minigpt.generation.burst_pipeline).
+kernels with one call. A graph cannot ask the CPU for anything. So the newest id, the present length and the
+final length of each sequence are in buffers on the device. The device also chooses the tokens, and detects
+the end of a sequence. The CPU gets the ids once per burst, which is several steps launched together
+(minigpt.generation.burst_pipeline).
 
-The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. It always
-claims to hold columns - 1 tokens, and the attention mask hides the columns in which a row has no token. The
-new token is written into its own column, and also into the last column, where the model expects it. There is
-a graph for each number of rows and of columns; `sizes` keeps the number of graphs small.
+The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. This cache
+always claims to hold S - 1 tokens per row, and the attention mask hides the columns in which a row has no
+token. The new token is written into its own column, and also into the last column, where the model expects
+it. Each pair (rows, columns) has its own graph; `sizes` allows only a few numbers, so there are few graphs.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -42,27 +42,28 @@ __all__ = [
 
 NOTHING = -1  # takes the place of an id: the row has no new token
 DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
-MAX_EOS = 8  # largest number of eos ids that the device can check for a sequence
+MAX_EOS = 8  # largest number of eos ids that a sequence may have to be decoded by a graph
 _FEWEST_COLUMNS = 128
-# Option that the device applies -> the value that switches it off. Rows may have different values.
+# Option that the device applies -> value that switches the option off. Each row of a batch may have its own
+# value of the option.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def capacity(max_length: int, context: int) -> int:
-    """Return how many columns a cache needs for rows of max_length tokens: a multiple of 16, or the context.
+    """Return the number of columns (one for each token) that a cache needs for rows of max_length tokens.
 
-    A row needs max_length columns. max_length - 1 of them hold tokens, because the model never reads a row's
-    last token. One more column is overwritten by each step (see `_Columns`). Attention kernels are fast if
-    the number of columns is a multiple of 16. The number must not exceed `context`, the model's number of
-    positions.
+    A row needs max_length columns. max_length - 1 columns are for tokens, because the model never reads the
+    last token of a row. One more column is overwritten by each step (see `_Columns`). The number is rounded
+    up to a multiple of 16, because attention kernels are then fast. It never exceeds `context`, the model's
+    number of positions.
     """
     return min(-(-max_length // 16) * 16, context)
 
 
 def sizes(largest: int, least: int) -> list[int]:
-    """Return the allowed numbers of rows or columns. Other numbers are rounded up, so there are few graphs.
+    """Return the numbers of rows (or columns) for which graphs exist: least * 1, 2, 4, 8, ... and largest.
 
-    The allowed numbers are the powers of two from `least` on, and `largest`.
+    Other numbers are rounded up to one of these, so there are few graphs.
 
     >>> sizes(48, 1)
     [1, 2, 4, 8, 16, 32, 48]
@@ -77,8 +78,8 @@ def sizes(largest: int, least: int) -> list[int]:
 def can_choose(sequence: Sequence) -> bool:
     """Return True if a CUDA graph can decode this sequence.
 
-    A graph cannot decode a sequence with penalties, constraints, typical_p, a window, speculative decoding,
-    adapters of its own or more than MAX_EOS eos ids, or a sequence without a cache.
+    A graph cannot decode a sequence that uses penalties, constraints, typical_p, the option window,
+    speculative decoding, its own adapters, more than MAX_EOS eos ids, or use_cache=False.
     """
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
@@ -99,7 +100,10 @@ class _Columns:
         self.length = columns - 1
 
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write one token of each row, k and v (B, K, 1, D). Return views (B, K, S, D) of the cache."""
+        """Write k and v (B, K, 1, D) of each row's new token. Return keys and values, (B, K, S, D) each.
+
+        They are written to the token's own column, and to the last column, where the model expects them.
+        """
         found = []
         for held, new in zip(self._cache.layer(layer), (k, v)):
             view = held[: self._rows, :, : self._columns]  # (B, K, S, D)
@@ -114,11 +118,11 @@ class _Columns:
 
 
 class _GroupedQueries(TorchFunctionMode):
-    """Replaces scaled_dot_product_attention for grouped queries, with one token per row.
+    """Changes calls of scaled_dot_product_attention for grouped queries, with one token per row.
 
-    Several query heads share one key head. With a mask, PyTorch's kernels do not support shared heads, and
-    PyTorch would copy all keys and values for each query head. This class makes the query heads of a key head
-    the rows of one matrix instead. These query heads belong to the same token, so they have the same mask.
+    With grouped queries, several query heads share one key head. If there is a mask, PyTorch would copy all
+    keys and values for each query head. To avoid this, the query heads of one key head are passed like
+    several tokens of one head. They belong to the same token, so they have the same mask.
     """
 
     def __torch_function__(
@@ -134,8 +138,8 @@ class _GroupedQueries(TorchFunctionMode):
 
 
 # backend(key, step, prepare) runs a decoding step: it calls step(), or replays the step's CUDA graph. Steps
-# with equal keys do the same work, so they can share a graph. prepare() does the same work as step(), but
-# changes no sequence. So a backend can call prepare() before it records a graph.
+# with equal keys can share a graph. prepare() launches the same kernels as step(), but changes no sequence.
+# So a backend can run prepare() first, and then record step() as a graph.
 Backend = Callable[[Hashable, Callable[[], None], Callable[[], None]], None]
 
 
@@ -195,8 +199,8 @@ class DecodeBurst:
     def tokens(self) -> list[list[int]]:
         """Wait until the ids are on the CPU. Return a list for each step, with an id for each row.
 
-        NOTHING takes the place of an id if the row has no new token, DAMAGED if its scores are not finite.
-        Call this method before two more bursts are started, because later bursts reuse the memory.
+        NOTHING takes the place of an id if the row has no new token, DAMAGED if the row's scores are not
+        finite. Call this method before three more bursts are started: the third one reuses the memory.
         """
         if self._event is not None:
             self._event.synchronize()
@@ -233,7 +237,7 @@ class GraphDecoder:
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
         if compiled:
-            # torch.compile compiles again for each (rows, columns), so its limit may be too low
+            # each pair (rows, columns) is compiled anew, so torch.compile's limit on this may be too low
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -258,7 +262,8 @@ class GraphDecoder:
         self._drawn = torch.zeros(slots, max_length, dtype=dtype, device=device)
         self._written = whole(burst, slots, fill=NOTHING)  # (W, slots)  ids chosen by the steps of a burst
         self._tick = whole(1)  # (1,)  index of the row of _written that the next step fills
-        # Three buffers in CPU memory: the device fills one of them while the CPU reads the other two.
+        # Three buffers in CPU memory, used in turn, so that a burst does not overwrite ids that the CPU has
+        # not read yet.
         self._hosts = deque(
             torch.empty((burst, slots), dtype=torch.int64, pin_memory=device.type == "cuda") for _ in range(3)
         )
@@ -313,9 +318,9 @@ class GraphDecoder:
 
         Args:
             rows: number of slots to compute; must be more than the index of the highest used slot.
-            columns: number of columns that attention reads. Each step overwrites the last column. If an
-                active row holds n tokens before the last step, `columns` must be at least n + 2. If another
-                used slot holds n tokens, `columns` must be at least n + 1.
+            columns: number of columns that attention reads. Each step overwrites the last column, so no token
+                may be there. If an active row holds n tokens before the last step, `columns` must be at least
+                n + 2. If any other used slot holds n tokens, `columns` must be at least n + 1.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
@@ -340,7 +345,7 @@ class GraphDecoder:
         self._active.copy_(active)
         self._tick.copy_(tick)
 
-    # -- recorded in a graph: no value may come from the host, no shape may depend on a value ---------------
+    # -- recorded in a graph: no value may come from the CPU, no shape may depend on a value ----------------
 
     def _step(self, rows: int, columns: int, uses: frozenset[str]) -> None:
         """Decode one token of each active row. All buffers change in place."""
@@ -361,15 +366,15 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
-        # The step must not change a row that is not active. So the row's new token goes to the last column.
+        # The step must not change a row that is not active. So its new token goes to the last column only.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)  position of each new token
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
-            # `held` hides the last column, which holds the new token. But the model always lets a query see
-            # the last column.
+            # `held` is False for the last column, which holds the new token. But the model lets every token
+            # attend to itself.
             hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
             logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
         return logits

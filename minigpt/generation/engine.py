@@ -12,27 +12,27 @@ Prompts and results are ids. Iterating over a handle runs the engine's steps, un
     with EngineThread(Engine(model)) as engine:
         handle = engine.submit(prompt, options)      # from any thread
 
-The result of a request does not depend on other requests: a prompt is always read in the same chunks, and C
-computes each token in the same way (minigpt.generation.native). A prefix that is reused changes nothing,
-because it ends at the end of a chunk. The result equals the result of generate_ids, with one difference:
-generate_ids reads a long prompt in one call, and the engine reads it in chunks, so the two round differently.
+The result of a request does not depend on other requests: a prompt is always read in the same chunks, and the
+C code computes each token in the same way (minigpt.generation.native). A kept beginning of a prompt is reused
+in whole chunks, so it changes nothing. The result is the same as with generate_ids, except for rounding:
+generate_ids reads a long prompt in one call, the engine reads it in chunks.
 
 On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
-then gives a request no token or several. CUDA graphs cannot decode requests with penalties, constraints, a
-window or speculative decoding. While there is such a request, all requests are decoded without graphs, which
-is slow.
+then gives a request no token, one or several. CUDA graphs cannot decode requests with penalties, constraints,
+the option window or speculative decoding. While there is such a request, all requests are decoded without
+graphs, which is slow.
 
 A model may have several adapters beside its weights (load_model(..., adapter={"zh": ..., "en": ...})). A
 request may name an adapter, and one batch holds requests with different adapters:
 
     engine.submit(prompt, options, adapter="zh")
 
-PyTorch runs such a model, not C. The product with the weights is computed once for the whole batch, and each
-adapter only for its rows. CUDA graphs do not decode such requests.
+PyTorch runs such a model, not the C code. The product with the weights is computed once for the whole batch,
+and each adapter only for its rows. CUDA graphs do not decode such requests.
 
 Memory is bounded and allocated at the start: keys and values of max_rows * max_length tokens, and prefix_mib
 MiB for beginnings that prompts share. At most max_rows requests are decoded together. At most max_waiting
-others wait in a queue.
+more requests wait in a queue.
 """
 
 import threading
@@ -83,12 +83,12 @@ class Engine:
     Args:
         max_rows: largest number of requests that are decoded together.
         max_length: largest number of tokens of a request, prompt included; None: the model's context.
-        max_waiting: largest number of requests that may wait, while max_rows others are decoded.
+        max_waiting: largest number of requests that may wait, in addition to max_rows that are decoded.
         chunk: approximate number of prompt tokens that are read in one step.
         prefix_mib: MiB for keys and values of beginnings that prompts share; 0: no beginnings are kept.
         max_cache_mib: largest number of MiB for keys and values of the requests; None: no limit.
         cuda_graph: True: decode by a GraphDecoder. False: without. None: by a GraphDecoder only on CUDA.
-        burst: number of GraphDecoder steps after which the host (CPU) reads the new tokens.
+        burst: largest number of GraphDecoder steps that are started together.
         compiled: see GraphDecoder.
 
     Raises:
@@ -171,7 +171,7 @@ class Engine:
     ) -> RequestHandle:
         """Add a request and return its handle. The request waits until fewer than max_rows are decoded.
 
-        The other arguments are as for generate_ids.
+        Arguments that are not listed here are as for generate_ids.
 
         Args:
             copy: selects one answer. generate_ids gives num_return_sequences answers to a prompt; this
@@ -181,9 +181,9 @@ class Engine:
 
         Raises:
             QueueFullError: if max_waiting requests are waiting already.
-            InputError: as generate_ids; also if the options ask for more than one sequence of ids; if prompt
-                and max_new_tokens together exceed max_length and the option window is not set; for an unknown
-                adapter.
+            InputError: as generate_ids; for options that an engine does not support (several sequences,
+                outputs such as scores, max_cache_mib); if prompt and max_new_tokens together exceed
+                max_length and the option window is not set; for an unknown adapter.
         """
         options = options or GenerationOptions()
         sequence = self._sequence(prompt, options, eos_token_id, tokenizer, copy)
@@ -225,8 +225,8 @@ class Engine:
                 f"max_cache_mib={options.max_cache_mib:g} is the engine's: requests share a cache"
             )
         request = check_request(self.model, [prompt], options, eos_token_id, tokenizer)
-        # Without max_new_tokens, an answer may be as long as the engine allows. With max_new_tokens, the
-        # limit must be the same as in generate_ids, so that the results are equal.
+        # Without max_new_tokens, the engine's max_length limits the answer. With max_new_tokens, the limit is
+        # the same as in generate_ids, so that the results are equal.
         longest = self.max_length
         if options.max_new_tokens is not None:
             longest = self.model.config.max_position_embeddings
@@ -264,7 +264,7 @@ class Engine:
     def close(self) -> None:
         """Cancel all requests immediately, and refuse new requests.
 
-        Only the thread that calls `step` may call this.
+        Only the thread that calls `step` may call this method.
         """
         with self.changed:
             # Set the failure before cancelling. Otherwise a request that arrives now would be accepted, and

@@ -28,8 +28,8 @@ __all__ = [
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-# Keys that minigpt adds to the config.json of a folder that is made from a run's folder, for example by
-# quantising or merging.
+# Two keys of config.json. minigpt adds them to a new folder that it makes from a training run's folder, for
+# example by quantising or merging, because the new folder has no training_state.json.
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 # options that have an effect only with do_sample=True
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
@@ -39,7 +39,7 @@ _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),
 )
-# Option of transformers that minigpt ignores -> the value that means "off".
+# Option that minigpt ignores in generation_config.json -> the value that means "off".
 _NOT_FOLLOWED = {
     "num_beams": 1,
     "min_length": 0,
@@ -69,7 +69,9 @@ def _source(folder: Path) -> Path:
 
 
 def recommended_options(folder: Path) -> dict[str, Any]:
-    """Read a folder's values for fields of GenerationOptions. Eos ids beyond the vocabulary are left out.
+    """Read the options that a model folder recommends: name of a GenerationOptions field -> value.
+
+    Eos ids beyond the vocabulary are left out.
 
     Raises:
         InputError: if the file is not a JSON object or a value is wrong; the message names the file.
@@ -85,8 +87,8 @@ def recommended_options(folder: Path) -> dict[str, Any]:
         except InputError as error:
             if name not in _DRAWING or content.get("do_sample") or not isinstance(value, int | float):
                 raise InputError(f"{path}: {error}") from None
-            # without do_sample this option has no effect, so a value out of range (temperature 0.0) is left
-            # out
+            # without do_sample this option has no effect, so a wrong value (temperature 0.0) is no error: it
+            # is left out
             del found[name]
     eos, size = id_list(found.get("eos_token_id")), _vocabulary_size(folder)
     return {**found, "eos_token_id": [one for one in eos if one < size]}
@@ -101,7 +103,7 @@ def _vocabulary_size(folder: Path) -> float:
 def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
     """Return the id with which a model begins if the prompt is empty, or None if there is no such id.
 
-    It is the id of the BOS token, or else of the EOS token, which stood between the texts in training.
+    It is the id of the BOS token, or else of the EOS token, which separated the texts in training.
     """
     size = _vocabulary_size(folder)
     ids = [_object(_source(folder)).get("bos_token_id")]
@@ -110,7 +112,7 @@ def start_token(folder: Path, tokenizer: AnyTokenizer) -> int | None:
 
 
 def notes_of(folder: Path, tokenizer: AnyTokenizer) -> list[str]:
-    """Return notes for the user about ignored settings, and about a missing eos."""
+    """Return sentences for the user about ignored settings, and about a missing eos."""
     path = _source(folder)
     content = _object(path)
     notes = []
@@ -144,8 +146,8 @@ def prompt_format(folder: Path, tokenizer: AnyTokenizer, adapter: Path | None = 
     has the format "text" if it was trained on plain text, or its subword tokenizer has no chat template.
 
     Args:
-        adapter: the adapter that the model was loaded with. If the adapter's folder tells how it was trained,
-            this decides the format, because the adapter was trained last.
+        adapter: folder of the adapter that the model was loaded with. If it has a training_state.json, the
+            adapter's training decides the format, because it came after the model's training.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         return "text" if tokenizer.chat_template is None else "chat"
@@ -157,8 +159,8 @@ def with_training_facts(
 ) -> dict[str, Any]:
     """Return the content of config.json for a new folder that is made from `folder`, for example by merging.
 
-    A run's folder has training_state.json, which holds two facts about the training: the prompt format and
-    max_length. The new folder has no such file, so this function puts both facts into config.json.
+    A training run's folder has training_state.json, which holds two facts about the training: the prompt
+    format and max_length. The new folder has no such file, so this function adds both facts to `config`.
     """
     facts = {_FORM: "text"} if _learned_from_text(folder, adapter) else {}
     length = trained_length(folder if adapter is None else adapter_folder(adapter))
@@ -180,7 +182,7 @@ def _learned_from_text(folder: Path, adapter: Path | None) -> bool:
 def trained_length(folder: Path) -> int:
     """Return the max_length with which a model was trained on questions and answers.
 
-    Return 0 if the folder has no such value: the model was trained on plain text, or by another program.
+    Return 0 if the folder has no such value, because the model was trained on plain text or elsewhere.
     """
     config = _object(folder / _STATE).get("config")
     if isinstance(config, dict):

@@ -1,7 +1,7 @@
 """Prompts as vectors instead of ids, like Hugging Face's inputs_embeds, for soft prompts and experiments.
 
 The models read ids. So a prompt gets one placeholder id for each vector, and a hook replaces the output of
-the token embedding by the vectors. The model adds its own positions as always.
+the token embedding by the vectors. The model then treats positions as usual.
 
 Letters in shapes: B rows, S columns, C channels.
 """

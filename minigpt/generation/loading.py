@@ -21,7 +21,7 @@ __all__ = ["Loaded", "adapter_note", "load_to_answer", "require_model", "warn_of
 class Loaded(NamedTuple):
     """A model that is ready to generate, with its folder and its tokenizer."""
 
-    folder: Path  # folder of the checkpoint, not of the run
+    folder: Path  # folder of the checkpoint (such as output/best), not of the training run (output)
     model: "LanguageModel"
     tokenizer: "AnyTokenizer"
     assistant_model: "LanguageModel | None"
@@ -31,7 +31,7 @@ def require_model(path: Path, has_flag: bool = True) -> None:
     """Raise InputError if a path does not exist. The message tells beginners what to do first.
 
     Args:
-        has_flag: the command takes the model by --model; False: without a flag.
+        has_flag: True: the user names the model's folder after --model. False: without a flag.
     """
     if not path.exists():
         if path == ModelOptions.model:  # the user gave no --model

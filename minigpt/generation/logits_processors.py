@@ -1,10 +1,9 @@
 """Changes logits by penalties and forbidden tokens: pure functions on logits (B, V), as in Hugging Face.
 
 Functions that look at earlier tokens take `ids` (B, S): prompt and new ids, padded on the left with NO_TOKEN.
-The padding does not change the result of a row. All counts are counts of ids. An id stands for a character
-(character tokenizer) or for a piece of a word (other tokenizers). A forbidden token gets the score -inf.
+The padding does not change the results. A forbidden token gets the score -inf.
 
-`make_processors` selects processors by the options, in the order of transformers' `generate`.
+`make_processors` returns the functions that the options need, in the order of transformers' `generate`.
 presence_penalty and frequency_penalty, which transformers lacks, come after repetition_penalty, as in vLLM.
 
 Letters in shapes: B rows, S tokens so far, V entries of the vocabulary, N tokens of an n-gram.
@@ -32,16 +31,16 @@ __all__ = [
     "make_processors",
 ]
 
-NO_TOKEN = -1  # stands in the place of an id where a shorter row is padded
-# A function of logits (B, V), ids (B, S) and the number of new ids at the end of `ids`. It returns new
-# logits, (B, V).
+NO_TOKEN = -1  # padding of shorter rows of ids
+# A function that changes logits: (logits (B, V), ids (B, S), number of new ids at the end of `ids`) -> new
+# logits (B, V).
 Processor = Callable[[Tensor, Tensor, int], Tensor]
 
 
 def counts(ids: Tensor, vocab_size: int) -> Tensor:
     """Count how often each token occurs in each row, (B, S) -> (B, V). NO_TOKEN is not counted."""
     table = torch.zeros(len(ids), vocab_size + 1, dtype=torch.int64, device=ids.device)  # (B, V + 1)
-    column = ids.where(ids != NO_TOKEN, vocab_size)  # NO_TOKEN goes to the last column, which is dropped
+    column = ids.where(ids != NO_TOKEN, vocab_size)  # NO_TOKEN goes to the table's last column, not returned
     return table.scatter_add(1, column, torch.ones_like(ids))[:, :vocab_size]  # (B, V)
 
 
@@ -51,17 +50,17 @@ def add_bias(logits: Tensor, bias: Tensor) -> Tensor:
 
 
 def apply_repetition_penalty(logits: Tensor, ids: Tensor, penalty: float) -> Tensor:
-    """Make each token that occurs in ids less likely (penalty > 1), no matter how often it occurs.
+    """Make each token that occurs in `ids` less likely (if penalty > 1), no matter how often it occurs.
 
     https://arxiv.org/abs/1909.05858 (CTRL), section 4.1: a positive score is divided by the penalty. A
-    negative score is multiplied, because dividing would raise it.
+    negative score is multiplied by the penalty, because dividing would raise the score.
     """
     seen = counts(ids, logits.shape[-1]) > 0  # (B, V)  True: the token occurs in the row
     return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
 
 
 def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
-    """Subtract the penalty from the score of each token in the answer; new_ids (B, S) has no prompt.
+    """Subtract the penalty from the score of each token that occurs in the answer: in new_ids (B, S).
 
     https://platform.openai.com/docs/api-reference/chat/create (presence_penalty).
     """
@@ -69,7 +68,7 @@ def apply_presence_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> T
 
 
 def apply_frequency_penalty(logits: Tensor, new_ids: Tensor, penalty: float) -> Tensor:
-    """Subtract from each token's score: the penalty times the number of occurrences in the answer.
+    """Subtract from each token's score the penalty times the token's number of occurrences in new_ids (B, S).
 
     https://platform.openai.com/docs/api-reference/chat/create (frequency_penalty).
     """
@@ -82,7 +81,7 @@ def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def forbid_from(logits: Tensor, first: int) -> Tensor:
-    """Forbid all ids from `first` on, for which the model has logits, but the tokenizer has no tokens."""
+    """Forbid all ids from `first` on. The model has logits for them, but the tokenizer has no tokens."""
     scores = logits.clone()
     scores[..., first:] = -math.inf
     return scores
@@ -95,7 +94,7 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
     """
     if ids.shape[1] < size:
         return logits
-    ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)
+    ngrams = ids.unfold(1, size, 1)  # (B, S - N + 1, N)  N = size
     beginning = ids[:, ids.shape[1] - size + 1 :]  # (B, N - 1)  the last N - 1 tokens
     # (B, S - N + 1)  True: the n-gram begins with the last N - 1 tokens of the row
     same = (ngrams[..., :-1] == beginning[:, None]).all(dim=-1)
@@ -104,9 +103,9 @@ def forbid_repeated_ngrams(logits: Tensor, ids: Tensor, size: int) -> Tensor:
 
 
 def forbid_words(logits: Tensor, ids: Tensor, words: Sequence[Sequence[int]]) -> Tensor:
-    """Forbid some sequences of tokens (`words`, lists of ids).
+    """Forbid some sequences of ids (`words`).
 
-    If a row ends with all tokens of a word but the last one, this last token of the word is forbidden.
+    If a row ends with all ids of a word but the last one, the word's last id is forbidden.
     """
     forbidden = torch.zeros_like(logits, dtype=torch.bool)  # (B, V)
     for *beginning, last in words:
@@ -125,10 +124,10 @@ def make_processors(
     device: torch.device,
     tokens: int | None = None,
 ) -> list[Processor]:
-    """Return the processors that the options need, in order. The type Processor describes their arguments.
+    """Return the functions that the options need to change logits, in the order in which they are applied.
 
     Args:
-        tokens: number of ids that have a token. All later ids are forbidden; None: every id has a token.
+        tokens: number of ids that have a token. All later ids are forbidden. None: every id has a token.
     """
     found: list[Processor] = []
     if tokens is not None and tokens < vocab_size:
@@ -155,7 +154,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # bad_words_ids does not forbid an eos alone, because without the eos the answer could not end
+    # an entry of bad_words_ids that is only an eos is left out, because the answer could not end without it
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

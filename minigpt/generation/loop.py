@@ -62,7 +62,7 @@ class DecodingLoop:
             other sequences for long. Each prompt is read alone, so its rounding does not depend on other
             prompts. None: each step reads all new prompts completely, together.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
-        bursts: decodes by CUDA graphs if possible. Then one step may give a sequence no token or several.
+        bursts: decodes by CUDA graphs if possible. A step may then give a sequence no token, one or several.
     """
 
     def __init__(
@@ -81,9 +81,9 @@ class DecodingLoop:
         # tokens_read: number of prompt tokens that the model has read; tokens_reused: number of prompt tokens
         # that were copied from the prefix cache instead
         self.tokens_read = self.tokens_reused = 0
-        self._n_special = 0  # number of running sequences with guesses, beams or a window
+        self._n_special = 0  # number of running sequences with guesses, beams, window or use_cache=False
 
-    # tensors made in inference mode, as the cache may be, can only be changed in inference mode
+    # The cache's tensors may have been made in inference mode. They can then be changed only in that mode.
     @torch.inference_mode()
     def add(self, sequence: Sequence) -> None:
         """Let a sequence join the loop. The cache must have a free slot."""
@@ -98,7 +98,7 @@ class DecodingLoop:
 
     @torch.inference_mode()
     def remove(self, sequence: Sequence) -> None:
-        """Remove a sequence. Free its slot, and its speculation object, which may hold a cache of its own."""
+        """Remove a sequence. Free its slot, and the assistant model's cache that `speculation` may hold."""
         if sequence.error is not None:
             self.cache.clear(sequence.slot)
         self.cache.free(sequence.slot)
@@ -122,10 +122,11 @@ class DecodingLoop:
         return ended
 
     def _is_prefilled(self, sequence: Sequence) -> bool:
-        """Return True if the prefill has read all tokens of a sequence that it must read.
+        """Return True if the next step must decode the sequence: only its last token is not in the cache.
 
-        Decoding then reads the sequence's last token. With CUDA graphs, the prefill leaves the last token of
-        a prompt to the first decoding step. Without CUDA graphs, the prefill reads the whole prompt.
+        Without CUDA graphs, the prefill reads the whole prompt, and decoding begins after the first new
+        token. With CUDA graphs, the prefill reads all but the last token of the prompt, and decoding begins
+        with this token.
         """
         missing = len(sequence.context) - self.cache.lengths[sequence.slot]
         return missing == 1 and (bool(sequence.ids) or self.bursts is not None)
@@ -154,7 +155,7 @@ class DecodingLoop:
 
     @contextmanager
     def _adapters(self, group: list[Sequence]) -> Iterator[None]:
-        """In a `with` block, the model applies to each sequence of the group the sequence's adapters."""
+        """In a `with` block, let the model apply each sequence's own adapters to the sequence's row only."""
         if all(one.adapters is None for one in group):
             yield
             return
@@ -166,14 +167,15 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the ids that the model reads next: the sequence's last token, then guesses."""
         assert sequence.speculation is not None, "something guesses"
-        # number of free columns in the slot, minus 1: the last token, which is read first, needs a column
+        # A slot has at most max_length - 1 columns, one for each token. The sequence's last token needs one
+        # of the free columns; the rest is for guesses.
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
         """Move sequences from high slots to lower free slots, so that the used slots are adjacent.
 
-        The PyTorch model reads adjacent slots in place, and copies others.
+        The PyTorch model reads adjacent slots in place. It would copy other slots in each step.
         """
         for sequence in sorted(self.running, key=lambda one: -one.slot):
             if sequence.slot < len(self.running):
@@ -185,9 +187,9 @@ class DecodingLoop:
     def _decode_by_graph(self, bursts: BurstPipeline, ready: list[Sequence]) -> list[Sequence]:
         """Let CUDA graphs decode the sequences, and add the tokens that have arrived.
 
-        Return the sequences that the caller must decode without a graph: none if graphs can decode all of
-        `ready`. Otherwise wait for the steps that were started earlier, and return all sequences of `ready`
-        that have not ended.
+        Return the sequences that the caller must decode without a graph. If graphs can decode all of `ready`,
+        the result is empty. Otherwise wait for the steps that were started earlier, and return all sequences
+        of `ready` that have not ended.
         """
         if ready and all(map(can_choose, ready)):
             held = max(self.cache.length(sequence.slot) for sequence in self.running)
@@ -199,7 +201,7 @@ class DecodingLoop:
         return [sequence for sequence in ready if not sequence.has_ended]
 
     def _push(self, arrived: list[tuple[Sequence, list[int]]]) -> None:
-        """Add tokens chosen by CUDA graphs to the sequences. Tokens after a sequence's end are dropped."""
+        """Add to each sequence the tokens that CUDA graphs have chosen, but no tokens after its end."""
         for sequence, tokens in arrived:
             for token in tokens:
                 if sequence.has_ended or sequence not in self.running:
@@ -216,9 +218,9 @@ class DecodingLoop:
         if self.chunk is not None:
             self._prefill_in_chunks(unread, self.chunk)
             return
-        # The model reads the sequences of a group in one call. All sequences are one group, except those
-        # with input vectors or a watcher (it records hidden states): such a sequence is alone in its group,
-        # or with the other beams of its search, which have the same vectors.
+        # The model reads the sequences of a group in one call. A sequence with input vectors, or with a
+        # watcher (which records hidden states), makes a group of its own, together with the other beams of
+        # its search. All remaining sequences make one group.
         groups: dict[object, list[Sequence]] = {}
         for one in unread:
             is_alone = one.embeds is not None or one.watcher is not None
@@ -238,8 +240,8 @@ class DecodingLoop:
             context, slot = sequence.context, sequence.slot
             end = len(context) - 1 if self.bursts else len(context)
             while left > 0 and (start := self.cache.length(slot)) < end:
-                # The end of a chunk affects the rounding of the results, so a chunk is never shortened. If it
-                # is longer than the number of tokens that are left for this step, it waits for the next step.
+                # A prompt must always be cut into the same chunks, because the cuts affect the rounding. So a
+                # chunk that is longer than the rest of this step's tokens waits for the next step.
                 piece = context[start : min(start + chunk, end)]
                 if len(piece) > left and left < chunk:
                     return
@@ -259,9 +261,9 @@ class DecodingLoop:
         """Choose the next token of each sequence from its logits.
 
         Args:
-            logits: a row for each token in `read`. If `read` is None: a row for each sequence.
-            read: for each sequence the tokens that the model has just read: the sequence's last token, then
-                guesses.
+            logits: a row for each token in `read`, in order. If `read` is None: a row for each sequence.
+            read: for each sequence, a list of the tokens that the model has just read: the sequence's last
+                token, then guesses. None in prefill.
         """
         if not self._n_special and len({_group(sequence) for sequence in sequences}) == 1:
             choose(sequences, logits, argmax=self.runner.argmax)
@@ -277,7 +279,7 @@ class DecodingLoop:
     ) -> list[Sequence]:
         """Choose the next tokens, in groups of sequences with the same options.
 
-        Return `sequences`, and the sequences that a beam search has added. Arguments as in `_choose`.
+        The arguments are as in `_choose`. Return `sequences`, and the sequences that a beam search has added.
         """
         groups: dict[object, tuple[list[Sequence], list[int]]] = {}
         place, found = 0, list(sequences)
@@ -304,7 +306,7 @@ class DecodingLoop:
 def decode(
     model: LanguageModel, sequences: Rows[Sequence], batch_size: int
 ) -> Generator[list[Sequence], None, None]:
-    """Decode the sequences of one request. After each step, yield the sequences that have ended.
+    """Decode the sequences of one call of generate_ids or the like. Yield those that end, step by step.
 
     Args:
         batch_size: largest number of sequences in a batch; each beam counts as one.
@@ -317,7 +319,7 @@ def decode(
     options, weight = sequences[0].request.options, next(model.parameters())
     context, beams = model.config.max_position_embeddings, options.num_beams
     at_once = min(len(sequences), max(1, batch_size // beams))
-    # the last token of a sequence is never read, so it needs no column
+    # the model never reads the last token of a sequence, so the cache needs no column for it
     columns = max(min(context, len(one.prompt) + one.limit) for one in sequences) - 1
     cache = KeyValueCache(
         model.config, at_once * beams, columns, weight.device, weight.dtype, options.max_cache_mib,
@@ -355,9 +357,10 @@ def evaluating(model: LanguageModel) -> Iterator[None]:
 
 
 def _group(sequence: Sequence) -> object:
-    """Return a key that is equal for sequences whose tokens can be chosen together.
+    """Return a key that is equal for sequences whose next tokens can be chosen in one call of `choose`.
 
-    Processors depend on the number of new tokens. If there are processors, the key includes this number.
+    If penalties and the like change the scores, the key includes the number of new tokens, because one call
+    can apply them only to sequences with equally many new tokens.
     """
     return (sequence.kind, len(sequence.ids)) if sequence.request.options.changes_scores else sequence.kind
 
@@ -368,15 +371,16 @@ def choose(
     place: int | None = None,
     argmax: Callable[[Tensor], tuple[list[int], list[float]]] | None = None,
 ) -> None:
-    """Choose the next token of each sequence, and add it to the sequence. All have the same options.
+    """Choose the next token of each sequence, and add it to the sequence.
 
     If no token can be chosen for a sequence, its `error` is set instead.
 
     Args:
+        group: sequences with the same options.
         logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V), a row for the
             sequence's last token and for each guess.
-        place: index of the row to use, for one sequence with guesses. None: use all rows.
-        argmax: a faster argmax for these logits; see TorchRunner.argmax.
+        place: for one sequence with guesses: index of the row to use. None: use all rows.
+        argmax: a faster function for argmax, such as NativeRunner.argmax. None: sampling.greedy.
     """
     first, given = group[0], logits if place is None else logits[place : place + 1]
     scores = given if first.kind is None else processed(group, given)
@@ -400,7 +404,7 @@ def choose(
 
 
 def processed(group: list[Sequence], logits: Tensor) -> Tensor:
-    """Apply processors and constraint to the logits (n, V) of sequences with the same options."""
+    """Apply penalties, forbidden tokens and constraint to logits (n, V) of sequences with equal options."""
     request, scores = group[0].request, logits
     if request.processors:
         ids = _padded(group if request.options.changes_scores else []).to(scores.device)
@@ -412,7 +416,7 @@ def processed(group: list[Sequence], logits: Tensor) -> Tensor:
 
 
 def _padded(group: list[Sequence]) -> Tensor:
-    """Return prompt and new ids of each sequence, padded on the left, (n, S)."""
+    """Return prompt and new ids of each sequence, padded on the left with NO_TOKEN, (n, S)."""
     histories = [sequence.history() for sequence in group]
     longest = max(map(len, histories), default=0)
     ids = np.full((len(group), longest), NO_TOKEN, dtype=np.int64)
@@ -429,7 +433,7 @@ def problems_of(logits: Tensor, scores: Tensor, highest: Rows[float] | None = No
         scores: (n, V), the result of `processed` for these logits.
         highest: the highest score of each row. None: it is computed here.
     """
-    # amax returns NaN or +infinity if the row has one, and -infinity if all tokens of the row are forbidden
+    # amax gives NaN if the row has a NaN, +inf if it has +inf, and -inf if all tokens are forbidden
     highest = scores.amax(dim=-1).tolist() if highest is None else highest
     loudest = highest if scores is logits else logits.amax(dim=-1).tolist()
     return [

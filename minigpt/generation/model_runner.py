@@ -4,8 +4,8 @@
     logits = runner.prefill([prompt], [slot], cache)      # (1, V), after the prompt
     logits = runner.decode([[token]], [slot], cache)      # (1, V), after the token
 
-PyTorch adds the numbers of a product in another order if there are several tokens instead of one. So the last
-bits of a token's logits depend on the other tokens in the call. This is not so in the C code.
+The order in which PyTorch sums a matrix product depends on the number of tokens in the call. So the last bits
+of a token's logits depend on this number, too. This is not so in the C code.
 
 Letters in shapes: n rows, T tokens, C channels, V entries of the vocabulary.
 """
@@ -28,7 +28,7 @@ __all__ = ["TorchRunner"]
 class TorchRunner:
     """Runs one model, which is in eval mode. Only one thread may use the runner."""
 
-    in_any_slot = False  # the used slots should be adjacent; PyTorch copies other slots in each step
+    in_any_slot = False  # False: the used slots should be adjacent, because others are copied in each step
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model
@@ -47,8 +47,8 @@ class TorchRunner:
         All slots must hold the same number of tokens. The pieces are one batch, padded on the right.
 
         Args:
-            embeds: (tokens, C), vectors that replace the embeddings of the first tokens of every piece. They
-                are used only if the slots are empty.
+            embeds: (tokens, C), vectors that replace the embeddings of the first tokens of every piece. If
+                the slots are not empty, `embeds` is ignored.
             recorder: collects hidden states and attentions. With a recorder, there must be one piece only.
         """
         counts = [len(piece) for piece in pieces]
@@ -70,7 +70,7 @@ class TorchRunner:
         if max(map(len, rows)) == 1:
             return self._logits(self._hidden(rows, cache.view(slots), None, recorder)[:, -1])
         found = []
-        for row, slot in zip(rows, slots):  # one by one, because sequences have different numbers of guesses
+        for row, slot in zip(rows, slots):  # one by one, because rows may have different numbers of tokens
             found.append(self._hidden([row], cache.view([slot], [len(row)]), None, recorder)[0])
         return self._logits(torch.cat(found))
 
@@ -83,7 +83,7 @@ class TorchRunner:
         self, ids: Sequence[Sequence[int]], view: CacheView, embeds: Tensor | None, recorder: Recorder | None
     ) -> Tensor:
         given = torch.tensor(ids)  # (n, T)
-        if self._device.type == "cuda":  # copying from pinned memory does not make the host wait
+        if self._device.type == "cuda":  # the CPU need not wait for a copy from pinned memory to the GPU
             given = given.pin_memory()
         with contextlib.ExitStack() as stack:
             if embeds is not None and view.length == 0:

@@ -1,14 +1,14 @@
-"""Runs a model on a CPU with one call of C code. Only the memory's bandwidth then limits decoding speed.
+"""Runs a model on a CPU, with one call of C code per step. Only memory bandwidth then limits decoding speed.
 
     runner = runner_for(model)     # a TorchRunner if C cannot run this model, or cannot be compiled
     logits = runner.decode([[5], [3]], [0, 4], cache)      # a token in each of two slots -> (2, V)
 
-`native.c` executes a list of operations of three kinds; `products.h` has the matrix products, which take most
-of the time. The `native.py` of a family builds the list from the modules of the PyTorch model. The list uses
-the model's weights where they are, without a copy. So there is no second model. Tests compare the results
-with the slower PyTorch modules. The library is compiled at first use (native_library.py).
+`native.c` executes a list of operations of three kinds: embedding, product and attention. `products.h` has
+the matrix products, which take most of the time. Each model family has a `native.py`, which builds the list
+from the modules of the PyTorch model. The weights are not copied: the list has their addresses. Tests compare
+the results with PyTorch's. The C code is compiled at first use (native_library.py).
 
-The bits of a token's logits do not depend on other slots or other tokens in the call.
+A token's logits are bit for bit the same, whatever other slots and tokens are in the call.
 
 Letters in shapes: n slots, H heads of queries, G of keys and values, D channels of one head, V entries of the
 vocabulary.
@@ -41,9 +41,8 @@ __all__ = [
 ]
 
 _FEW = 64  # largest number of tokens for which C with float32 weights is faster than PyTorch
-# Number of multiplications for which a step uses one more thread. With less work, a thread saves only
-# microseconds on an idle machine. On a busy machine it costs milliseconds, because each step waits for the
-# slowest thread.
+# A step uses one more thread for each 2**19 multiplications. With less work, a thread saves only microseconds
+# on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -90,7 +89,7 @@ _was_said = False
 def without_warning() -> Iterator[None]:
     """Suppress NativeStepWarning in a `with` block, for example while a few tokens are sampled.
 
-    The warning can still appear later, when it matters more.
+    After the block, the warning can still appear.
     """
     global _was_said
     before, _was_said = _was_said, True
@@ -115,25 +114,26 @@ def _warn_once() -> None:
 
 
 def library() -> Any | None:
-    """Return the compiled native.c as a ctypes.CDLL, or None. `system_build().reason` then says why."""
+    """Return the compiled native.c as a ctypes.CDLL, or None. `system_build().reason` says why it is None."""
     return system_build().library
 
 
 def dtype_to_load(device: torch.device) -> Literal["stored"] | None:
-    """Return the value for `load_model`'s argument dtype with which generation is fastest.
+    """Return the value for `load_model`'s argument dtype that is best for generation.
 
-    "stored" keeps 16-bit weights as they are. It is returned if the C code runs the model. None converts the
-    weights to float32. It is returned if PyTorch runs the model. On a CPU, PyTorch would convert 16-bit
-    weights in each product. On a GPU, PyTorch would also compute in 16 bits.
+    If the C code runs the model, return "stored": 16-bit weights stay as they are. If PyTorch runs the model,
+    return None: the weights are converted to float32. With 16-bit weights, PyTorch would convert them in each
+    product on a CPU, and would compute in only 16 bits on a GPU.
     """
     return "stored" if device.type == "cpu" and library() is not None else None
 
 
 def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
-    """Return the runner of a model: C for float32 activations on a CPU with a C compiler, else PyTorch.
+    """Return an object that runs the model: a NativeRunner (C code) if possible, else a TorchRunner.
 
-    PyTorch also runs a model with an adapter, a hook or an unknown module, which the C code does not support.
-    If only the compiler is missing, this function warns once per process with NativeStepWarning.
+    The C code needs float32 activations, a CPU and a C compiler. It does not support adapters, hooks and
+    unknown modules. If only the compiler is missing, this function warns once per process with
+    NativeStepWarning.
     """
     one = next(model.parameters())
     if one.device.type != "cpu" or one.dtype != torch.float32 or not all(map(_is_known, model.modules())):
@@ -145,10 +145,10 @@ def runner_for(model: LanguageModel) -> "NativeRunner | TorchRunner":
 
 
 def _is_known(module: nn.Module) -> bool:
-    """Return True if the list of operations describes all that a module computes.
+    """Return True if the list of operations for C describes all that a module computes.
 
-    A family makes the list from weights, without calling a module. So the list would miss what a wrapper, a
-    subclass or a hook adds.
+    The list is made from the weights, without calling a module. So it would miss what a wrapper, a subclass
+    or a hook adds.
     """
     hooked = module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module)
     return type(module) in _KNOWN and not hooked
@@ -157,12 +157,12 @@ def _is_known(module: nn.Module) -> bool:
 class NativeRunner:
     """Runs one model in C. It holds the model's list of operations and memory for intermediate results.
 
-    The list holds the addresses of the weights. Training may change the values of the weights. But if a
-    module is replaced or quantised, make a new runner. `prefill` and `decode` have the same arguments and
-    results as in TorchRunner, but the next call overwrites the returned logits.
+    The list holds the addresses of the weights. So the values of the weights may change, for example by
+    training. But if a module is replaced or quantised, make a new runner. `prefill` and `decode` have the
+    same arguments and results as in TorchRunner, but the next call overwrites the returned logits.
     """
 
-    in_any_slot = True  # used slots need not be adjacent: C finds each token's slot by its number
+    in_any_slot = True  # True: the used slots need not be adjacent
     _workspace: Tensor
     # The attributes below describe the last call into C.
     _sizes: tuple[int, ...]  # (number of tokens, columns of the cache, number of threads)
@@ -183,9 +183,9 @@ class NativeRunner:
         return TorchRunner(self._model)
 
     def takes(self, tokens: int) -> bool:
-        """Return True if C is faster than PyTorch when it reads this number of tokens in one call.
+        """Return True if C reads this number of tokens in one call faster than PyTorch.
 
-        With weights of fewer than 32 bits, C is faster for any number of tokens.
+        With weights of fewer than 32 bits, C is always faster.
         """
         return self._any_length or tokens <= _FEW
 
@@ -234,9 +234,8 @@ class NativeRunner:
 
         every=True: the logits after each token, (tokens, V); every=False: only after each row, (n, V).
 
-        This method calls no torch operation. A step reads hundreds of megabytes, which push the code of
-        Python and torch out of the processor's caches. Each small torch operation would then take 20 to 50
-        microseconds.
+        This method calls no torch operation, because each would take 20 to 50 microseconds: a step reads
+        hundreds of megabytes, which push the code of Python and torch out of the processor's caches.
         """
         n = sum(map(len, rows))
         if self._n < n:
@@ -299,7 +298,7 @@ class NativeRunner:
         self._attentions = [op for op in self._operations if op.kind == _ATTENTION]
         self._widest: int = max(operation.n_in for operation in operations)
         self._products: int = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
-        # number of multiplications of attention for each pair of a query and a key
+        # number of multiplications in all layers' attention for a token and one token to which it attends
         self._of_attention: int = sum(2 * op.heads * op.head_dim for op in operations)
 
     def _bind(self, cache: KeyValueCache) -> None:
@@ -327,9 +326,9 @@ class OperationList:
         self._keep: list[Tensor] = []  # keeps the tensors alive, because C has their addresses only
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Allocate memory (n, width) for an intermediate result. The buffer for logits is named "logits"."""
-        # Logits take much memory (n, V), but often only a few tokens need them. With torch.empty, the
-        # operating system gives no memory to rows that are never written.
+        """Allocate memory (n, width) for an intermediate result. `name` must be "logits" for the logits."""
+        # The logits (n, V) would take much memory, but often only a few tokens need them. With torch.empty,
+        # the operating system provides no memory for rows that are never written.
         make = torch.empty if name == "logits" else torch.zeros
         self.scratch[name] = make(self._n, width)
         return self.scratch[name]
@@ -350,7 +349,8 @@ class OperationList:
         """Add the operation out = attention(qkv). qkv holds H queries, G keys and G values of each token.
 
         Args:
-            more: q_norm and k_norm: weights of an RMSNorm of queries and keys, (D,); eps: of these norms.
+            more: only for models that normalise queries and keys: the weights q_norm and k_norm of the two
+                RMSNorms, (D,) each, and their epsilon `eps`.
         """
         self._add(_ATTENTION, heads=heads, kv_heads=kv_heads, head_dim=head_dim, input=qkv, out=out, **more)
 
@@ -369,9 +369,11 @@ class OperationList:
             layer: the linear layer.
             norm: a module, applied to source first; None: no norm.
             act: the activation; None: no activation.
-            more: `values`: a second linear layer; the activation is then SwiGLU, and `layer` computes the
-                gates. `add=1`: add the result to out, instead of overwriting out. `wait=0`: threads need
-                not wait for the end of this operation, because the next operation does not read out.
+            more: optional:
+                values: a second linear layer. The activation is then SwiGLU, and `layer` computes the gates.
+                add=1: the result is added to `out`, instead of overwriting `out`.
+                wait=0: threads do not wait until the operation is finished. The next operation must not read
+                    `out`.
         """
         values = more.pop("values", None)
         if act is not None:

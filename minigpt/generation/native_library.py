@@ -81,7 +81,7 @@ def cache_folder() -> Path | None:
 def build(
     compiler: Sequence[str], flags: Sequence[str] = FLAGS, cache: Path | None = None, shown: str = ""
 ) -> Build:
-    """Load the compiled native.c from the folder `cache`, or else compile it, keep it there and load it.
+    """Load the compiled native.c from the folder `cache`. If it is not there, compile it first, into `cache`.
 
     If this fails, the result's `library` is None and `reason` says why. No file outside `cache` changes.
 
@@ -93,7 +93,7 @@ def build(
     command = shlex.join(compiler)
     name = f"native-{_key(compiler, flags)}"
     for kept in _kept(cache, name):
-        # a library that was compiled on another system may fail to load; the code below then compiles it
+        # a library that was compiled on another system may fail to load; native.c is then compiled again
         with contextlib.suppress(_BuildError):
             return Build(_load(kept), compiler=command, path=kept)
     try:
@@ -112,8 +112,9 @@ def build(
 
 
 def _key(compiler: Sequence[str], flags: Sequence[str]) -> str:
-    # The key, a part of the library's file name, depends on the processor: with -march=native, the code may
-    # crash on another processor, and machines with different processors may share a home folder.
+    # The key is a part of the library's file name. It depends on the processor, because machines with
+    # different processors may share a home folder: code compiled with -march=native may crash on another
+    # processor.
     texts = [read_text(file) for file in (SOURCE, PRODUCTS)]
     parts = [*texts, *flags, *compiler, platform.machine(), _processor()]
     return hashlib.sha256(chr(0).join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:16]
@@ -129,7 +130,7 @@ def _processor() -> str:
 
 
 def _kept(cache: Path | None, name: str) -> list[Path]:
-    """Return the libraries in the cache folder whose file names begin with `name`. Delete damaged ones."""
+    """Return the libraries in the cache folder whose names begin with `name`. Delete damaged libraries."""
     whole = []
     with contextlib.suppress(OSError):
         for path in sorted(cache.glob(f"{name}-*.so")) if cache else ():
@@ -141,7 +142,7 @@ def _kept(cache: Path | None, name: str) -> list[Path]:
 
 
 def _keep(made: Path, cache: Path | None, name: str) -> Path:
-    """Copy a library into the cache folder and return its path. Raises OSError if this is impossible."""
+    """Copy a library into the cache folder and return its path there. Raise OSError if this fails."""
     if cache is None:
         raise FileNotFoundError("no folder to keep it in")
     cache.mkdir(parents=True, exist_ok=True)

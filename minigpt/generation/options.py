@@ -27,7 +27,7 @@ DEFAULT_NEW_TOKENS = 128
 
 @dataclass(frozen=True)
 class GenerationOptions:
-    """Options for choosing tokens, their number, when to stop, and the outputs.
+    """Options of generation: how tokens are chosen, how many, when to stop, and what is returned.
 
     Raises:
         InputError: if a value is out of range, or two options contradict each other.
@@ -36,7 +36,7 @@ class GenerationOptions:
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_new_tokens": (1, 10**9),
         "min_new_tokens": (0, 10**9),
-        # With the lowest temperature allowed, scores divided by it are still finite in float32, and sampling
+        # temperature: scores divided by the lowest value are still finite in float32. With it, sampling
         # nearly always takes the most likely token.
         "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
         "top_k": (0, 10**9),
@@ -94,11 +94,11 @@ class GenerationOptions:
 
     # Preferred, forbidden and ending tokens
     logit_bias: Mapping[int, float] | None = None
-    """id -> a number that is added to its score"""
+    """id -> number that is added to the score of this id"""
     bad_words_ids: Sequence[Sequence[int]] = ()
     """sequences of ids that must not come"""
     eos_token_id: int | Sequence[int] | None = None
-    """what ends an answer; None: the tokenizer's own"""
+    """ids that end an answer; None: the tokenizer's own"""
     stop_strings: str | Sequence[str] = ()
     """texts that end an answer, and do not belong to it: one or several"""
     choices: Sequence[str] = ()
@@ -138,7 +138,7 @@ class GenerationOptions:
 
     # Outputs besides the ids
     output_scores: bool = False
-    """the scores that a token was chosen by, as all of the above made them"""
+    """the scores from which each token was chosen, after penalties, filters and constraints"""
     output_logits: bool = False
     """the model's own scores"""
     output_hidden_states: bool = False
@@ -262,7 +262,10 @@ class GenerationOptions:
         return DEFAULT_NEW_TOKENS if self.max_new_tokens is None else self.max_new_tokens
 
     def limit(self, prompt_length: int, context: int) -> int:
-        """Return the largest number of new tokens for a prompt, in a model with `context` positions."""
+        """Return the largest number of new tokens for a prompt, in a model with `context` positions.
+
+        With the option window, the context does not limit the number.
+        """
         return self.wanted if self.window is not None else min(self.wanted, context - prompt_length)
 
     def check_model(self, vocab_size: int, context: int) -> None:

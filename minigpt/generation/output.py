@@ -3,9 +3,9 @@
 A `Recorder` collects the outputs of one sequence, step by step. It computes and keeps only the outputs that
 the options select. Hooks on the blocks collect the hidden states, so the model needs no code for them.
 
-Letters in shapes: B rows; H heads; T tokens that a step reads (the first step reads the prompts, a later step
-reads one token, or all tokens if there is no cache); S tokens so far; C channels; V entries of the
-vocabulary; n tokens with the highest probabilities.
+Letters in shapes: B rows; H heads; T tokens that a step reads; S tokens so far; C channels; V entries of the
+vocabulary; n tokens with the highest probabilities. The first step reads the prompts. A later step reads one
+token, or all tokens if there is no cache.
 """
 
 from collections.abc import Iterator, Sequence
@@ -39,10 +39,9 @@ class GenerateOutput:
     """The result for all prompts. An output that was not selected is None.
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
-    log-probabilities have minigpt's own names. A tuple has an entry for each step. In hidden_states and
-    attentions, this entry is a tuple with an entry for each layer. Rows that end early are padded:
-    `sequences` with an eos (or 0), other outputs with zeros. `completions` have no padding. In speculative
-    decoding, each token counts as a step.
+    log-probabilities have minigpt's own names. A tuple has an entry for each step (each new token). In
+    hidden_states and attentions, this entry is a tuple with an entry for each layer. Rows that end early are
+    padded: `sequences` with an eos (or 0), other tensors with zeros. `completions` have no padding.
     """
 
     completions: list[Completion]
@@ -52,8 +51,8 @@ class GenerateOutput:
     # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     scores: tuple[Tensor, ...] | None = None
     logits: tuple[Tensor, ...] | None = None  # (B, V)  the model's logits
-    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, outputs of layers
-    attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  each query's weights sum to 1
+    hidden_states: tuple[tuple[Tensor, ...], ...] | None = None  # (B, T, C)  embeddings, then layer outputs
+    attentions: tuple[tuple[Tensor, ...], ...] | None = None  # (B, H, T, S)  attention weights after softmax
     logprobs: Tensor | None = None  # (B, steps)  log-probabilities of the chosen tokens, from `logits`
     top_logprobs: Tensor | None = None  # (B, steps, n)  log-probabilities of top_ids, from `logits`
     top_ids: Tensor | None = None  # (B, steps, n)  ids of the n most likely tokens, in descending order
@@ -71,9 +70,10 @@ class Recorder:
 
     @contextmanager
     def watching(self, model: LanguageModel) -> Iterator[list[Tensor] | None]:
-        """Collect the model's hidden states in a `with` block.
+        """In a `with` block, collect the model's hidden states and attention weights, if they are selected.
 
-        Yield a list to which the model adds its attention weights, or None if the options do not select them.
+        Yield the list for the attention weights, which the caller must pass to the model; None if they are
+        not selected. Hidden states are collected by hooks.
         """
         hooks = []
         self._states, self._attentions = [], []
@@ -94,12 +94,14 @@ class Recorder:
                 hook.remove()
 
     def record(self, logits: Tensor, scores: Tensor, token: int, place: int | None = None) -> None:
-        """Record a chosen token, the model's logits (V,), and the scores (V,) after processors and filters.
+        """Record the outputs for one chosen token.
 
         Args:
-            place: if the last forward pass read guesses, the index of the position from which the token was
-                chosen. Only this position's hidden states and attentions are recorded. None: those of all
-                positions are recorded.
+            logits: (V,), the model's logits.
+            scores: (V,), the logits after penalties, temperature, top_k and so on.
+            place: if the last forward pass read guesses: index of the position from which the token was
+                chosen. Hidden states and attentions are then recorded for this position only. None: they are
+                recorded for all positions.
         """
         options, step = self.options, dict[str, Any]()
         if options.output_scores:
@@ -127,7 +129,7 @@ class Recorder:
 
 
 def joined(recorders: Sequence[Recorder], completions: list[Completion], sequences: Tensor) -> GenerateOutput:
-    """Join the outputs of all sequences, step by step.
+    """Join the outputs of all sequences into one GenerateOutput.
 
     Hidden states and attentions of shorter prompts are padded with zeros on the left. All outputs are 0 for
     the steps after the end of a sequence.
@@ -147,14 +149,17 @@ def joined(recorders: Sequence[Recorder], completions: list[Completion], sequenc
 
 
 def _filled(column: list[Any]) -> list[Any]:
-    """Replace None by zeros. None stands for a sequence that has already ended."""
+    """Replace each None by zeros. None stands for a sequence that has already ended."""
     known = next(value for value in column if value is not None)
     zeros = [torch.zeros_like(one) for one in known] if isinstance(known, list) else torch.zeros_like(known)
     return [zeros if value is None else value for value in column]
 
 
 def _stacked(rows: tuple[Tensor, ...]) -> Tensor:
-    """Stack rows: (V,) -> (B, V); (1, T, C) or (1, H, T, S) -> (B, ...), padded on the left in T and S."""
+    """Stack the tensors of B sequences: (V,) to (B, V), (1, T, C) to (B, T, C), (1, H, T, S) to (B, H, T, S).
+
+    Tensors with a smaller T or S are padded with zeros on the left.
+    """
     if rows[0].dim() < 3:
         return torch.stack(rows)
     sizes = [max(row.shape[axis] for row in rows) for axis in (-2, -1)]

@@ -1,12 +1,13 @@
-"""Float32 matrix products of many tokens on a CPU, by oneDNN, which keeps the weights in its own order.
+"""Faster float32 matrix products of many tokens on a CPU: oneDNN computes them with packed weights.
 
     packed = PackedWeights(model)
     with packed.in_use():
         model.base_model(ids)
 
 PyTorch gives a float32 product to MKL, which copies the weights into another order at each call. oneDNN
-makes such a copy once (packed weights), and takes a tenth to a fifth less time (LOG.md). The packed weights
-are a second copy in memory. So they exist only while many tokens are read, and not for large models.
+makes such a copy only once (packed weights), and takes a tenth to a fifth less time (LOG.md). The packed
+weights take memory in addition to the weights. So they exist only while many tokens are read, and not for
+large models.
 """
 
 import functools
@@ -21,7 +22,7 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = ["CAN_PACK", "PackedWeights"]
 
-_TOKENS = 1024  # oneDNN's packed order suits this number of tokens; other numbers work, too
+_TOKENS = 1024  # number of tokens for which oneDNN chooses its order of weights; other numbers work, too
 _SMALLEST = 2**12  # a layer with fewer weights is not packed: oneDNN's call costs more than it saves
 _LIMIT = 2**30  # largest number of bytes of packed weights
 # only for x86: on other processors PyTorch uses other libraries, and the gain was not measured
@@ -56,9 +57,9 @@ class PackedWeights:
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
-        """Let the model compute with the packed weights in a `with` block. It gives no gradients there."""
+        """Let the model compute with the packed weights in a `with` block, without gradients."""
         for layer, packed in self._layers:
-            # nn.Module.__call__ takes this attribute of the object instead of the class's method `forward`
+            # nn.Module.__call__ then calls this attribute instead of the method `forward` of nn.Linear
             layer.forward = functools.partial(_product, packed, layer.bias)  # type: ignore[method-assign]
         try:
             yield

@@ -2,8 +2,8 @@
 
 Keys and values are kept in blocks of a fixed number of tokens. A block is looked up by *all* ids up to its
 end, because the keys and values of a token depend on all tokens before it. Prompts that begin with the same
-ids share the blocks of this beginning. The memory is allocated at the start. If it is full, the least
-recently used block is replaced.
+ids share the blocks of this beginning. The memory is allocated once, when the cache is made. If it is full,
+the least recently used block is replaced.
 
 Letters in shapes: L layers, H heads, T tokens of a block, D channels of one head.
 """
@@ -26,8 +26,8 @@ class PrefixCache:
     """Keeps keys and values of the beginnings of prompts.
 
     Args:
-        cache: the cache of the sequences. `restore` fills its slots.
-        block: tokens per block.
+        cache: the cache of the running sequences, into whose slots `restore` copies blocks.
+        block: number of tokens in a block.
         prefix_mib: largest number of MiB (2**20 bytes) that the blocks may take.
 
     Raises:
@@ -61,7 +61,8 @@ class PrefixCache:
     def restore(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> int:
         """Copy the longest kept beginning of a prompt into an empty slot. Return the number of tokens copied.
 
-        The last token of the prompt is never copied, because the model must read it to get its logits.
+        The last token of the prompt is never copied, because the model must read it to get the logits after
+        the prompt.
 
         Args:
             adapters: names of the adapters that read the prompt, because keys and values depend on them.
@@ -78,17 +79,18 @@ class PrefixCache:
                 held.copy_(kind[place])
             self._cache.advance(slot, self.block)
             assert start == number * self.block, "the slot was empty"
-        # Mark the blocks as recently used, from the last block to the first. The cache then replaces later
-        # blocks before earlier ones: a block is useless without the blocks before it.
+        # Mark the blocks as recently used, from the prompt's last block to its first. Later blocks are then
+        # replaced sooner than earlier blocks. A block is useless without all blocks before it.
         for number in reversed(range(1, len(found) + 1)):
             self._places.move_to_end((adapters, tuple(prompt[: number * self.block])))
         return len(found) * self.block
 
     def keep(self, prompt: Sequence[int], slot: int, adapters: Adapters = ()) -> None:
-        """Copy keys and values of the last `self.block` tokens in a prompt's slot, as one block to keep.
+        """Keep a copy of the keys and values of the last `self.block` tokens in a slot, as one block.
 
-        Nothing is copied if the slot's number of tokens is not a multiple of `self.block`, if the slot also
-        holds tokens after the prompt, or if the block is already kept.
+        `prompt` is the prompt whose tokens the slot holds. Nothing is copied if the slot's number of tokens
+        is not a multiple of `self.block`, if the slot also holds tokens after the prompt, or if the block is
+        already kept.
         """
         end = self._cache.length(slot)
         key = (adapters, tuple(prompt[:end]))

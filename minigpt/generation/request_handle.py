@@ -64,10 +64,10 @@ class RequestHandle:
             raise self._error
 
     def result(self, timeout: float | None = None) -> Completion:
-        """Wait for the end of the request. Return its tokens, or for a cancelled request the tokens so far.
+        """Wait for the end of the request. Return the tokens and the stop reason.
 
         Args:
-            timeout: seconds to wait. The timeout has an effect only if an EngineThread runs the engine.
+            timeout: seconds to wait. It has an effect only if an EngineThread runs the engine.
 
         Raises:
             TimeoutError: if the request has not ended in time. The request continues.
@@ -96,7 +96,7 @@ class RequestHandle:
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
     def _update(self, outcome: Completion | Exception | None = None) -> int:
-        """Show new tokens and the outcome, if any, to waiting threads. Return the number of new tokens."""
+        """Let waiting threads see new tokens and the outcome. Return the number of new tokens."""
         with self._changed:
             new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):
