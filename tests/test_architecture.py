@@ -63,7 +63,7 @@ ONLY: dict[str, set[str]] = {
     "errors": set(),
     "console.command_line": set(),
     "console.flags": set(),
-    "storage.files": set(),
+    "storage.files": {"xxhash"},
     "storage.json_files": set(),
     "storage.regular_files": set(),
     "storage.read_ahead": set(),
