@@ -261,7 +261,8 @@ def _listed(characters: Sequence[str]) -> str:
 def _bins(lengths: npt.NDArray[np.int64]) -> tuple[list[str], list[int]]:
     """Return labels and counts for a histogram of at most 13 bins. Their width is 1, 2 or 5 times 10^n.
 
-    The last bin is open, because a few very long pairs would make all other bins narrow.
+    The last bin has no upper end. Otherwise a few very long pairs would make the bins so wide that nearly all
+    other pairs are in the first bin.
     """
     most = int(np.percentile(lengths, 99, method="inverted_cdf"))
     widths = (step * 10**power for power in range(10) for step in (1, 2, 5))

@@ -163,7 +163,7 @@ def fit_temperature(rows: Values, truth: npt.NDArray[np.int64]) -> float:
 
 
 def calibrate(loaded: LoadedModel, result: TaskResult, options: TaskOptions) -> Calibration | None:
-    """Return the calibration; None for a task without choices, or with fewer than four questions."""
+    """Return the calibration; None for a task without choices, or with fewer than four answers."""
     answered = result.answered
     if not all(one.probabilities for one in answered) or len(answered) < 4:
         return None

@@ -164,7 +164,7 @@ class LoraLinear(AdaptedLayer):
             return total.view(out.shape).to(out.dtype)
         weight, bias = self.float_weight(), self.linear.bias
         # No gradient flows through the norm, as in DoRA's paper (section 4.3) and in PEFT.
-        ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (N,)
+        ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (outputs,)
         drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
         plain = F.linear(dropped, weight) if drops else out if bias is None else out - bias
         change = F.linear(low, self.lora_B) * self.scaling

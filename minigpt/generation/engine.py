@@ -169,7 +169,7 @@ class Engine:
         copy: int = 0,
         adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
-        """Add a request and return its handle. The request waits until fewer than max_rows are decoded.
+        """Add a request and return its handle. It waits while max_rows requests are being decoded.
 
         Arguments that are not listed here are as for generate_ids.
 

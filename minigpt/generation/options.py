@@ -36,8 +36,8 @@ class GenerationOptions:
     RANGES: ClassVar[Mapping[str, tuple[Any, ...]]] = {
         "max_new_tokens": (1, 10**9),
         "min_new_tokens": (0, 10**9),
-        # temperature: scores divided by the lowest value are still finite in float32. With it, sampling
-        # nearly always takes the most likely token.
+        # The lowest temperature, 1e-6: scores divided by it are still finite in float32. At this temperature,
+        # sampling nearly always takes the most likely token.
         "temperature": (1e-6, 1e6, "do_sample=False takes the most likely token"),
         "top_k": (0, 10**9),
         "top_p": (1e-12, 1.0),

@@ -56,7 +56,8 @@ _STEPS_OF_LITTLE_DATA = 150  # a run may always have this number of steps, even 
 # largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
-# If more than the share _CUT of the pairs is cut, max_length is increased, up to _LONGEST tokens.
+# If training would cut more than this share of the pairs (question and answer), max_length is increased, up
+# to _LONGEST tokens.
 _CUT, _LONGEST = 0.01, 1024
 # options for which 0 means: compute a value from n_embd and n_head
 _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")

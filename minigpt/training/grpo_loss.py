@@ -386,7 +386,7 @@ class GrpoLoss(Objective):
         return (found.loss * weights).sum()
 
     def step_sums(self) -> Tensor:
-        """Return this process's sums over the last step, in the order of step_sums_names."""
+        """Return the sums whose names are in step_sums_names, for the last step and this process."""
         return torch.cat([self._of_forward.cpu().double(), self._of_answers])
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:

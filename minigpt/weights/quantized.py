@@ -242,7 +242,7 @@ class Int4Linear(nn.Module):
         The kernel needs N to be a multiple of 8, and K to be a multiple of 64 (16 times the argument 4). K is
         always padded to such a multiple.
         """
-        # torch's kernel has no gradient, so adapters are trained without it
+        # torch's kernel has no backward pass, so adapters are trained without the kernel
         is_wanted = not self.uses_kernel and not self.trains_adapters
         if self.weight.is_cuda and is_wanted and not self.out_features % 8:
             self.weight = torch._convert_weight_to_int4pack(self.weight, 4)
