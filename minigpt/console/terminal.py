@@ -212,8 +212,8 @@ def _table(
 def _text(cell: object, width: int | None = None) -> Text:
     """Return a cell as an object of rich's class Text, because rich interprets `[red]` in a str as markup.
 
-    Text with Chinese characters that is wider than `width` is wrapped here: rich would end a line at a space, even if more
-    Chinese characters fit into the line.
+    Text with Chinese characters that is wider than `width` is wrapped here: rich would end a line at a space,
+    even if more Chinese characters fit into the line.
     """
     text = printable(str(cell))
     if width and not text.isascii() and cell_len(text) > width:

@@ -98,8 +98,8 @@ class Difference:
     value: float  # mean score of the second model minus mean score of the first model
     low: float  # lower end of the 95 % interval
     high: float
-    # p-value: of McNemar's exact test if all scores are 0 or 1, otherwise of a test that flips the signs of the
-    # differences at random (see the function `paired`)
+    # p-value: of McNemar's exact test if all scores are 0 or 1, otherwise of a test that flips the signs of
+    # the differences at random (see the function `paired`)
     p: float
     only_first: int  # number of questions on which the first model is better
     only_second: int

@@ -277,7 +277,7 @@ class Sequence(StopChecker):
                 self.error = error
 
     def allowed(self) -> Ids[int]:
-        """Return the ids that the constraint allows next. If the constraint fails, set `error` and return []."""
+        """Return the ids that the constraint allows next. If it fails, set `error` and return []."""
         assert self.constraint is not None, "something says what is allowed"
         try:
             return self.constraint.allowed()
