@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 
 from minigpt.data.corpus import TextOptions, read_texts, recognise
 from minigpt.data.labelled import LabelledOptions, read_labelled
@@ -361,11 +362,11 @@ def new_manifest(rng: random.Random, folder: Path) -> None:
         if not path.is_file():
             continue
         files = {
-            one.name: {"size": one.stat().st_size, "sha256": hashlib.sha256(one.read_bytes()).hexdigest()}
+            one.name: {"size": one.stat().st_size, "xxh3_128": xxhash.xxh3_128_hexdigest(one.read_bytes())}
             for one in sorted(path.parent.iterdir())
             if one.is_file() and one.stat().st_size < 10**8 and one != path
         }
-        path.write_text(json.dumps({"format": 1, "files": files}))
+        path.write_text(json.dumps({"format": 2, "files": files}))
 
 
 def new_shards(rng: random.Random, folder: Path) -> None:

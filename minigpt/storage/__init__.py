@@ -2,7 +2,7 @@
 
 This folder may import errors. In reading order:
 
-    files.py                atomic writing, SHA-256, a folder's manifest
+    files.py                atomic writing, checksums, a folder's manifest
     json_files.py           reads JSON files, with limits
     safetensors_header.py   the header of a safetensors file
     safetensors_files.py    weights in one safetensors file or several
