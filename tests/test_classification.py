@@ -164,7 +164,7 @@ def test_classify_labels_texts_and_files(
         {"method": "lora"},
         {"method": "adapter", "bottleneck_size": 4},
         {"method": "ia3"},
-        {"method": "freeze", "train_only": "last:1"},
+        {"method": "freeze", "train_only": "last:1", "token_dropout": 0.3},
     ],
 )
 def test_a_resumed_run_ends_on_the_same_bits(folder: Path, tmp_path: Path, values: dict[str, Any]) -> None:
@@ -349,6 +349,25 @@ def test_sums_of_processes_and_of_rows_that_do_not_count(folder: Path) -> None:
     found = predict(model, run.data.train, batch_size=3)
     same = report_of(model.labels, found, run.data.train)
     assert same.loss == pytest.approx(evaluate_classifier(model, run.data.train.in_order(8)).loss, rel=1e-5)
+
+
+def test_hidden_tokens_are_hidden_in_training_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = run_of(settings(folder, folder / "hidden", token_dropout=0.5))
+    loss = run.step.loss
+    batch = run.data.train.batch(np.arange(36))
+    seen: list[torch.Tensor] = []
+    monkeypatch.setattr(loss.model, "forward", lambda ids, last: seen.append(ids) or torch.zeros(len(ids), 2))
+    for _ in range(2):
+        loss(*loss.select(batch))
+    for ids in seen:
+        hidden = ids != batch.input_ids
+        assert (ids[hidden] == TOKENIZER.unk_token_id).all()
+        assert not hidden[torch.arange(len(ids)), batch.last].any(), "the label is read there"
+        assert 0 < hidden.sum() < batch.token_mask.sum() - len(ids)
+    assert not torch.equal(*seen), "other tokens each time"
+    loss.model.eval()
+    loss(*loss.select(batch))
+    assert torch.equal(seen[-1], batch.input_ids)
 
 
 def test_the_surest_mistakes_come_first() -> None:
@@ -606,6 +625,7 @@ def test_a_finished_checkpoint_is_not_written_over(trained: tuple[Path, dict[str
     ("values", "message"),
     [
         ({"task": "sft", "label_field": "x"}, "--label_field belongs to --task classification"),
+        ({"task": "sft", "token_dropout": 0.1}, "--token_dropout belongs to --task classification"),
         ({"text": Path("a.txt")}, "learns from --train_data, not from --text"),
         ({"class_weights": "balanced", "problem_type": "regression"}, "--class_weights needs one label"),
         ({"size": "1min"}, "--size chooses a new model"),

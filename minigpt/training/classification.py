@@ -249,13 +249,16 @@ class ClassificationLoss(Objective):
 
     Args:
         model: the classifier. Its parameters that require gradients are trained.
+        token_dropout: probability with which a token is hidden in training. The last token of a text is never
+            hidden, because the model reads the label from its position.
+        hidden_id: id that stands in place of a hidden token.
     """
 
     model: SequenceClassifier  # type: ignore[assignment]
 
-    def __init__(self, model: SequenceClassifier) -> None:
+    def __init__(self, model: SequenceClassifier, token_dropout: float = 0.0, hidden_id: int = 0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._token_dropout, self._hidden_id = model, token_dropout, hidden_id
 
     def count(self, batch: LabelledBatch) -> int:
         """Return the number of losses in the sum: one for each row, or for each row and label."""
@@ -275,6 +278,9 @@ class ClassificationLoss(Objective):
 
     def forward(self, input_ids: Tensor, last: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         """Return the sum of the losses of a batch, a tensor without dimensions."""
+        if self._token_dropout and self.model.training:
+            hidden = torch.rand(input_ids.shape, device=input_ids.device) < self._token_dropout
+            input_ids = input_ids.masked_fill(hidden.scatter(1, last[:, None], False), self._hidden_id)
         return summed_loss(self.model(input_ids, last=last), labels, weights, self.model.labels.problem_type)
 
     def evaluate(
@@ -389,4 +395,7 @@ def make_classifier(
         adapter = adapter_config(config.method, {**options, "modules_to_save": tuple(saved)})
         add_adapter(model, adapter)  # type: ignore[arg-type]
         files = ClassifierAdapterFiles(model, adapter, config.model)  # type: ignore[arg-type]
-    return ClassificationLoss(model.to(device)), files
+    unknown = (
+        data.tokenizer.unk_token_id if isinstance(data.tokenizer, Tokenizer) else data.train.pad_token_id
+    )
+    return ClassificationLoss(model.to(device), config.token_dropout, unknown), files

@@ -23,7 +23,7 @@ TASK_RECIPES: dict[str, str] = {
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
 # GRPO has these defaults, as in TRL. The fields of FinetuneConfig have DPO's defaults.
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
-_LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
+_LABELLED = ("label_field", "problem_type", "class_weights", "token_dropout", "pretraining_epochs")
 # Method that adds an adapter -> the names of its options.
 _ADAPTERS: dict[str, tuple[str, ...]] = {
     "lora": (
@@ -49,6 +49,7 @@ class FinetuneConfig(TrainConfig):
     HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag `--model` replaces it
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
+        "token_dropout": (0.0, 0.999),
         "r": (1, 10**5),
         "lora_alpha": (1e-6, 1e6),
         "lora_dropout": (0.0, 0.999),
@@ -81,6 +82,8 @@ class FinetuneConfig(TrainConfig):
     """one label a text, several, or a number"""
     class_weights: Literal["none", "balanced"] = "none"
     """classification: balanced: a rare label's texts count more, as if all labels were equally frequent"""
+    token_dropout: float = 0.0
+    """classification: share of the tokens that is hidden in training, so that no single word decides"""
     output: Path = Path("finetuned")
     """folder of the run: checkpoints (best, last), metrics.jsonl, tensorboard/"""
 
