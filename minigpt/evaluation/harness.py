@@ -153,7 +153,7 @@ class HarnessModel:
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each text until a stop string, the end of the text, or max_gen_toks."""
+        """Continue each text until a stop string, the end token, or the limit max_gen_toks."""
         groups: dict[str, list[int]] = {}
         for number, one in enumerate(requests):
             groups.setdefault(repr(sorted(one.args[1].items())), []).append(number)

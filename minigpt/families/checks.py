@@ -22,7 +22,7 @@ __all__ = [
 
 MAX_LAYERS = 1000  # a config.json may name more layers than this only if the weights have as many
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of weight names, from DDP and torch.compile
-_MOST_WRAPPERS = 8  # from one name, at most this number of prefixes in _WRAPPERS is removed
+_MOST_WRAPPERS = 8  # at most this number of such prefixes is removed from a name
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
