@@ -6,8 +6,8 @@
 
 Shots are examples with their answers, which stand before the question. The context is the prompt; a
 continuation is a choice or an answer. In plain text, both are encoded together, and then split after the
-tokens of the context. Spaces at the end of the context are moved to the continuation. lm-evaluation-harness does
-the same, so its numbers can be compared with ours.
+tokens of the context. Spaces at the end of the context are moved to the continuation. lm-evaluation-harness
+does the same, so its numbers can be compared with ours.
 """
 
 import random
