@@ -43,7 +43,7 @@ def rates(config: TrainConfig) -> dict[str, float]:
 
 
 def usual_rates(config: TrainConfig) -> dict[str, float]:
-    """Return learning rates with which a model with the run's number of channels (n_embd) trains well.
+    """Return learning rates that are usual for models with the run's number of channels (n_embd).
 
     AdamW's best rate falls as the number of channels grows (https://arxiv.org/abs/2203.03466). Recipes for
     small GPTs have 1e-3 at 256 channels. Muon's best rate does not depend on the number of channels. In a run

@@ -31,7 +31,8 @@ __all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge",
 QUESTIONS = 32  # number of questions to ask: enough to see what most answers are like, in seconds on a CPU
 PAIRS = 64  # number of answers whose loss is measured; this is faster than generating answers
 MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; `minigpt eval` has the same default
-# A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
+# A model is healthy if at least nine in ten of its answers end before they reach this number of tokens. A few
+# questions always get endless answers.
 END_SHARE = 0.9
 # A model that has learned little has endless answers, too. So the finding "no_end_learned" needs more: a loss
 # of the end token that is at least one nat above the loss of the other tokens.

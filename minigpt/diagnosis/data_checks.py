@@ -106,7 +106,7 @@ class DataRecord:
     run: RunRecord
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # how the training file and the validation file were read
+    reports: tuple[ReadReport, ReadReport]  # about reading the training file, the validation file
     statistics: Statistics  # statistics of the training data
     summary: DataSummary
 
@@ -123,8 +123,8 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         return finding("text_run")
     if config.starts_from is not None:
         return finding("run_from_weights")
-    # The data's fingerprint depends on max_length. Take max_length from the checkpoint, like the
-    # fingerprint: a later resume may have changed run.json.
+    # The data's fingerprint depends on max_length. Read both from the checkpoint, because a later resume may
+    # have changed the max_length in run.json.
     noted = record.state.get("config")
     length = noted.get("max_length") if isinstance(noted, dict) else None
     length = length if isinstance(length, int) and length > 0 else config.max_length
@@ -193,7 +193,7 @@ def val_is_train(record: RunRecord) -> Finding | None:
 
 
 def val_unlike_train(record: RunRecord) -> Finding | None:
-    """Check whether the token frequencies of validation and training data differ."""
+    """Check whether the token frequencies of validation and training data differ much."""
     summary = record.summary
     if summary is None:
         return None

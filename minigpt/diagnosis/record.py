@@ -77,7 +77,7 @@ class RunRecord:
     events: list[Event] = field(default_factory=list)
     broken_lines: int = 0  # number of lines in metrics.jsonl that are not a JSON object with a step
     non_finite: tuple[int, ...] = ()  # steps with a loss or a gradient norm that is not finite
-    state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty: no checkpoint
+    state: dict[str, Any] = field(default_factory=dict)  # content of training_state.json; {}: no checkpoint
     vocab_size: int = 0  # 0: unknown
     summary: DataSummary | None = None  # summary of the run's data; None: not recorded
 

@@ -40,7 +40,7 @@ _SHOWN = {  # problem_type of the labels -> template of the text that `shown` re
     "regression": "mse {mse:.4f}  pearson {pearson:.4f}",
 }
 _SHOWN_LABELS = 20  # with more labels, no confusion matrix is printed, and a list of labels is cut
-_BINS = 15  # number of bins of the calibration error, as in https://arxiv.org/abs/1706.04599
+_BINS = 15  # number of bins that the calibration error uses, as in https://arxiv.org/abs/1706.04599
 
 Matrix = npt.NDArray[np.float64]
 
@@ -213,7 +213,7 @@ def predict(
 
 
 def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> ClassificationReport:
-    """Build the report of a classifier from its probabilities (N, K), which `predict` returns."""
+    """Build a classifier's report from the result of `predict`, `found`, and the labels of the texts."""
     report = ClassificationReport(labels)
     report.count(found, texts.labels)
     truth, kind = texts.labels, labels.problem_type

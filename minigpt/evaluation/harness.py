@@ -61,7 +61,7 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # The harness's batch_size may be 16, "16", None or "auto". None and "auto" mean 8 here.
+        # The harness may pass 16, "16", None or "auto" as batch_size. None and "auto" mean 8 here.
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():

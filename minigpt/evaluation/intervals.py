@@ -98,7 +98,7 @@ class Difference:
     value: float  # mean score of the second model minus mean score of the first model
     low: float  # lower end of the 95 % interval
     high: float
-    # p-value; the function `paired` says of which test
+    # p-value; the function `paired` says how it is computed
     p: float
     only_first: int  # number of questions on which the first model is better
     only_second: int

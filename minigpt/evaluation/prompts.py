@@ -186,7 +186,7 @@ def _asked(one: Example) -> str:
 
 
 def _prompt_text(one: Example) -> str:
-    """Return the prompt in plain text. For generation without a template: "Question: ... Answer:"."""
+    """Return the prompt in plain text. For generation, the default template is "Question: ... Answer:"."""
     if one.form != "generation" or one.style.template:
         return one.prompt
     chinese = any("\u3400" <= character <= "\u9fff" for character in one.prompt)

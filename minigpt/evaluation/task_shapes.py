@@ -1,4 +1,4 @@
-"""Interprets a record of a task's file: for example a question with choices, a text with a gap, a text.
+"""Interprets a record of a task's file, such as a question with choices or a text with a gap.
 
 The fields of a record, and the data sets that have them:
 
@@ -49,7 +49,7 @@ _REST = 80  # at most this number of characters after a gap is scored together w
 class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
-    template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
+    template: str = ""  # the prompt, with {field} for a record's fields; "": the default prompt
     choices: tuple[str, ...] = ()  # a template for each choice; or only the name of a field that is a list
     answer: str = ""  # name of the field that holds the right answer
     # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices,
