@@ -286,7 +286,7 @@ def finite(points: Sequence[Point]) -> list[Point]:
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
     """Return True if the last validation loss is clearly above the lowest.
 
-    The difference must be at least `share` times the lowest loss, and at least OVERFIT_NATS.
+    The difference must be at least `share` times the lowest loss, and at least 0.02 nats.
     """
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)

@@ -106,7 +106,7 @@ class DataRecord:
     run: RunRecord
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # about reading the training file, the validation file
+    reports: tuple[ReadReport, ReadReport]  # reports about the training file and the validation file
     statistics: Statistics  # statistics of the training data
     summary: DataSummary
 

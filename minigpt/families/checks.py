@@ -59,8 +59,8 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
         key: the setting that gives `count`, for the message.
 
     Raises:
-        InputError: if `count` is larger than MAX_LAYERS and also larger than the number of layers in the
-            weights.
+        InputError: if `count` is larger than 1000 (MAX_LAYERS) and also larger than the number of layers in
+            the weights.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     present = 1 + max((number for number in map(whole_number, numbers) if number is not None), default=-1)
