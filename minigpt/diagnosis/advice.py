@@ -67,7 +67,7 @@ def gentler(record: RunRecord) -> dict[str, Any]:
 
 
 def relative_rate(config: TrainConfig) -> float:
-    """Return the learning rate divided by the usual rate; with several optimisers, the highest quotient."""
+    """Return the run's learning rate / the usual rate; with several optimisers, the highest quotient."""
     usual = usual_rates(config)
     return max(rate / usual[name] for name, rate in rates(config).items())
 

@@ -21,7 +21,8 @@ FALL_SHARE, FALL = 0.2, 0.05
 # The reward counts as risen only if the rise is more than 2 % of the reward at the first evaluation, and more
 # than 2 % of the difference between the largest and the smallest reward of the run. A smaller rise is noise.
 RISE = 0.02
-# Report a problem if answers become more than three times as long, or shorter than a third.
+# Report a problem if the answers at the end are more than three times as long as at the first evaluation, or
+# less than a third as long.
 LENGTH_TIMES = 3.0
 CUT_OFF = 0.5  # answers are endless if at least this share of them reaches the largest number of tokens
 EQUAL = 0.9  # little is learned if, for at least this share of the prompts, all answers have the same reward

@@ -213,7 +213,7 @@ def predict(
 
 
 def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> ClassificationReport:
-    """Build a classifier's report from the result of `predict`, `found`, and the labels of the texts."""
+    """Compare predictions with the labels of the texts. `found`: (N, K), the result of `predict`."""
     report = ClassificationReport(labels)
     report.count(found, texts.labels)
     truth, kind = texts.labels, labels.problem_type
@@ -266,7 +266,7 @@ def mistakes(
 def print_confusion(report: ClassificationReport) -> None:
     """Print the confusion matrix: true labels in rows, predicted labels in columns.
 
-    If a text can have several labels, print for each label how often it is right, wrong and missed.
+    If a text can have several labels, print for each label how often it was given rightly, given wrongly, and missed.
     """
     names = report.labels.names
     if report.labels.problem_type == "multi_label_classification":
