@@ -266,7 +266,7 @@ def mistakes(
 def print_confusion(report: ClassificationReport) -> None:
     """Print the confusion matrix: true labels in rows, predicted labels in columns.
 
-    If a text can have several labels, print for each label how often it was given rightly, given wrongly, and missed.
+    If a text can have several labels, print how often each label was right, wrongly given, and missed.
     """
     names = report.labels.names
     if report.labels.problem_type == "multi_label_classification":
