@@ -111,7 +111,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
     """
     names = list(known)
     short = SHORT_NAMES.get(name.lstrip("-").replace("-", "_"), "").split()
-    bare = {one.lstrip("-"): one for one in names}  # compare without dashes: each flag begins with two
+    bare = {one.lstrip("-"): one for one in names}  # compare without dashes, which all flags share
     alike = difflib.get_close_matches(name.lstrip("-"), bare, n=1)
     near = [one for one in names if one.lstrip("-") in short] or [bare[one] for one in alike]
     if near:
@@ -194,7 +194,7 @@ def shown(value: object) -> str:
 
 
 # Characters that are not printed as they are: control characters, line breaks, surrogates, and marks that
-# change the order in which a terminal shows text. With such marks, a file's name could look like another one.
+# change the order in which a terminal shows text. With such marks, one file name could look like another.
 _UNSAFE = re.compile(
     r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\U000e0000-\U000e007f]"
 )

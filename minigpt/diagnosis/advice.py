@@ -1,10 +1,10 @@
-"""Builds commands that a user can run as they are: the run's own command with other settings.
+"""Builds commands that a user can copy and run: each repeats a training run's command with other settings.
 
     train_command(record, {"learning_rate": 1e-3})
     'minigpt train --recipe qa-cpu --train_data mine.jsonl --learning_rate 0.001 --output output-2'
 
 A command has a flag only if the run's model and optimiser have this option. For each kind of advice, a test
-makes a run with the problem, and then runs the recommended command.
+trains a model so that the problem occurs, and then runs the recommended command.
 """
 
 import shlex
@@ -43,7 +43,7 @@ def rates(config: TrainConfig) -> dict[str, float]:
 
 
 def usual_rates(config: TrainConfig) -> dict[str, float]:
-    """Return learning rates with which a model with the run's number of channels (n_embd) trains well.
+    """Return learning rates that are usual for models with the run's number of channels (n_embd).
 
     AdamW's best rate falls as the number of channels grows (https://arxiv.org/abs/2203.03466). Recipes for
     small GPTs have 1e-3 at 256 channels. Muon's best rate does not depend on the number of channels. In a run
@@ -56,7 +56,10 @@ def usual_rates(config: TrainConfig) -> dict[str, float]:
 
 
 def gentler(record: RunRecord) -> dict[str, Any]:
-    """Return settings with clipping, warm-up, and a third of the run's rate (at most the usual rate)."""
+    """Return settings for a gentler run: clipping, warm-up, and a lower learning rate.
+
+    The learning rate is a third of the run's rate, but at most the usual rate (`usual_rates`).
+    """
     config, usual = record.config, usual_rates(record.config)
     lower = {name: float(f"{min(rate / 3, usual[name]):.2g}") for name, rate in rates(config).items()}
     warmup = max(config.warmup_steps, min(100, record.total_steps // 10))
@@ -64,7 +67,7 @@ def gentler(record: RunRecord) -> dict[str, Any]:
 
 
 def relative_rate(config: TrainConfig) -> float:
-    """Return the run's rate divided by the usual rate; with several optimisers, the highest quotient."""
+    """Return the run's learning rate / the usual rate; with several optimisers, the highest quotient."""
     usual = usual_rates(config)
     return max(rate / usual[name] for name, rate in rates(config).items())
 
@@ -77,7 +80,7 @@ def longer(config: TrainConfig, times: float) -> dict[str, Any]:
 
 
 def anew(folder: Path) -> Path:
-    """Return the name of a folder for a new run: the first of output-2, output-3, ... that does not exist."""
+    """Return a path for a new run. For the folder output, try output-2, output-3, ... until one is free."""
     number = 2
     while (path := folder.with_name(f"{folder.name}-{number}")).exists():
         number += 1

@@ -1,4 +1,4 @@
-"""Checks the best checkpoint of a run: measures its loss on some held-out pairs, and asks it questions.
+"""Checks the best checkpoint of a run: measures its loss on held-out answers, and asks it questions.
 
     model, tokenizer = load_best(record)
     loss = measure(model, tokenizer, conversations)   # loss of answers, after right and wrong questions
@@ -29,9 +29,10 @@ from minigpt.weights.pretrained import AnyTokenizer, load_model_and_tokenizer
 __all__ = ["MAX_NEW_TOKENS", "PAIRS", "QUESTIONS", "AnswerLoss", "ask", "judge", "load_best", "measure"]
 
 QUESTIONS = 32  # number of questions to ask: enough to see what most answers are like, in seconds on a CPU
-PAIRS = 64  # number of pairs whose loss is measured; measuring a loss is faster than generating an answer
-MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; the default of `minigpt eval` and `generate`
-# A model is healthy if at least nine in ten of its answers end. A few questions always get endless answers.
+PAIRS = 64  # number of answers whose loss is measured; this is faster than generating answers
+MAX_NEW_TOKENS = 128  # largest number of tokens of an answer; `minigpt eval` has the same default
+# A model is healthy if at least nine in ten of its answers end before they reach this number of tokens. A few
+# questions always get endless answers.
 END_SHARE = 0.9
 # A model that has learned little has endless answers, too. So the finding "no_end_learned" needs more: a loss
 # of the end token that is at least one nat above the loss of the other tokens.
@@ -72,7 +73,7 @@ def load_best(record: RunRecord) -> tuple[LanguageModel, AnyTokenizer]:
 
 
 def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
-    """Select at most `count` items, evenly spread."""
+    """Select at most `count` items, spread evenly over all items."""
     return [items[i * len(items) // count] for i in range(count)] if count < len(items) else list(items)
 
 
@@ -108,7 +109,7 @@ def measure(
     if encoded.n_cut or len(encoded) != len(both):
         return None
     model.eval()
-    rows = []  # (row, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
+    rows = []  # (index in `both`, loss of the answer in nats, loss of its <sep> in nats, number of tokens)
     for batch in encoded.in_order(64):
         rows += list(zip(batch.rows.tolist(), *(part.tolist() for part in _costs(model, batch))))
     nats, ends, counts = (list(part) for part in zip(*[row[1:] for row in sorted(rows)]))
@@ -173,7 +174,7 @@ def judge(
 
     Args:
         limit: largest number of tokens of an answer.
-        pairs_fit: True if the questions and answers in the data belong together (`answers_fit`).
+        pairs_fit: True if the questions and answers in the data belong together, as `answers_fit` says.
     """
     count, found = len(answers), []
     if loss is not None and loss.other - loss.own < max(OWN_SHARE * loss.own, OWN_ERRORS * loss.error):

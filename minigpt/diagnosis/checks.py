@@ -41,10 +41,11 @@ SPIKE_NATS, SPIKE_BEFORE = 0.5, 16
 # with one spike in fifty steps, a fifth of the run is wasted.
 SPIKES, SPIKE_SHARE = 3, 0.02
 # If the learning rate is below three times the usual rate and there are fewer than three spikes, the rate is
-# not the reason for an overflow. The reason may be a line of the data, faulty memory, or 16-bit numbers.
+# not the reason for NaN or infinite losses. The reason may be a line of the data, faulty memory, or 16-bit
+# numbers.
 CALM = 3.0
-# Report a growing gradient norm if it is at the end at least five times as large as after the start. A little
-# growth is normal while the loss falls.
+# Report a growing gradient norm if the norm in the last fifth of the run is at least five times the norm in
+# the second fifth. A little growth is normal while the loss falls.
 GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between the last
 # two evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
@@ -125,7 +126,7 @@ def rolled_back(record: RunRecord) -> Finding | None:
 
 
 def is_calm(record: RunRecord) -> bool:
-    """Return True if the learning rate cannot cause an overflow: the rate is not high, and spikes are few."""
+    """Return True if the learning rate cannot cause NaN losses: the rate is not high, and spikes are few."""
     return relative_rate(record.config) < CALM and len(leaps(record)) < SPIKES
 
 
@@ -170,7 +171,7 @@ def diverged(record: RunRecord) -> Finding | None:
 
 
 def loss_spikes(record: RunRecord) -> Finding | None:
-    """Check for spikes of the training loss: those that the run noticed, and those in the logged losses."""
+    """Check for spikes of the training loss, in the metrics and among the events that the run recorded."""
     found = leaps(record)
     steps = max((point.step for point in record.train), default=0)
     if len(found) < max(SPIKES, SPIKE_SHARE * steps):
@@ -244,8 +245,8 @@ def overfitting(record: RunRecord) -> Finding | None:
     if not after or fmean(after) >= fmean(before):
         return None
     numbers = {"step": best.step, "minimum": best.loss, "last": last, "train": end, "gap": last - end}
-    # The lowest loss lies between the best evaluation and the next one. So the advice is a new run that ends
-    # at the next evaluation. By then, the learning rate of the new run has fallen to its final value.
+    # The advice is a shorter run, which ends at the step of the first evaluation after the best one. By this
+    # step, the learning rate of the shorter run has fallen to its final value.
     return finding("overfitting", **numbers).trying(max_steps=next(p.step for p in val if p.step > best.step))
 
 
@@ -285,7 +286,7 @@ def finite(points: Sequence[Point]) -> list[Point]:
 def has_risen(val: Sequence[ValPoint], share: float) -> bool:
     """Return True if the last validation loss is clearly above the lowest.
 
-    The difference must be at least `share` times the lowest loss, and at least OVERFIT_NATS.
+    The difference must be at least `share` times the lowest loss, and at least 0.02 nats.
     """
     lowest = min(point.loss for point in val)
     return val[-1].loss >= max(lowest * (1 + share), lowest + OVERFIT_NATS)
@@ -301,10 +302,10 @@ def smoothed(points: Sequence[TrainPoint]) -> list[float]:
 
 
 def late_share(record: RunRecord) -> float:
-    """Return the share of the validation loss's fall that is in the last third of the steps; 0: unknown.
+    """Return the fall of the validation loss in the last third of the steps, as a share of its whole fall.
 
     If the loss falls along a straight line, the result is 1/3. If the loss is nearly flat at the end, the
-    result is below 0.1.
+    result is below 0.1. If the share is unknown, the result is 0.
     """
     val, start = finite(record.val), untrained(record)
     if len(val) < 3 or not record.is_finished or not start > val[-1].loss:

@@ -34,7 +34,7 @@ BEHIND_TIMES, BEHIND_NATS = 1.15, 0.02
 UNLIKE_LENGTH = 1.25
 
 _FORMAT = 1
-# Options that do not change a loss: paths, reports, the machine. A curve records all other options.
+# Options that a curve does not record, because they hardly change a loss: paths, reports, seed, machine.
 _OF_NO_EFFECT = {
     *PER_CALL,
     *("recipe", "train_data", "val_data", "vocab_path", "text", "val_text", "shards", "output", "resume"),

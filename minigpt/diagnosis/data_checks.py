@@ -4,7 +4,7 @@
     found = [data] if isinstance(data, Finding) else [check(data) for check in DATA_CHECKS]
     found += [check(record) for check in SIZE_CHECKS]      # these need no data files, only the run's summary
 
-run.json names the files. They are checked if they still exist and have not changed since the run.
+run.json names the data files. They are checked if they still exist and have not changed since the run.
 """
 
 import math
@@ -62,8 +62,9 @@ MOJIBAKE_SHARE = 0.01
 # questions, such as greetings, usually have several.
 CONTRADICTION_SHARE = 0.1
 # Answers fit their questions if an answer is more similar to its own question than to a different question.
-# The mean difference over at least FIT_PAIRS pairs (or all pairs, if there are fewer) must be more than
-# FIT_ERRORS standard errors of this mean. By chance, this happens in one of thirty thousand files.
+# The difference of these two similarities is averaged over at least 2000 pairs (or all pairs, if there are
+# fewer). The mean must be more than 4 standard errors above 0. By chance alone, this happens in one of thirty
+# thousand files.
 FIT_PAIRS, FIT_ERRORS = 2000, 4.0
 # If more than 10 % of the pairs are repetitions, parts of the file were copied. A few per cent of repetitions
 # are usual.
@@ -105,7 +106,7 @@ class DataRecord:
     run: RunRecord
     train: list[Conversation]
     val: list[Conversation]
-    reports: tuple[ReadReport, ReadReport]  # how the training file and the validation file were read
+    reports: tuple[ReadReport, ReadReport]  # reports about the training file and the validation file
     statistics: Statistics  # statistics of the training data
     summary: DataSummary
 
@@ -122,8 +123,8 @@ def read_data_record(record: RunRecord) -> DataRecord | Finding:
         return finding("text_run")
     if config.starts_from is not None:
         return finding("run_from_weights")
-    # The data's fingerprint depends on max_length. Take max_length from the checkpoint, like the
-    # fingerprint: a later resume may have changed run.json.
+    # The data's fingerprint depends on max_length. Read both from the checkpoint, because a later resume may
+    # have changed the max_length in run.json.
     noted = record.state.get("config")
     length = noted.get("max_length") if isinstance(noted, dict) else None
     length = length if isinstance(length, int) and length > 0 else config.max_length
@@ -192,7 +193,7 @@ def val_is_train(record: RunRecord) -> Finding | None:
 
 
 def val_unlike_train(record: RunRecord) -> Finding | None:
-    """Check whether the token frequencies of validation and training data differ."""
+    """Check whether the token frequencies of validation and training data differ much."""
     summary = record.summary
     if summary is None:
         return None
@@ -254,7 +255,7 @@ def _stats(config: TrainConfig, report: ReadReport) -> str:
 
 
 def characters_lost(data: DataRecord) -> Finding | None:
-    """Check the training and the validation file for records with U+FFFD, a lost character.
+    """Check the training and the validation file for records with U+FFFD, which replaces a lost character.
 
     The finding is about the file with the larger share of such records.
     """
@@ -384,7 +385,7 @@ def leak(data: DataRecord) -> Finding | None:
 
 
 def contradictions(data: DataRecord) -> Finding | None:
-    """Check for questions that have different answers. Only pairs without tools count."""
+    """Check for questions with different answers. Only conversations of one question and answer count."""
     alone = [each for each in data.train if len(each.turns) == 2 and not each.tools]
     answers: dict[str, dict[str, Conversation]] = {}
     for each in alone:
@@ -532,7 +533,7 @@ def mostly_questions(data: DataRecord) -> Finding | None:
 
 
 def mostly_padding(data: DataRecord) -> Finding | None:
-    """Check whether most of the computed tokens are padding. (Batches by length have little padding.)"""
+    """Check whether most of the computed tokens are padding, because all rows are padded to max_length."""
     config = data.config
     if not config.pad_to_max_length:
         return None

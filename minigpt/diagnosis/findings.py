@@ -1,4 +1,4 @@
-"""Defines `Finding`: a problem that a check found, with its numbers. The texts are in findings.toml.
+"""Defines `Finding`: what a check found, usually a problem, with its numbers. findings.toml has the texts.
 
     finding("overfitting", step=400, minimum=1.52, last=1.71, gap=0.19, train=0.4).text("zh")
 
@@ -35,7 +35,7 @@ class Words(NamedTuple):
 
 @dataclass(frozen=True)
 class Finding:
-    """A problem that a check found: a code of findings.toml, and numbers for its templates.
+    """What a check found, usually a problem: a code of findings.toml, and numbers for its templates.
 
     The advice may have commands: first the commands in `before`, then the run's own command with `flags`
     changed.
@@ -65,7 +65,8 @@ class Finding:
     def trying(self, *before: str, **flags: Any) -> "Finding":
         """Return a copy of the finding with commands to try.
 
-        First the commands in `before`. Then, if there are `flags`, the run's own command with these flags.
+        The first commands are those in `before`. If there are `flags`, the run's own command with these flags
+        follows.
         """
         return dataclasses.replace(self, before=before, flags=flags or None)
 

@@ -116,10 +116,13 @@ def _platform() -> tuple[str, Any]:
 
 
 def _requirements() -> list[tuple[str, str]]:
-    """Return (package, optional group) for each package of minigpt; the group "" means: always needed."""
+    """Return (package, group) for each package that minigpt uses. The group "" means: always needed.
+
+    Other groups are pip's extras, such as "evaluate".
+    """
     try:
         lines = importlib.metadata.requires("minigpt") or []
-    # minigpt runs from a git checkout and is not installed. Read the requirements from pyproject.toml.
+    # If minigpt runs from a git checkout and is not installed, read the requirements from pyproject.toml.
     except importlib.metadata.PackageNotFoundError:
         project = read_toml(ROOT / "pyproject.toml")["project"]
         groups = project["optional-dependencies"].items()

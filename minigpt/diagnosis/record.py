@@ -29,7 +29,7 @@ __all__ = ["Event", "RunRecord", "TrainPoint", "ValPoint", "read_record"]
 
 @dataclass(frozen=True)
 class TrainPoint:
-    """One line of metrics about training."""
+    """One line of metrics.jsonl about training."""
 
     step: int
     loss: float  # mean over the steps since the previous line, in nats per token that the loss counts
@@ -38,7 +38,7 @@ class TrainPoint:
     epoch: float = math.nan  # number of passes over the data so far
     tokens_per_second: float = math.nan  # mean since the start of the process
     seconds: float = math.nan
-    # The next fields have values only in a run that learns from rewards.
+    # The next two fields are nan, unless the run learns from rewards.
     reward: float = math.nan
     equal_groups: float = math.nan  # share of the prompts whose answers all have the same reward
 
@@ -48,8 +48,8 @@ class ValPoint:
     """One evaluation."""
 
     step: int
-    loss: float  # in nats per token; counts the same kind of tokens as the training loss
-    # The next fields have values only in a run that learns from rewards.
+    loss: float  # in nats per token; all tokens count, or only those of answers, as in training
+    # The next four fields are nan, unless the run learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the answers of the data
     completion_length: float = math.nan  # mean number of tokens of an answer
@@ -68,7 +68,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The recorded data of a run. Points are in the order of steps, one for each recorded step."""
+    """The recorded data of a run. `train` and `val` have one point for each recorded step, in order."""
 
     folder: Path
     config: TrainConfig
@@ -77,7 +77,7 @@ class RunRecord:
     events: list[Event] = field(default_factory=list)
     broken_lines: int = 0  # number of lines in metrics.jsonl that are not a JSON object with a step
     non_finite: tuple[int, ...] = ()  # steps with a loss or a gradient norm that is not finite
-    state: dict[str, Any] = field(default_factory=dict)  # training_state.json; empty: no checkpoint
+    state: dict[str, Any] = field(default_factory=dict)  # content of training_state.json; {}: no checkpoint
     vocab_size: int = 0  # 0: unknown
     summary: DataSummary | None = None  # summary of the run's data; None: not recorded
 
@@ -140,7 +140,7 @@ def read_record(folder: Path) -> RunRecord:
         step = _whole(line.get("step"))
         if not step and not (
             line.get("step") == 0 and "val_loss" in line
-        ):  # step 0 is valid only for an evaluation, which measured the initial weights
+        ):  # step 0 is valid only for an evaluation: it measured the initial weights
             broken += 1
             continue
         if "event" in line:

@@ -21,10 +21,11 @@ FALL_SHARE, FALL = 0.2, 0.05
 # The reward counts as risen only if the rise is more than 2 % of the reward at the first evaluation, and more
 # than 2 % of the difference between the largest and the smallest reward of the run. A smaller rise is noise.
 RISE = 0.02
-# If answers become three times as long, or a third as long, they have become answers of another kind.
+# Report a problem if the answers at the end are more than three times as long as at the first evaluation, or
+# less than a third as long.
 LENGTH_TIMES = 3.0
 CUT_OFF = 0.5  # answers are endless if at least this share of them reaches the largest number of tokens
-EQUAL = 0.9  # little is learned if, for this share of the prompts, all answers have the same reward
+EQUAL = 0.9  # little is learned if, for at least this share of the prompts, all answers have the same reward
 
 
 def learns_from_rewards(record: RunRecord) -> bool:
@@ -47,7 +48,7 @@ def reward_hacking(record: RunRecord) -> Finding | None:
     if (ends := _ends(record)) is None:
         return None
     first, last = ends
-    fall = first.exact_match - last.exact_match  # NaN if the data has no answers, so no finding follows
+    fall = first.exact_match - last.exact_match  # NaN if the data has no answers: then no finding
     if not fall >= max(FALL, FALL_SHARE * first.exact_match):
         return None
     return finding("reward_hacking", **_numbers(first, last))

@@ -25,7 +25,7 @@ __all__ = ["SETTINGS_CHECKS"]
 # loss of a model that knows how frequent each token is, and uses no context.)
 LITTLE = 0.9
 # If the loss stays above 0.97 times the unigram loss, the model has learned nothing but frequencies. The
-# limit is not 1, because smoothing of the frequencies changes the unigram loss by 3 %.
+# limit is not 1, because the unigram loss is not exact: smoothing of the frequencies changes it by 3 %.
 NOTHING_BELOW = 0.97
 # If the loss is below a quarter of the unigram loss, the model has learned most of the data, and no setting
 # is reported. (On real texts, models end at a third or more.)
@@ -211,7 +211,7 @@ def first_lines(record: RunRecord) -> list[TrainPoint]:
 
 
 def early_peak(record: RunRecord) -> tuple[float, int, float]:
-    """Find the highest rise of the loss in the first lines of metrics.
+    """Find the largest rise of the loss in the first lines of metrics.
 
     A rise is the difference between a loss and the lowest loss before it. The loss of the untrained model
     counts as the very first loss.

@@ -5,7 +5,7 @@
     print(report.exact_match, report.character_f1, report.count)
 
 Each distinct question counts once. If a file has several answers to a question, the model's answer is scored
-against each, and the best score counts, as is usual for questions with several references.
+against each, and the best score counts.
 
 This module does not generate answers (minigpt.generation.api does). The scores compare text, not meaning.
 """

@@ -39,8 +39,8 @@ _SHOWN = {  # problem_type of the labels -> template of the text that `shown` re
     "multi_label_classification": "micro f1 {micro_f1:.4f}  macro f1 {macro_f1:.4f}",
     "regression": "mse {mse:.4f}  pearson {pearson:.4f}",
 }
-_SHOWN_LABELS = 20  # with more labels, a confusion matrix is not printed, and a list of labels is cut
-_BINS = 15  # number of bins of the calibration error, as in https://arxiv.org/abs/1706.04599
+_SHOWN_LABELS = 20  # with more labels, no confusion matrix is printed, and a list of labels is cut
+_BINS = 15  # number of bins that the calibration error uses, as in https://arxiv.org/abs/1706.04599
 
 Matrix = npt.NDArray[np.float64]
 
@@ -213,7 +213,7 @@ def predict(
 
 
 def report_of(labels: Labels, found: Matrix, texts: EncodedTexts) -> ClassificationReport:
-    """Build the report of a classifier from its probabilities (N, K), which `predict` returns."""
+    """Compare predictions with the labels of the texts. `found`: (N, K), the result of `predict`."""
     report = ClassificationReport(labels)
     report.count(found, texts.labels)
     truth, kind = texts.labels, labels.problem_type
@@ -264,7 +264,10 @@ def mistakes(
 
 
 def print_confusion(report: ClassificationReport) -> None:
-    """Print the confusion matrix: true labels in rows, predicted labels in columns."""
+    """Print the confusion matrix: true labels in rows, predicted labels in columns.
+
+    If a text can have several labels, print how often each label was right, wrongly given, and missed.
+    """
     names = report.labels.names
     if report.labels.problem_type == "multi_label_classification":
         rows = [[name, *(f"{n:,.0f}" for n in row)] for name, row in zip(names, report.counts)]

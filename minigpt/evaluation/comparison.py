@@ -24,7 +24,7 @@ class Comparison:
     first: float
     second: float
     difference: Difference
-    only_first: list[tuple[Answered, Answered]]  # both models' answers where the first is better
+    only_first: list[tuple[Answered, Answered]]  # both answers, where the first model is better
     only_second: list[tuple[Answered, Answered]]
     higher_is_better: bool
 

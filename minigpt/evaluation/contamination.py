@@ -86,8 +86,8 @@ def contamination(
 def _grams(words: list[str], n: int) -> set[tuple[str, ...]]:
     """Return the n-grams of a text.
 
-    If the text has fewer than n words, the whole text is the only n-gram. If it has fewer than _LEAST words,
-    the result is empty.
+    If the text has fewer than n words, the whole text is the only n-gram. If it has fewer than 5 words, the
+    result is empty.
     """
     if len(words) < _LEAST:
         return set()

@@ -61,7 +61,7 @@ class HarnessModel:
         add_bos_token: bool | None = None,
     ) -> None:
         super().__init__()
-        # The harness's batch_size may be 16, "16", None or "auto". None and "auto" mean 8 here.
+        # The harness may pass 16, "16", None or "auto" as batch_size. None and "auto" mean 8 here.
         rows = int(batch_size or 8) if str(batch_size or "").isdecimal() else 8
         folder = None if adapter is None else Path(adapter)
         if str(device).startswith("cuda") and not torch.cuda.is_available():
@@ -153,7 +153,7 @@ class HarnessModel:
         return found
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Continue each text until a stop string, the end of the text, or max_gen_toks."""
+        """Continue each text until a stop string, the end token, or the limit max_gen_toks."""
         groups: dict[str, list[int]] = {}
         for number, one in enumerate(requests):
             groups.setdefault(repr(sorted(one.args[1].items())), []).append(number)

@@ -98,8 +98,7 @@ class Difference:
     value: float  # mean score of the second model minus mean score of the first model
     low: float  # lower end of the 95 % interval
     high: float
-    # p-value: of McNemar's exact test if all scores are 0 or 1, otherwise of a test that flips the signs of
-    # the differences at random (see the function `paired`)
+    # p-value; the function `paired` says how it is computed
     p: float
     only_first: int  # number of questions on which the first model is better
     only_second: int
@@ -117,8 +116,9 @@ def paired(first: npt.ArrayLike, second: npt.ArrayLike, seed: int = 0) -> Differ
     Args:
         first, second: (N,), one score per question; higher is better.
 
-    For scores other than 0 and 1, the p-value comes from 10,000 trials, in which the signs of the differences
-    are chosen at random: if both models are equally good, each difference could as well have the other sign.
+    If all scores are 0 or 1, McNemar's test gives the p-value. Otherwise each of 10,000 trials gives random
+    signs to the differences, because for equally good models, each difference could as well have the other
+    sign. The p-value is the share of trials whose sum is at least as far from 0 as the real sum.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if len(a) != len(b) or not len(a):

@@ -4,8 +4,8 @@
 
 If the file exists, minigpt changes only this in it, so a user can edit the rest:
 
-- the text between the comments `_BEGIN` and `_END`;
-- the header's key `model-index`, if minigpt wrote it (the comment `_OWN` then marks it);
+- the text between the two comments that mark minigpt's results;
+- the header's key `model-index`, if minigpt wrote it (a comment then says so);
 - keys that the header lacks, which are added.
 """
 

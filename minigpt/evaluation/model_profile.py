@@ -5,7 +5,8 @@
 
 - Calibration: where the model gives a choice the probability 80 %, is it right in 80 % of the cases? This is
   measured without and with a temperature. The temperature is fitted on the task's dev part (the examples for
-  shots). If this has fewer than 20 examples, half of the questions are used for fitting, not for measuring.
+  shots). If the dev part has fewer than 20 examples, half of the questions are used for fitting instead. They
+  are then not measured.
 - Robustness: how much worse are the answers if questions are changed a little, for example by typing errors?
   There are several kinds of changes. One kind rewords the instruction instead of the question.
 - Position: how often is each letter chosen, and right, if the choices are listed in every cyclic order?
@@ -206,8 +207,8 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
         right: (N,), True if this choice is right.
     """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # Column 0 is the model's choice. `calibration_error` takes the larger column as the choice, and with many
-    # choices this could be column 1. So column 1 is limited.
+    # Column 0 is the model's choice. `calibration_error` takes the larger column as the choice. If the
+    # confidence is below 0.5, this would be column 1. So column 1 is limited.
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 

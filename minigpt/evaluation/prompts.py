@@ -4,10 +4,10 @@
     prompter = Prompter(tokenizer, "text", start)
     prompter.requests(example, shots[example.subject])    # [(context, continuation), ...] to be scored
 
-Shots are examples with their answers, which stand before the question. In plain text, context and
-continuation are encoded together, and then split after the tokens of the context. Spaces at the end of the
-context are moved to the continuation. lm-evaluation-harness does the same, so its numbers can be compared
-with ours.
+Shots are examples with their answers, which stand before the question. The context is the prompt; a
+continuation is a choice or an answer. In plain text, both are encoded together, and then split after the
+tokens of the context. Spaces at the end of the context are moved to the continuation. lm-evaluation-harness
+does the same, so its numbers can be compared with ours.
 """
 
 import random
@@ -60,7 +60,7 @@ def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
     Usually, these are `options.shots` examples per subject. If the shots come from the measured file itself,
-    there is one example more, because each question is later left out of its own shots.
+    there is one example more, because a question that is among the shots is later left out of them.
 
     Raises:
         InputError: if the task has no dev part (examples for shots), or too few examples in it.
@@ -102,7 +102,7 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return "text" for a plain text or a text with a gap. For other examples, return `self.form`."""
+        """Return an example's format: "text" for a plain text or a text with a gap, otherwise `self.form`."""
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:
@@ -178,15 +178,15 @@ class Prompter:
 
 
 def _asked(one: Example) -> str:
-    """Return what a user would ask: the prompt.
+    """Return the text that a user would send: the prompt.
 
-    For multiple choice whose prompt does not list the choices, return only the question.
+    Exception: for multiple choice whose prompt does not list the choices, return only the question.
     """
     return one.question if one.form == "multiple_choice" and not one.letters else one.prompt
 
 
 def _prompt_text(one: Example) -> str:
-    """Return the prompt in plain text. For generation without a template: "Question: ... Answer:"."""
+    """Return the prompt in plain text. For generation, the default template is "Question: ... Answer:"."""
     if one.form != "generation" or one.style.template:
         return one.prompt
     chinese = any("\u3400" <= character <= "\u9fff" for character in one.prompt)

@@ -37,7 +37,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 
 
 def cases(result: TaskResult) -> tuple[list[Answered], list[Answered]]:
-    """Return two lists of answers: wrong with a high probability, and right with a low probability."""
+    """Return two lists: wrong answers that the model was sure of, and right answers that it was unsure of."""
 
     def sure(one: Answered) -> float:
         if one.probabilities:

@@ -41,8 +41,8 @@ from minigpt.generation.packed_weights import PackedWeights
 
 __all__ = ["ContinuationScorer", "Scored"]
 
-# Device -> largest number of tokens of a forward pass. With more tokens, each layer would free its memory and
-# allocate it again, which is slow.
+# Largest number of tokens of a forward pass, on a CPU and on other devices. With more tokens, each layer
+# would free its memory and allocate it again, which is slow.
 _TOKENS = {"cpu": 1024}
 _TOKENS_ON_GPU = 2048
 _ROWS = 16  # largest number of rows of a forward pass
@@ -252,7 +252,7 @@ class ContinuationScorer:
             above = np.stack([tree.above(L) for tree in trees])  # (R, L, S + L), S shared tokens
             mask = torch.from_numpy(above).to(self._device)
             positions = self._tensor([[*tree.depths, *[0] * (L - len(tree.depths))] for tree in trees])
-        columns = self._tensor([[*some, *[0] * (W - len(some))] for some in wanted])  # (R, W), R rows
+        columns = self._tensor([[*some, *[0] * (W - len(some))] for some in wanted])  # (R, W)
         past = _Shared(self._cache, shared)
         hidden = self._model.base_model(ids, mask, positions, past, columns=columns)  # (R, W, C)
         return self._scored(batch, nodes, hidden.flatten(0, 1), is_hidden=True)
@@ -358,7 +358,7 @@ class _Tree:
     def above(self, length: int) -> npt.NDArray[np.bool_]:
         """Return the attention mask (length, S + length), for S shared tokens and `length` tokens of the row.
 
-        It is True for the token itself and for earlier tokens of the same request.
+        In the row of a token, it is True for the token itself and for the tokens before it in its request.
         """
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True

@@ -128,7 +128,7 @@ def measure(
 
 
 def warn_of_unknown_characters(result: TaskResult, loaded: LoadedModel, options: TaskOptions) -> None:
-    """Warn about characters that the vocabulary lacks, and about choices that differ only in these."""
+    """Warn about characters that the vocabulary lacks, and about choices that differ only in them."""
     examples, tokenizer = result.task.examples, loaded.tokenizer
     asked = [one.prompt for one in examples]
     if not isinstance(loaded.model, SequenceClassifier):

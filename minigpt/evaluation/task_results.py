@@ -4,7 +4,7 @@
     result = run_task(loaded, task, TaskOptions(shots=5))
     result.metrics["acc"].value, result.metrics["acc"].low, result.metrics["acc"].high
 
-Metrics of each form:
+Metrics for each form of a task:
 
 - multiple_choice: acc, where the choice with the highest log-likelihood is the model's answer; acc_norm,
   acc_bytes and acc_tokens, where the log-likelihood is divided by the choice's characters, bytes or tokens.
@@ -102,7 +102,7 @@ class Answered:
     example: Example
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
-    logprobs: tuple[float, ...] = ()  # of each choice; cloze: of each token; perplexity: of the text
+    logprobs: tuple[float, ...] = ()  # one for each choice; cloze: for each token; perplexity: for the text
     greedy: tuple[bool, ...] = ()  # for each choice (cloze: the answer): does greedy decoding give it?
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
@@ -339,8 +339,8 @@ def generate_texts(
     special = {*ends, *ends_of_answer(tokenizer), *getattr(tokenizer, "special_ids", ())}
     order = sorted(range(len(prompts)), key=lambda i: list(prompts[i]))
     shared = _shared(prompts[order[0]], prompts[order[-1]])
-    # If the shared prefix is long, run it alone first, which puts it into the cache. Otherwise each prompt of
-    # the first batch would compute it.
+    # If the shared prefix is long, run it alone first, which puts it into the cache. Without this step, each
+    # prompt of the first batch would compute the prefix.
     if shared > 64:
         first = GenerationOptions(max_new_tokens=1)
         engine.submit(prompts[0][: min(shared + 1, len(prompts[0]))], first, ends, tokenizer)
@@ -374,8 +374,8 @@ def rolling_windows(ids: Sequence[int], start: int, length: int, stride: int = 0
     Args:
         start: the id of the token put before the text.
         length: largest number of input tokens of a pair. (The last token of a pair is not an input.)
-        stride: number of predicted tokens in each pair except the first. The tokens before them, up to
-            `length`, are context. 0: as many predicted tokens as possible.
+        stride: number of predicted tokens in each pair except the first; 0: as many as possible. The context
+            of a pair is the tokens before them, as many as `length` leaves room for.
 
     >>> rolling_windows([1, 2, 3, 4, 5], 0, 3)
     [([0], [1, 2, 3]), ([2, 3], [4, 5])]

@@ -1,4 +1,4 @@
-"""Interprets a record of a task: a question with choices, a text with a gap, a text, a question with answer.
+"""Interprets a record of a task's file, such as a question with choices or a text with a gap.
 
 The fields of a record, and the data sets that have them:
 
@@ -15,7 +15,7 @@ The fields of a record, and the data sets that have them:
     {"text": ..., "label": ...}                                     classification
     {"text": ...}                                                   a text: perplexity
 
-`read_record` decides by the names of the fields. A task's TOML file can set the form instead.
+`read_record` finds the form of a record by the names of its fields. Or a task's TOML file sets the form.
 """
 
 import math
@@ -49,8 +49,8 @@ _REST = 80  # at most this number of characters after a gap is scored together w
 class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
-    template: str = ""  # the prompt, with {field} for a record's fields; "": the default for the record
-    choices: tuple[str, ...] = ()  # a template for each choice; or one name of a field that is a list
+    template: str = ""  # the prompt, with {field} for a record's fields; "": the default prompt
+    choices: tuple[str, ...] = ()  # a template for each choice; or only the name of a field that is a list
     answer: str = ""  # name of the field that holds the right answer
     # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices,
     # else the text
@@ -163,7 +163,7 @@ def _check(one: Example) -> None:
 
 
 def _with_usual_names(item: dict[str, Any]) -> dict[str, Any]:
-    """Return a record with the usual names of fields: 选项A and option_a become `a`, 题目 `question`.
+    """Return a record with the usual names of fields: 选项A becomes `a`, 题目 becomes `question`.
 
     The fields `user` and `source` can hold the question. If they hold something else, they are left out.
     """

@@ -38,6 +38,7 @@ from minigpt.storage.regular_files import resolved
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
+# Names of files and folders.
 _TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these that exists
 _DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}

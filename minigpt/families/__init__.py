@@ -1,6 +1,7 @@
 """The model families (GPT-2 and Qwen3), and all code that differs between families.
 
-This folder may import errors, console, storage, devices and model. In reading order:
+Of minigpt's modules, those in this folder may import only errors, console, storage, devices and model. In
+reading order:
 
     checks.py           checks of settings and weight names in other tools' files; no torch
     strict_loading.py   checks for NaN, models on "meta", loading a state_dict

@@ -22,7 +22,7 @@ __all__ = [
 
 MAX_LAYERS = 1000  # a config.json may name more layers than this only if the weights have as many
 _WRAPPERS = ("module.", "_orig_mod.")  # prefixes of weight names, from DDP and torch.compile
-_MOST_WRAPPERS = 8  # from one name, at most this number of prefixes in _WRAPPERS is removed
+_MOST_WRAPPERS = 8  # at most this number of such prefixes is removed from a name
 
 
 def require_fixed(values: Mapping[str, Any], fixed: Mapping[str, Any]) -> None:
@@ -59,8 +59,8 @@ def require_layers(names: Iterable[str], prefix: str, count: int, key: str) -> N
         key: the setting that gives `count`, for the message.
 
     Raises:
-        InputError: if `count` is larger than MAX_LAYERS and also larger than the number of layers in the
-            weights.
+        InputError: if `count` is larger than 1000 (MAX_LAYERS) and also larger than the number of layers in
+            the weights.
     """
     numbers = (name.removeprefix(prefix).split(".")[0] for name in names if name.startswith(prefix))
     present = 1 + max((number for number in map(whole_number, numbers) if number is not None), default=-1)
