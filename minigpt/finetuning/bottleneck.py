@@ -63,7 +63,7 @@ class BottleneckLayer(AdaptedLayer):
 
     Args:
         base: an nn.Linear, a quantised layer, or a layer that has an adapter already.
-        config: configuration with the size.
+        config: configuration, which has the size of the bottleneck.
         adapter: name of the adapter.
         draw: False: do not initialise the parameters, because their values will be set later.
     """

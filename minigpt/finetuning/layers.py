@@ -247,8 +247,8 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # There are about _LONG**k / k! ways to divide the characters of a name among k repeats. So repeat
-            # number k multiplies the ways by _LONG / k. If the repeated item itself can match in several
+            # There are about n**k / k! ways to divide n characters (_LONG) of a name among k repeats. So
+            # repeat number k multiplies the ways by n / k. If the repeated item itself can match in several
             # ways, as in (a+)+, matching can take hours: inf.
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
@@ -365,7 +365,7 @@ def add_adapter(
 
 @dataclass
 class WholeModule:
-    """A module that is in `modules_to_save` of one or more adapters, and the copy of each adapter."""
+    """A module that is in `modules_to_save` of one or more adapters, and each adapter's own copy of it."""
 
     parent: nn.Module
     attribute: str  # name of the parent's attribute that holds the module
@@ -373,7 +373,7 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the copy of the first adapter in `adapters` that has one, or else the original module."""
+        """Return the copy of the first adapter in `adapters` that has a copy, or else the original module."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)
@@ -393,7 +393,7 @@ def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield (minigpt's name of a linear layer, its AdaptedLayer); twice for a layer with two adapters."""
+    """Yield (minigpt's name of a linear layer, its AdaptedLayer); two pairs for a layer with two adapters."""
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer):
             yield name.replace(".base_layer", ""), module
@@ -501,7 +501,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """Takes a module's place. Copies of the module compute some rows of a batch, the module the others."""
+    """Takes a module's place: copies of it compute some rows of a batch, the module itself the other rows."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()

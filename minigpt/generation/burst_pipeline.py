@@ -27,7 +27,7 @@ class BurstPipeline:
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
         self._sequences: dict[int, Sequence] = {}  # slot of the cache -> the sequence that is decoded in it
-        # slot of the cache -> number of tokens in the slot when all started bursts are done, if no eos occurs
+        # slot of the cache -> number of tokens that it will hold after all started bursts, if no eos occurs
         self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 

@@ -46,14 +46,14 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
 
 
 def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
-    """Return RoPE's table for the first `columns` positions (columns, D): D / 2 cosines, D / 2 sines."""
+    """Return RoPE's table for the first `columns` positions (columns, D): D / 2 cosines, then D / 2 sines."""
     return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()
 
 
 def rotary_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     """Return how RoPE rotates each pair of channels: (angles, factor).
 
-    angles (D / 2,): the rotation from one position to the next. factor: cos and sin are multiplied by it.
+    angles (D / 2,): each pair's rotation from one position to the next. factor: multiplies cos and sin.
     """
     scaling = config.rope_scaling
     factor = 1.0 if scaling is None else scaling.attention_factor
