@@ -61,20 +61,22 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: (
-        str  # all weight names except lm_head's begin with it; files of the body alone (GPT2Model) lack it
-    )
+    # Every weight name except lm_head's begins with this. Files of a model without lm_head, such as
+    # GPT2Model, may leave it out.
+    prefix: str
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # names of tensors that are no weights, such as masks
+    # names of tensors that are not read from a file, such as masks; the default matches no name
+    ignored: re.Pattern[str] = re.compile(r"(?!)")
     # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
     # Our model may lack some of these weights, such as biases. The file that we write has zeros for them.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
-    # names of the last matrix of attention and of the MLP; their outputs are added to the residual stream
+    # names of two weights of a block: the last matrix of attention, and the last matrix of the MLP. Their
+    # outputs are added to the residual stream.
     residual_projections: tuple[str, ...]
     # Layers that an IA3 adapter of PEFT changes by default, under Hugging Face's names. IA3 multiplies the
     # outputs of the layers in `rescaled_outputs`, and the inputs of the layers in `rescaled_inputs`.
@@ -113,9 +115,9 @@ class Family:
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """Yield the names of all weights in Hugging Face's file of a model, block by block; lm_head is last.
+        """Yield the names of all weights in a model's Hugging Face file, block by block; lm_head is last.
 
-        A tied lm_head is left out. A weight that is in the file, but not in our model, is included: see
+        A tied lm_head is left out. Weights that the file has, but our model lacks, are included: see
         `with_all_weights`.
         """
         every = self.parameter_shapes(self.with_all_weights(config))

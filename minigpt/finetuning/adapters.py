@@ -70,11 +70,11 @@ _NO_MATTER = {
         "task_type",
     ),
 }
-# The key peft_type of adapter_config.json -> class of the configuration. "BOTTLENECK" is minigpt's own type.
+# Value of peft_type in adapter_config.json -> class of the configuration. "BOTTLENECK" is minigpt's own type.
 _KINDS: dict[str, type[LoraConfig | IA3Config | BottleneckConfig]] = {
     "LORA": LoraConfig, "IA3": IA3Config, "BOTTLENECK": BottleneckConfig,
 }  # fmt: skip
-_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})  # empty values
+_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})  # values that count as empty
 # Allowed values of init_lora_weights: how LoRA's matrices A and B were initialised. With other values (pissa,
 # olora, corda, loftq, lora_ga), PEFT changes the model's own weights when it loads the adapter, which minigpt
 # does not do.

@@ -35,7 +35,7 @@ def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
-    # The table lacks a classifier's head, because minigpt and Hugging Face use the same name for it.
+    # A parameter that the table lacks keeps minigpt's name.
     return named | {name: own[name] for name in own if name not in table}
 
 

@@ -226,8 +226,8 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate the number of ways in which `re` may try to match an expression with a module's name."""
-    # An entry for the whole expression, and one for each "(" that is still open: (ways to match its earlier
-    # alternatives, ways to match the alternative that is being read).
+    # A stack with an entry for the whole expression, and one for each "(" that is still open. An entry is:
+    # (ways to match the alternatives before the newest "|", ways to match what follows this "|").
     groups = [(0.0, 1.0)]
     # repeats: number of "*", "+" and "{}" so far; last: ways to match the newest item (a character, a group)
     repeats, last = 0, 1.0

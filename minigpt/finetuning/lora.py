@@ -97,7 +97,7 @@ class LoraConfig(AdapterConfig):
         return LoraLinear(base, self, adapter, draw)
 
     def check_base(self, layers: Sequence[Any]) -> None:
-        """Raise InputError for DoRA on 4-bit layers, because DoRA computes norms of the weights' rows."""
+        """Raise InputError for DoRA on 4-bit layers, which minigpt does not support."""
         if self.use_dora and any(layer.weight.dtype == torch.uint8 for layer in layers):
             raise InputError(
                 "use_dora needs weights of more than 4 bits: take int8, or the unquantised folder"
