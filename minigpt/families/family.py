@@ -134,7 +134,7 @@ class Family:
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
         """Return a dict: our name of a weight -> (Hugging Face's name, `transposed`).
 
-        `transposed`: Hugging Face stores the matrix as (in, out). lm_head is included even if it is tied.
+        `transposed`: True if Hugging Face stores the matrix as (in, out). lm_head is included even if tied.
         """
         return {row.ours: (row.theirs, row.transposed) for row in self.rows(config)} | {HEAD: (HEAD, False)}
 

@@ -141,7 +141,7 @@ class AdapterConfig(ABC):
     modules_to_save: tuple[str, ...]  # names of modules that the adapter replaces by trainable copies
 
     def of_family(self, model: LanguageModel) -> Self:
-        """Return this configuration with the defaults of the model's family filled in."""
+        """Return this configuration, completed with the defaults of the model's family, if there are any."""
         return self
 
     @abstractmethod

@@ -60,7 +60,7 @@ _NAMES = (
 )
 _GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # for files from before 2023, the user must choose "tanh"
+    "nanoGPT": "exact",  # before 2023 nanoGPT used "tanh"; for such files, the user must choose it
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",

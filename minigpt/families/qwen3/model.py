@@ -41,7 +41,7 @@ class RopeScaling:
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence than this are not scaled
     beta_slow: float = 1.0  # yarn: channel pairs with fewer rotations than this rotate `factor` times slower
-    truncate: bool = True  # yarn: round the two pair indices that follow from beta_fast and beta_slow
+    truncate: bool = True  # yarn: round the indices of the pairs at which beta_fast and beta_slow are reached
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 

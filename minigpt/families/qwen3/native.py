@@ -23,7 +23,7 @@ MODULES: tuple[type[nn.Module], ...] = (Qwen3ForCausalLM, Qwen3Model, Block, Att
 
 
 def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
-    """Add the operations of the model's forward pass to an OperationList."""
+    """Add the operations of the model's forward pass to `out`, an OperationList for the C code."""
     config, body = model.config, model.model
     C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
     x, qkv, mixed = out.buffer("x", C), out.buffer("qkv", (H + 2 * G) * D), out.buffer("mixed", H * D)
