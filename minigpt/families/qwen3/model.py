@@ -393,7 +393,7 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). With `columns` (B, W): only these W tokens of each row."""
+        """Hidden states (B, T, C) -> (B, T, C). With `columns` (B, W): only of these tokens, (B, W, C)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -432,7 +432,7 @@ class Qwen3Model(nn.Module):
         attentions: list[Tensor] | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Ids (B, T) -> hidden states (B, T, C). With `columns` (B, W): only of these tokens."""
+        """Ids (B, T) -> hidden states (B, T, C). With `columns` (B, W): only of these tokens, (B, W, C)."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")
