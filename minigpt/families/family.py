@@ -39,7 +39,7 @@ HEAD = "lm_head.weight"  # name of the output matrix in every family
 class Weight(NamedTuple):
     """A weight's name in our model (`ours`) and at Hugging Face (`theirs`). `*` stands for the block number.
 
-    `transposed`: Hugging Face stores this matrix as (in, out); torch's Linear has (out, in).
+    `transposed`: True if Hugging Face stores the matrix as (in, out). torch's Linear stores (out, in).
     """
 
     ours: str
@@ -49,7 +49,7 @@ class Weight(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """The description of a model family."""
+    """Describes a model family, such as GPT-2: its classes, its weight names, and how files are converted."""
 
     model_type: str  # model_type in config.json
     name: FamilyName  # the value of --family that selects this family
@@ -61,18 +61,22 @@ class Family:
     config_to_hugging_face: Callable[..., dict[str, Any]]
 
     weights: tuple[Weight, ...]  # names of all weights except lm_head
-    prefix: str  # prefix of all weight names except lm_head's; files without lm_head leave it out
+    # Every weight name except lm_head's begins with this. Files of a model without lm_head, such as
+    # GPT2Model, may leave it out.
+    prefix: str
     layer_prefix: str  # beginning of the Hugging Face names of a block's weights, before the block number
     layers_key: str  # key of config.json that holds the number of blocks
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
-    ignored: re.Pattern[str] = re.compile(r"(?!)")  # pattern: names in old files that are no weights
+    # names of tensors that are not read from a file, such as masks; the default matches no name
+    ignored: re.Pattern[str] = re.compile(r"(?!)")
     # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
     # Our model may lack some of these weights, such as biases. The file that we write has zeros for them.
     with_all_weights: Callable[[Any], Any] = lambda config: config
 
-    # names of the last matrix of attention and of the MLP; their outputs are added to the residual stream
+    # names of two weights of a block: the last matrix of attention, and the last matrix of the MLP. Their
+    # outputs are added to the residual stream.
     residual_projections: tuple[str, ...]
     # Layers that an IA3 adapter of PEFT changes by default, under Hugging Face's names. IA3 multiplies the
     # outputs of the layers in `rescaled_outputs`, and the inputs of the layers in `rescaled_inputs`.
@@ -89,13 +93,14 @@ class Family:
     # model -> sentences that tell the user where llama.cpp's results differ from minigpt's
     gguf_notes: Callable[[Any], list[str]] = lambda model: []
     # list_operations(operation_list, model) adds the operations of a forward pass to `operation_list`, which
-    # the C code runs. rotary_table(configuration, columns) returns RoPE's cos and sin for the first `columns`
-    # positions, (columns, D), for the C code; D channels of a head. Without RoPE, rotary_table is None.
+    # the C code runs.
     list_operations: Callable[[Any, Any], None]
     native_modules: tuple[type[nn.Module], ...]  # classes of modules that the C code can compute
+    # (configuration, columns) -> table (columns, D) for the C code: RoPE's cos and sin for the first
+    # `columns` positions. D is the number of channels of a head. None for a family without RoPE.
     rotary_table: Callable[[Any, int], Tensor] | None = None
-    # configuration -> (angles, factor); None for a family without RoPE. `angles` (D / 2,): by how much RoPE
-    # rotates each pair of channels from one position to the next. `factor`: multiplies cos and sin.
+    # configuration -> (angles, factor). `angles` (D / 2,): by how much RoPE rotates each pair of channels
+    # from one position to the next. `factor` multiplies cos and sin. None for a family without RoPE.
     rotary_frequencies: Callable[[Any], tuple[Tensor, float]] | None = None
 
     # -- weights ---------------------------------------------------------------------------------------------
@@ -110,9 +115,9 @@ class Family:
         return shapes
 
     def rows(self, config: Any) -> Iterator[Weight]:
-        """Yield the names of all weights in Hugging Face's file of a model, block by block; lm_head is last.
+        """Yield the names of all weights in a model's Hugging Face file, block by block; lm_head is last.
 
-        A tied lm_head is left out. A weight that is in the file, but not in our model, is included: see
+        A tied lm_head is left out. Weights that the file has, but our model lacks, are included: see
         `with_all_weights`.
         """
         every = self.parameter_shapes(self.with_all_weights(config))
@@ -129,7 +134,7 @@ class Family:
     def weight_names(self, config: Any) -> dict[str, tuple[str, bool]]:
         """Return a dict: our name of a weight -> (Hugging Face's name, `transposed`).
 
-        `transposed`: Hugging Face stores the matrix as (in, out). lm_head is included even if it is tied.
+        `transposed`: True if Hugging Face stores the matrix as (in, out). lm_head is included even if tied.
         """
         return {row.ours: (row.theirs, row.transposed) for row in self.rows(config)} | {HEAD: (HEAD, False)}
 

@@ -1,4 +1,4 @@
-"""The model families by name, and the family of a configuration.
+"""Finds the model family of a configuration or of a config.json, and makes models of any family.
 
     family = family_of(model.config)         # a Family, see family.py
     model = new_model(GPTConfig(n_embd=64))
@@ -68,7 +68,7 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
         zero_projections: set the last matrices of attention and MLP in each block to zero, and also lm_head
             unless it is tied. At first, each block then adds nothing (https://arxiv.org/abs/1901.09321), and
             a zero lm_head makes all tokens equally likely (https://arxiv.org/abs/2203.03466). In the first
-            step, the other matrices of the blocks have no gradient. So training needs high learning rates.
+            step, the other matrices of the blocks have no gradient. Training needs high learning rates then.
     """
     family = family_of(config)
     model: LanguageModel = family.model_class(config)

@@ -1,4 +1,4 @@
-"""Functions for loading that all families share: checks for NaN, models on "meta", casts."""
+"""Functions for loading weights, shared by all families: checks for NaN, models on "meta", casts."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor

@@ -1,9 +1,10 @@
 """Fine-tuning: chooses which weights of a given model are trained, and adds adapters or new embedding rows.
 
-This folder may import errors, storage and families. training/objective.py uses it. In reading order:
+From the rest of minigpt, this folder's modules may import only errors, storage, data and families. In reading
+order:
 
     freezing.py     trains some parameters and freezes the other parameters
-    layers.py       for all kinds of adapters: adds, switches and merges them; several in one batch
+    layers.py       adds, activates and merges adapters of all kinds; several adapters in one batch
     lora.py         low-rank adapters beside the weights (LoRA, rsLoRA, DoRA)
     bottleneck.py   small modules after attention and MLP (bottleneck adapters)
     ia3.py          learned factors for the channels of some layers (IA3)

@@ -70,13 +70,14 @@ _NO_MATTER = {
         "task_type",
     ),
 }
-# The key peft_type of adapter_config.json -> class of the configuration. "BOTTLENECK" is minigpt's own type.
+# Value of peft_type in adapter_config.json -> class of the configuration. "BOTTLENECK" is minigpt's own type.
 _KINDS: dict[str, type[LoraConfig | IA3Config | BottleneckConfig]] = {
     "LORA": LoraConfig, "IA3": IA3Config, "BOTTLENECK": BottleneckConfig,
 }  # fmt: skip
-_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})  # empty values
-# Allowed values of init_lora_weights: ways to initialise A and B. With other values (pissa, olora, corda,
-# loftq, lora_ga), PEFT changes the model's own weights when it loads the adapter, which minigpt does not do.
+_NOTHING: tuple[object, ...] = (None, False, "none", "", (), [], {})  # values that count as empty
+# Allowed values of init_lora_weights: how LoRA's matrices A and B were initialised. With other values (pissa,
+# olora, corda, loftq, lora_ga), PEFT changes the model's own weights when it loads the adapter, which minigpt
+# does not do.
 _DRAWN = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
 
 
@@ -89,7 +90,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def adapter_folder(path: Path) -> Path:
-    """Return an adapter's folder. If it has a manifest (checksums), compare its files with it.
+    """Return an adapter's folder. If the folder has a manifest (checksums), check the files against it.
 
     Args:
         path: the adapter's folder, or the folder of the run that trained the adapter.
@@ -203,7 +204,8 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
         target = _targets(model, config, adapter)
         inputs: str | Sequence[str] = config.feedforward_modules or ()
         if not isinstance(target, str) and not isinstance(inputs, str) and not {*inputs} <= {*target}:
-            # PEFT requires that all of feedforward_modules are in target_modules, too. So write full names.
+            # PEFT requires that all names in feedforward_modules are in target_modules, too. Here they
+            # are not. So write the full names of the layers into both lists.
             names = module_names(model)
             own = {names[name]: one for name, one in adapted_layers(model) if one.adapter == adapter}
             target = sorted(own)
@@ -231,8 +233,8 @@ def _options(model: LanguageModel, config: AdapterConfig, adapter: str) -> dict[
 def _targets(model: LanguageModel, config: LoraConfig | IA3Config, adapter: str) -> str | list[str]:
     """Return the value of target_modules for adapter_config.json.
 
-    A regular expression, and names that a user gave for IA3, stay as they are. In other cases the value is a
-    list: of short names such as "c_attn", if exactly the adapted layers match them; if not, of full names.
+    A regular expression, and names that a user gave for IA3, stay as they are. Otherwise the value is a list:
+    short names such as "c_attn", if they match exactly the adapted layers, or else full names.
     """
     target = config.target_modules
     if isinstance(target, str) and target != "all-linear":
@@ -274,7 +276,7 @@ def load_adapter(model: LanguageModel, folder: Path, adapter: str = "default") -
         known = tuple(name for name in wanted if any(is_called(theirs, name) for theirs in names))
         config = _with(config, target_modules=known or wanted)
     _require_size(folder, config, tensors)
-    twin: Any = _on_meta(model)  # gets the adapter first, to compare the names and shapes of its tensors
+    twin: Any = _on_meta(model)  # the adapter is added here first: after an error, `model` is unchanged
     try:
         add_adapter(twin, config, adapter, draw=False)
     except InputError as error:
@@ -325,7 +327,7 @@ def _read(path: Path, model: LanguageModel) -> dict[str, Tensor]:
                 )
     try:
         for name, tensor in found.items():
-            cast(name, tensor, torch.float32)  # only a check: adapters are kept in float32
+            cast(name, tensor, torch.float32)  # only to check that all values are finite in float32
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     return found

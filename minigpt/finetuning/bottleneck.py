@@ -63,7 +63,7 @@ class BottleneckLayer(AdaptedLayer):
 
     Args:
         base: an nn.Linear, a quantised layer, or a layer that has an adapter already.
-        config: configuration with the size.
+        config: configuration, which has the size of the bottleneck.
         adapter: name of the adapter.
         draw: False: do not initialise the parameters, because their values will be set later.
     """
@@ -73,7 +73,7 @@ class BottleneckLayer(AdaptedLayer):
     def __init__(self, base: Any, config: BottleneckConfig, adapter: str, draw: bool = True) -> None:
         super().__init__(base, adapter)
         C, M = self.out_features, config.bottleneck_size
-        # These are parameters, not nn.Linear layers, because set_precision would round nn.Linear.
+        # These are parameters, not nn.Linear layers, because set_precision rounds the weights of nn.Linear.
         self.down_weight, self.down_bias = self.new_parameter(M, C), self.new_parameter(M)
         self.up_weight, self.up_bias = self.new_parameter(C, M), self.new_parameter(C)
         if draw:

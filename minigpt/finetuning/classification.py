@@ -84,8 +84,8 @@ class SequenceClassifier(nn.Module):
 
         attention_mask, position_ids: as for the language model. If rows are padded on the right, neither is
         needed. If rows are padded on the left, both are needed.
-        last (B,): position of the last token of each row that is not padding. None: the last id of each row
-        that is not pad_token_id, as in transformers.
+        last (B,): in each row, the position of the last token that is not padding. None: in each row, the
+        position of the last id that is not pad_token_id, as in transformers.
         """
         hidden = self.base_model(input_ids, attention_mask, position_ids)  # (B, T, C)
         if last is None:

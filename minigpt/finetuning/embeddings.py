@@ -65,7 +65,7 @@ def _longer(weight: Tensor, rows: int, how: NewRows) -> nn.Parameter:
 
 
 def _drawn(centred: Tensor, rows: int) -> Tensor:
-    """Sample vectors (rows, C) from a normal distribution: mean 0, covariance that of `centred` (V, C).
+    """Sample vectors (rows, C) from a normal distribution with mean 0 and the covariance of `centred` (V, C).
 
     Random linear combinations of the rows of `centred` have this distribution, because the mean of the rows
     is 0. So no covariance matrix is computed.

@@ -1,8 +1,8 @@
-"""Freezes a model's parameters, except those of one kind of layer, of the last blocks, or of given names.
+"""Freezes a model's parameters, except those of one kind of layer, of the last blocks, or with given names.
 
 train_only(model, "last:2")         # train the last two blocks, the last norm and the head
 train_only(model, "attention")      # train the attention layers of all blocks
-train_only(model, r"model\\.layers\\.[01]\\.mlp\\..*")     # train what these Hugging Face names match
+train_only(model, r"model\\.layers\\.[01]\\.mlp\\..*")     # a regular expression for Hugging Face's names
 """
 
 import re
@@ -35,14 +35,14 @@ def hugging_face_names(model: LanguageModel) -> dict[str, nn.Parameter]:
     table = weight_names(model)
     own = dict(model.named_parameters(remove_duplicate=False))
     named = {theirs: own[ours] for ours, (theirs, _) in table.items() if ours in own}
-    # The table lacks a classifier's head, because minigpt and Hugging Face use the same name for it.
+    # A parameter that the table lacks keeps minigpt's name.
     return named | {name: own[name] for name in own if name not in table}
 
 
 def train_only(model: LanguageModel, which: str) -> None:
     """Freeze all parameters except those that `which` selects, in place.
 
-    A tied head and embedding are one tensor. So both `head` and `embeddings` then train this tensor.
+    A tied head and embedding are one tensor: which="head" and which="embeddings" both train this tensor.
 
     Args:
         which: selects the parameters to train, in one of three ways: a key of PARTS; `last:N` for the last N

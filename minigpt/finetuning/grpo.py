@@ -86,8 +86,8 @@ def token_losses(
     if reference is not None:
         gap = reference - logps
         kl = gap.exp() - gap - 1
-        # The tokens were sampled with older weights. The factor p / p_old corrects this (importance
-        # sampling): the mean of `kl` is then right for tokens that the present weights would sample.
+        # The tokens were sampled with older weights. With the factor p / p_old (importance sampling), the
+        # mean of `kl` estimates the KL divergence for tokens sampled with the present weights.
         if options.use_bias_correction_kl:
             kl = kl * ratio
         loss = loss + options.beta * kl

@@ -141,7 +141,7 @@ class AdapterConfig(ABC):
     modules_to_save: tuple[str, ...]  # names of modules that the adapter replaces by trainable copies
 
     def of_family(self, model: LanguageModel) -> Self:
-        """Return this configuration with the defaults of the model's family filled in."""
+        """Return this configuration, completed with the defaults of the model's family, if there are any."""
         return self
 
     @abstractmethod
@@ -226,8 +226,8 @@ def pattern_of(text: str, key: str) -> re.Pattern[str]:
 
 def _tries(text: str) -> float:
     """Estimate the number of ways in which `re` may try to match an expression with a module's name."""
-    # An entry for the whole expression, and one for each "(" that is still open: (ways to match its earlier
-    # alternatives, ways to match the alternative that is being read).
+    # A stack with an entry for the whole expression, and one for each "(" that is still open. An entry is:
+    # (ways to match the alternatives before the newest "|", ways to match what follows this "|").
     groups = [(0.0, 1.0)]
     # repeats: number of "*", "+" and "{}" so far; last: ways to match the newest item (a character, a group)
     repeats, last = 0, 1.0
@@ -247,8 +247,8 @@ def _tries(text: str) -> float:
             groups[-1], last = (earlier, ways * 2), last * 2
         elif part[0] in "*+{" and part not in ("{", "{}"):
             repeats += 1
-            # There are about _LONG**k / k! ways to divide the characters of a name among k repeats. So repeat
-            # number k multiplies the ways by _LONG / k. If the repeated item itself can match in several
+            # There are about n**k / k! ways to divide n characters (_LONG) of a name among k repeats. So
+            # repeat number k multiplies the ways by n / k. If the repeated item itself can match in several
             # ways, as in (a+)+, matching can take hours: inf.
             more = math.inf if last > 1 else max(2.0, _LONG / repeats)
             groups[-1], last = (earlier, ways * more), more
@@ -365,7 +365,7 @@ def add_adapter(
 
 @dataclass
 class WholeModule:
-    """A module that is in `modules_to_save` of one or more adapters, and the copy of each adapter."""
+    """A module that is in `modules_to_save` of one or more adapters, and each adapter's own copy of it."""
 
     parent: nn.Module
     attribute: str  # name of the parent's attribute that holds the module
@@ -373,7 +373,7 @@ class WholeModule:
     copies: dict[str, nn.Module]  # adapter -> its copy of the module
 
     def of(self, adapters: Sequence[str]) -> nn.Module:
-        """Return the copy of the first adapter in `adapters` that has one, or else the original module."""
+        """Return the copy of the first adapter in `adapters` that has a copy, or else the original module."""
         present = next(getattr(self.parent, self.attribute).parameters())
         found = next((self.copies[name] for name in adapters if name in self.copies), self.original)
         return found.to(present.device)
@@ -393,7 +393,7 @@ def whole_modules(model: LanguageModel) -> dict[str, WholeModule]:
 
 
 def adapted_layers(model: nn.Module) -> Iterator[tuple[str, AdaptedLayer]]:
-    """Yield (minigpt's name of a linear layer, its AdaptedLayer); twice for a layer with two adapters."""
+    """Yield (minigpt's name of a linear layer, its AdaptedLayer); two pairs for a layer with two adapters."""
     for name, module in model.named_modules():
         if isinstance(module, AdaptedLayer):
             yield name.replace(".base_layer", ""), module
@@ -501,7 +501,7 @@ def adapters_by_row(model: LanguageModel, names: Sequence[Sequence[str]]) -> Ite
 
 
 class _ByRow(nn.Module):
-    """Takes a module's place. Copies of the module compute some rows of a batch, the module the others."""
+    """Takes a module's place: copies of it compute some rows of a batch, the module itself the other rows."""
 
     def __init__(self, original: nn.Module, copies: Sequence[tuple[Any, nn.Module]]) -> None:
         super().__init__()

@@ -97,7 +97,7 @@ class LoraConfig(AdapterConfig):
         return LoraLinear(base, self, adapter, draw)
 
     def check_base(self, layers: Sequence[Any]) -> None:
-        """Raise InputError for DoRA on 4-bit layers, because DoRA computes norms of the weights' rows."""
+        """Raise InputError for DoRA on 4-bit layers, which minigpt does not support."""
         if self.use_dora and any(layer.weight.dtype == torch.uint8 for layer in layers):
             raise InputError(
                 "use_dora needs weights of more than 4 bits: take int8, or the unquantised folder"
@@ -164,7 +164,7 @@ class LoraLinear(AdaptedLayer):
             return total.view(out.shape).to(out.dtype)
         weight, bias = self.float_weight(), self.linear.bias
         # No gradient flows through the norm, as in DoRA's paper (section 4.3) and in PEFT.
-        ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (outputs,)
+        ratio = self.lora_magnitude_vector / (weight + self.delta()).norm(dim=1).detach()  # (N,)
         drops = self.training and not isinstance(self.lora_dropout, nn.Identity)
         plain = F.linear(dropped, weight) if drops else out if bias is None else out - bias
         change = F.linear(low, self.lora_B) * self.scaling
@@ -180,7 +180,7 @@ def apply_lora(
 
 
 def lora_layers(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
-    """Yield (minigpt's name of a linear layer, its LoraLinear); twice for a layer with two adapters."""
+    """Yield (minigpt's name of a linear layer, its LoraLinear); two pairs for a layer with two adapters."""
     for name, layer in adapted_layers(model):
         if isinstance(layer, LoraLinear):
             yield name, layer

@@ -62,7 +62,7 @@ def both_ways(input_ids: Tensor) -> Tensor:
 
 
 def hidden_count(tokens: int, probability: float) -> int:
-    """Return how many of a row's `tokens` are chosen: probability * tokens, but at least 1 if tokens > 0."""
+    """Return how many tokens of a row are chosen: probability * tokens, but at least 1 if tokens > 0."""
     return min(tokens, max(1, round(probability * tokens)))
 
 
@@ -137,7 +137,7 @@ def fill_masks(model: LanguageModel, ids: Sequence[int], mask_id: int, top_k: in
     """Return for each [MASK] the `top_k` most probable tokens. All [MASK]s are predicted in one forward pass.
 
     Args:
-        ids: ids of the text, including [MASK]; at most max_position_embeddings.
+        ids: ids of the text, including [MASK]; at most max_position_embeddings ids.
 
     Raises:
         InputError: if there is no [MASK], or if the text is too long.

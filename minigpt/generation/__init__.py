@@ -1,7 +1,7 @@
 """Generates new tokens from prompts, for one user or many.
 
-The modules here may import from these parts of minigpt: errors, console, storage, devices, tokenization,
-tokenizer, data, families, finetuning and weights. In reading order:
+From the rest of minigpt, this folder's modules may import only errors, console, storage, devices,
+tokenization, tokenizer, data, families, finetuning and weights. In reading order:
 
     options.py               all options of generation, with their checks
     sampling.py              chooses tokens from logits: temperature, top-k, top-p, ...

@@ -309,8 +309,9 @@ def stream(
 ) -> Iterator[str]:
     """Yield the answer to one question in pieces, while it is generated. Joined, the pieces are the answer.
 
-    A piece never ends inside a character, and never contains the beginning of a stop string. The model stays
-    in eval mode until the last piece is taken, or the iterator is closed.
+    A piece never ends inside a character. Text that may be the beginning of a stop string is held back until
+    the next tokens decide this. The model stays in eval mode until the last piece is taken, or the iterator
+    is closed.
 
     Args:
         options: fields of GenerationOptions.
@@ -414,7 +415,7 @@ def _finished(sequence: Sequence) -> list[Any]:
     """Return the num_return_sequences best finished sequences of a beam search, best first.
 
     Args:
-        sequence: a beam of the search.
+        sequence: any beam of the search.
     """
     assert isinstance(sequence.beams, BeamSearch)
     return sequence.beams.finished[: sequence.request.options.num_return_sequences]

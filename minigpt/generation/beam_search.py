@@ -34,7 +34,7 @@ NO_SCORE = -1e9
 
 @dataclass(frozen=True)
 class Finished:
-    """A finished sequence."""
+    """A finished sequence of a beam search."""
 
     score: float  # log-probability / (number of new tokens) ** length_penalty
     ids: list[int]  # new ids, including the eos that ended the sequence
@@ -93,7 +93,7 @@ class BeamSearch:
         going_on = going_on[:K]
         if not going_on or self._is_over(going_on[0][0], length, limit):
             return self._end(beams)
-        missing = K - len(going_on)  # number of copies of the worst candidate that make K beams again
+        missing = K - len(going_on)  # number of copies of the worst candidate, to have K beams again
         beams = self._continue(beams, going_on + going_on[-1:] * missing, loop)
         self._totals = dict(zip(beams, [total for total, _, _ in going_on] + [NO_SCORE] * missing))
         return beams

@@ -27,7 +27,7 @@ class BurstPipeline:
     def __init__(self, step: GraphDecoder) -> None:
         self.step = step
         self._sequences: dict[int, Sequence] = {}  # slot of the cache -> the sequence that is decoded in it
-        # slot of the cache -> number of tokens in the slot when all started bursts are done, if no eos occurs
+        # slot of the cache -> number of tokens that it will hold after all started bursts, if no eos occurs
         self._lengths: dict[int, int] = {}
         self._bursts: deque[tuple[DecodeBurst, dict[int, Sequence]]] = deque()
 
@@ -52,7 +52,7 @@ class BurstPipeline:
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}
         open_slots = [slot for slot in rows if self._lengths[slot] < ends[slot]]
         if open_slots:
-            # A burst that decodes a new sequence has only one step, so that the user gets a token early.
+            # A burst that decodes a new sequence has only one step, so that its first token arrives early.
             is_new = any(self._lengths[slot] == one.n_cached_at_first for slot, one in rows.items())
             steps = 1 if is_new else self.step.burst
             for slot in open_slots:

@@ -84,7 +84,7 @@ def allow_only(scores: Tensor, allowed: Sequence[Sequence[int]]) -> Tensor:
 
 
 class _Choice:
-    """The state of a list of choices. It holds the remaining bytes of each choice that is still possible."""
+    """The state of the constraint `choices`: the remaining bytes of each choice that is still possible."""
 
     def __init__(
         self,
@@ -107,7 +107,7 @@ class _Choice:
 
 
 class _Grammar:
-    """The state of a regular expression or a JSON Schema. It wraps an LLMatcher of llguidance."""
+    """The state of the constraint `regex` or `json_schema`. It wraps an LLMatcher of llguidance."""
 
     def __init__(self, matcher: Any, name: str, words: "_Words") -> None:
         self._matcher, self._name, self._words = matcher, name, words

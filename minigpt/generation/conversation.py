@@ -120,7 +120,7 @@ class Conversation:
     def say(self, text: str) -> Generator[str, None, None]:
         """Send a message to the model, and yield its answer in pieces.
 
-        If the iterator is closed or Ctrl-C is pressed, the turn keeps the text so far.
+        If the iterator is closed or Ctrl-C is pressed, the answer so far is kept as a turn.
 
         Raises:
             InputError: before the first piece, if the text leaves no tokens for an answer.

@@ -12,7 +12,7 @@ MODULES: tuple[type[nn.Module], ...] = (GPTLMHeadModel, Transformer, Block, Caus
 
 
 def list_operations(out: Any, model: GPTLMHeadModel) -> None:
-    """Add the operations of the model's forward pass to an OperationList."""
+    """Add the operations of the model's forward pass to `out`, an OperationList for the C code."""
     config, body = model.config, model.transformer
     C, H = config.n_embd, config.n_head
     x, qkv, mixed = out.buffer("x", C), out.buffer("qkv", 3 * C), out.buffer("mixed", C)

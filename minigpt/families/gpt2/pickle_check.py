@@ -98,7 +98,7 @@ def check_pickle(content: bytes) -> None:
 def _step(
     name: str, argument: object, stack: list[_Value], marks: list[int], memo: dict[object, _Value]
 ) -> None:
-    floor = marks[-1] if marks else 0  # number of values below the last mark; no opcode may take them
+    floor = marks[-1] if marks else 0  # number of values below the newest mark; no opcode may take them
     if name == "GLOBAL" and argument not in _ALLOWED:
         asked = str(argument).replace(" ", ".")
         raise ValueError(f"it asks for {shown(asked)[1:-1]}, but only tensors are read; no code was run")

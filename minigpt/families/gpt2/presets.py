@@ -92,7 +92,7 @@ def urls(model: Preset, mirror: str | None = None, hf_endpoint: str | None = Non
 
     Args:
         model: the published model.
-        mirror: address of a copy of OpenAI's files: MIRROR/124M/hparams.json.
+        mirror: address of a folder with copies of OpenAI's files, such as MIRROR/124M/hparams.json.
         hf_endpoint: https://huggingface.co or a copy of it, as in the environment variable HF_ENDPOINT. It is
             used only without `mirror`.
 

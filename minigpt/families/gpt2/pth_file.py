@@ -60,7 +60,7 @@ _NAMES = (
 )
 _GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
     "the tutorial": "exact",
-    "nanoGPT": "exact",  # for files from before 2023, the user must choose "tanh"
+    "nanoGPT": "exact",  # before 2023 nanoGPT used "tanh"; for such files, the user must choose it
     "minGPT": "tanh",
     "minGPT's first release": "exact",
     "transformers": "tanh",
@@ -73,7 +73,7 @@ class Imported:
 
     model: GPTLMHeadModel  # float32, eval mode
     step: str  # when the file was saved: "epoch 7", "iteration 2000", or "" if unknown
-    origin: str  # program that probably wrote the file, guessed from names and shapes; a key of _GELUS
+    origin: str  # program that probably wrote the file, such as "nanoGPT"; guessed from names and shapes
 
 
 def read_pth(path: str | Path, n_head: int | None = None, gelu: Gelu | None = None) -> Imported:
@@ -205,7 +205,7 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         renamed = _joined(renamed)
     for name in [name for name in renamed if name.endswith("ln_1.weight")]:
         block = name.removesuffix("ln_1.weight")
-        # nanoGPT can leave out the biases of QKV and LayerNorm. minigpt's GPT needs them: zeros.
+        # nanoGPT can leave out the biases of QKV and LayerNorm. minigpt's GPT needs them, so add zeros.
         renamed.setdefault(f"{block}attn.qkv_proj.bias", torch.zeros(3 * renamed[name].numel()))
     for name in [name for name in renamed if re.search(r"\.ln_\w\.weight$", name)]:
         renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(renamed[name]))
@@ -242,8 +242,8 @@ def _without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _is_mask(tensor: Tensor) -> bool:
     """Return True if a tensor looks like a causal mask.
 
-    That is a single number, or a square matrix that has one value above the diagonal, and one value in all
-    other entries.
+    That is a single number, or a square matrix in which all entries above the diagonal are equal, and all
+    other entries are equal, too.
     """
     if tensor.numel() == 1:
         return True

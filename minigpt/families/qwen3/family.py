@@ -232,7 +232,7 @@ def _shown(value: object) -> str:
 
 
 def _block_weights(config: Qwen3Config) -> int:
-    # query heads are in q_proj and o_proj, key and value heads in k_proj and v_proj
+    # q_proj and o_proj have a part for each query head; k_proj and v_proj, for each key and value head
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     block = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     return config.num_hidden_layers * block

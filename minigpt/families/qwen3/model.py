@@ -36,12 +36,12 @@ class RopeScaling:
     """How RoPE's frequencies are scaled, so that a model can read longer texts than in its first training."""
 
     rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
-    factor: float  # the slowest frequencies are divided by this number
+    factor: float  # frequencies are divided by this number; yarn and llama3: only the slow ones
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence than this are not scaled
-    beta_slow: float = 1.0  # yarn: channel pairs with fewer rotations have frequencies divided by `factor`
-    truncate: bool = True  # yarn: round the indices of the channel pairs at beta_fast and beta_slow
+    beta_slow: float = 1.0  # yarn: channel pairs with fewer rotations than this rotate `factor` times slower
+    truncate: bool = True  # yarn: round the indices of the pairs at which beta_fast and beta_slow are reached
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -55,7 +55,7 @@ class Qwen3Config:
     intermediate_size: int = 3072  # channels inside the MLP
     num_hidden_layers: int = 28  # number of blocks
     num_attention_heads: int = 16  # number of query heads
-    num_key_value_heads: int = 8  # number of key and value heads; each serves H / K query heads
+    num_key_value_heads: int = 8  # number of key and value heads; query heads share them in equal groups
     head_dim: int = 128  # channels of a head; need not be hidden_size / num_attention_heads
     max_position_embeddings: int = 40960  # longest sequence, in tokens
     rms_norm_eps: float = 1e-6  # added in RMSNorm, against division by 0
@@ -65,7 +65,7 @@ class Qwen3Config:
     attention_bias: bool = False  # True: biases in q_proj, k_proj, v_proj and o_proj
     rope_scaling: RopeScaling | None = None  # None: RoPE's frequencies are not scaled
     sliding_window: int | None = None  # tokens that a query of a sliding layer sees, itself included
-    layer_types: tuple[str, ...] | None = None  # "full_attention" or "sliding_attention"; None: all full
+    layer_types: tuple[str, ...] | None = None  # each "full_attention" or "sliding_attention"; None: all full
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self) if field.type is int):
@@ -261,7 +261,7 @@ def rope_tables(positions: Tensor, config: Qwen3Config) -> tuple[Tensor, Tensor]
 
 
 def rope_frequencies(config: Qwen3Config, device: torch.device) -> Tensor:
-    """Return the angle between neighbouring positions for each pair of channels, (D/2,).
+    """Return the angle by which RoPE rotates each pair of channels from one position to the next, (D/2,).
 
     A model trained on short texts can read long texts if its slow pairs rotate even more slowly. The fast
     pairs, which distinguish neighbours, keep their frequency. YaRN (https://arxiv.org/abs/2309.00071) and
@@ -335,7 +335,7 @@ class Attention(nn.Module):
         q = self.q_norm(self.q_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, H, T, D)
         k = self.k_norm(self.k_proj(x).view(B, T, -1, self.head_dim)).transpose(1, 2)  # (B, K, T, D)
         v = self.v_proj(x).view(B, T, -1, self.head_dim).transpose(1, 2)  # (B, K, T, D)
-        # Rotate after the norm, because the norm has a weight per channel and the rotation mixes channels.
+        # Rotate after the norm: the norm has a weight per channel, which would distort a rotated pair.
         # cos and sin are float32, so `to` converts q and k back to the dtype of v. SDPA needs one dtype.
         q, k = rotate(q, *rope).to(v.dtype), rotate(k, *rope).to(v.dtype)
         if cache is not None:
@@ -393,7 +393,7 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). `columns` (B, W): return only these tokens, (B, W, C)."""
+        """Hidden states (B, T, C) -> (B, T, C). With `columns` (B, W): only of these tokens, (B, W, C)."""
         x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -432,7 +432,7 @@ class Qwen3Model(nn.Module):
         attentions: list[Tensor] | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Ids (B, T) -> hidden states (B, T, C). `columns` (B, W): only of these tokens, (B, W, C)."""
+        """Ids (B, T) -> hidden states (B, T, C). With `columns` (B, W): only of these tokens, (B, W, C)."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")

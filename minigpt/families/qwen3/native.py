@@ -23,7 +23,7 @@ MODULES: tuple[type[nn.Module], ...] = (Qwen3ForCausalLM, Qwen3Model, Block, Att
 
 
 def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
-    """Add the operations of the model's forward pass to an OperationList."""
+    """Add the operations of the model's forward pass to `out`, an OperationList for the C code."""
     config, body = model.config, model.model
     C, D, H, G = config.hidden_size, config.head_dim, config.num_attention_heads, config.num_key_value_heads
     x, qkv, mixed = out.buffer("x", C), out.buffer("qkv", (H + 2 * G) * D), out.buffer("mixed", H * D)
@@ -46,14 +46,14 @@ def list_operations(out: Any, model: Qwen3ForCausalLM) -> None:
 
 
 def rotary_table(config: Qwen3Config, columns: int) -> Tensor:
-    """Return RoPE's table for the first `columns` positions (columns, D): D / 2 cosines, D / 2 sines."""
+    """Return RoPE's table for the first `columns` positions (columns, D): D / 2 cosines, then D / 2 sines."""
     return torch.cat(rope_tables(torch.arange(columns), config), dim=-1)[0].contiguous()
 
 
 def rotary_frequencies(config: Qwen3Config) -> tuple[Tensor, float]:
     """Return how RoPE rotates each pair of channels: (angles, factor).
 
-    angles (D / 2,): the rotation from one position to the next. factor: cos and sin are multiplied by it.
+    angles (D / 2,): each pair's rotation from one position to the next. factor: multiplies cos and sin.
     """
     scaling = config.rope_scaling
     factor = 1.0 if scaling is None else scaling.attention_factor
