@@ -23,7 +23,7 @@ from minigpt.generation.options import GenerationOptions
 __all__ = ["Completion", "GenerateOutput", "Recorder", "StopReason", "joined"]
 
 # "eos": an eos was chosen; "stop_string": a stop string occurred; "length": max_new_tokens was reached;
-# "context": the model's context is full; "cancelled": the caller stopped the request to the engine
+# "context": the model's context is full; "cancelled": the caller cancelled the request (Engine.cancel)
 StopReason = Literal["eos", "stop_string", "length", "context", "cancelled"]
 
 
@@ -36,7 +36,7 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """The result for all prompts. An output that was not selected is None.
+    """The result of generation for all prompts. An output that the options do not select is None.
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
     log-probabilities have minigpt's own names. A tuple has an entry for each step (each new token). In

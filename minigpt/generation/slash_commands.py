@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "candidates", "command_name", "help_text", "is_command", 
 
 _DRAWING = ("temperature", "top_p", "top_k")
 _MOST_CANDIDATES = 50
-_NARROW = 60  # in a terminal with fewer columns, the help text of a command is on the next line
+_NARROW = 60  # in a terminal with fewer columns, a command's help text stands below its name
 
 
 def is_command(line: str) -> bool:

@@ -81,7 +81,7 @@ def check_assistant(model: LanguageModel, options: GenerationOptions, assistant_
 
 
 class Speculation:
-    """Guesses tokens for one sequence, and counts the right guesses.
+    """Speculative decoding of one sequence: `draft` guesses its next tokens, `take` adds the right guesses.
 
     Args:
         count: largest number of guesses for one step of the model.

@@ -96,7 +96,7 @@ class Runs(View):
 
 @without_warning()
 def compare_runs(folders: Sequence[Path], questions: Sequence[str] = ()) -> Runs:
-    """Read the records of training runs, and ask the best checkpoint of each run the same questions.
+    """Read the metrics of training runs, and ask the best checkpoint of each run the same questions.
 
     Raises:
         InputError: if a folder holds no run.
