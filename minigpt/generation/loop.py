@@ -167,8 +167,8 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the ids that the model reads next: the sequence's last token, then guesses."""
         assert sequence.speculation is not None, "something guesses"
-        # A slot of the cache has at most max_length - 1 columns, one for each token. The sequence's last token
-        # needs one of the free columns; the rest is for guesses.
+        # A slot of the cache has at most max_length - 1 columns, one for each token. The sequence's last
+        # token needs one of the free columns; the rest is for guesses.
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 

@@ -98,7 +98,7 @@ def batch(
     max_length: int = 256,
     loss_on: Literal["answer", "all"] = "answer",
 ) -> Example:
-    """Show the batch that training would make of these conversations: return a view of it."""
+    """Return a view of the batch that training would make of these conversations."""
     encoded = encode(conversations, tokenizer, max_length)
     made = encoded.batch(np.arange(len(encoded)))
     counts = made.answer_mask if loss_on == "answer" else made.token_mask
@@ -137,7 +137,7 @@ class Costly(NamedTuple):
 
 @dataclass(frozen=True)
 class Data(View):
-    """A view of training data: the examples with the highest loss, the tokens with the highest total loss."""
+    """A view of training data: examples with the highest loss, and tokens with the highest total loss."""
 
     loss: float  # nats per token of all answers
     examples: int
