@@ -60,7 +60,7 @@ class DecodingLoop:
         max_length: largest number of tokens in the context of a sequence.
         chunk: approximate number of prompt tokens that a step reads, so that a long prompt does not delay
             other sequences for long. Each prompt is then read alone, so other prompts do not change its
-            rounding. None: each step reads all new prompts completely, in one batch.
+            rounding. None: each step reads all new prompts completely, if possible in one batch.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
         bursts: decodes by CUDA graphs if possible. A step may then give a sequence no token, one or several.
     """
@@ -81,7 +81,8 @@ class DecodingLoop:
         # tokens_read: number of prompt tokens that the model has read; tokens_reused: number of prompt tokens
         # that were copied from the prefix cache instead
         self.tokens_read = self.tokens_reused = 0
-        self._n_special = 0  # number of running sequences that are not `is_plain` (guesses, beams, ...)
+        # number of running sequences with speculative decoding, beams, a window or use_cache=False
+        self._n_special = 0
 
     # The cache's tensors may have been made in inference mode. They can then be changed only in that mode.
     @torch.inference_mode()

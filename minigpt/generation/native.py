@@ -10,8 +10,7 @@ the results with PyTorch's. The C code is compiled at first use (native_library.
 
 A token's logits are bit for bit the same, whatever other slots and tokens are in the call.
 
-Letters in shapes: n slots, H heads of queries, G of keys and values, D channels of one head, V entries of the
-vocabulary.
+Letters in shapes: n slots, D channels of one head, V entries of the vocabulary.
 """
 
 import contextlib
@@ -308,9 +307,8 @@ class NativeRunner:
             keys, values = cache.layer(layer)
             operation.cached_keys, operation.cached_values = keys.data_ptr(), values.data_ptr()
         if self._rotary_table is not None:
-            self._rotations = self._rotary_table(
-                self._model.config, cache.max_length
-            )  # (cache.max_length, D)
+            # (columns of the cache, D)
+            self._rotations = self._rotary_table(self._model.config, cache.max_length)
             for operation in self._attentions:
                 operation.positions = self._rotations.data_ptr()
         self._cache = cache
