@@ -346,7 +346,7 @@ class GraphDecoder:
         self._active.copy_(active)
         self._tick.copy_(tick)
 
-    # -- recorded in a graph: no value may come from the CPU, no shape may depend on a value ----------------
+    # -- steps, which graphs record: no value may come from the CPU, no shape may depend on a value ---------
 
     def _step(self, rows: int, columns: int, uses: frozenset[str]) -> None:
         """Decode one token of each active row. All buffers change in place."""

@@ -138,7 +138,11 @@ def _think(talk: Conversation, value: str) -> str:
 
 
 def candidates(line: str) -> int:
-    """Return the N of `/why N`: number of other candidates for each token (default 3). Raises InputError."""
+    """Return the N of `/why N`: how many other candidates are shown for each token (default 3).
+
+    Raises:
+        InputError: if N is not a whole number, or is out of range.
+    """
     value = line.partition(" ")[2].strip()
     number = int(value) if value.isascii() and value.isdigit() else 0
     if value and not 1 <= number <= _MOST_CANDIDATES:

@@ -31,7 +31,7 @@ class Curve:
     seconds: float
     best_loss: float
     best_step: int
-    train: Points  # (training steps, training loss at each step)
+    train: Points  # (training steps, training loss at each of these steps)
     val: Points
     checkpoints: list[int]
     answers: list[str]

@@ -143,7 +143,7 @@ class Data(View):
     examples: int
     hardest: list[Hard]
     costly: list[Costly]
-    losses: npt.NDArray[np.float64]  # (examples,)  loss of each example's answers, in the order of the file
+    losses: npt.NDArray[np.float64]  # (examples,)  mean loss of each example's answers, in file order
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""
