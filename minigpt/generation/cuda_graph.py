@@ -321,7 +321,8 @@ class GraphDecoder:
             rows: number of slots to compute; must be more than the index of the highest used slot.
             columns: number of columns that attention reads. Each step overwrites the last column, so no token
                 may be there. If an active row holds n tokens before the last step, `columns` must be at least
-                n + 2. If any other used slot holds n tokens, `columns` must be at least n + 1.
+                n + 2: n tokens, one new token, the last column. If any other used slot holds n tokens,
+                `columns` must be at least n + 1.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"

@@ -46,7 +46,7 @@ class GenerateOutput:
 
     completions: list[Completion]
     sequences: Tensor  # (B, S)  prompts, padded on the left, and new ids, padded on the right
-    # (B,)  only with beams: log-probability / (number of new tokens) ** length_penalty
+    # (B,)  only with beams: log-probability of the new tokens / (number of new tokens) ** length_penalty
     sequences_scores: Tensor | None = None
     # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     scores: tuple[Tensor, ...] | None = None
