@@ -8,13 +8,14 @@
 At batch 1, launching hundreds of kernels for each token takes longer than running them. A graph launches all
 kernels with one call. A graph cannot ask the CPU for anything. So the newest id, the present length and the
 final length of each sequence are in buffers on the device. The device also chooses the tokens, and detects
-the end of a sequence. The CPU gets the ids once per burst, which is several steps launched together
+the end of a sequence. Several steps are launched together, as a burst. The CPU gets the ids once per burst
 (minigpt.generation.burst_pipeline).
 
 The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. This cache
 always claims to hold S - 1 tokens per row, and the attention mask hides the columns in which a row has no
-token. The new token is written into its own column, and also into the last column, where the model expects
-it. Each pair (rows, columns) has its own graph; `sizes` allows only a few numbers, so there are few graphs.
+token. The keys and values of a new token are written into its own column, and also into the last column,
+where the model expects them. Each pair (rows, columns) has its own graph; `sizes` allows only a few numbers,
+so there are few graphs.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -40,22 +41,22 @@ __all__ = [
     "can_choose", "capacity", "eager", "sizes",
 ]  # fmt: skip
 
-NOTHING = -1  # takes the place of an id: the row has no new token
-DAMAGED = -2  # takes the place of an id: the scores of the row are not finite
-MAX_EOS = 8  # largest number of eos ids that a sequence may have to be decoded by a graph
+NOTHING = -1  # given instead of a token id, if the row has no new token
+DAMAGED = -2  # given instead of a token id, if the row's scores are not finite
+MAX_EOS = 8  # a sequence with more eos ids than this cannot be decoded by a graph
 _FEWEST_COLUMNS = 128
-# Option that the device applies -> value that switches the option off. Each row of a batch may have its own
-# value of the option.
+# Sampling options that the device applies, each with the value that switches it off. Each row of a batch may
+# have its own values.
 _FILTERS: dict[str, float] = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 
 def capacity(max_length: int, context: int) -> int:
     """Return the number of columns (one for each token) that a cache needs for rows of max_length tokens.
 
-    A row needs max_length columns. max_length - 1 columns are for tokens, because the model never reads the
-    last token of a row. One more column is overwritten by each step (see `_Columns`). The number is rounded
-    up to a multiple of 16, because attention kernels are then fast. It never exceeds `context`, the model's
-    number of positions.
+    A row needs max_length columns. max_length - 1 columns are for tokens, because the last token of a row is
+    chosen, but never given to the model. One more column is overwritten by each step (see `_Columns`). The
+    number is rounded up to a multiple of 16, because attention kernels are then fast. It never exceeds
+    `context`, the model's number of positions.
     """
     return min(-(-max_length // 16) * 16, context)
 
@@ -89,7 +90,7 @@ def can_choose(sequence: Sequence) -> bool:
 
 
 class _Columns:
-    """Shows the first B slots of the cache to the model, as if each slot held S - 1 tokens.
+    """Shows the first `rows` slots of the cache to the model, as if each slot held `columns` - 1 tokens.
 
     The shapes are then the same in each step, as a CUDA graph requires.
     """
@@ -102,7 +103,7 @@ class _Columns:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, K, 1, D) of each row's new token. Return keys and values, (B, K, S, D) each.
 
-        They are written to the token's own column, and to the last column, where the model expects them.
+        k and v are written to the token's own column, and to the last column, where the model expects them.
         """
         found = []
         for held, new in zip(self._cache.layer(layer), (k, v)):
@@ -118,11 +119,11 @@ class _Columns:
 
 
 class _GroupedQueries(TorchFunctionMode):
-    """Changes calls of scaled_dot_product_attention for grouped queries, with one token per row.
+    """Makes scaled_dot_product_attention faster for grouped queries, in steps with one new token per row.
 
     With grouped queries, several query heads share one key head. If there is a mask, PyTorch would copy all
-    keys and values for each query head. To avoid this, the query heads of one key head are passed like
-    several tokens of one head. They belong to the same token, so they have the same mask.
+    keys and values for each query head. To avoid this, the query heads of one key head are passed as if they
+    were several tokens of one head. They all belong to the same new token, so one mask is right for them all.
     """
 
     def __torch_function__(
@@ -151,8 +152,8 @@ def eager(key: Hashable, step: Callable[[], None], prepare: Callable[[], None]) 
 class Graphs:
     """Records a step as a CUDA graph when its key first occurs, and replays the graph from then on.
 
-    All graphs share one memory pool. Sharing is safe, because graphs never run at the same time, and no
-    result stays in the pool.
+    All graphs share one memory pool. Sharing is safe, because graphs never run at the same time, and their
+    results are written to buffers outside the pool.
     """
 
     def __init__(self) -> None:
@@ -185,7 +186,7 @@ class Graphs:
 
 
 class DecodeBurst:
-    """The tokens that a burst (steps launched together) has chosen, while they are copied to the CPU."""
+    """The tokens chosen by a burst (several decoding steps), while they are copied to the CPU."""
 
     def __init__(self, written: Tensor, host: Tensor) -> None:
         self._event: torch.cuda.Event | None = None
@@ -209,7 +210,7 @@ class DecodeBurst:
 
 
 class GraphDecoder:
-    """A decoding step for several rows, and its buffers on the device.
+    """Runs decoding steps for several rows, and holds the buffers on the device that the steps need.
 
     Args:
         model: a model in eval mode. The weights must not move, because a graph holds their addresses.
@@ -237,7 +238,7 @@ class GraphDecoder:
         self._model = model
         self._logits: Callable[[Tensor, Tensor, Tensor, int], Tensor] = self._model_logits
         if compiled:
-            # each pair (rows, columns) is compiled anew, so torch.compile's limit on this may be too low
+            # torch.compile compiles again for each pair (rows, columns), so raise its limit on recompilations
             torch._dynamo.config.recompile_limit = max(256, torch._dynamo.config.recompile_limit)
             self._logits = torch.compile(
                 self._model_logits, dynamic=False, fullgraph=True, mode="max-autotune-no-cudagraphs"
@@ -279,7 +280,7 @@ class GraphDecoder:
     def start(self, slot: int, sequence: Sequence) -> None:
         """Copy a sequence's state to the device. From the next call of `run` on, the sequence is decoded.
 
-        The slot must hold all tokens of the sequence but the last one.
+        The cache's slot must hold all tokens of the sequence except the last one.
         """
         assert can_choose(sequence), "the host chooses for this sequence"
         options, held, first = sequence.request.options, len(sequence.context) - 1, sequence.n_cached_at_first
@@ -320,7 +321,8 @@ class GraphDecoder:
             rows: number of slots to compute; must be more than the index of the highest used slot.
             columns: number of columns that attention reads. Each step overwrites the last column, so no token
                 may be there. If an active row holds n tokens before the last step, `columns` must be at least
-                n + 2. If any other used slot holds n tokens, `columns` must be at least n + 1.
+                n + 2: n tokens, one new token, the last column. If any other used slot holds n tokens,
+                `columns` must be at least n + 1.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
@@ -345,7 +347,7 @@ class GraphDecoder:
         self._active.copy_(active)
         self._tick.copy_(tick)
 
-    # -- recorded in a graph: no value may come from the CPU, no shape may depend on a value ----------------
+    # -- steps, which graphs record: no value may come from the CPU, no shape may depend on a value ---------
 
     def _step(self, rows: int, columns: int, uses: frozenset[str]) -> None:
         """Decode one token of each active row. All buffers change in place."""
@@ -366,15 +368,16 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
-        # The step must not change a row that is not active. So its new token goes to the last column only.
+        # The step must not change a row that is not active. So such a row's new token goes to the last column
+        # only, which each step overwrites.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]
         positions = lengths.masked_fill(~active, 0)[:, None]  # (B, 1)  position of each new token
         past = _Columns(self.cache, places, B, columns)
         with _GroupedQueries():
-            # `held` is False for the last column, which holds the new token. But the model lets every token
-            # attend to itself.
+            # `held` is False for the last column, which holds the new token. The token is visible anyway,
+            # because the model lets every token attend to itself.
             hidden = self._model.base_model(ids[:, None], held, positions, past)  # (B, 1, C)
             logits: Tensor = self._model.lm_head(hidden[:, -1]).float()  # (B, V)
         return logits

@@ -13,9 +13,9 @@ Prompts and results are ids. Iterating over a handle runs the engine's steps, un
         handle = engine.submit(prompt, options)      # from any thread
 
 The result of a request does not depend on other requests: a prompt is always read in the same chunks, and the
-C code computes each token in the same way (minigpt.generation.native). A kept beginning of a prompt is reused
-in whole chunks, so it changes nothing. The result is the same as with generate_ids, except for rounding:
-generate_ids reads a long prompt in one call, the engine reads it in chunks.
+C code computes each token in the same way (minigpt.generation.native). If the beginning of a prompt is in the
+prefix cache, the keys and values of whole chunks are copied, so the result is the same. generate_ids gives
+the same result, except for rounding: it reads a long prompt in one call, the engine reads it in chunks.
 
 On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
 then gives a request no token, one or several. CUDA graphs cannot decode requests with penalties, constraints,
@@ -23,7 +23,7 @@ the option window or speculative decoding. While there is such a request, all re
 graphs, which is slow.
 
 A model may have several adapters beside its weights (load_model(..., adapter={"zh": ..., "en": ...})). A
-request may name an adapter, and one batch holds requests with different adapters:
+request may name an adapter, and one batch may hold requests with different adapters:
 
     engine.submit(prompt, options, adapter="zh")
 
@@ -87,7 +87,7 @@ class Engine:
         chunk: approximate number of prompt tokens that are read in one step.
         prefix_mib: MiB for keys and values of beginnings that prompts share; 0: no beginnings are kept.
         max_cache_mib: largest number of MiB for keys and values of the requests; None: no limit.
-        cuda_graph: True: decode by a GraphDecoder. False: without. None: by a GraphDecoder only on CUDA.
+        cuda_graph: True: decode with a GraphDecoder. False: decode without. None: with one only on CUDA.
         burst: largest number of GraphDecoder steps that are started together.
         compiled: see GraphDecoder.
 
@@ -169,7 +169,9 @@ class Engine:
         copy: int = 0,
         adapter: str | Ids[str] | None = None,
     ) -> RequestHandle:
-        """Add a request and return its handle. It waits while max_rows requests are being decoded.
+        """Add a request and return its handle immediately.
+
+        The request waits in the queue while max_rows other requests are being decoded.
 
         Arguments that are not listed here are as for generate_ids.
 

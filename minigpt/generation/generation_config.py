@@ -28,18 +28,20 @@ __all__ = [
 PromptFormat = Literal["chat", "question", "text"]
 
 _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_state.json"
-# Two keys of config.json. minigpt adds them to a new folder that it makes from a training run's folder, for
-# example by quantising or merging, because the new folder has no training_state.json.
+# Two keys of config.json: the prompt format and the max_length of the training. A training run's folder has
+# these facts in training_state.json. A new folder that minigpt makes from it, for example by quantising or
+# merging, has no training_state.json. So minigpt writes the facts into the new folder's config.json.
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 # options that have an effect only with do_sample=True
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-# The options that are read from generation_config.json. max_length is not one of them: published files set it
-# to the model's whole context.
+# The options that are read from generation_config.json. max_length is not read, because published files only
+# repeat the model's context there.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),
 )
-# Option that minigpt ignores in generation_config.json -> the value that means "off".
+# Options of generation_config.json that minigpt ignores, each with the value that means "off". If a file has
+# another value, the user is told that it is ignored.
 _NOT_FOLLOWED = {
     "num_beams": 1,
     "min_length": 0,

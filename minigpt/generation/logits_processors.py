@@ -40,7 +40,7 @@ Processor = Callable[[Tensor, Tensor, int], Tensor]
 def counts(ids: Tensor, vocab_size: int) -> Tensor:
     """Count how often each token occurs in each row, (B, S) -> (B, V). NO_TOKEN is not counted."""
     table = torch.zeros(len(ids), vocab_size + 1, dtype=torch.int64, device=ids.device)  # (B, V + 1)
-    column = ids.where(ids != NO_TOKEN, vocab_size)  # NO_TOKEN goes to the table's last column, not returned
+    column = ids.where(ids != NO_TOKEN, vocab_size)  # NO_TOKEN is counted in the last column, dropped below
     return table.scatter_add(1, column, torch.ones_like(ids))[:, :vocab_size]  # (B, V)
 
 
@@ -81,7 +81,7 @@ def forbid(logits: Tensor, tokens: Sequence[int]) -> Tensor:
 
 
 def forbid_from(logits: Tensor, first: int) -> Tensor:
-    """Forbid all ids from `first` on. The model has logits for them, but the tokenizer has no tokens."""
+    """Forbid all ids from `first` on. The model has logits for them, the tokenizer has no tokens."""
     scores = logits.clone()
     scores[..., first:] = -math.inf
     return scores
@@ -127,7 +127,7 @@ def make_processors(
     """Return the functions that the options need to change logits, in the order in which they are applied.
 
     Args:
-        tokens: number of ids that have a token. All later ids are forbidden. None: every id has a token.
+        tokens: number of tokens of the tokenizer. Ids from this number on are forbidden. None: no such ids.
     """
     found: list[Processor] = []
     if tokens is not None and tokens < vocab_size:
@@ -154,7 +154,7 @@ def make_processors(
         )
     if options.no_repeat_ngram_size:
         found.append(lambda logits, ids, _: forbid_repeated_ngrams(logits, ids, options.no_repeat_ngram_size))
-    # an entry of bad_words_ids that is only an eos is left out, because the answer could not end without it
+    # ignore an entry of bad_words_ids that is just an eos: if the eos were forbidden, no answer could end
     words = [word for word in options.bad_words_ids if len(word) > 1 or word[0] not in eos_token_ids]
     if words:
         found.append(lambda logits, ids, _: forbid_words(logits, ids, words))

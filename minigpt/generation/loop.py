@@ -59,8 +59,8 @@ class DecodingLoop:
     Args:
         max_length: largest number of tokens in the context of a sequence.
         chunk: approximate number of prompt tokens that a step reads, so that a long prompt does not delay
-            other sequences for long. Each prompt is read alone, so its rounding does not depend on other
-            prompts. None: each step reads all new prompts completely, together.
+            other sequences for long. Each prompt is then read alone, so other prompts do not change its
+            rounding. None: each step reads all new prompts completely, if possible in one batch.
         prefix_cache: keeps beginnings that prompts share, so that they need not be read again.
         bursts: decodes by CUDA graphs if possible. A step may then give a sequence no token, one or several.
     """
@@ -81,7 +81,8 @@ class DecodingLoop:
         # tokens_read: number of prompt tokens that the model has read; tokens_reused: number of prompt tokens
         # that were copied from the prefix cache instead
         self.tokens_read = self.tokens_reused = 0
-        self._n_special = 0  # number of running sequences with guesses, beams, window or use_cache=False
+        # number of running sequences with speculative decoding, beams, a window or use_cache=False
+        self._n_special = 0
 
     # The cache's tensors may have been made in inference mode. They can then be changed only in that mode.
     @torch.inference_mode()
@@ -167,15 +168,16 @@ class DecodingLoop:
     def _guessed(self, sequence: Sequence) -> list[int]:
         """Return the ids that the model reads next: the sequence's last token, then guesses."""
         assert sequence.speculation is not None, "something guesses"
-        # A slot has at most max_length - 1 columns, one for each token. The sequence's last token needs one
-        # of the free columns; the rest is for guesses.
+        # A slot of the cache has at most max_length - 1 columns, one for each token. The sequence's last
+        # token needs one of the free columns; the rest is for guesses.
         room = self.max_length - 2 - self.cache.lengths[sequence.slot]
         return sequence.context[-1:] + sequence.speculation.draft(sequence, room)
 
     def _close_gaps(self) -> None:
         """Move sequences from high slots to lower free slots, so that the used slots are adjacent.
 
-        The PyTorch model reads adjacent slots in place. It would copy other slots in each step.
+        The PyTorch model reads adjacent slots in place. Slots that are not adjacent would be copied in each
+        step.
         """
         for sequence in sorted(self.running, key=lambda one: -one.slot):
             if sequence.slot < len(self.running):
@@ -241,7 +243,7 @@ class DecodingLoop:
             end = len(context) - 1 if self.bursts else len(context)
             while left > 0 and (start := self.cache.length(slot)) < end:
                 # A prompt must always be cut into the same chunks, because the cuts affect the rounding. So a
-                # chunk that is longer than the rest of this step's tokens waits for the next step.
+                # chunk waits for the next step if this step may no longer read so many tokens.
                 piece = context[start : min(start + chunk, end)]
                 if len(piece) > left and left < chunk:
                     return
@@ -306,7 +308,7 @@ class DecodingLoop:
 def decode(
     model: LanguageModel, sequences: Rows[Sequence], batch_size: int
 ) -> Generator[list[Sequence], None, None]:
-    """Decode the sequences of one call of generate_ids or the like. Yield those that end, step by step.
+    """Decode the sequences of one call, for example of generate_ids. Yield after each step those that ended.
 
     Args:
         batch_size: largest number of sequences in a batch; each beam counts as one.
@@ -379,7 +381,7 @@ def choose(
         group: sequences with the same options.
         logits: (n, V), a row for each sequence. For one sequence with k guesses: (1 + k, V), a row for the
             sequence's last token and for each guess.
-        place: for one sequence with guesses: index of the row to use. None: use all rows.
+        place: for one sequence with guesses: index of the row of logits to use. None: all rows.
         argmax: a faster function for argmax, such as NativeRunner.argmax. None: sampling.greedy.
     """
     first, given = group[0], logits if place is None else logits[place : place + 1]

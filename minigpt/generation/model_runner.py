@@ -28,7 +28,8 @@ __all__ = ["TorchRunner"]
 class TorchRunner:
     """Runs one model, which is in eval mode. Only one thread may use the runner."""
 
-    in_any_slot = False  # False: the used slots should be adjacent, because others are copied in each step
+    # False: the used slots of the cache should be adjacent; otherwise their content is copied in each step
+    in_any_slot = False
 
     def __init__(self, model: LanguageModel) -> None:
         self._model = model

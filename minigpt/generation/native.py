@@ -10,8 +10,7 @@ the results with PyTorch's. The C code is compiled at first use (native_library.
 
 A token's logits are bit for bit the same, whatever other slots and tokens are in the call.
 
-Letters in shapes: n slots, H heads of queries, G of keys and values, D channels of one head, V entries of the
-vocabulary.
+Letters in shapes: n slots, D channels of one head, V entries of the vocabulary.
 """
 
 import contextlib
@@ -40,9 +39,10 @@ __all__ = [
     "without_warning",
 ]
 
-_FEW = 64  # largest number of tokens for which C with float32 weights is faster than PyTorch
-# A step uses one more thread for each 2**19 multiplications. With less work, a thread saves only microseconds
-# on an idle machine. On a busy machine it costs milliseconds, because each step waits for the slowest thread.
+_FEW = 64  # with float32 weights, C is faster than PyTorch if a call reads at most this many tokens
+# A step uses one more thread for each 2**19 multiplications. For less work, one more thread would save only
+# microseconds on an idle machine. On a busy machine it would cost milliseconds, because each step waits for
+# the slowest thread.
 _FOR_A_THREAD = 2**19
 
 _EMBED, _PRODUCT, _ATTENTION = range(3)
@@ -80,8 +80,8 @@ class NativeStepWarning(RuntimeWarning):
     """Warns that PyTorch runs the model because the faster C library is missing, and says why."""
 
 
-# True if this process has warned already. Python's warning filter "once" is not enough: Python would warn
-# again after any package has changed the filters.
+# True if this process has already issued NativeStepWarning. Python's warning filter "once" is not enough:
+# Python would warn again after any package has changed the filters.
 _was_said = False
 
 
@@ -234,8 +234,9 @@ class NativeRunner:
 
         every=True: the logits after each token, (tokens, V); every=False: only after each row, (n, V).
 
-        This method calls no torch operation, because each would take 20 to 50 microseconds: a step reads
-        hundreds of megabytes, which push the code of Python and torch out of the processor's caches.
+        This method calls no torch operation, because here each would take 20 to 50 microseconds: the step
+        before has read hundreds of megabytes of weights, which have pushed the code of Python and torch out
+        of the processor's caches.
         """
         n = sum(map(len, rows))
         if self._n < n:
@@ -306,7 +307,8 @@ class NativeRunner:
             keys, values = cache.layer(layer)
             operation.cached_keys, operation.cached_values = keys.data_ptr(), values.data_ptr()
         if self._rotary_table is not None:
-            self._rotations = self._rotary_table(self._model.config, cache.max_length)  # (S_max, D)
+            # (columns of the cache, D)
+            self._rotations = self._rotary_table(self._model.config, cache.max_length)
             for operation in self._attentions:
                 operation.positions = self._rotations.data_ptr()
         self._cache = cache
@@ -346,7 +348,9 @@ class OperationList:
     def attention(
         self, qkv: Tensor, out: Tensor, heads: int, kv_heads: int, head_dim: int, **more: Any
     ) -> None:
-        """Add the operation out = attention(qkv). qkv holds H queries, G keys and G values of each token.
+        """Add the operation out = attention(qkv).
+
+        For each token, qkv holds `heads` queries, `kv_heads` keys and `kv_heads` values.
 
         Args:
             more: only for models that normalise queries and keys: the weights q_norm and k_norm of the two

@@ -32,7 +32,7 @@ __all__ = ["FLAGS", "Build", "build", "cache_folder", "system_build"]
 
 SOURCE, PRODUCTS = (Path(__file__).with_name(name) for name in ("native.c", "products.h"))
 # -ffp-contract=off forbids fused multiply-adds. A compiler would use them in some loops and not in others,
-# and the bits of a token's logits would depend on the number of tokens in the call.
+# so the bits of a token's logits would depend on the number of tokens in the call.
 FLAGS = (
     *("-O3", "-march=native", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
     *("-shared", "-fPIC"),
@@ -47,7 +47,7 @@ class Build(NamedTuple):
     library: Any | None  # a ctypes.CDLL
     reason: str = ""  # one line that says why there is no library
     compiler: str = ""  # the compiler's command, without flags
-    path: Path | None = None  # file of the library in the cache folder; None: it could not be written
+    path: Path | None = None  # file of the library in the cache folder; None: no such file is used
 
 
 class _BuildError(Exception):
@@ -83,7 +83,7 @@ def build(
 ) -> Build:
     """Load the compiled native.c from the folder `cache`. If it is not there, compile it first, into `cache`.
 
-    If this fails, the result's `library` is None and `reason` says why. No file outside `cache` changes.
+    If no library can be loaded, the result's `library` is None and `reason` says why.
 
     Args:
         compiler: the compiler's command, without flags.
@@ -146,7 +146,7 @@ def _keep(made: Path, cache: Path | None, name: str) -> Path:
     if cache is None:
         raise FileNotFoundError("no folder to keep it in")
     cache.mkdir(parents=True, exist_ok=True)
-    # Copy to a temporary folder and rename, so that another process never sees an incomplete library.
+    # Copy to a temporary folder, then rename the copy: another process never sees an incomplete library.
     with tempfile.TemporaryDirectory(dir=cache, ignore_cleanup_errors=True) as folder:
         return Path(shutil.copy(made, folder)).replace(cache / f"{name}-{sha256(made)}.so")
 

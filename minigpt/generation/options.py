@@ -301,7 +301,8 @@ _PROCESSORS = {  # option that changes scores (logits_processors.py) -> the valu
 }
 _REPORTS = ("output_scores", "output_logits", "output_hidden_states", "output_attentions")
 _SWITCHES = ("do_sample", "use_cache", *_REPORTS)
-# Two options that cannot be used together -> the reason. docs/sampling.md has the same table.
+# Two options that cannot be used together -> the reason. "guesses" and "reports" stand for several options
+# each (see refuse_pair). docs/sampling.md has the same table.
 PAIRS = {
     ("num_beams", "do_sample"): "beam search takes the most likely sequences and draws nothing",
     ("num_beams", "guesses"): "a guess follows one sequence, beams compare several",

@@ -23,7 +23,7 @@ from minigpt.generation.options import GenerationOptions
 __all__ = ["Completion", "GenerateOutput", "Recorder", "StopReason", "joined"]
 
 # "eos": an eos was chosen; "stop_string": a stop string occurred; "length": max_new_tokens was reached;
-# "context": the model's context is full; "cancelled": the caller stopped the request to the engine
+# "context": the model's context is full; "cancelled": the caller cancelled the request (Engine.cancel)
 StopReason = Literal["eos", "stop_string", "length", "context", "cancelled"]
 
 
@@ -36,7 +36,7 @@ class Completion(NamedTuple):
 
 @dataclass(frozen=True)
 class GenerateOutput:
-    """The result for all prompts. An output that was not selected is None.
+    """The result of generation for all prompts. An output that the options do not select is None.
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
     log-probabilities have minigpt's own names. A tuple has an entry for each step (each new token). In
@@ -46,7 +46,7 @@ class GenerateOutput:
 
     completions: list[Completion]
     sequences: Tensor  # (B, S)  prompts, padded on the left, and new ids, padded on the right
-    # (B,)  only with beams: log-probability / (number of new tokens) ** length_penalty
+    # (B,)  only with beams: log-probability of the new tokens / (number of new tokens) ** length_penalty
     sequences_scores: Tensor | None = None
     # (B, V)  scores from which the token was chosen; -inf: the token is forbidden
     scores: tuple[Tensor, ...] | None = None

@@ -25,7 +25,8 @@ __all__ = ["CAN_PACK", "PackedWeights"]
 _TOKENS = 1024  # number of tokens for which oneDNN chooses its order of weights; other numbers work, too
 _SMALLEST = 2**12  # a layer with fewer weights is not packed: oneDNN's call costs more than it saves
 _LIMIT = 2**30  # largest number of bytes of packed weights
-# only for x86: on other processors PyTorch uses other libraries, and the gain was not measured
+# weights are packed only on x86: on other processors PyTorch uses other libraries, and the gain was not
+# measured
 CAN_PACK = (
     torch._C._has_mkldnn
     and platform.machine() in ("x86_64", "AMD64")

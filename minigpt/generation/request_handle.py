@@ -96,7 +96,7 @@ class RequestHandle:
                 raise TimeoutError(f"the request has not ended after {timeout} seconds")
 
     def _update(self, outcome: Completion | Exception | None = None) -> int:
-        """Let waiting threads see new tokens and the outcome. Return the number of new tokens."""
+        """Let waiting threads see new tokens, and the outcome if given. Return the number of new tokens."""
         with self._changed:
             new, self._given = len(self._sequence.ids) - self._given, len(self._sequence.ids)
             if isinstance(outcome, Completion):

@@ -70,11 +70,13 @@ def apply_min_p(logits: Tensor, min_p: float | Tensor) -> Tensor:
 
 
 def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
-    """Keep the tokens whose surprise is closest to the mean, until their probabilities sum to typical_p.
+    """Keep the tokens whose surprise, -log p, is closest to the mean surprise (the entropy).
 
-    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4. The surprise of a token is -log p.
-    The mean surprise is the entropy. The surprise of the most likely token may be far from the mean, so even
-    this token may be dropped. Tokens with equal distance from the mean are kept or dropped together.
+    Just as many tokens are kept as are needed for a total probability of typical_p. Even the most likely
+    token may be dropped, because its surprise may be far below the mean. Tokens with equal distance from the
+    mean are kept or dropped together.
+
+    https://arxiv.org/abs/2202.00666 (Locally typical sampling), section 4.
     """
     log_p = logits.log_softmax(dim=-1)  # (B, V)
     entropy = -(log_p * log_p.exp()).nansum(dim=-1, keepdim=True)  # (B, 1)  nansum counts 0 * -inf as 0

@@ -46,7 +46,8 @@ class TextTokenizer(Protocol):
     def encode_text(self, text: str, /) -> list[int]:
         """Return the ids of a text.
 
-        Some tokenizers add special ids before and after it: their attributes `before_text`, `after_text`.
+        Some tokenizers add special ids before and after the text's ids. Their attributes `before_text` and
+        `after_text` hold these ids.
         """
 
     def decode(self, ids: list[int], /) -> str:
@@ -258,7 +259,7 @@ class Sequence(StopChecker):
 
     @property
     def n_cached_at_first(self) -> int:
-        """Number of prompt tokens in the cache before the first new token: all but the last prompt token."""
+        """Number of tokens in the cache when CUDA graphs begin to decode: all prompt tokens but the last."""
         return len(self.prompt) - 1
 
     def push(self, token: int) -> None:

@@ -19,7 +19,7 @@ __all__ = ["COMMANDS", "candidates", "command_name", "help_text", "is_command", 
 
 _DRAWING = ("temperature", "top_p", "top_k")
 _MOST_CANDIDATES = 50
-_NARROW = 60  # in a terminal with fewer columns, the help text of a command is on the next line
+_NARROW = 60  # in a terminal with fewer columns, a command's help text stands below its name
 
 
 def is_command(line: str) -> bool:
@@ -138,7 +138,11 @@ def _think(talk: Conversation, value: str) -> str:
 
 
 def candidates(line: str) -> int:
-    """Return the N of `/why N`: number of other candidates for each token (default 3). Raises InputError."""
+    """Return the N of `/why N`: how many other candidates are shown for each token (default 3).
+
+    Raises:
+        InputError: if N is not a whole number, or is out of range.
+    """
     value = line.partition(" ")[2].strip()
     number = int(value) if value.isascii() and value.isdigit() else 0
     if value and not 1 <= number <= _MOST_CANDIDATES:

@@ -81,7 +81,7 @@ def check_assistant(model: LanguageModel, options: GenerationOptions, assistant_
 
 
 class Speculation:
-    """Guesses tokens for one sequence, and counts the right guesses.
+    """Speculative decoding of one sequence: `draft` guesses its next tokens, `take` adds the right guesses.
 
     Args:
         count: largest number of guesses for one step of the model.
@@ -228,8 +228,8 @@ def accept(p: Tensor, q: Tensor, token: int, keep: float, again: float) -> int:
     """Turn a token that was drawn from q into a token drawn from p. The token is kept as often as possible.
 
     https://arxiv.org/abs/2211.17192, section 2.3: keep the token with probability min(1, p / q). Otherwise
-    draw from max(p - q, 0), normalised. Then P(x) = min(p, q) + (1 - sum(min(p, q))) * max(p - q, 0) /
-    sum(max(p - q, 0)) = p, because 1 - sum(min(p, q)) and sum(max(p - q, 0)) are equal.
+    draw from max(p - q, 0), normalised. The result then has the distribution min(p, q) + (1 - sum(min(p, q)))
+    * max(p - q, 0) / sum(max(p - q, 0)) = p, because 1 - sum(min(p, q)) and sum(max(p - q, 0)) are equal.
 
     Args:
         p, q: distributions, (V,). q[token] must be above 0.

@@ -6,8 +6,9 @@
     lens.record(model, ids, ["blocks.*.attn"])                                  # activations by name
 
 Most functions return a view: numbers that can be shown as tables and charts. The commands `minigpt look`,
-`plot` and `experiment` print views. This package may import diagnosis, training, evaluation, generation,
-weights, finetuning, data, families, tokenization, storage and console.
+`plot` and `experiment` print views. Of minigpt's modules, those in this folder may import only `errors`,
+`devices`, `tokenizer`, and the folders console, storage, tokenization, families, data, finetuning, weights,
+generation, evaluation, training and diagnosis.
 
 The modules in reading order:
 
@@ -20,7 +21,7 @@ The modules in reading order:
     predictions     loss of each token, the next token, sampled answers
     heads           attention, and the loss without each head
     layers          the logit lens
-    vectors         nearest tokens
+    vectors         the tokens with the most similar vectors
     memory          the KV cache
     parameters      sizes and norms of the parameters, and their change in training
     growth          the same view for each checkpoint of a run

@@ -31,7 +31,7 @@ class Curve:
     seconds: float
     best_loss: float
     best_step: int
-    train: Points  # (training steps, training loss at each step)
+    train: Points  # (training steps, training loss at each of these steps)
     val: Points
     checkpoints: list[int]
     answers: list[str]
@@ -96,7 +96,7 @@ class Runs(View):
 
 @without_warning()
 def compare_runs(folders: Sequence[Path], questions: Sequence[str] = ()) -> Runs:
-    """Read the records of training runs, and ask the best checkpoint of each run the same questions.
+    """Read the metrics of training runs, and ask the best checkpoint of each run the same questions.
 
     Raises:
         InputError: if a folder holds no run.

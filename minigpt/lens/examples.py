@@ -1,6 +1,6 @@
 """Training data as the model sees it: the tokens of examples, and the examples with the highest loss.
 
-batch(conversations, tokenizer).places             # each token, its target, and whether the target counts
+batch(conversations, tokenizer).places             # each token, its target, and whether the loss counts it
 data(model, tokenizer, conversations).hardest      # the examples with the highest loss
 """
 
@@ -58,7 +58,7 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Example(View):
-    """A view of a training batch: rows of tokens, padded to the longest row."""
+    """A view of a training batch: rows of tokens, padded to the length of the longest row."""
 
     lines: list[int]
     places: list[Place]
@@ -98,7 +98,7 @@ def batch(
     max_length: int = 256,
     loss_on: Literal["answer", "all"] = "answer",
 ) -> Example:
-    """Build the batch that training would make of these conversations, as a view."""
+    """Return a view of the batch that training would make of these conversations."""
     encoded = encode(conversations, tokenizer, max_length)
     made = encoded.batch(np.arange(len(encoded)))
     counts = made.answer_mask if loss_on == "answer" else made.token_mask
@@ -137,13 +137,13 @@ class Costly(NamedTuple):
 
 @dataclass(frozen=True)
 class Data(View):
-    """A view of training data: its examples with the highest loss, and its tokens with the highest loss."""
+    """A view of training data: examples with the highest loss, and tokens with the highest total loss."""
 
     loss: float  # nats per token of all answers
     examples: int
     hardest: list[Hard]
     costly: list[Costly]
-    losses: npt.NDArray[np.float64]  # (examples,)  loss of each example's answers, in the order of the file
+    losses: npt.NDArray[np.float64]  # (examples,)  mean loss of each example's answers, in file order
 
     def parts(self, say: Say) -> list[Part]:
         """Return the tables and charts of this view, translated by `say`."""
@@ -180,10 +180,11 @@ def data(
     batch_size: int = 64,
     on_progress: Callable[[int], None] = lambda done: None,
 ) -> Data:
-    """Measure the loss of each example's answers, and of each token of the answers.
+    """Measure the loss of each example's answers, and the total loss of each token that occurs in answers.
 
     Args:
-        count: the result has this many examples and this many tokens: those with the highest loss.
+        count: the result has this many examples, those with the highest loss per token, and this many tokens,
+            those with the highest total loss.
         on_progress: called with the number of examples measured so far.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)

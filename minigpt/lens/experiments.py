@@ -162,7 +162,7 @@ EXPERIMENTS = {
         "validation loss rises. This is overfitting.",
     ),
 }
-_SHARE = {"little-data": 0.01}  # experiment -> share of the training examples that it uses
+_SHARE = {"little-data": 0.01}  # experiment -> share of the training examples that its failing run uses
 
 
 # -- running -----------------------------------------------------------------------------------------------
@@ -173,8 +173,8 @@ class Run:
     """One of the two runs of an experiment: its losses and answers."""
 
     name: str
-    train: tuple[list[int], list[float]]  # (training steps, training loss at each step)
-    val: tuple[list[int], list[float]]  # (training steps, loss of the held-out answers at each step)
+    train: tuple[list[int], list[float]]  # (training steps, training loss at each of these steps)
+    val: tuple[list[int], list[float]]  # (training steps, loss of the held-out answers at these steps)
     answers: list[str]
 
 
@@ -312,7 +312,8 @@ def _run(
 def _answer(model: LanguageModel, tokenizer: Tokenizer, question: str, most: int = 24) -> str:
     """Answer a question with the most likely tokens, without a KV cache.
 
-    A cache would be wrong here: in a model without the causal mask, earlier tokens also see later ones.
+    A cache would be wrong here: without the causal mask, earlier tokens attend to later tokens. So each new
+    token changes the keys and values of the earlier tokens.
     """
     ids = [*tokenizer.encode_text(question), tokenizer.sep_token_id]
     start = len(ids)

@@ -82,7 +82,10 @@ def _chosen(parts: Sequence[Part]) -> list[Part]:
 
 
 def _same_labels(charts: Sequence[Part]) -> bool:
-    """Return True if all charts are heat maps with equal labels, so that the outer charts alone show them."""
+    """Return True if all charts are heat maps with equal labels.
+
+    Only the charts at the left and at the bottom of the picture then show labels.
+    """
     first = charts[0]
     return isinstance(first, Heat) and all(
         isinstance(one, Heat) and (one.rows, one.columns) == (first.rows, first.columns) for one in charts

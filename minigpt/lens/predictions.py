@@ -188,7 +188,7 @@ def next_token(
     logits = read_logits(model, ids)[-1:]  # (1, V)
     rows = [logits.softmax(dim=-1)[0]]
     for one in options:
-        # number of tokens in the beginning of the answer: some penalties ignore the question's tokens
+        # number of tokens of the answer so far, because some penalties count only the answer's tokens
         new = len(bare_ids(tokenizer, after)) if after else 0
         scores = logits
         eos = [index for index in (tokenizer.eos_token_id,) if index is not None]

@@ -22,7 +22,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["Reading", "prompt_ids", "read_question", "read_text", "usual_format"]
 
-# a plain text is cut to this number of tokens, because attention weights take memory for tokens x tokens
+# a plain text is cut to this number of tokens, because each head has tokens * tokens attention weights
 _MOST = 512
 
 

@@ -6,7 +6,7 @@
     record(model, ids, ["logits"], switched_off(model, layer=3, head=2))         # without this head
     record(model, ids, ["logits"], {"blocks.3": other["blocks.3"]})              # patched: from another text
 
-The names are the same for both families, for any precision, and with adapters:
+The names are the same for both model families, for any precision, and with adapters:
 
     embeddings                       (B, T, C)     the input of the first block
     blocks.3.norm_1, norm_2          (B, T, C)     the inputs of attention and MLP

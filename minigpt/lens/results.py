@@ -6,8 +6,9 @@
     print(in_terminal(view, "zh"))
     page([view], "zh")        # a page of HTML that needs no network
 
-A view is a small frozen dataclass with the numbers of one function of minigpt.lens. `parts(say)` returns its
-tables and charts. `say` translates each text (words.py). Texts of users and tokens are escaped in HTML.
+A view is a small frozen dataclass with the numbers that a function of minigpt.lens has computed. `parts(say)`
+returns its tables and charts. `say` translates each text (words.py). Texts of users and tokens are escaped in
+HTML.
 """
 
 import dataclasses

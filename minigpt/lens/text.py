@@ -71,7 +71,7 @@ class Tokens(View):
 
 
 def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
-    """Cut a text into tokens, as a view. No special tokens are added.
+    """Return a view of the tokens of a text. No special tokens are added.
 
     Raises:
         InputError: if the text contains a lone surrogate (half of a UTF-16 pair).
