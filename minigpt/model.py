@@ -201,9 +201,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A block: attention, then MLP. Each adds its output to the residual stream.
 
-    A norm comes before attention and before the MLP (pre-LN, https://arxiv.org/abs/2002.04745), so gradients
-    reach the first block through sums only. The original Transformer had the norm after each sum and needed a
-    long warm-up.
+    A norm comes before attention and before the MLP (pre-LN, https://arxiv.org/abs/2002.04745). So gradients
+    can reach the first block through the additions alone. The original Transformer had a norm after each
+    addition, and needed a long warm-up of the learning rate.
     """
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:

@@ -31,8 +31,8 @@ class Neighbours(View):
     """A view of the nearest tokens of each token of a text."""
 
     pieces: list[str]
-    inputs: list[list[Near]]  # nearest tokens in the input embedding
-    outputs: list[list[Near]]  # nearest tokens in lm_head; equal to `inputs` if the matrix is tied
+    inputs: list[list[Near]]  # for each of `pieces`, its nearest tokens in the input embedding
+    outputs: list[list[Near]]  # the same in lm_head; equal to `inputs` if both share one matrix
     is_tied: bool
 
     def parts(self, say: Say) -> list[Part]:

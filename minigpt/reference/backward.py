@@ -161,7 +161,8 @@ def loss_and_gradients(
     for weights, x in zip(reversed(params["h"]), reversed(inputs[:-1]), strict=True):
         g, of_block = block_backward(g, x, **weights, n_head=n_head, gelu=gelu)  # (T, C)
         of_blocks.insert(0, of_block)
-    # add the gradient that wte gets as the embedding; `d_wte[given] += g` would count a repeated token once
+    # Add the gradient that wte gets as the embedding. If a token occurs twice in `given`, np.add.at adds both
+    # gradients; `d_wte[given] += g` would add only one.
     np.add.at(d_wte, given, g)
     d_wpe = np.zeros_like(wpe)  # (N, C)
     d_wpe[positions] = g

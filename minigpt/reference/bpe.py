@@ -66,7 +66,7 @@ def train(
     Args:
         texts: the texts to learn from.
         vocab_size: number of tokens, the 256 bytes included.
-        min_frequency: least number of times that a pair must occur.
+        min_frequency: least number of times that a pair must occur to be joined.
         longest_word: while learning, a longer word is cut into pieces of this number of characters.
     """
     counts = Counter[str]()

@@ -75,8 +75,9 @@ def render_chat(
         named_tokens: the template's variables bos_token, eos_token and so on.
         tools: descriptions of functions, in types that JSON has.
         documents: texts to answer from, in types that JSON has.
-        add_generation_prompt: end with the beginning of an answer.
-        variables: further variables of the template, such as enable_thinking. Values of None are left out.
+        add_generation_prompt: True: end with the text that begins an answer of the assistant.
+        variables: further variables of the template, such as enable_thinking. A variable whose value is None
+            is left out.
 
     Raises:
         InputError: for an invalid message, and for a template that fails (see `SandboxedTemplate`).
@@ -253,7 +254,7 @@ class _Reading:
                 examines the text of a message, this text is not replaced.
 
         Raises:
-            _LostError: if contents with marks are left out or repeated.
+            _LostError: if the template leaves out or repeats texts of the assistant that have `marks`.
             InputError: if the template's special tokens cannot be distinguished from text that users type.
         """
         found = self._marked(own)
@@ -341,7 +342,7 @@ class _Reading:
         Three conditions must hold:
 
         - The text equals `plain`, if each private character is replaced by its special token.
-        - The text has all marks.
+        - The text has all marks (the characters around the assistant's texts).
         - The text contains special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
@@ -447,7 +448,7 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Replace special tokens in a text of the template, but keep the fields of formats: %s, {} and {name}."""
+    """Replace special tokens in a text of the template, but keep the placeholders %s, {} and {name}."""
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 
