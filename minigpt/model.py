@@ -32,7 +32,7 @@ class GPTConfig:
     dropout: float = 0.1  # share of activations that are set to zero in training
     block_size: int = 256  # longest sequence, in tokens
     vocab_size: int = 4825  # number of vocabulary entries
-    bias: bool = False  # True: biases in all linear layers; False: in qkv_proj only
+    bias: bool = False  # True: biases in all linear layers of a block; False: in qkv_proj only
     gelu: Literal["exact", "tanh"] = "exact"  # the exact GELU, or GPT-2's approximation
     tie_word_embeddings: bool = True  # lm_head shares the tensor of wte, as in all published GPT-2 models
 

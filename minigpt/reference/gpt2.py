@@ -161,7 +161,7 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """Return the ids that continue a prompt: the most likely ones, or drawn ones if `rng` is given.
+    """Return the ids that continue a prompt. With `rng` they are drawn at random, else the most likely ones.
 
     Args:
         ids: the prompt.

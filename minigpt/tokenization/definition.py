@@ -78,7 +78,7 @@ class Definition:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Return the id of each token. The tokens are written as in the files."""
+        """Return a dict of all tokens: token, spelled as in the files -> id."""
         return self.vocab | self.words | self.special
 
 

@@ -29,6 +29,7 @@ In reading order:
     pretraining               trains a language model on the texts before the classifier
     run_state                 progress, and the JSON part of a checkpoint
     metrics, trackers         metrics.jsonl, TensorBoard, Weights & Biases
+    task_scores               --eval_task: scores of small tasks at each evaluation
     flops                     model FLOPs and a GPU's peak
     checkpoint                checkpoint folders
     model_files               the model in a checkpoint: whole, or an adapter alone
