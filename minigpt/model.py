@@ -34,7 +34,7 @@ class GPTConfig:
     vocab_size: int = 4825  # number of vocabulary entries
     bias: bool = False  # True: biases in all linear layers of a block; False: in qkv_proj only
     gelu: Literal["exact", "tanh"] = "exact"  # the exact GELU, or GPT-2's approximation
-    tie_word_embeddings: bool = True  # lm_head shares the tensor of wte, as in all published GPT-2 models
+    tie_word_embeddings: bool = True  # True: lm_head shares wte's tensor, as in all published GPT-2 models
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size"):

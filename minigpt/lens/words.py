@@ -13,10 +13,10 @@ __all__ = ["CHINESE", "Say", "speaker"]
 
 
 class Say(Protocol):
-    """A function that translates a text, and then fills its fields: say("step {step}", step=105)."""
+    """A function that translates a text, and then fills its placeholders: say("step {step}", step=105)."""
 
     def __call__(self, text: str, /, **values: object) -> str:
-        """Translate the text and fill its fields with `values`."""
+        """Translate the text and fill its placeholders with `values`."""
 
 
 def speaker(language: Language) -> Say:

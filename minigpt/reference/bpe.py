@@ -61,7 +61,7 @@ def split(text: str) -> Iterator[str]:
 def train(
     texts: Iterable[str], vocab_size: int, min_frequency: int = 2, longest_word: int = 64
 ) -> tuple[list[bytes], list[Pair]]:
-    """Learn a vocabulary. Returns all tokens (a token's id is its index), and the learned pairs in order.
+    """Learn a vocabulary. Returns all tokens (a token's id is its index), and the pairs, first learned first.
 
     Args:
         texts: the texts to learn from.

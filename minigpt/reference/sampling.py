@@ -1,7 +1,7 @@
 """From logits to the next token. The functions take the logits (V,) of one position.
 
-`filtered` applies temperature, then top_k, then top_p, as in transformers. Excluded tokens get the score
--inf. Then `greedy` or `sample` chooses a token. The functions keep no random state. Instead, the caller
+`filtered` applies temperature, then top_k, then top_p, as in transformers, and gives excluded tokens the
+score -inf. Then `greedy` or `sample` chooses a token. The functions keep no random state. Instead, the caller
 passes a random number, from `numpy.random.Generator.random()` or `jax.random.uniform(key)`.
 
 Under jax.jit, top_k and top_p must be Python constants. The temperature may be an array.

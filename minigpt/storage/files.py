@@ -176,10 +176,10 @@ def _temporary_name(goal: Path) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
-    """Convert an OSError to an InputError that names the user's path."""
+    """Convert an OSError to an InputError that names the path that the user gave."""
     try:
         yield
-    except InputError as error:  # replace the temporary path in the message by the user's path
+    except InputError as error:  # the message gets the user's path instead of the temporary path
         raise InputError(str(error).replace(str(temporary), str(name))) from error
     except OSError as error:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
@@ -195,7 +195,7 @@ def _reason(error: OSError, goal: Path) -> str:
 
 
 def _sync_entry(goal: Path) -> None:
-    """Flush the folder that contains `goal`, after `goal` was renamed.
+    """Flush the folder that contains `goal`, after a file or folder was renamed to `goal`.
 
     If this fails, a power cut could undo the rename. The InputError says so.
     """

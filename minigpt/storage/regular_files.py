@@ -62,7 +62,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links. A link that points to itself is not followed."""
+    """Return the absolute path, with all links followed. Exception: a link that points to itself."""
     return Path(os.path.realpath(path))
 
 

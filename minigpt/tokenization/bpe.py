@@ -124,8 +124,8 @@ class BpeTokenizer(SubwordTokenizer):
     def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
         """Return (word, steps) for each word of a text.
 
-        The first step is the list of the word's bytes. Each later step is the list of its parts after one
-        more merge.
+        The first step is the list of the word's bytes. Each later step is the list of the word's
+        parts after one more merge.
 
         The `tokenizers` library does the same merges in the same order, but does not show the steps.
         """

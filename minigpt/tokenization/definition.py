@@ -50,7 +50,7 @@ def _byte_symbols() -> tuple[str, ...]:
 
 
 BYTE_SYMBOLS = _byte_symbols()
-"""BYTE_SYMBOLS[byte]: the printable character for a byte in byte-level files. `BYTE_SYMBOLS[32] == "Ġ"`."""
+"""BYTE_SYMBOLS[byte]: the printable character for a byte in tokenizer files. `BYTE_SYMBOLS[32] == "Ġ"`."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Definition:
 
 
 def write_folder(definition: Definition, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json atomically. Equal tokenizers give equal bytes."""
+    """Write tokenizer.json and tokenizer_config.json atomically. The same tokenizer gives the same bytes."""
     model = {**definition.frame["model"], "vocab": definition.vocab}
     if definition.merges or model["type"] == "BPE":
         model["merges"] = [list(pair) for pair in definition.merges]
@@ -128,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def class_of(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the class that builds the tokenizer, if CLASSES has it. None: use all of tokenizer.json.
+    """Return the class that builds the tokenizer, if CLASSES has it. None: tokenizer.json alone defines it.
 
     As in AutoTokenizer, this is the class that a file names, or else the class of the model's type.
     """
@@ -404,7 +404,7 @@ def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
 def checked(definition: Definition, source: str) -> Definition:
     """Check a definition, and order its vocabulary by id.
 
-    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
+    The `tokenizers` library checks only the merges. If an id or token is wrong, it would silently drop text.
 
     Raises:
         InputError: if an id is not a number or occurs twice, or if a special token is ordinary text.

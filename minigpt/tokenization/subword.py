@@ -161,7 +161,7 @@ class SubwordTokenizer:
     def encode_text(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
     ) -> list[int]:
-        """Return the ids of a text that is the model's whole input.
+        """Return the ids of a text; by default with `before_text` and `after_text` around them.
 
         Args:
             text: the text.

@@ -172,7 +172,7 @@ def _filter(node: Any, name: str) -> nodes.Filter:
 
 
 class _Charged(NodeTransformer):
-    """Rewrites a template, so that all of its operations are charged to the budget.
+    """Rewrites a template, so that each operation is charged: its cost is subtracted from the budget.
 
     Jinja compiles some operations, such as making a list, to plain Python, which nothing charges. So the
     rewritten template passes the results of these operations to filters that charge them.
