@@ -50,7 +50,7 @@ def _byte_symbols() -> tuple[str, ...]:
 
 
 BYTE_SYMBOLS = _byte_symbols()
-"""BYTE_SYMBOLS[byte]: the printable character for a byte in tokenizer files. `BYTE_SYMBOLS[32] == "Ġ"`."""
+"""BYTE_SYMBOLS[byte]: the printable character for a byte in byte-level files. `BYTE_SYMBOLS[32] == "Ġ"`."""
 
 
 @dataclass(frozen=True)
