@@ -32,9 +32,9 @@ class GPTConfig:
     dropout: float = 0.1  # share of activations that are set to zero in training
     block_size: int = 256  # longest sequence, in tokens
     vocab_size: int = 4825  # number of vocabulary entries
-    bias: bool = False  # True: biases in all linear layers; False: in qkv_proj only
+    bias: bool = False  # True: biases in all linear layers of a block; False: in qkv_proj only
     gelu: Literal["exact", "tanh"] = "exact"  # the exact GELU, or GPT-2's approximation
-    tie_word_embeddings: bool = True  # lm_head shares the tensor of wte, as in all published GPT-2 models
+    tie_word_embeddings: bool = True  # True: lm_head shares wte's tensor, as in all published GPT-2 models
 
     def __post_init__(self) -> None:
         for name in ("n_embd", "n_head", "n_layer", "block_size", "vocab_size"):
@@ -201,9 +201,9 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """A block: attention, then MLP. Each adds its output to the residual stream.
 
-    A norm comes before attention and before the MLP (pre-LN, https://arxiv.org/abs/2002.04745), so gradients
-    reach the first block through sums only. The original Transformer had the norm after each sum and needed a
-    long warm-up.
+    A norm comes before attention and before the MLP (pre-LN, https://arxiv.org/abs/2002.04745). So gradients
+    can reach the first block through the additions alone. The original Transformer had a norm after each
+    addition, and needed a long warm-up of the learning rate.
     """
 
     def __init__(self, config: GPTConfig, layer: int = 0) -> None:

@@ -32,7 +32,7 @@ def main(given: dict[str, Any]) -> dict[str, Any]:
 
 if __name__ == "__main__":
     command_line.run(TrainConfig, main, build=dict, defaults=lambda: read_recipe("qa-cpu"))
-elif __name__ == "minigpt.train":  # imported: the function `train` takes the module's place
+elif __name__ == "minigpt.train":  # on import, the function `train` replaces this module
     from minigpt.training.run import train
 
     sys.modules[__name__] = train  # type: ignore[assignment]

@@ -31,8 +31,8 @@ class Neighbours(View):
     """A view of the nearest tokens of each token of a text."""
 
     pieces: list[str]
-    inputs: list[list[Near]]  # nearest tokens in the input embedding
-    outputs: list[list[Near]]  # nearest tokens in lm_head; equal to `inputs` if the matrix is tied
+    inputs: list[list[Near]]  # for each of `pieces`, its nearest tokens in the input embedding
+    outputs: list[list[Near]]  # the same in lm_head; equal to `inputs` if both share one matrix
     is_tied: bool
 
     def parts(self, say: Say) -> list[Part]:
@@ -81,9 +81,9 @@ def neighbours(model: LanguageModel, tokenizer: AnyTokenizer, text: str, count: 
 
 
 def float_matrix(module: Any) -> Tensor:
-    """Return the weight matrix of a linear layer or an embedding in float32, with its active adapters."""
-    # A bottleneck adapter is not linear, so it cannot become a part of the matrix. With such an adapter, the
-    # matrix is returned without adapters.
+    """Return a linear layer's or embedding's weight matrix in float32, with its active adapters merged in."""
+    # A bottleneck adapter is not linear, so it cannot be merged into the matrix. If one is active, the
+    # matrix is returned without any adapter.
     if isinstance(module, AdaptedLayer):
         is_linear = all(layer.is_linear for layer in module.actives)
         return (module.merged()[0] if is_linear else module.float_weight()).detach().float()

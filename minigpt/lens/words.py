@@ -1,4 +1,4 @@
-"""The Chinese texts of the views. The key of a translation is the English text in the code.
+"""Translates the texts of minigpt.lens to Chinese. The key of a translation is the English text in the code.
 
 say = speaker("zh")
 say("layer")                              # 层
@@ -13,10 +13,10 @@ __all__ = ["CHINESE", "Say", "speaker"]
 
 
 class Say(Protocol):
-    """A function that translates a text, and then fills its fields: say("step {step}", step=105)."""
+    """A function that translates a text, and then fills its placeholders: say("step {step}", step=105)."""
 
     def __call__(self, text: str, /, **values: object) -> str:
-        """Translate the text and fill its fields with `values`."""
+        """Translate the text and fill its placeholders with `values`."""
 
 
 def speaker(language: Language) -> Say:
@@ -167,7 +167,7 @@ CHINESE = {
     "{whose}: {loss} nats a token, {count} tokens; least sure: {token} ({probability})": (
         "{whose}：每个词元 {loss} 奈特，共 {count} 个；最没把握的是 {token}（{probability}）"
     ),
-    # what the experiments change, and why their runs fail
+    # `minigpt experiment`: what each experiment changes in a model or its training, and what this causes
     "attention without the causal mask": "去掉因果掩码的注意力",
     "Each token sees the token that it has to predict, so the model learns to copy it: the loss "
     "is lower than the usual one's. When it answers, there is no later token to copy, and it "

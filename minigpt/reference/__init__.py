@@ -1,6 +1,7 @@
 """GPT-2, Qwen3 and BPE as pure functions, for NumPy and JAX, without torch. The code is written for reading.
 
-This folder may import NumPy, JAX, errors, console and storage. In reading order:
+Of minigpt's modules, those in this folder may import only `minigpt.errors`, `minigpt.console` and
+`minigpt.storage`; of other packages, only NumPy and JAX. In reading order:
 
     bpe.py          text <-> ids
     attention.py    shared by GPT-2 and Qwen3: softmax, attention, the cache of keys and values
@@ -8,7 +9,7 @@ This folder may import NumPy, JAX, errors, console and storage. In reading order
     qwen3.py        Qwen3
     sampling.py     from logits to the next token
     generation.py   the generation loop
-    names.py        the names of weights as a tree of arrays
+    names.py        converts weights by name to a tree of arrays, and back
     weights.py      reads a Hugging Face folder
     loss.py         the loss
     backward.py     GPT-2's gradients, written by hand

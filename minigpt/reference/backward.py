@@ -39,7 +39,8 @@ def layer_norm_backward(g: Array, x: Array, weight: Array, bias: Array) -> tuple
     deviation = np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + 1e-5)  # (T, 1)
     normed = centred / deviation  # (T, C)
     d = g * weight  # (T, C): gradient with respect to normed
-    # Adding a constant to x, or scaling x, does not change `normed`, so these two directions get no gradient.
+    # Adding a constant to x, or scaling x, does not change `normed`. So the gradient must be zero in these
+    # two directions: the next line removes both parts from d.
     d = d - d.mean(axis=-1, keepdims=True) - normed * (d * normed).mean(axis=-1, keepdims=True)  # (T, C)
     return d / deviation, {"weight": (g * normed).sum(axis=0), "bias": g.sum(axis=0)}  # (T, C); (C,), (C,)
 
@@ -161,7 +162,8 @@ def loss_and_gradients(
     for weights, x in zip(reversed(params["h"]), reversed(inputs[:-1]), strict=True):
         g, of_block = block_backward(g, x, **weights, n_head=n_head, gelu=gelu)  # (T, C)
         of_blocks.insert(0, of_block)
-    # add the gradient that wte gets as the embedding; `d_wte[given] += g` would count a repeated token once
+    # Add the gradient that wte gets as the embedding. If a token occurs twice in `given`, np.add.at adds both
+    # gradients; `d_wte[given] += g` would add only one.
     np.add.at(d_wte, given, g)
     d_wpe = np.zeros_like(wpe)  # (N, C)
     d_wpe[positions] = g

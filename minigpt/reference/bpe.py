@@ -61,12 +61,12 @@ def split(text: str) -> Iterator[str]:
 def train(
     texts: Iterable[str], vocab_size: int, min_frequency: int = 2, longest_word: int = 64
 ) -> tuple[list[bytes], list[Pair]]:
-    """Learn a vocabulary. Returns all tokens (a token's id is its index), and the learned pairs in order.
+    """Learn a vocabulary. Returns all tokens (a token's id is its index), and the pairs, first learned first.
 
     Args:
         texts: the texts to learn from.
         vocab_size: number of tokens, the 256 bytes included.
-        min_frequency: least number of times that a pair must occur.
+        min_frequency: least number of times that a pair must occur to be joined.
         longest_word: while learning, a longer word is cut into pieces of this number of characters.
     """
     counts = Counter[str]()

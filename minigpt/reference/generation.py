@@ -1,4 +1,4 @@
-"""The generation loop, for both models: choose a token, give it to the model, choose the next one.
+"""The generation loop for GPT-2 and Qwen3: choose a token, give it to the model, choose the next one.
 
 With a cache, the model reads each token once. Without a cache, it reads the whole text again for each new
 token, which is slower; the tokens are the same.
@@ -20,12 +20,12 @@ __all__ = ["check_ids", "generate"]
 def check_ids(ids: Sequence[int], V: int, n_tokens_to_generate: int, N: int | None = None) -> None:
     """Check the ids of a prompt. Without this check, wrong ids would give wrong results and no error.
 
-    NumPy counts negative ids from the end of the table, and JAX replaces an id that is too large by the last
-    id.
+    For a negative id, NumPy counts the rows of the embedding from the end. For an id that is too large, JAX
+    takes the last row.
 
     Raises:
         InputError: if the prompt is empty, an id is outside the vocabulary (V ids), n_tokens_to_generate is
-            below 0, or prompt and new tokens together are more than N.
+            below 0, or prompt and new tokens together are more than N (the model's number of positions).
     """
     if len(ids) == 0:
         raise InputError("the prompt is empty: the model needs at least one token to continue")

@@ -9,8 +9,7 @@ NumPy or `jax.numpy`. With `jax.numpy`, the same functions can be compiled, diff
 (`minigpt.reference.transforms`). Computation is in the dtype of the arrays, float32 or float64.
 
 The architecture: https://openai.com/index/better-language-models (Language Models are Unsupervised Multitask
-Learners, 2019). Weights are (in, out), as in OpenAI's release. There is no dropout, because only training
-needs it.
+Learners, 2019). Weights of linear layers are (in, out), as in OpenAI's release. There is no dropout.
 
 Letters in shapes: T tokens of this call, S all tokens (see `attention.py`), C = n_embd channels, H = n_head
 heads, D = C / H channels of a head, V entries of the vocabulary, N = n_positions.
@@ -50,7 +49,7 @@ def gelu_tanh(x: Array, np: Any = numpy) -> Array:
 
 
 def gelu_exact(x: Array, np: Any = numpy) -> Array:
-    """The exact GELU: x times the standard normal distribution function. New models use it by default."""
+    """The exact GELU: x times the standard normal distribution function. minigpt's new models use it."""
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5), np))
 
 
@@ -162,7 +161,7 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """Return the ids that continue a prompt: the most likely ones, or drawn ones if `rng` is given.
+    """Return the ids that continue a prompt. With `rng` they are drawn at random, else the most likely ones.
 
     Args:
         ids: the prompt.

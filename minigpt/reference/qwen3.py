@@ -6,7 +6,7 @@
 
 The file has the same structure as `gpt2.py`. The differences: RMSNorm instead of LayerNorm, rotated queries
 and keys (RoPE) instead of learned positions, norms on queries and keys, fewer heads for keys and values,
-SwiGLU instead of GELU, and no biases. Weights are (out, in), as in torch's Linear.
+SwiGLU instead of GELU, and no biases. Weights of linear layers are (out, in), as in torch's Linear.
 
 The architecture: https://arxiv.org/abs/2505.09388 (Qwen3 Technical Report), section 2.
 
@@ -85,7 +85,7 @@ def attention_forward(
     q = linear(x, **q_proj).reshape(T, -1, D)  # (T, C) -> (T, H * D) -> (T, H, D)
     k = linear(x, **k_proj).reshape(T, -1, D)  # (T, C) -> (T, G * D) -> (T, G, D)
     v = linear(x, **v_proj).reshape(T, -1, D).transpose(1, 0, 2)  # (T, C) -> (T, G, D) -> (G, T, D)
-    # The norms, over the D channels of each head, keep the scores small even if the weights become large.
+    # The norms over the D channels of each head keep the attention scores small, even if weights grow.
     q = rotate(rms_norm(q, **q_norm, eps=eps, np=np).transpose(1, 0, 2), *turn, np)  # (H, T, D)
     k = rotate(rms_norm(k, **k_norm, eps=eps, np=np).transpose(1, 0, 2), *turn, np)  # (G, T, D)
     k, v, cache = remember(cache, k, v, positions, np)  # (G, S, D) each; the cache holds rotated keys

@@ -1,6 +1,6 @@
 """From logits to the next token. The functions take the logits (V,) of one position.
 
-`filtered` applies temperature, then top_k, then top_p, as in Hugging Face's library. Excluded tokens get the
+`filtered` applies temperature, then top_k, then top_p, as in transformers, and gives excluded tokens the
 score -inf. Then `greedy` or `sample` chooses a token. The functions keep no random state. Instead, the caller
 passes a random number, from `numpy.random.Generator.random()` or `jax.random.uniform(key)`.
 
@@ -36,7 +36,7 @@ def filtered(
         logits = np.where(logits < kth, -math.inf, logits)
     if top_p < 1:
         order = np.argsort(logits)  # (V,): indices, the most likely token last
-        # the sum begins with the least likely token; tokens are excluded as long as it is at most 1 - top_p
+        # the cumulative sum begins with the least likely token; tokens are excluded while it is <= 1 - top_p
         tail = np.cumsum(softmax(logits[order], np)) <= 1 - top_p  # (V,)
         tail = tail & (np.arange(order.shape[0]) < order.shape[0] - 1)  # never exclude the most likely token
         logits = np.where(tail[np.argsort(order)], -math.inf, logits)

@@ -22,7 +22,7 @@ __all__ = ["main", "step"]
 
 
 def step(options: Options) -> Step:
-    """Return the compiled training step: (params, batch, Adam's state, rate) -> loss, params, state."""
+    """Return a compiled function for one step: (params, batch, Adam's state, rate) -> loss, params, state."""
     jax = imported_jax()
 
     @jax.jit  # type: ignore[untyped-decorator]

@@ -87,7 +87,7 @@ Step = Callable[[names.Tree, Any, dict[str, Any], float], tuple[float, names.Tre
 
 
 def step(options: Options) -> Step:
-    """Return the training step: (params, batch, Adam's state, learning rate) -> loss, params, state."""
+    """Return a function for one step: (params, batch, Adam's state, learning rate) -> loss, params, state."""
 
     def one(params: names.Tree, batch: Any, state: dict[str, Any], rate: float) -> Any:
         loss, gradients = batch_loss_and_gradients(params, batch, options.n_head)

@@ -95,11 +95,11 @@ def loss_and_gradients(
 def decode(step: Callable[..., Any], **settings: Any) -> Callable[..., Array]:
     """Return one compiled function that runs the whole generation loop. No Python runs between two tokens.
 
-    The returned function takes: ids (T,), an empty cache for all tokens, params and jax.random.key(seed). It
-    takes by keyword: n_tokens_to_generate, do_sample=False (the key is then ignored), temperature=1.0,
-    top_k=0, top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids; after an end token, all ids
-    are end tokens. JAX compiles the function again if one of these changes: the number of ids, the size of
-    the cache, n_tokens_to_generate, do_sample, top_k, top_p.
+    The returned function takes: ids (T,), an empty cache with room for these ids and the new ones, params and
+    jax.random.key(seed). It takes by keyword: n_tokens_to_generate, do_sample=False (the key is then
+    ignored), temperature=1.0, top_k=0, top_p=1.0 and eos_token_id=-1. It returns n_tokens_to_generate ids;
+    after an end token, all ids are end tokens. JAX compiles the function again if one of these changes: the
+    number of ids, the size of the cache, n_tokens_to_generate, do_sample, top_k, top_p.
     """
     jax = imported_jax()
     np = jax.numpy

@@ -30,7 +30,8 @@ __all__ = ["load", "read_safetensors", "read_tensors"]
 
 FAMILIES: dict[str, Any] = {"gpt2": gpt2, "qwen3": qwen3}
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-# NumPy has no bfloat16, so bfloat16 numbers are read as 16-bit integers, which _widened converts to float32
+# dtype in a file's header -> NumPy's dtype. NumPy has no bfloat16, so bfloat16 numbers are read as 16-bit
+# integers, which `_widened` converts to float32.
 DTYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 
 
@@ -39,7 +40,8 @@ def load(folder: str | Path, dtype: Any = None) -> tuple[dict[str, Any], Tree]:
 
     Args:
         folder: a folder from transformers or minigpt. If it has a manifest.json, the files must match it.
-        dtype: dtype of the weights, for example numpy.float64. Default: float32 or float64 as in the file.
+        dtype: dtype of the weights, for example numpy.float64. Default: float64 if the file has float64, else
+            float32.
 
     Raises:
         InputError: if a file is missing or wrong; the message names it.
@@ -127,7 +129,10 @@ def read_tensors(folder: str | Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: str | Path) -> dict[str, Any]:
-    """Read the tensors of one file. The arrays are read-only views of the memory-mapped file.
+    """Read the tensors of one file.
+
+    float32 and float64 arrays are read-only views of the memory-mapped file. float16 and bfloat16 tensors are
+    converted, so their arrays are float32 copies.
 
     Raises:
         InputError: if the file is missing or wrong; the message names it.

@@ -1,7 +1,8 @@
 """Files on disk: atomic writing, size limits when reading, checksums.
 
-This folder may import errors. In reading order:
+Of minigpt's modules, those in this folder may import only `minigpt.errors`. In reading order:
 
+    regular_files.py        opens files for reading, but only regular files
     files.py                atomic writing, checksums, a folder's manifest
     json_files.py           reads JSON files, with limits
     safetensors_header.py   the header of a safetensors file

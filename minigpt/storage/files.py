@@ -1,4 +1,4 @@
-"""Atomic writing: a file is either complete or does not exist. Also hashes, and a folder's manifest.
+"""Atomic writing: an incomplete file never gets its final name. Also hashes, and a folder's manifest.
 
 A file is written under a temporary name in the same folder, flushed to the disk, and then renamed. After a
 crash, a full disk or Ctrl-C the old file is unchanged. A manifest lists the files of a folder with size and
@@ -42,11 +42,11 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
-_LEAST = 2**16  # size of the buffer for a file that states 0 bytes, though it has content, as in /proc
-_FORMAT = 2  # format of a new manifest; an old one, with SHA-256, is read, too
-_CHECKSUM = {1: "sha256", 2: "xxh3_128"}  # format of a manifest -> name of its checksums
+_LEAST = 2**16  # smallest buffer for reading a file, in bytes; a file in /proc has content, but states size 0
+_FORMAT = 2  # format number of new manifests; old manifests have format 1 and can still be read
+_CHECKSUM = {1: "sha256", 2: "xxh3_128"}  # format number of a manifest -> name of its checksums
 _HASHES: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}
-_CARD = "README.md"  # verify_manifest ignores it, because it may be written or edited later
+_CARD = "README.md"  # verify_manifest ignores this file, because a user may write or edit it later
 
 
 def _no_hook(point: str) -> None:
@@ -65,7 +65,7 @@ def reached(point: str) -> None:
 
 @contextlib.contextmanager
 def atomic_open(path: Path | str) -> Iterator[BinaryIO]:
-    """Open a binary file. If the `with` block ends without an error, the file replaces `path`.
+    """Open a new file for writing bytes. If the `with` block ends without an error, the file replaces `path`.
 
     If `path` is a link, its target is replaced. A device or pipe (/dev/null) is written to directly.
 
@@ -176,10 +176,10 @@ def _temporary_name(goal: Path) -> Path:
 
 @contextlib.contextmanager
 def _explained(name: Path, goal: Path, temporary: Path) -> Iterator[None]:
-    """Convert an OSError to an InputError that names the user's path."""
+    """Convert an OSError to an InputError that names the path that the user gave."""
     try:
         yield
-    except InputError as error:  # replace the temporary path in the message by the user's path
+    except InputError as error:  # the message gets the user's path instead of the temporary path
         raise InputError(str(error).replace(str(temporary), str(name))) from error
     except OSError as error:
         culprit = goal if error.filename is None else Path(os.fsdecode(error.filename))
@@ -195,7 +195,10 @@ def _reason(error: OSError, goal: Path) -> str:
 
 
 def _sync_entry(goal: Path) -> None:
-    """Flush the folder after a rename. The error message warns that a power cut could undo the rename."""
+    """Flush the folder that contains `goal`, after a file or folder was renamed to `goal`.
+
+    If this fails, a power cut could undo the rename. The InputError says so.
+    """
     try:
         sync_folder(goal.parent)
         reached(f"{goal.name if goal.is_file() else 'folder'}: parent flushed")
@@ -213,7 +216,7 @@ def sync_folder(folder: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # EINVAL, ENOTSUP: the file system cannot flush folders, as some network file systems; no error then
+        # EINVAL, ENOTSUP: some network file systems cannot flush folders. This is no reason for an error.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
@@ -295,12 +298,12 @@ class ManifestCheck:
             model = read(folder)
         # here the folder is undamaged: otherwise the end of the block has raised an InputError
 
-    A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier by
-    `start`.
+    A folder without a manifest passes. The thread starts at the beginning of the `with` block, or earlier if
+    `start` is called.
 
     Raises:
-        InputError: at the end of the `with` block, as `verify_manifest`. It replaces an error of the block: a
-            damaged file may be the cause of that error.
+        InputError: at the end of the `with` block, if `verify_manifest` finds an error. If the block has
+            raised an error, too, the InputError replaces it, because a damaged file may be its cause.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -329,7 +332,7 @@ class ManifestCheck:
         self.start()
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Wait for the thread, and raise its error. After Ctrl-C, do not wait, and raise no new error."""
+        """Wait for the thread. Raise the error that it found, if any. After Ctrl-C, do nothing."""
         if kind is None or issubclass(kind, Exception):
             self._done.wait()
             if self._error is not None:

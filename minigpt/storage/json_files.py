@@ -1,4 +1,4 @@
-"""Reads JSON files, with limits. Each error is one line.
+"""Reads JSON files, with limits. Each error message is one line.
 
     config = read_json(folder / "config.json", missing=f"{folder} is not a model folder")
 
@@ -21,8 +21,9 @@ from minigpt.storage.regular_files import open_regular
 
 __all__ = ["MAX_BYTES", "json_text", "parse_json", "read_json", "read_toml", "read_utf8", "reading"]
 
-MAX_BYTES = 256_000_000  # largest number of bytes of a JSON file: ten times the largest tokenizer.json
-MAX_DEPTH = 100
+# Largest number of bytes of a JSON file. Published tokenizer.json files have about a tenth of it, or less.
+MAX_BYTES = 256_000_000
+MAX_DEPTH = 100  # largest number of levels of nesting
 _MAX_DIGITS = 300  # largest number of digits of an integer; with 300 digits, float(integer) is still finite
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["LargePages", "ask_for_large_pages", "new_memory"]
 
 PAGE = 2**21  # bytes of a large page
-_BLOCK = 2**24  # smallest number of bytes of a block of memory, which holds several copies
+_BLOCK = 2**24  # bytes of a block of memory, which holds several copies; a larger tensor has a larger block
 _ALIGNED = 256  # the address of each copy is a multiple of this number
 
 

@@ -25,12 +25,14 @@ from minigpt.storage.safetensors_header import read_header
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-KEPT = 2**18  # bytes; the caller copies a smaller tensor, because its view would keep a whole block in memory
+# Number of bytes. A caller of `ReadAhead.take` copies a tensor with fewer bytes, because a view of so small a
+# tensor would keep a whole block in memory.
+KEPT = 2**18
 
 _BLOCK = 2**24  # largest number of bytes of tensors that are read together; a larger tensor is read alone
-_MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than the import
+_MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than importing torch
 _PIECE = 2**30  # largest number of bytes per system call; Linux allows nearly 2 GiB
-_LINE = 64  # bytes of a cache line; a tensor that is not aligned to this is not read ahead
+_LINE = 64  # bytes of a cache line; only tensors that begin at a multiple of it in memory are read ahead
 
 
 def has_weights(folder: Path) -> bool:
@@ -89,7 +91,7 @@ class ReadAhead:
         return None
 
     def _planned(self, path: Path) -> "list[_Block]":
-        """Divide the tensors of a file into blocks that are read together. A damaged file gives no blocks."""
+        """Group the tensors of a file into blocks, which are read as a whole. A damaged file has none."""
         blocks: list[_Block] = []
         with contextlib.suppress(OSError, InputError):
             self._states[path] = path.stat()

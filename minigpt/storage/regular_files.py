@@ -3,8 +3,9 @@
     with open_regular(path) as file: ...     # binary
     read_bytes(path), read_text(path)
 
-Opening a pipe waits until another program writes to it. Reading a device such as /dev/zero never ends. Each
-error is an OSError whose text has the path. A caller may convert it to a clearer error.
+Opening a pipe waits until another program writes to it. Reading a device such as /dev/zero never ends. If a
+file cannot be opened, an OSError is raised, whose text has the path. A caller may convert it to a clearer
+error.
 """
 
 import errno
@@ -61,7 +62,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path without links. A link that points to itself is not followed."""
+    """Return the absolute path, with all links followed. Exception: a link that points to itself."""
     return Path(os.path.realpath(path))
 
 

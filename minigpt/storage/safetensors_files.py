@@ -206,7 +206,7 @@ def safetensors_parts(
 
 
 def write_weights(folder: Path, tensors: dict[str, Tensor], max_shard_size: int | str = "5GB") -> None:
-    """Write weights to a folder. Equal tensors give equal bytes.
+    """Write weights to a folder. The same weights always give the same bytes in the files.
 
     Each tensor is removed from the dict when it is written, so that its memory can be freed. Weights up to
     `max_shard_size` go into one model.safetensors. Larger weights go into shards, in the order of the dict,

@@ -95,7 +95,7 @@ def read_header(path: Path, missing: str = "") -> dict[str, Entry]:
 
 
 def _entry(name: str, entry: Any) -> tuple[str, Entry]:
-    """Check one entry of the header, and return (name, Entry). Its offsets count from the header's end."""
+    """Check one tensor's entry in the header. Return (name, Entry), with offsets from the header's end."""
     if not isinstance(entry, dict) or entry.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{name!r:.80} needs dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]

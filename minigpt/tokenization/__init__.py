@@ -1,8 +1,10 @@
 """Byte-level BPE and WordPiece tokenizers, and chat templates.
 
-This folder may import errors, console and storage. In reading order:
+Of minigpt's modules, those in this folder may import only `minigpt.errors`, `minigpt.console` and
+`minigpt.storage`. In reading order:
 
     definition.py        the dataclass Definition: everything that decides which ids a text gets
+    library.py           builds the `tokenizers` library's object from a Definition
     subword.py           text <-> ids: the part that BPE and WordPiece share
     bpe.py               byte-level BPE
     bpe_files.py         the files of a byte-level BPE tokenizer

@@ -46,7 +46,7 @@ class BpeTokenizer(SubwordTokenizer):
     def from_folder(
         cls, path: str | Path, kind: str | None = None, whole: dict[str, Any] | None = None
     ) -> "BpeTokenizer":
-        """Read the tokenizer of a model folder, in any layout of minigpt/tokenization/bpe_files.py.
+        """Read the tokenizer of a model folder. minigpt/tokenization/bpe_files.py lists the possible layouts.
 
         Args:
             path: the folder.
@@ -102,7 +102,7 @@ class BpeTokenizer(SubwordTokenizer):
         return _Bytes(self._definition, self._text_of)
 
     def _require_all_read(self, text: str, ids: list[int]) -> None:
-        """Raise InputError if the text has bytes without a token, which `tokenizers` leaves out."""
+        """Raise InputError if the text has bytes without a token: `tokenizers` would leave these out."""
         if self._drops and (unknown := self.unknown_characters(text)):
             raise InputError(f"the tokenizer has no tokens for the bytes of {''.join(unknown[:5])!r}")
 
@@ -124,8 +124,8 @@ class BpeTokenizer(SubwordTokenizer):
     def merge_steps(self, text: str) -> list[tuple[str, list[list[bytes]]]]:
         """Return (word, steps) for each word of a text.
 
-        The first step is the list of the word's bytes. Each later step is the list of its parts after one
-        more merge.
+        The first step is the list of the word's bytes. Each later step is the list of the word's
+        parts after one more merge.
 
         The `tokenizers` library does the same merges in the same order, but does not show the steps.
         """
@@ -163,7 +163,7 @@ class BpeTokenizer(SubwordTokenizer):
 
 
 class _Bytes(dict[int, bytes]):
-    """A dict: id -> bytes of the token. Entries are computed on first use: a text needs few of them."""
+    """A dict: id -> bytes of the token. An entry is computed on first use, because a text needs few."""
 
     _byte_of: ClassVar = {ord(symbol): byte for byte, symbol in enumerate(BYTE_SYMBOLS)}
 

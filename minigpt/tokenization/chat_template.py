@@ -3,12 +3,13 @@
     tokenizer = BpeTokenizer.from_folder("Qwen3-0.6B")
     ids = encode_chat(tokenizer, [{"role": "user", "content": "你好"}], add_generation_prompt=True)
 
-Only the template can write special tokens. If a user types `<|im_end|>`, it stays a text of ten characters.
-To distinguish the two cases, the template is rendered twice: first as it is, then with a private Unicode
-character in place of each special token in the texts that the template *writes*. Texts that it *compares*
-with do not change, and neither do the messages. So `message.content.split('</think>')` still works. A
-template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then the template is
-rendered a third time, with a private character in place of each character of the template's own texts.
+If a user types `<|im_end|>`, it stays a text of ten characters. If the template writes it, it becomes a
+special token. To distinguish the two cases, the template is rendered twice: first as it is, then with a
+private Unicode character in place of each special token in the texts that the template *writes*. Texts that
+it *compares* with do not change, and neither do the messages. So `message.content.split('</think>')` still
+works. A template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then the
+template is rendered a third time, with a private character in place of each character of the template's own
+texts.
 
 If a message of the assistant has `token_ids`, the ids of its text, these ids are used. Otherwise the text is
 encoded. In the assistant's texts, `<think>` becomes a special token, because the model wrote it, and not a
@@ -75,8 +76,9 @@ def render_chat(
         named_tokens: the template's variables bos_token, eos_token and so on.
         tools: descriptions of functions, in types that JSON has.
         documents: texts to answer from, in types that JSON has.
-        add_generation_prompt: end with the beginning of an answer.
-        variables: further variables of the template, such as enable_thinking. Values of None are left out.
+        add_generation_prompt: True: end with the text that begins an answer of the assistant.
+        variables: further variables of the template, such as enable_thinking. A variable whose value is None
+            is left out.
 
     Raises:
         InputError: for an invalid message, and for a template that fails (see `SandboxedTemplate`).
@@ -101,8 +103,8 @@ def encode_chat(
         options: the other arguments of `render_chat`, such as tools.
 
     Raises:
-        InputError: as `render_chat`; if there is no template; if the template's special tokens cannot be
-            distinguished from text that users type.
+        InputError: as `render_chat`; also if there is no template, or if the template's special tokens
+            cannot be distinguished from text that users type.
     """
     return _encoded(tokenizer, messages, template, options)[0]
 
@@ -121,7 +123,8 @@ def encode_chat_with_mask(
     template removes the reasoning (the text before `</think>`), only the text after `</think>` gets a 1.
 
     Raises:
-        InputError: as `encode_chat`; if a template without `{% generation %}` blocks changes the contents.
+        InputError: as `encode_chat`; also if a template without `{% generation %}` blocks changes texts of
+            the assistant.
     """
     used = tokenizer.chat_template if template is None else template
     if used is None or re.search(r"{%-?\s*generation\b", used):
@@ -253,7 +256,7 @@ class _Reading:
                 examines the text of a message, this text is not replaced.
 
         Raises:
-            _LostError: if contents with marks are left out or repeated.
+            _LostError: if the template leaves out or repeats texts of the assistant that have `marks`.
             InputError: if the template's special tokens cannot be distinguished from text that users type.
         """
         found = self._marked(own)
@@ -280,7 +283,10 @@ class _Reading:
         return None
 
     def _by_tokens(self, own: Mapping[int, str]) -> str:
-        """Render with a private character for each special token that is inside one text of the template."""
+        """Render with private characters in place of special tokens.
+
+        A special token is not found if the template joins it from several texts.
+        """
         return self._rendered(own, self.stand_ins)
 
     def _by_characters(self, own: Mapping[int, str]) -> str:
@@ -341,7 +347,7 @@ class _Reading:
         Three conditions must hold:
 
         - The text equals `plain`, if each private character is replaced by its special token.
-        - The text has all marks.
+        - The text has all marks (the characters around the assistant's texts).
         - The text contains special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
@@ -447,7 +453,7 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Replace special tokens in a text of the template, but keep the fields of formats: %s, {} and {name}."""
+    """Replace special tokens in a text of the template, but keep the placeholders %s, {} and {name}."""
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 

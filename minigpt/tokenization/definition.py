@@ -27,7 +27,8 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_EXTRA = ("extra_special_tokens", "additional_special_tokens")  # one key: its names in transformers 5 and 4
+# The key for special tokens without a role, as transformers 5 calls it, and as transformers 4 calls it.
+_EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
 _END = "<|endoftext|>"
 # Class of transformers -> {role: token} for the roles that the tokenizer's files do not mention.
@@ -77,12 +78,12 @@ class Definition:
 
     @property
     def tokens(self) -> dict[str, int]:
-        """Return the id of each token. The tokens are written as in the files."""
+        """Return a dict of all tokens: token, spelled as in the files -> id."""
         return self.vocab | self.words | self.special
 
 
 def write_folder(definition: Definition, folder: Path) -> None:
-    """Write tokenizer.json and tokenizer_config.json atomically. Equal tokenizers give equal bytes."""
+    """Write tokenizer.json and tokenizer_config.json atomically. The same tokenizer gives the same bytes."""
     model = {**definition.frame["model"], "vocab": definition.vocab}
     if definition.merges or model["type"] == "BPE":
         model["merges"] = [list(pair) for pair in definition.merges]
@@ -108,8 +109,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     if is_there(template):  # newer models have the template in this file, which has priority
         text = read_utf8(template)
         config["chat_template"] = text.replace("\r\n", "\n").replace("\r", "\n")
-    # transformers 4.34 and later write all added tokens under this key. If it is there, the other files of
-    # older releases are ignored.
+    # transformers 4.34 and later write all added tokens under this key. If it is there, the two files that
+    # older releases wrote are not read.
     if "added_tokens_decoder" in config:
         if not isinstance(config["added_tokens_decoder"], dict):
             raise InputError(f"{folder / CONFIG}: `added_tokens_decoder` is not an object")
@@ -127,7 +128,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def class_of(folder: Path, config: dict[str, Any]) -> str | None:
-    """Return the class in CLASSES that builds the tokenizer. None: tokenizer.json defines everything.
+    """Return the class that builds the tokenizer, if CLASSES has it. None: tokenizer.json alone defines it.
 
     As in AutoTokenizer, this is the class that a file names, or else the class of the model's type.
     """
@@ -205,7 +206,7 @@ def assembled(
     merges: list[tuple[str, str]], config: dict[str, Any], name: str | None,
     around: tuple[str, str] | None = None,
 ) -> Definition:  # fmt: skip
-    """Build a definition from its parts, and check it. Added tokens that are not words become special tokens.
+    """Build a definition from its parts, and check it. An added token is special, unless it is ordinary text.
 
     Args:
         path: the file of the vocabulary.
@@ -229,7 +230,7 @@ def assembled(
     words = {token["content"]: token["id"] for token in ordered if _is_word(token, texts, made)}
     special = {token["content"]: token["id"] for token in ordered if token["content"] not in words}
     frame = {**frame, "added_tokens": ordered}
-    # In `config`, a role's token may be an object with flags. Its text is enough: `frame` has the flags, too.
+    # In `config`, a role's token may be an object with flags. Keep only its text: `frame` has the flags, too.
     config |= {key: named[key] for key in named if isinstance(config.get(key), dict)}
     # This key tells transformers how to read the files that minigpt writes.
     config.setdefault("tokenizer_class", name or "PreTrainedTokenizerFast")
@@ -248,7 +249,8 @@ def _roles(
     Args:
         config: tokenizer_config.json.
         path: path of that file, for error messages.
-        defaults: role -> token, for roles that `config` does not have. (null in `config`: no token.)
+        defaults: role -> token, for roles that `config` does not have. If `config` has null for a role, no
+            token has this role.
     """
     more = {key: config[key] for key in config if key.endswith("_token") and key not in NAMED}
     more = {key: value for key, value in more.items() if isinstance(value, str | dict)}
@@ -336,7 +338,7 @@ def _made(merges: Iterable[tuple[str, str]], texts: Collection[str]) -> set[str]
 def _is_word(token: dict[str, Any], roles: set[str], made: set[str]) -> bool:
     """Return True if an added token is ordinary text: a word, white space, or the result of a merge.
 
-    Markup such as `<think>` is not, although Qwen's files call it an ordinary token.
+    Markup such as `<think>` is not ordinary text, although Qwen's files call it an ordinary token.
     """
     text = token["content"]
     if not text.strip() or text in BYTE_SYMBOLS or text in made:
@@ -346,7 +348,7 @@ def _is_word(token: dict[str, Any], roles: set[str], made: set[str]) -> bool:
 
 
 def _template(roles: tuple[str, str], definition: Definition) -> dict[str, Any] | None:
-    """Return the post_processor that puts a token before and after each text; None if both are missing."""
+    """Return the post_processor that puts a token before and after each text; None if there is neither."""
     first, last = (definition.named.get(role) for role in roles)
     single, second = (
         [
@@ -402,7 +404,7 @@ def _around(step: Any, path: Path) -> tuple[list[int], list[int]]:
 def checked(definition: Definition, source: str) -> Definition:
     """Check a definition, and order its vocabulary by id.
 
-    The `tokenizers` library checks only the merges. With other errors it would silently drop text.
+    The `tokenizers` library checks only the merges. If an id or token is wrong, it would silently drop text.
 
     Raises:
         InputError: if an id is not a number or occurs twice, or if a special token is ordinary text.

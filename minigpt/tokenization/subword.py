@@ -74,7 +74,7 @@ class SubwordTokenizer:
 
     @property
     def chat_template(self) -> str | None:
-        """Return the tokenizer's Jinja template, or None. Of several, return the one named "default"."""
+        """Return the Jinja template, or None. If there are several, return the one named "default"."""
         template = self._definition.config.get("chat_template")
         if isinstance(template, list):  # older files have a list: [{"name": ..., "template": ...}, ...]
             named = {item.get("name"): item.get("template") for item in template if isinstance(item, dict)}
@@ -82,7 +82,7 @@ class SubwordTokenizer:
         return template if isinstance(template, str) else None
 
     def get_vocab_size(self) -> int:
-        """Return the highest id plus 1. (A model's embedding may have more rows: Qwen3's has.)"""
+        """Return the highest id plus 1. (A model's embedding may have more rows, as Qwen3's does.)"""
         return self._size
 
     def word_starts(self, text: str) -> list[int]:
@@ -161,13 +161,13 @@ class SubwordTokenizer:
     def encode_text(
         self, text: str, *, add_special_tokens: bool = True, allow_special: bool = False
     ) -> list[int]:
-        """Return the ids of a text that is the model's whole input.
+        """Return the ids of a text; by default with `before_text` and `after_text` around them.
 
         Args:
             text: the text.
             add_special_tokens: put `before_text` and `after_text` around the ids.
             allow_special: convert the text of a special token to that token. Do not use it for text that a
-                user has written: such text could pretend to be part of the template.
+                user has written: such text could imitate the special tokens of a chat template.
 
         Raises:
             InputError: for a lone surrogate (half a character); the message names its position.

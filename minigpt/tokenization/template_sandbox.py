@@ -138,7 +138,7 @@ def _explained() -> Iterator[None]:
     """Convert any error of a template to an InputError."""
     try:
         yield
-    except (_LimitError, Exception) as error:  # any Exception: a template's operators may raise all kinds
+    except (_LimitError, Exception) as error:  # any Exception, because a template can raise all kinds
         match error:
             case jinja2.TemplateSyntaxError():
                 reason = f"has an error in line {error.lineno}: {error.message}"
@@ -167,12 +167,12 @@ class _Generation(Extension):
 
 
 def _filter(node: Any, name: str) -> nodes.Filter:
-    # Our filters have names such as ":built". A template cannot call them, because its names have no colon.
+    # Our filters have names such as ":built". A template cannot call them: Jinja allows no colon in a name.
     return nodes.Filter(node, name, [], [], None, None)
 
 
 class _Charged(NodeTransformer):
-    """Rewrites a template, so that all of its operations are charged to the budget.
+    """Rewrites a template, so that each operation is charged: its cost is subtracted from the budget.
 
     Jinja compiles some operations, such as making a list, to plain Python, which nothing charges. So the
     rewritten template passes the results of these operations to filters that charge them.
@@ -213,7 +213,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             optimized=False,  # True would compute constants when the template is compiled, without a budget
             cache_size=0,
         )
-        # Each thread has its own values: `characters` is the rest of the budget, `end` the limit of CPU time.
+        # Each thread has its own values: `characters` is the rest of the budget, and `end` is the value of
+        # time.thread_time() at which the rendering must stop.
         self.budget = threading.local()
         self.filters = {name: self.charged(JINJA_FILTERS[name]) for name in FILTERS.split()}
         self.filters |= {
@@ -257,11 +258,11 @@ class _Sandbox(ImmutableSandboxedEnvironment):
             raise _LimitError(f"it takes more than {SECONDS:g} seconds")
 
     def size(self, value: Any, as_text: bool = False) -> int:
-        """Count the entries of a value, including nested entries. Counting stops above the budget.
+        """Count the entries of a value, including nested entries. Counting stops if the budget is exceeded.
 
         Args:
             value: the value.
-            as_text: also count the characters of str(value), estimated (up to ten times too low).
+            as_text: also add an estimate of the length of str(value), which may be up to ten times too low.
         """
         total, todo = 0, [value]
         while todo and total <= self.budget.characters:

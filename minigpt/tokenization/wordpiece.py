@@ -20,14 +20,16 @@ from minigpt.tokenization.wordpiece_files import read_folder
 
 __all__ = ["WordPieceTokenizer"]
 
-# Decoding puts a space before each token. These replacements, made in this order, remove the space
-# where English has none.
+# Decoding puts a space before each word and each sign. These replacements, made in this order, remove the
+# spaces that English does not have.
 _JOINED = (
     *((f" {sign}", sign) for sign in ".?!,"),
     (" ' ", "'"),
     (" n't", "n't"),
     (" 'm", "'m"),
-    (" do not", " don't"),  # as in transformers: only inside one token, never in the joined text
+    # As in transformers, this replacement is made in the text of each single token, but not in the whole
+    # decoded text. As hardly any token contains " do not", it rarely has an effect.
+    (" do not", " don't"),
     *((f" '{end}", f"'{end}") for end in ("s", "ve", "re")),
 )
 
@@ -35,7 +37,9 @@ _JOINED = (
 class WordPieceTokenizer(SubwordTokenizer):
     """Converts text to ids of words and parts of words, and back. Make one with `from_folder`."""
 
-    joins = False  # the texts of tokens cannot just be joined: spaces around a token depend on other tokens
+    # False: the decoded text is not just the joined texts of the single tokens, because the spaces around a
+    # token depend on its neighbours.
+    joins = False
 
     def __init__(self, definition: Definition) -> None:
         super().__init__(definition)
@@ -45,7 +49,7 @@ class WordPieceTokenizer(SubwordTokenizer):
 
     @classmethod
     def from_folder(cls, path: str | Path, whole: dict[str, Any] | None = None) -> "WordPieceTokenizer":
-        """Read the tokenizer of a model folder, in either layout of minigpt/tokenization/wordpiece_files.py.
+        """Read the tokenizer of a model folder. minigpt/tokenization/wordpiece_files.py lists the layouts.
 
         Args:
             path: the folder.
@@ -83,7 +87,7 @@ class WordPieceTokenizer(SubwordTokenizer):
         return _cleaned(token, *_JOINED) if self._cleans_tokens else token
 
     def token_bytes(self, index: SupportsIndex) -> bytes:
-        """Return the bytes that a token adds in the middle of a text. A word begins with a space there."""
+        """Return the bytes that a token adds in the middle of a text. There, a word begins with a space."""
         number = self._checked_id(index, "")
         return self._piece(number).encode("utf-8", "replace") if number in self._text_of else b""
 

@@ -24,7 +24,8 @@ __all__ = ["VOCABULARY", "read_folder"]
 
 VOCABULARY = "vocab.txt"
 _CLASS = "BertTokenizer"
-# The `tokenizers` library removes this white space at the end of a line. Python's rstrip would remove more.
+# The `tokenizers` library removes this white space at the end of each line of vocab.txt. Python's rstrip
+# would remove more.
 _WHITE_SPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
     map(chr, range(0x2000, 0x200B))
 )

@@ -1,7 +1,7 @@
 """Training: from a configuration and data to checkpoints. A stopped and resumed run gives the same bits.
 
-This folder may import finetuning, evaluation, generation, weights, data, families, tokenization, storage and
-console.
+Of minigpt's modules, those in this folder may import only errors, console, storage, devices, tokenizer,
+tokenization, data, families, finetuning, weights, generation and evaluation.
 
 In reading order:
 
@@ -19,7 +19,7 @@ In reading order:
     masked_loss               the loss of predicting hidden tokens
     rewards                   rewards of answers: built in, or from the user's file
     grpo_loss                 the loss of sampled answers with rewards
-    distillation_loss         the loss with a teacher
+    distillation_loss         the loss for learning a teacher model's probabilities
     optimizer                 AdamW, Muon, the learning rate's schedule
     mixed_precision           autocast, the loss scale
     activation_checkpointing  less memory for more arithmetic
@@ -29,6 +29,7 @@ In reading order:
     pretraining               trains a language model on the texts before the classifier
     run_state                 progress, and the JSON part of a checkpoint
     metrics, trackers         metrics.jsonl, TensorBoard, Weights & Biases
+    task_scores               --eval_task: scores of small tasks at each evaluation
     flops                     model FLOPs and a GPU's peak
     checkpoint                checkpoint folders
     model_files               the model in a checkpoint: whole, or an adapter alone

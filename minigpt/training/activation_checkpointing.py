@@ -28,7 +28,7 @@ def checkpoint_activations(
         blocks: the model's blocks.
         has_dropout: True: restore the random state before the second computation, so that dropout drops the
             same values. This costs a little time.
-        autocast: a function that returns the context manager for both computations.
+        autocast: a function that returns a new autocast context manager. It is called in both computations.
     """
     for block in blocks:
         forward = functools.partial(_forward, block.forward, has_dropout, autocast)
