@@ -201,7 +201,7 @@ def _store(rank: int, size: int) -> Any:
     """Make the key-value store in which processes exchange addresses. Each restart has its own key prefix.
 
     torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1. With
-    torch's default prefix (2.13), restarted processes would read the old addresses and wait for ever.
+    the default prefix of torch 2.13, restarted processes would read the old addresses and wait for ever.
     """
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

@@ -21,7 +21,7 @@ TASK_RECIPES: dict[str, str] = {
 }
 # task -> factor of the method's learning rate; other tasks: 1
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
-# GRPO has these defaults, as in TRL. The fields of FinetuneConfig have DPO's defaults.
+# Defaults of two options for --task grpo, as in TRL. (FinetuneConfig's fields hold the defaults for dpo.)
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "pretraining_epochs")
 # Method that adds an adapter -> the names of its options.

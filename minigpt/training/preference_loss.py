@@ -87,7 +87,7 @@ class PreferenceReport:
         A reward is beta times the difference between the answer's log-probabilities in the model and in the
         reference. For a loss without reference, it is beta times the mean log-probability of the answer's
         tokens. `val_chosen_loss` is the mean cross-entropy of the chosen answers' tokens, so it can be
-        compared with the loss of a fine-tuning run.
+        compared with the loss of a run with --task sft.
         """
         n, (chosen, rejected) = self.pairs, self.rewards
         return {
