@@ -56,7 +56,8 @@ _TOKENS_OF_A_NAME = 20
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
-_STEPS_OF_LITTLE_DATA = 150  # a run may have this number of steps even if they repeat the data too often
+# With very little data, a run may still have this number of steps, although they repeat the data often.
+_STEPS_OF_LITTLE_DATA = 150
 # largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use

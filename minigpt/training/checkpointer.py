@@ -37,7 +37,7 @@ class Checkpointer:
 
     Args:
         config: options of the run, among them the output folder, `save_async` and `on_save_error`.
-        step: its model, optimisers, progress and data fingerprints are saved.
+        step: the TrainStep object, whose model, optimisers, progress and data fingerprints are saved.
         logger: writes metrics.jsonl to the disk before each save, so that a checkpoint is never newer than
             its metrics.
         files: reads and writes the model's files in a checkpoint.

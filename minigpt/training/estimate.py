@@ -185,8 +185,8 @@ def _answer_share(trainer: Trainer) -> float:
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
     """Sample the answers of the first step. They are thrown away; training samples them again.
 
-    Returns: seconds of sampling per step; (rows, tokens per row + 1) of each batch; share of the tokens that
-    are in answers.
+    Returns: seconds of sampling per step; (rows, input tokens per row + 1) of each batch; share of the
+    tokens that are in answers.
     """
     start = time.perf_counter()
     batches = trainer.step.prepare(trainer.progress.steps_done)

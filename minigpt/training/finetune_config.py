@@ -19,7 +19,7 @@ TASK_RECIPES: dict[str, str] = {
     "classification": "classification",
     "grpo": "grpo",
 }
-# task -> factor of the method's learning rate; other tasks: 1
+# task -> factor by which the method's learning rate is multiplied; other tasks: 1
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
 # Defaults of two options for --task grpo, as in TRL. (FinetuneConfig's fields hold the defaults for dpo.)
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
@@ -46,7 +46,7 @@ _LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grp
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag `--model` replaces it
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # has no flag: `--model` replaces it
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "r": (1, 10**5),

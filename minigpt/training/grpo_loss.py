@@ -67,7 +67,7 @@ class Rollout(NamedTuple):
     token_mask: Tensor  # (B, T) bool: False where the target is padding
     answer_mask: Tensor  # (B, T) bool: True where the target was sampled and the loss counts it
     advantages: Tensor  # (B,): how much better an answer is than the other answers to its prompt
-    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights are still the same
+    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights have not changed since then
     reference: Tensor | None  # (P,): log-probabilities by the reference model; None: beta is 0
 
 
@@ -78,7 +78,7 @@ class RolloutBatch(NamedTuple):
     targets: Tensor  # (P,) int64: tokens of the answers
     advantages: Tensor  # (P,): advantage of each token's answer
     weights: Tensor  # (P,): factor of each token in the summed loss
-    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights are still the same
+    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights have not changed since then
     reference: Tensor | None  # (P,): log-probabilities by the reference model; None: beta is 0
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 

@@ -65,7 +65,7 @@ class Trainer:
             says. Parameters that do not require gradients are not trained.
 
     Raises:
-        InputError: if the model's sizes are impossible together, or this machine lacks device or precision.
+        InputError: if the model's sizes do not fit together, or this machine lacks the device or precision.
     """
 
     def __init__(

@@ -117,7 +117,7 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: SGD with momentum, whose updates are orthogonalised: their singular values are about equal.
+    """Muon: SGD with momentum. Each update is orthogonalised, so that its singular values are about equal.
 
     A parameter may be several matrices, stacked along the rows. The entry `parts` of its group is their
     number: 3 for a fused QKV projection (3C, C). Matrices of equal shape are orthogonalised in one batch.

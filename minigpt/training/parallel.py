@@ -243,7 +243,8 @@ class _Gathering:
     """Wraps a sharded model, so that `evaluate_loss` can call it like a model.
 
     FSDP gathers the weights in the forward pass of the loss. `evaluate_loss` calls lm_head after this forward
-    pass. That works, because lm_head belongs to FSDP's outermost part, which stays gathered until `reshard`.
+    pass. That works, because lm_head belongs to FSDP's outermost part, which stays gathered until
+    `reshard` is called.
     """
 
     def __init__(self, model: LanguageModel, loss: nn.Module) -> None:
@@ -327,9 +328,9 @@ class ShardedSave:
             self._processes.broadcast("")
 
     def follow(self) -> None:
-        """In the other processes: wait for process 0, and write this process's shards, if there is a folder.
+        """In the other processes: wait for process 0. If it sends a folder, write this process's shards.
 
-        An error is not raised here, because process 0 raises it, too.
+        An error is not raised here, because process 0 raises it.
         """
         if folder := self._processes.broadcast(""):
             with contextlib.suppress(InputError):

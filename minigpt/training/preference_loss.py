@@ -62,7 +62,8 @@ class PreferenceReport:
     total_loss: float = 0.0
     rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums: chosen, rejected
     correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
-    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])  # log-probabilities: chosen, rejected
+    # sums of log-probabilities: chosen, rejected
+    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])
     chosen_tokens: float = 0.0
 
     @property

@@ -72,7 +72,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
 
     Args:
         config: options of the run.
-        given: names of the options that the user gave. --size leaves these as they are.
+        given: names of the options that the user gave. --size does not change these options.
     """
     if is_restarted():  # after a crash, torchrun starts the same command again; then resume
         config = dataclasses.replace(config, resume=True, overwrite=False)

@@ -408,7 +408,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """Return the tokenizer for conversations: the given model's, or for a new model --tokenizer's.
+    """Return the tokenizer for conversations: of the given model, or for a new model that of --tokenizer.
 
     A byte-level BPE or WordPiece tokenizer without a chat template gets PLAIN_TEMPLATE, which ends each
     question and each answer with the end-of-text token.
