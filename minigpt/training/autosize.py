@@ -228,7 +228,8 @@ class _Choice:
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """Return (model size, number of steps, number of evaluations) of the largest model in the budget.
 
-        A model is in the budget if it can train on _TOKENS_PER_PARAMETER tokens per parameter.
+        A model is in the budget if it can train on _TOKENS_PER_PARAMETER tokens per parameter within the time
+        or FLOPs of --size.
         """
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures one size, and this may change the choice
@@ -348,8 +349,8 @@ class _Choice:
         """Change to the recommended model family, unless the user's options require another one.
 
         The recommended family reaches a lower loss in the same time (LOG.md). If the family changes, options
-        that only the old family has are reset. Otherwise, the recipe's values of `_SIZES` are reset to 0, so
-        that they fit the n_embd and n_head that autosize chooses.
+        that only the old family has are reset. Otherwise, the recipe's values of `_SIZES`, such as
+        head_dim, are reset to 0, so that they fit the n_embd and n_head that autosize chooses.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
@@ -362,7 +363,10 @@ class _Choice:
         return dataclasses.replace(config, **values)
 
     def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
-        """Increase max_length until at most one example in a hundred is cut, but to at most 1,024 tokens."""
+        """Increase max_length so that one example in a hundred is cut at most. The limit is 1,024 tokens.
+
+        If the user gave max_length or block_size, nothing changes.
+        """
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data

@@ -100,7 +100,7 @@ class Checkpointer:
         """Save in process 0.
 
         Returns: False if this save or the save before it is known to have failed, but the run continues;
-        otherwise True. (A failure of a save in the background is known at the next save.)
+        otherwise True. (Whether a save in the background has failed is known after the next `_join`.)
         """
         config, step, before = self._config, self._step, self._join(final=False)
         try:

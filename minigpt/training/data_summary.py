@@ -28,8 +28,8 @@ from minigpt.training.run_data import AnyData, RunData
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
 # With fewer training targets (tokens that the loss counts) than this, a warning appears. A thousand targets
-# of two nats each are 3,000 bits of information. Every model of minigpt has more than 3,000 weights, so it
-# memorises such data instead of learning rules.
+# of two nats each are about 3,000 bits of information. Every model of minigpt has more than 3,000 weights, so
+# it memorises such data instead of learning rules.
 LEARN_FROM = 1000
 # With fewer validation targets than this, a warning appears. The losses of single tokens have a standard
 # deviation of about their mean. So the relative error of a mean over n tokens is about 1 / sqrt(n): 5 % for

@@ -196,7 +196,8 @@ class GrpoLoss(Objective):
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(10, dtype=torch.float64)
-        # (block, answers): block i is the i-th group of `num_iterations` steps, which use the same answers
+        # (number of the current block, its answers). A block is `num_iterations` consecutive steps, which use
+        # the same answers.
         self._kept: tuple[int, list[Rollout]] | None = None
         # False: advantages are not yet divided by the standard deviation of all processes' rewards
         self._is_scaled = True

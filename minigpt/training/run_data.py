@@ -94,7 +94,7 @@ class AnyData(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return warnings about the data. They are printed after --size has chosen max_length."""
+        """Return warnings about the data. With --size, they are printed after it has chosen max_length."""
 
     @property
     def unit(self) -> str:
@@ -433,9 +433,9 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-    """Return the tokenizer with its sep_token, such as BERT's [SEP], as its eos_token, too.
+    """Return a copy of the tokenizer whose eos_token is the sep_token (such as BERT's [SEP]).
 
-    Checkpoints hold the tokenizer with this eos_token.
+    The run's checkpoints contain this copy.
     """
     separator = tokenizer.named_tokens.get("sep_token")
     if separator not in tokenizer.special_tokens:
