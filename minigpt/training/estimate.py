@@ -170,7 +170,10 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, input tokens per row + 1) of each batch; with sampled answers, the largest possible."""
+    """Return (rows, input tokens per row + 1) of each batch.
+
+    For a batch with sampled answers, it is the largest size that the batch can have.
+    """
     loss, plan = trainer.step.loss, trainer.step.plan
     if not loss.is_sampled:
         return trainer.data.shapes(plan, pad_to)
