@@ -3,9 +3,12 @@
     minigpt train --size 10min
     minigpt train --size base --text book.txt --dry_run
 
-Autosize has a list of model sizes. It takes the largest model that can train on enough tokens per parameter
-within the budget, without repeating the data too often. If the budget is a time, autosize first measures some
-training steps of one model size on this machine. The times of the other sizes are estimated from their FLOPs.
+--size is a name (small, base, large) or a budget (a time or a number of FLOPs). A name stands for one model
+size. For a budget, autosize takes, from its list of model sizes, the largest that can train on enough tokens
+per parameter within the budget, without repeating the data too often. If the budget is a time, autosize first
+measures some training steps of one model size on this machine. The times of the other sizes are estimated
+from their FLOPs.
+
 Learning rates, schedule, optimiser and batches come from the recipe. Options that the user gives do not
 change. run.json records the expected time, and after the run the real time.
 """
@@ -45,19 +48,21 @@ __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compa
 __all__ += ["read_record", "write_record"]
 
 RECORD = "size"  # key in run.json under which autosize stores its record
-# smallest number of training tokens per parameter of the blocks; the CPU recipes have this number (LOG.md)
+# If --size is a time or FLOPs: smallest number of training tokens per parameter of the transformer blocks.
 _TOKENS_PER_PARAMETER = 2
-# tokens per parameter of the blocks for --size small, base and large; from https://arxiv.org/abs/2203.15556
+# If --size is small, base or large: number of training tokens per parameter of the transformer blocks, from
+# https://arxiv.org/abs/2203.15556.
 _TOKENS_OF_A_NAME = 20
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
-_STEPS_OF_LITTLE_DATA = 150  # a run may always have this number of steps, even if they repeat the data often
+# With very little data, a run may still have this number of steps, although they repeat the data often.
+_STEPS_OF_LITTLE_DATA = 150
 # largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
 _MEMORY = 0.8  # largest share of the free memory that a run may use
-# If training would cut more than this share of the pairs (question and answer), max_length is increased, up
-# to _LONGEST tokens.
+# _CUT: largest share of the training examples that may be cut because they are longer than max_length. If
+# more would be cut, autosize increases max_length. _LONGEST: largest max_length that autosize chooses.
 _CUT, _LONGEST = 0.01, 1024
 # options for which 0 means: compute a value from n_embd and n_head
 _SIZES = ("num_key_value_heads", "head_dim", "intermediate_size")
@@ -125,7 +130,9 @@ def check_flags(config: TrainConfig, given: Collection[str]) -> None:
 
 
 def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes: Processes) -> Decision:
-    """Choose the options that the user left open, and print them with reasons. Process 0 chooses.
+    """Choose the options that the user left open, and print them with reasons.
+
+    Process 0 chooses for all processes.
 
     Args:
         config: the recipe with the user's options.
@@ -158,14 +165,14 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
 
 
 def _read_again(config: TrainConfig) -> AnyData:
-    """Read the data with the lengths in `config`. Print nothing, because the first reading has printed it."""
+    """Read the data with the lengths in `config`. Print nothing: the messages are printed already."""
     unread = io.StringIO()
     with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         return read_data(config)
 
 
 class _Choice:
-    """Chooses the options for --size, and collects the reasons."""
+    """Chooses the training options that the user left open, if --size is given, and collects the reasons."""
 
     def __init__(self, config: TrainConfig, data: AnyData, given: set[str], size: Size, alone: bool) -> None:
         self.before, self.given, self.size, self.alone = config, given, size, alone
@@ -176,7 +183,7 @@ class _Choice:
         plan = self.data.plan(self.config)
         self.per_epoch = len(plan) / self.config.gradient_accumulation_steps
         pad_to = self.config.max_length if self.config.pad_to_max_length else 0
-        self.batches = self.data.shapes(plan, pad_to)  # (rows, tokens per row + 1) of each batch
+        self.batches = self.data.shapes(plan, pad_to)  # (rows, input tokens per row + 1) of each batch
         if isinstance(self.data, TextData):
             self.unique, self.epochs = len(self.data.train) - 1, _EPOCHS_OF_TEXT
         else:
@@ -221,7 +228,8 @@ class _Choice:
     def _within_budget(self, shapes: list[Shape]) -> tuple[Shape, int, int]:
         """Return (model size, number of steps, number of evaluations) of the largest model in the budget.
 
-        The budget must be enough for _TOKENS_PER_PARAMETER training tokens per parameter.
+        A model is in the budget if it can train on _TOKENS_PER_PARAMETER tokens per parameter within the time
+        or FLOPs of --size.
         """
         shape, least = shapes[len(shapes) // 3], self.least_steps
         for _ in range(4):  # each round measures one size, and this may change the choice
@@ -276,7 +284,7 @@ class _Choice:
 
         made = dataclasses.replace(config, **shape._asdict()).model_config(V)
         flops = partial(family_of(made).flops, made)
-        # (tokens, tokens per row) of each batch
+        # (input tokens, input tokens per row) of each batch
         sizes = [(rows * (width - 1), width - 1) for rows, width in self.batches]
         mean = sum(flops(tokens, tokens * share, T) for tokens, T in sizes) / len(sizes)
         T = self.data.val.mean_targets
@@ -340,8 +348,9 @@ class _Choice:
     def _with_family(self, config: TrainConfig) -> TrainConfig:
         """Change to the recommended model family, unless the user's options require another one.
 
-        The recommended family reaches a lower loss in the same time (LOG.md). The recipe's sizes are dropped,
-        because they belong to another family.
+        The recommended family reaches a lower loss in the same time (LOG.md). If the family changes, options
+        that only the old family has are reset. Otherwise, the recipe's values of `_SIZES`, such as
+        head_dim, are reset to 0, so that they fit the n_embd and n_head that autosize chooses.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
@@ -354,7 +363,10 @@ class _Choice:
         return dataclasses.replace(config, **values)
 
     def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
-        """Increase max_length until at most one example in a hundred is cut, but to at most 1,024 tokens."""
+        """Increase max_length so that one example in a hundred is cut at most. The limit is 1,024 tokens.
+
+        If the user gave max_length or block_size, nothing changes.
+        """
         if isinstance(data, TextData):
             self.why.append(("block_size", config.block_size, self._whose("block_size")))
             return config, data
@@ -379,7 +391,7 @@ class _Choice:
     def _shapes(self) -> list[Shape]:
         """Return the model sizes to choose from, smallest first.
 
-        If the user gave n_layer, n_embd or n_head, all sizes have this value.
+        If the user gave n_layer, n_embd or n_head, all sizes have the given value.
         """
         fixed = {name: getattr(self.config, name) for name in Shape._fields if name in self.given}
         found: dict[Shape, None] = {}

@@ -67,7 +67,7 @@ class Snapshot:
 
     folder: Path
     optimizer: dict[str, torch.Tensor] | None  # None: the optimiser's state is in shard files (FSDP)
-    rng: dict[str, torch.Tensor]  # empty if the saved run had no process with this rank
+    rng: dict[str, torch.Tensor]  # empty if the saved run had no process with this process's rank
     state: dict[str, Any]
 
 
@@ -86,9 +86,9 @@ def list_checkpoints(output: Path) -> list[Path]:
 def save(output: Path, contents: Contents) -> Path:
     """Write a checkpoint atomically and return its folder.
 
-    If there is already a checkpoint of this step, the new checkpoint replaces it. (The old checkpoint is
-    damaged, or was saved before the evaluation of this step.) The old checkpoint stays until the new one is
-    complete on the disk.
+    If there is already a checkpoint of this step, the new checkpoint replaces it. (This happens if
+    the old checkpoint is damaged, or was saved before the evaluation of this step.) The old checkpoint stays
+    until the new one is complete on the disk.
 
     Raises:
         InputError: if the checkpoint cannot be written. Earlier checkpoints do not change.
@@ -166,8 +166,9 @@ def set_link(output: Path, name: str, folder: Path) -> None:
 def clear_leftovers(output: Path) -> None:
     """Clean up after a killed process: delete its unfinished files.
 
-    If the process died while it replaced a checkpoint, the old checkpoint gets its name back. The caller must
-    hold the folder's lock, because the files of a running process have the same names.
+    If the process died while it replaced a checkpoint, before the new one was in place, the old checkpoint
+    gets its name back. The caller must hold the folder's lock. Otherwise, unfinished files of a running
+    process could be deleted, too.
     """
     for path in output.glob(".step-*"):
         match = _SET_ASIDE.fullmatch(path.name)

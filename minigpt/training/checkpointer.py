@@ -2,7 +2,7 @@
 
 With `save_async`, a save runs in the background: the training loop copies the state and continues, and a
 thread writes the copy. Only one save runs at a time: the next save, and the end of the run, wait for it. The
-thread does the same work in the same order as a save in the foreground, so it is as safe in a crash.
+thread does the same work in the same order as a save in the foreground, so a crash does no more harm.
 """
 
 import math
@@ -37,7 +37,7 @@ class Checkpointer:
 
     Args:
         config: options of the run, among them the output folder, `save_async` and `on_save_error`.
-        step: its model, optimisers, progress and data fingerprints are saved.
+        step: the TrainStep object, whose model, optimisers, progress and data fingerprints are saved.
         logger: writes metrics.jsonl to the disk before each save, so that a checkpoint is never newer than
             its metrics.
         files: reads and writes the model's files in a checkpoint.
@@ -59,9 +59,10 @@ class Checkpointer:
     # -- saving ----------------------------------------------------------------------------------------------
 
     def save(self, best: bool = False, final: bool = False) -> None:
-        """Save the current step and move the link `last` to it. First waits for an earlier save.
+        """Wait for a running save. Then save the current step, and move the link `last` to its checkpoint.
 
-        If a save fails and the run continues, `progress` is set back to the best model that was really saved.
+        If a save fails and the run continues, the best loss, step and metrics in `progress` are set back to
+        those of the best model that was really saved.
 
         Args:
             best: move the link `best`, too.
@@ -98,7 +99,8 @@ class Checkpointer:
     ) -> bool:
         """Save in process 0.
 
-        Returns: False if this save or the save before it has failed, but the run continues; otherwise True.
+        Returns: False if this save or the save before it is known to have failed, but the run continues;
+        otherwise True. (Whether a save in the background has failed is known after the next `_join`.)
         """
         config, step, before = self._config, self._step, self._join(final=False)
         try:

@@ -107,7 +107,8 @@ class ClassificationData:
     def shapes(self, plan: Any, pad_to: int) -> list[tuple[int, int]]:
         """Return (rows, tokens per row + 1) of each batch of an epoch.
 
-        The 1 is added as in next-token prediction, where the last token of a row is a target only.
+        The callers expect the shapes of next-token prediction, in which each row has one more token: its last
+        target. So 1 is added here.
         """
         return [(rows, width + 1) for rows, width in plan.shapes(self.train, pad_to)]
 
@@ -184,7 +185,7 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
     """Read the training and the validation data. Print how many texts were skipped.
 
     Raises:
-        InputError: if a file cannot be read, or its labels do not fit; the message names the file.
+        InputError: if a file cannot be read, or a label is not valid; the message names the file.
     """
     train, val = labelled_parts(config)
     kind = config.problem_type
@@ -215,9 +216,9 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
 
 
 def _known_order(folder: Path, labels: Labels) -> Labels:
-    """Return the labels in the order of the classifier in `folder`, so that the run can use its output layer.
+    """Return the labels. If `folder` holds a classifier with the same labels, return them in its order.
 
-    If that classifier has other labels, print a note.
+    The run can then use that classifier's output layer. If the classifier has other labels, print a note.
     """
     known = classifier_labels(folder)
     if known is None or known == labels:
@@ -261,7 +262,10 @@ class ClassificationLoss(Objective):
         self.model, self._token_dropout, self._hidden_id = model, token_dropout, hidden_id
 
     def count(self, batch: LabelledBatch) -> int:
-        """Return the number of losses in the sum: one for each row, or for each row and label."""
+        """Return the number of losses that are summed: one for each row.
+
+        If a text may have several labels, it is one for each row and label.
+        """
         is_single = self.model.labels.problem_type == "single_label_classification"
         return len(batch.rows) * (1 if is_single else len(self.model.labels))
 

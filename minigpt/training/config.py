@@ -392,7 +392,8 @@ def checked_config(values: dict[str, Any], source: str, kind: type[TrainConfig] 
         kind: class of the configuration.
 
     Raises:
-        InputError: for an unknown key (the message suggests one), a wrong type, or a value out of range.
+        InputError: for an unknown key (the message suggests a similar key), a wrong type, or a value out of
+            range.
     """
     every = typing.get_type_hints(kind)
     hints = {one.name: every[one.name] for one in dataclasses.fields(kind)}  # without class variables

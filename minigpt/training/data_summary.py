@@ -28,14 +28,14 @@ from minigpt.training.run_data import AnyData, RunData
 __all__ = ["LEARN_FROM", "MEASURE_ON", "DataSummary", "read_summary", "summarize"]
 
 # With fewer training targets (tokens that the loss counts) than this, a warning appears. A thousand targets
-# of two nats each are 3,000 bits of information. Every model of minigpt has more than 3,000 weights, so it
-# memorises such data instead of learning rules.
+# of two nats each are about 3,000 bits of information. Every model of minigpt has more than 3,000 weights, so
+# it memorises such data instead of learning rules.
 LEARN_FROM = 1000
 # With fewer validation targets than this, a warning appears. The losses of single tokens have a standard
-# deviation of about their mean. So the relative error of a mean over n tokens is at least 1 / sqrt(n): 5 %
-# for 400 tokens.
+# deviation of about their mean. So the relative error of a mean over n tokens is about 1 / sqrt(n): 5 % for
+# 400 tokens.
 MEASURE_ON = 400
-# largest number of tokens that are counted; more tokens would hardly change the frequencies
+# largest number of tokens of a text that are read to get the token frequencies; more would hardly change them
 _COUNTED = 1 << 22
 _PIECE = 1 << 12
 _SIZES = {  # kind of example -> text for a number of examples
@@ -53,7 +53,10 @@ _PARTS = 4
 
 @dataclass(frozen=True)
 class DataSummary:
-    """Sizes of the data, and two losses to compare with. A "target" is a token that the loss counts."""
+    """Sizes of the data, and the losses of simple guesses, with which a model's loss can be compared.
+
+    A "target" is a token that the loss counts.
+    """
 
     unit: str  # kind of example: pairs, conversations, windows, ...
     train_examples: int
@@ -156,7 +159,7 @@ def summarize(data: AnyData, config: TrainConfig) -> DataSummary:
 
 
 def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Compute the loss of each token of the vocabulary from its count, (V,).
+    """Compute the loss of each token of the vocabulary from its count: (V,) -> (V,).
 
     Tokens that do not occur get a probability, too: n / V is added to each of the V counts. n is the number
     of different tokens that occur (after Witten and Bell, https://doi.org/10.1109/18.87000).

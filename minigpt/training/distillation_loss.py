@@ -1,6 +1,6 @@
 """Distillation (https://arxiv.org/abs/1503.02531): the model learns a teacher's probabilities, too.
 
-The loss of each target that counts, with the temperature t:
+The loss of each target that counts, with the options alpha and temperature (t):
 
     alpha t² KL(teacher at t || model at t) + (1 - alpha) cross-entropy of the target
 
@@ -35,7 +35,8 @@ def distillation_loss(
 
     Args:
         logits: logits of the model, (P, V).
-        teacher: logits of the teacher, (P, V). If the two V differ, the additional entries are ignored.
+        teacher: logits of the teacher, (P, V). If the two V differ, the comparison with the teacher uses the
+            entries that both have.
         targets: ids of the correct tokens, (P,) int64.
     """
     loss = (1 - alpha) * F.cross_entropy(logits, targets, reduction="sum")

@@ -1,8 +1,8 @@
 """The processes that train one model: the rank of this process, and communication between all of them.
 
-A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command N times, and tells each
-process its number by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. If WORLD_SIZE is unset or 1,
-no process group is made, and each method here works for a single process.
+A launcher (torchrun, accelerate, a Kubernetes operator) starts the same command N times, and sets the
+environment variables RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT of each process. If WORLD_SIZE
+is unset or 1, no process group is made, and each method here works for a single process.
 
 Only process 0 prints and writes to the run's folder. After a signal, an error or a non-finite loss in one
 process, the other processes learn of it at the next exchange of messages. These messages are tensors on the
@@ -201,7 +201,7 @@ def _store(rank: int, size: int) -> Any:
     """Make the key-value store in which processes exchange addresses. Each restart has its own key prefix.
 
     torchrun's processes share one store over all restarts, unless TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1. With
-    torch's default prefix (2.13), restarted processes would read the old addresses and wait for ever.
+    the default prefix of torch 2.13, restarted processes would read the old addresses and wait for ever.
     """
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     is_server = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"

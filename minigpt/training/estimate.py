@@ -1,8 +1,8 @@
 """Prints the parts of the model before a run, and estimates memory and time of training on this machine.
 
-For the time, the loss of a part of a real batch is computed, and the measured time is scaled by FLOPs. The
-memory is computed, not measured. The model is not trained: the gradients are thrown away, and weights and
-random states do not change.
+To estimate the time, the loss and gradient of a part of a real batch are computed, and the measured time is
+scaled by FLOPs to the whole run. The memory is computed, not measured. The model is not trained: the
+gradients are thrown away, and weights and random states do not change.
 """
 
 import copy
@@ -35,7 +35,7 @@ __all__ = [
     "print_parameters",
 ]
 
-TORCH_ITSELF = 350 * 2**20  # bytes of a process after all imports, before any tensor exists
+TORCH_ITSELF = 350 * 2**20  # memory in bytes of a process after all imports, before any tensor exists
 # On a CPU, a process takes 1.4 times the computed bytes, because activations, gradients and moments are
 # allocated and freed in changing order, which leaves gaps in the C library's memory. The factor was measured
 # on Linux with benchmarks/memory.py. GPUs have other allocators, so HELD does not apply to GPUs.
@@ -170,7 +170,10 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, tokens per row + 1) of each batch. Sampled answers are assumed to have full length."""
+    """Return (rows, input tokens per row + 1) of each batch.
+
+    For a batch with sampled answers, it is the largest size that the batch can have.
+    """
     loss, plan = trainer.step.loss, trainer.step.plan
     if not loss.is_sampled:
         return trainer.data.shapes(plan, pad_to)
@@ -185,8 +188,8 @@ def _answer_share(trainer: Trainer) -> float:
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
     """Sample the answers of the first step. They are thrown away; training samples them again.
 
-    Returns: seconds of sampling per step; (rows, tokens per row + 1) of each batch; share of the tokens that
-    are in answers.
+    Returns: seconds of sampling per step; (rows, input tokens per row + 1) of each batch; share of the
+    tokens that are in answers.
     """
     start = time.perf_counter()
     batches = trainer.step.prepare(trainer.progress.steps_done)

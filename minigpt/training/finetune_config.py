@@ -19,9 +19,9 @@ TASK_RECIPES: dict[str, str] = {
     "classification": "classification",
     "grpo": "grpo",
 }
-# task -> factor of the method's learning rate; other tasks: 1
+# task -> factor by which the method's learning rate is multiplied; other tasks: 1
 TASK_RATES: dict[str, float] = {"dpo": 0.1, "grpo": 0.1}
-# GRPO has these defaults, as in TRL. The fields of FinetuneConfig have DPO's defaults.
+# Defaults of two options for --task grpo, as in TRL. (FinetuneConfig's fields hold the defaults for dpo.)
 GRPO_DEFAULTS: dict[str, Any] = {"loss_type": "dapo", "beta": 0.0}
 _LABELLED = ("label_field", "problem_type", "class_weights", "token_dropout", "pretraining_epochs")
 # Method that adds an adapter -> the names of its options.
@@ -46,7 +46,7 @@ _LOSS_TYPES = {"dpo": ("sigmoid", "ipo", "simpo", "orpo"), "grpo": ("dapo", "grp
 class FinetuneConfig(TrainConfig):
     """Continue to train a model on your own data: all weights, some of them, or an adapter beside them."""
 
-    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # the flag `--model` replaces it
+    HIDDEN: ClassVar[frozenset[str]] = frozenset({"init_from"})  # has no flag: `--model` replaces it
     RANGES = {
         "pretraining_epochs": (1e-3, 1e6),
         "token_dropout": (0.0, 0.999),

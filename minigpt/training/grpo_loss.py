@@ -60,14 +60,14 @@ class Sampling(NamedTuple):
 
 
 class Rollout(NamedTuple):
-    """Prompts with sampled answers, as a batch of B rows. P: number of sampled tokens in the batch."""
+    """Prompts with sampled answers, as a batch of B rows. P: sampled tokens that the loss counts."""
 
     input_ids: Tensor  # (B, T) int64: prompt and answer of each row, padded on the right
     targets: Tensor  # (B, T) int64: for each token, the next one
     token_mask: Tensor  # (B, T) bool: False where the target is padding
-    answer_mask: Tensor  # (B, T) bool: True where the target was sampled
+    answer_mask: Tensor  # (B, T) bool: True where the target was sampled and the loss counts it
     advantages: Tensor  # (B,): how much better an answer is than the other answers to its prompt
-    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights are still the same
+    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights have not changed since then
     reference: Tensor | None  # (P,): log-probabilities by the reference model; None: beta is 0
 
 
@@ -78,7 +78,7 @@ class RolloutBatch(NamedTuple):
     targets: Tensor  # (P,) int64: tokens of the answers
     advantages: Tensor  # (P,): advantage of each token's answer
     weights: Tensor  # (P,): factor of each token in the summed loss
-    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights are still the same
+    old: Tensor | None  # (P,): log-probabilities at sampling; None: the weights have not changed since then
     reference: Tensor | None  # (P,): log-probabilities by the reference model; None: beta is 0
     positions: Tensor  # (P,) int64: positions of the targets in the flat B * T tokens
 
@@ -182,8 +182,8 @@ class GrpoLoss(Objective):
         self._train, self._val = train, val
         self.longest_sample = sampling.options.max_new_tokens or 0
         self._limit, self._multiple = logits_limit(device), vocabulary_multiple(device)
-        # A sampled answer ends with the token that ends the data's answers. With a chat template, this
-        # may be another token than the tokenizer's <sep> or eos.
+        # A sampled answer may also end with the token that ends all answers in the data: with a chat
+        # template, this may be another token than the tokenizer's <sep> or eos.
         ends = train.last_tokens()
         self._ends = [*dict.fromkeys([*ends_of_answer(tokenizer), *(ends if len(ends) == 1 else ())])]
         self._has_adapter = any(True for _ in adapted_layers(model))
@@ -196,7 +196,8 @@ class GrpoLoss(Objective):
         self.other_bytes = sum(one.nbytes for one in model.parameters()) if needs_copy else 0
         self._of_forward = torch.zeros(4)
         self._of_answers = torch.zeros(10, dtype=torch.float64)
-        # (block, answers): block i is the i-th group of `num_iterations` steps, which use the same answers
+        # (number of the current block, its answers). A block is `num_iterations` consecutive steps, which use
+        # the same answers.
         self._kept: tuple[int, list[Rollout]] | None = None
         # False: advantages are not yet divided by the standard deviation of all processes' rewards
         self._is_scaled = True
@@ -351,7 +352,7 @@ class GrpoLoss(Objective):
     def select(self, batch: Rollout | Batch) -> RolloutBatch:
         """Select the sampled tokens of a batch.
 
-        A run passes a Rollout. The estimate of memory before a run passes a Batch with the data's answers.
+        A run passes a Rollout. The estimate of time before a run passes a Batch with the data's answers.
         """
         if isinstance(batch, Batch):
             batch = Rollout(*batch[:4], torch.ones(len(batch.input_ids)), None, None)

@@ -26,7 +26,7 @@ def lock_folder(folder: Path, wait: bool = False) -> FileLock:
 
     Args:
         folder: the folder.
-        wait: if another run has the lock, print a line and wait for it.
+        wait: if True and another run has the lock, print a line and wait until it is released.
 
     Raises:
         InputError: if another run has the lock and `wait` is False, or if the folder cannot be written.

@@ -65,7 +65,7 @@ class Trainer:
             says. Parameters that do not require gradients are not trained.
 
     Raises:
-        InputError: if the model's sizes are impossible together, or this machine lacks device or precision.
+        InputError: if the model's sizes do not fit together, or this machine lacks the device or precision.
     """
 
     def __init__(
@@ -95,7 +95,7 @@ class Trainer:
         self.step = TrainStep(config, loss, data, device, processes)
         self.eval_steps = config.eval_steps or max(1, math.ceil(self.step.total_steps / 10))
         self.model, self.progress, self.stop_request = loss.model, self.step.progress, self.step.stop_request
-        # With False, `run` begins with an evaluation. Existing weights are evaluated before the first step.
+        # If training begins with existing weights, they are evaluated before the first step.
         self.progress.evaluated = config.starts_from is None
         processes.seed(config.seed)
         self.logger = Logger(config, self.step)

@@ -56,7 +56,7 @@ class Objective(nn.Module):
     """
 
     model: LanguageModel
-    is_sampled = False  # True: `sample` makes the batches; their sizes can then differ between processes
+    is_sampled = False  # True: `sample` adds sampled answers, so batch sizes can differ between processes
     num_iterations = 1  # number of consecutive steps that use the same batches
     longest_sample = 0  # largest number of tokens in an answer that `sample` adds to a row
     other_bytes = 0  # bytes of other models that stay in memory, such as a teacher
@@ -72,7 +72,9 @@ class Objective(nn.Module):
         return [*batches]
 
     def sampled_together(self, all_reduce: Callable[[list[float]], list[float]]) -> list[Any]:
-        """Return the batches that `sample` made. A subclass may use sums over all processes to scale them.
+        """Return the batches that `sample` made.
+
+        A subclass may scale values in the batches by numbers that are sums over all processes.
 
         Args:
             all_reduce: a function that sums each number of a list over the processes.
@@ -84,7 +86,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:
-        """Return this process's sums over the last step, on the CPU. `step_sums_names` has their names."""
+        """Return this process's sums for the metrics of the last step. `step_sums_names` has their names."""
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
@@ -109,7 +111,7 @@ class Objective(nn.Module):
     def example(self, device: torch.device) -> tuple[Tensor | None, ...]:
         """Return arguments of `forward` for a batch of the smallest possible size, on `device`.
 
-        With DDP, one backward pass of this batch is done before the first step.
+        With DDP, one backward pass of this batch is done before the first step (see parallel.py).
         """
         raise NotImplementedError
 
@@ -157,7 +159,7 @@ class NextTokenLoss(Objective):
     def _mask(self, batch: Batch) -> Tensor:
         """Return a mask (B, T), True for the targets that the loss counts.
 
-        The model itself needs no mask, because padding is on the right.
+        Attention needs no mask for padding: it is causal, and padding is on the right.
         """
         return batch.answer_mask if self.loss_on == "answer" else batch.token_mask
 

@@ -2,7 +2,7 @@
 
 - `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding.
 - `bfloat16` and `float16`: matrix products in 16 bits. On CUDA, evaluation and Muon with float16 still have
-  products in float32. These may use TF32, whose mantissa (10 bits) is longer than bfloat16's (7 bits).
+  products in float32. These may use TF32, which is more precise than bfloat16 (mantissa: 10 bits, not 7).
 - `float16` needs a scaled loss, because small gradients would become 0: see `LossScale`.
 - `auto`: the precision in which the device computes products fastest. CPU: bfloat16 with AVX-512 BF16 or AMX,
   else float32. CUDA: bfloat16, but float16 on GPUs older than 2020. Other devices: float32.
@@ -76,14 +76,14 @@ class MixedPrecision:
 
 
 class LossScale:
-    """float16's loss scale: a factor of the loss. Without it, gradients below 6e-8 would become 0.
+    """float16's loss scale: the loss is multiplied by it. Without it, gradients below 6e-8 would become 0.
 
     https://arxiv.org/abs/1710.03740, section 3.2. As in torch.amp.GradScaler, the factor doubles after 2,000
     steps without overflow. After an overflow, the factor is halved and the step is skipped. The factors are
     powers of 2, so scaling does not round.
 
-    Two things differ from torch. A single check, which also finds NaN, is made for all optimisers, processes
-    and shards. And the check runs on the device, so the CPU does not wait.
+    Two things differ from torch. A single check of loss and gradients, which also finds NaN, is made for all
+    optimisers, processes and shards. And the check runs on the device, so the CPU does not wait.
     """
 
     interval = 2000

@@ -100,8 +100,8 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
     """Orthogonalise N matrices (N, R, C) by Newton-Schulz iteration: singular values become about 1.
 
     A matrix U S V^T becomes about U V^T. After three steps, singular values that were above about 0.03 of the
-    Frobenius norm are near 1. Smaller ones stay small, but in a gradient they are noise. With products in
-    bfloat16 the result has an error of about one percent.
+    Frobenius norm are near 1. Smaller ones end lower. This does no harm, because in a gradient they are
+    noise. With products in bfloat16, the result has an error of about one percent.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     # (N, r, c) with r <= c, so that the products below are (r, r) and small
@@ -117,7 +117,7 @@ def orthogonalize(matrices: Tensor, products: torch.dtype | None = None, steps: 
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon: SGD with momentum, whose updates are orthogonalised: their singular values are about equal.
+    """Muon: SGD with momentum. Each update is orthogonalised, so that its singular values are about equal.
 
     A parameter may be several matrices, stacked along the rows. The entry `parts` of its group is their
     number: 3 for a fused QKV projection (3C, C). Matrices of equal shape are orthogonalised in one batch.

@@ -243,7 +243,8 @@ class _Gathering:
     """Wraps a sharded model, so that `evaluate_loss` can call it like a model.
 
     FSDP gathers the weights in the forward pass of the loss. `evaluate_loss` calls lm_head after this forward
-    pass. That works, because lm_head belongs to FSDP's outermost part, which stays gathered until `reshard`.
+    pass. That works, because lm_head belongs to FSDP's outermost part, which stays gathered until
+    `reshard` is called.
     """
 
     def __init__(self, model: LanguageModel, loss: nn.Module) -> None:
@@ -307,10 +308,10 @@ class ShardedSave:
 
     torch.distributed.checkpoint writes the shards as safetensors files, because its own format needs pickle.
     That package overwrites files in place and stores no hashes. Here this does no harm: the folder is new,
-    and process 0 writes the files' hashes into its manifest.
+    and process 0 writes the files' hashes into the folder's manifest.
 
-    Process 0 calls this object with the folder. If the save fails before that, process 0 calls `end` instead.
-    The other processes call `follow`.
+    Process 0 calls this object with the folder, and then `end`. The other processes call `follow`. If the
+    save fails before this object is called, process 0 calls only `end`, so that the others do not wait.
     """
 
     def __init__(self, processes: Processes, tensors: dict[str, Tensor]) -> None:
@@ -322,12 +323,15 @@ class ShardedSave:
         self._write(self._processes.broadcast(str(folder)))
 
     def end(self) -> None:
-        """In process 0: tell the other processes that the save failed before the shards were written."""
+        """In process 0: if the save failed before this object was called, tell the waiting processes."""
         if not self._begun:
             self._processes.broadcast("")
 
     def follow(self) -> None:
-        """In the other processes: wait for the folder and write the shards. Process 0 reports failures."""
+        """In the other processes: wait for process 0. If it sends a folder, write this process's shards.
+
+        An error is not raised here, because process 0 raises it.
+        """
         if folder := self._processes.broadcast(""):
             with contextlib.suppress(InputError):
                 self._write(folder)
@@ -345,9 +349,9 @@ class ShardedSave:
 
 
 def read_shards(folder: Path, tensors: dict[str, Tensor]) -> None:
-    """Fill tensors (whole or sharded) from a folder of shards, whose files were compared with the manifest.
+    """Fill tensors (whole or sharded) from the shards in a folder.
 
-    The number of processes may have changed since the save.
+    The number of processes may have changed since the save. The caller must have checked the manifest.
 
     Raises:
         InputError: if a tensor is missing or has another shape.

@@ -62,7 +62,8 @@ class PreferenceReport:
     total_loss: float = 0.0
     rewards: list[float] = field(default_factory=lambda: [0.0, 0.0])  # sums: chosen, rejected
     correct: float = 0.0  # number of pairs whose chosen answer has the higher reward
-    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])  # log-probabilities: chosen, rejected
+    # sums of log-probabilities: chosen, rejected
+    logps: list[float] = field(default_factory=lambda: [0.0, 0.0])
     chosen_tokens: float = 0.0
 
     @property
@@ -87,7 +88,7 @@ class PreferenceReport:
         A reward is beta times the difference between the answer's log-probabilities in the model and in the
         reference. For a loss without reference, it is beta times the mean log-probability of the answer's
         tokens. `val_chosen_loss` is the mean cross-entropy of the chosen answers' tokens, so it can be
-        compared with the loss of a fine-tuning run.
+        compared with the loss of a run with --task sft.
         """
         n, (chosen, rejected) = self.pairs, self.rewards
         return {

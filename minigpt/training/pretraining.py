@@ -2,9 +2,9 @@
 
     with_pretrained({"task": "classification", "train_data": "reviews.csv", "output": "reviews"})
 
-From the texts without labels, the language model learns the words. Then the classifier begins with its
-weights. The language model is trained on the training part only, and evaluated on the validation part. The
-folder OUTPUT.pretrained holds the texts of both parts, and its subfolder run/ the pretraining run. Stopping
+The language model learns to predict the texts; it does not see the labels. It is trained on the training part
+only, and evaluated on the validation part. The classifier then begins with its weights. The folder
+OUTPUT.pretrained holds the texts of both parts, and its subfolder run/ holds the pretraining run. Stopping
 and --resume work as for any run.
 """
 
@@ -28,10 +28,10 @@ from minigpt.training.stop_request import Stopped
 
 __all__ = ["with_pretrained"]
 
-# recipe of the language model, recipe of the classifier
+# name of the recipe for the language model, name of the recipe for the classifier
 _RECIPE, _SMALL = "classification-pretraining", "classification-cpu"
 _TOKENS = 4096  # number of tokens per batch in pretraining
-# Options that, if the user gives them, hold for both runs: of the language model and of the classifier.
+# If the user gives one of these options, both runs use it: the language model's and the classifier's.
 _SHARED = (
     *("seed", "device", "threads", "precision", "report_to", "logging_steps", "save_total_limit"),
     "on_save_error",

@@ -45,7 +45,7 @@ def resolve(given: Mapping[str, Any], kind: type[TrainConfig] = TrainConfig) -> 
         InputError: if an option is unknown (the message suggests a similar name) or has a bad value, if a
             recipe or run cannot be read, or if the recipe or size differs from the resumed run's.
     """
-    # Check numbers first, so that an error comes at once: the search for a GPU later has to import torch.
+    # Check numbers first, so that an error comes at once: the search for a GPU imports torch, which is slow.
     check_ranges(kind, given)
     if given.get("resume"):
         base = _run(given, kind)

@@ -29,7 +29,7 @@ from minigpt.evaluation.answers import exact_match
 __all__ = ["RewardError", "Rewards", "make_rewards"]
 
 _ARGUMENTS = ("completions", "prompts", "answers")
-_LARGEST = 1e30  # largest weighted sum of an answer's rewards; a larger one would overflow float32
+_LARGEST = 1e30  # largest allowed weighted sum of rewards; much larger sums would overflow float32
 Fields: TypeAlias = Sequence[Mapping[str, Any]]  # records, one for each completion
 Function: TypeAlias = Callable[[Sequence[str], Sequence[str], Sequence[str], Fields], list[float]]
 

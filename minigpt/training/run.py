@@ -1,4 +1,4 @@
-"""One training run, from its configuration to its result. Commands, `train` and `finetune` use it.
+"""One training run, from its configuration to its result. In Python, call `train` or `finetune`.
 
 result = train(recipe="qa-cpu", output="run", max_steps=100)
 result = train(TrainConfig(...))
@@ -72,7 +72,7 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
 
     Args:
         config: options of the run.
-        given: names of the options that the user gave. --size leaves these as they are.
+        given: names of the options that the user gave. --size does not change these options.
     """
     if is_restarted():  # after a crash, torchrun starts the same command again; then resume
         config = dataclasses.replace(config, resume=True, overwrite=False)
@@ -188,7 +188,10 @@ def _run(
 
 
 def _with_steps(config: TrainConfig, data: AnyData, processes: Processes) -> TrainConfig:
-    """With given weights, --size is a time or FLOPs. Choose the steps that fit into it, or all epochs."""
+    """Choose the number of steps for --size (a time or FLOPs), if training begins with given weights.
+
+    It is the number that fits into --size, but not more than the steps of all epochs.
+    """
     size = parse_size(config.size)
     if size.unit == "name":
         raise InputError(
@@ -225,7 +228,7 @@ def _counted(model: LanguageModel) -> str:
 def _require_memory(config: TrainConfig, vocab_size: int) -> None:
     """Raise InputError if the weights alone need more than the free memory.
 
-    Otherwise the operating system would kill the process without a message.
+    Without this error, the operating system would later kill the process, with no message.
     """
     count, free = config.model_config(vocab_size).parameter_count(), autosize.free_memory(config)
     if 4 * count > free and config.parallel == "ddp":

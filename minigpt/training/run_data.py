@@ -94,7 +94,7 @@ class AnyData(Protocol):
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """Return warnings about the data. They are printed only when max_length is final (--size sets it)."""
+        """Return warnings about the data. With --size, they are printed after it has chosen max_length."""
 
     @property
     def unit(self) -> str:
@@ -359,8 +359,8 @@ def _read_parts(config: TrainConfig) -> tuple[list[Conversation], list[Conversat
 def _cannot_be_divided(config: TrainConfig, count: int, what: str) -> Iterator[None]:
     """Context manager for code that divides the data into training and validation.
 
-    If the data is too small, the code's InputError has advice for `minigpt split`. Raise one with advice for
-    training instead.
+    If the data is too small, that code raises an InputError with advice for `minigpt split`. This context
+    manager replaces it by an InputError with advice for training.
     """
     try:
         yield
@@ -408,7 +408,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """Return the tokenizer for conversations: the given model's, or for a new model that of --tokenizer.
+    """Return the tokenizer for conversations: of the given model, or for a new model that of --tokenizer.
 
     A byte-level BPE or WordPiece tokenizer without a chat template gets PLAIN_TEMPLATE, which ends each
     question and each answer with the end-of-text token.
@@ -433,9 +433,9 @@ def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
 
 
 def _with_end(tokenizer: SubwordTokenizer) -> SubwordTokenizer:
-    """Return the tokenizer with its sep_token, such as BERT's [SEP], as its eos_token, too.
+    """Return a copy of the tokenizer whose eos_token is the sep_token (such as BERT's [SEP]).
 
-    Checkpoints hold the tokenizer with this eos_token.
+    The run's checkpoints contain this copy.
     """
     separator = tokenizer.named_tokens.get("sep_token")
     if separator not in tokenizer.special_tokens:
@@ -595,6 +595,6 @@ def named_tokenizer(name: str) -> AnyTokenizer:
     path = Path(name)
     others = ("tokenizer.json", "vocab.txt", "best")
     if path.is_dir() and not any((path / name).exists() for name in others):
-        # such a folder has vocab.json and merges.txt, as OpenAI and Qwen publish them
+        # a folder without these files has vocab.json and merges.txt, as OpenAI and Qwen publish them
         return BpeTokenizer.from_folder(path)
     return load_tokenizer(path)

@@ -32,8 +32,8 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "eval_task",
     "gradient_checkpointing",
 }
-# Options that decide how the files become examples. If one has changed, a resume is an error, unless
-# --allow_changed_data is given.
+# Options that decide how the files become examples. If a resumed run gets other examples than before, the
+# error message names the changed options among these.
 _DECIDES_DATA = ("max_length", "block_size", "val_fraction", "encoding", "text_field", "document_separator")
 # Options that must not change when a run is resumed. They decide which weights a checkpoint holds, and how
 # the model uses these weights.
@@ -49,14 +49,14 @@ _MEASURED = (
 )
 _RECENT = 64  # largest number of recent losses with which a loss is compared, to find spikes
 _FEWEST = 16  # with fewer recent losses than this, no loss counts as a spike
-# Smallest height of a spike, in standard deviations of the recent losses. Normal noise is higher only once in
-# a billion losses.
+# A spike is at least this much higher than the usual losses, in standard deviations of the recent losses.
+# Normal noise is that high only once in a billion losses.
 _SIGMAS = 6.0
 # If the standard deviation is below this share of the median loss, this share is used instead. Otherwise,
 # small changes of a loss with very little noise would count as spikes.
 _FLOOR = 0.02
-# Smallest height of a spike, in nats. Otherwise, late in training, when the loss has little noise, each batch
-# of hard examples would count as a spike.
+# A spike is at least this much higher than the usual losses, in nats. Otherwise, late in training, when the
+# loss has little noise, each batch of hard examples would count as a spike.
 _VISIBLE = 0.1
 
 
