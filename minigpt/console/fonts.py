@@ -1,4 +1,4 @@
-"""Draws pictures with Chinese labels: finds a font, and writes a matplotlib figure to a file.
+"""Draws pictures with Chinese labels: finds a font, and returns a matplotlib figure as the bytes of a file.
 
     plt.rcParams["font.family"] = [chinese_font() or "DejaVu Sans", "DejaVu Sans"]    # in a notebook
 

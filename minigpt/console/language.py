@@ -41,7 +41,7 @@ _NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line m
 _NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
 # Short catalogue entries that may translate a part of a message. Other short ones could match a user's text.
 _INSIDE = {"a part of {}", "holds no {}", "`{}` is empty", "has id {}", "--size {}"}
-_PLACE = re.compile(r"\S+:\d+")  # a file's line, as in "a.jsonl:3: `answer` is empty"
+_PLACE = re.compile(r"\S+:\d+")  # name of a file and number of a line, as in "a.jsonl:3: `answer` is empty"
 
 _language: Language = "en"
 

@@ -8,7 +8,7 @@ The weight of a sample is the field `weight` of its record, times a factor for i
 --keyword_weight "plt:3,pd:2", this factor is 1 + 3 * (number of plt) + 2 * (number of pd). The formula is
 from Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), where both weights are 1.
 
-Letters in shapes: B rows, T tokens, P positions that count.
+Letters in shapes: B rows, T tokens, P targets that the loss counts.
 """
 
 import itertools

@@ -1,4 +1,4 @@
-"""Writes a model as an ONNX file, for onnxruntime and other programs that run such graphs.
+"""Writes a model as an ONNX file, for onnxruntime and other programs that run ONNX files.
 
     write_onnx("model.onnx", model, tokenizer)
     session = onnxruntime.InferenceSession("model.onnx")
@@ -277,7 +277,7 @@ class _Graph:
     def _queries_keys_values(self, qkv: Tensor, queries: int, keys: int) -> list[str]:
         """Return the names of the newest values of q, k and v.
 
-        Some models compute q, k and v with one product, which is split here, others with three products.
+        Some models compute q, k and v with one product: its result is split here. Others use three products.
         """
         name, at = self._place(qkv)
         places = [(name, at + offset) for offset in (0, queries, queries + keys)]
@@ -314,7 +314,7 @@ class _Graph:
     def _visible(self, layer: int) -> str:
         """Add the mask of attention, (B, 1, T, S): True where a query may see a key.
 
-        The mask is the same as the models' causal_mask and window_mask.
+        The mask is the same as that of the PyTorch models (functions causal_mask and window_mask).
         """
         start, end = self._node("Squeeze", self._P), self._node("Squeeze", self._S)
         zero, one = self._int(0), self._int(1)
@@ -331,7 +331,7 @@ class _Graph:
             # the T new tokens always count as tokens, even if attention_mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to each token
+            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to this one
             # (B, T): the same numbers for the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))
