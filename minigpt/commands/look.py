@@ -203,7 +203,7 @@ def _check_page(options: Options, given: dict[str, Any]) -> None:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Look, and print the view."""
+    """Compute the view, and print it or write it to a file."""
     from minigpt.errors import printable_lines
 
     if options.file is not None:  # read the file here, only once, because it may be a pipe

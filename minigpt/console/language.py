@@ -122,7 +122,7 @@ def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
             return chinese.format(
                 *(_recognised(value, depth - 1, True) if " " in value else value for value in values)
             )
-        # Divide joined messages before short entries are tried: "{0} has no {1}" could match across both.
+        # First divide joined messages: a short entry like "{0} has no {1}" could match across two messages.
         for mark in ("; ", ": ") if not is_short else ():
             first, found, second = text.partition(mark)
             if found:

@@ -40,7 +40,7 @@ class StepBatches(NamedTuple):
     """All batches of one step."""
 
     step: int  # step number, from 0
-    # the tensors of this process's batches; their copy to the device has begun
+    # this process's rows of each batch: the tensors that the loss needs, on their way to the device
     mine: list[tuple[Tensor | None, ...]]
     sizes: list[BatchSize]  # size of each batch, counted over the rows of all processes
 
@@ -172,9 +172,9 @@ class TrainStep:
         return BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
 
     def forget_prepared(self) -> None:
-        """Delete the prepared batches of the next step.
+        """Delete the prepared batches of the next step. To be called before other weights are loaded.
 
-        If the weights were changed from outside, sampled answers in these batches come from the old weights.
+        Otherwise the next step could learn from answers that were sampled with the old weights.
         """
         self._next = None
 

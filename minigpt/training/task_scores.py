@@ -24,7 +24,7 @@ _QUESTIONS = 100  # a longer task is measured on this many of its questions, so 
 
 
 class TaskScores:
-    """The tasks that a training run measures.
+    """Measures the model of a training run on tasks.
 
     Args:
         paths: files and folders of the tasks.

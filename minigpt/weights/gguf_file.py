@@ -7,7 +7,7 @@ which is optional and imported only here. minigpt writes GGUF but does not read 
 https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
-vocabulary. Each piece of this vocabulary is one character, so a text can be cut in only one way, and
+vocabulary. Each token of this vocabulary is one character, so a text can be cut in only one way, and
 llama.cpp finds the same ids as minigpt. There is one difference: llama.cpp turns several unknown characters
 in a row into a single <unk>.
 """
@@ -153,7 +153,8 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    # all scores are equal, because minigpt has none; llama.cpp itself lowers the score of <unk>
+    # A "t5" vocabulary has a score for each token. minigpt has no scores, so all are 0. llama.cpp itself
+    # gives <unk> a lower score.
     writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types([int(kind) for kind in types])
     writer.add_unk_token_id(tokenizer.unk_token_id)

@@ -3,11 +3,11 @@
     notes = write_html("model.html", model, tokenizer, form="question", eos=[2])
 
 The page holds the weights, the tokenizer and a program in JavaScript (the files in minigpt/weights/html),
-which computes the same logits. The program does not know the model families. Each family describes its
-forward pass as a list of operations, as it does for the C code of minigpt.generation.native. The program runs
-this list.
+which computes the same logits as minigpt. The program does not know the model families. Each family describes
+its forward pass as a list of operations, as it does for the C code of minigpt.generation.native. The program
+runs this list.
 
-The parts of the file, in order: a security policy that allows this script and no network access, the style,
+The parts of the file, in order: a security policy (no other program may run, no network access), the style,
 the page's elements, a description of the model (JSON), the weights, the program. Description and weights are
 compressed by gzip and written in base64. So a browser never reads a name, token or text of a model as HTML.
 """
@@ -242,7 +242,7 @@ class _Plan:
     # -- what a family calls --------------------------------------------------------------------------------
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Return a tensor that stands for the buffer `name` with `width` columns."""
+        """Return a tensor that stands for the buffer `name` with `width` columns. Its values are not used."""
         tensor = torch.empty(1, width)
         self._buffers[tensor.untyped_storage().data_ptr()] = name
         self._keep.append(tensor)

@@ -174,7 +174,7 @@ class _Graph:
     # -- what a family calls ---------------------------------------------------------------------------------
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Return a tensor that stands for the buffer `name` with `width` columns."""
+        """Return a tensor that stands for the buffer `name` with `width` columns. Its values are not used."""
         tensor = torch.empty(1, width)
         self._buffers[tensor.untyped_storage().data_ptr()] = name
         self._keep.append(tensor)
@@ -331,7 +331,7 @@ class _Graph:
             # the T new tokens always count as tokens, even if attention_mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to this one
+            place = self._node("CumSum", number, one)  # (B, S): for each token, number of real ones up to it
             # (B, T): the same numbers for the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))

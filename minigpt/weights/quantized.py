@@ -67,7 +67,8 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-INPUT_GROUP = 128  # neighbouring inputs that share a scale; generation/products.h has the same number
+# int8: number of neighbouring inputs that share a scale; generation/products.h must have the same number
+INPUT_GROUP = 128
 # int4: number of neighbours in a row of the weight matrix that share a scale and an offset; torch's kernel
 # supports 64
 WEIGHT_GROUP = 64
@@ -241,8 +242,8 @@ class Int4Linear(nn.Module):
     def _pack(self) -> None:
         """On CUDA, put the weights into the order that torch's int4 kernel needs. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8: other layers are not packed. It needs K to be a multiple of
-        64: K is always padded so. (64 is 16 times the 4 in the call below.)
+        The kernel needs N to be a multiple of 8; other layers do not use it. K must be a multiple of 64 (16
+        times the 4 in the call below), which padding ensures.
         """
         # torch's kernel has no backward pass, so adapters are trained without the kernel
         is_wanted = not self.uses_kernel and not self.trains_adapters
