@@ -432,7 +432,7 @@ def _sha256(paths: Iterable[Path]) -> str:
 
 
 class _Counted:
-    """Counts the characters of texts. Keeps the last texts, from which prompts are taken."""
+    """Counts the characters of texts. Keeps the last three texts, from which prompts are taken."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.kinds: Counter[str] = Counter()

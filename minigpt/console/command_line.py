@@ -375,7 +375,7 @@ _remembered: list[int] = []  # numbers of the signals that were received inside 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """Inside the context, remember the signals, so that none is lost.
+    """Inside the context, remember signals, so that a library cannot lose one.
 
     The handler of a signal raises an exception, such as KeyboardInterrupt. A library written in C may ignore
     this exception, or turn it into another one. For example, importing torch loses some KeyboardInterrupts,

@@ -48,7 +48,8 @@ OnnxDtype = Literal["float32", "float16"]
 # Versions of the operators and of the file format, which belong together. They are not the newest ones, so
 # that older programs can read the file, too.
 _OPSET, _IR_VERSION = 20, 9
-_INLINE = 2**30  # largest number of bytes of weights inside the file; protobuf limits the whole file to 2 GiB
+# If all weights have more bytes together, they go to a second file: protobuf limits the ONNX file to 2 GiB.
+_INLINE = 2**30
 _FLOAT16_MAX = 65504.0
 _B, _T, _P, _S = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
