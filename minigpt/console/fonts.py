@@ -18,9 +18,7 @@ from minigpt.errors import InputError
 
 __all__ = ["chinese_font", "picture_bytes", "picture_kind", "require_plotting"]
 
-_FONT_PACKAGE = (
-    "pylopdf_fonts_zh_cn"  # Python package with the font Noto Sans SC, which minigpt[plot] installs
-)
+_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # Python package with the font Noto Sans SC, part of minigpt[plot]
 _FONT_NAMES = (  # beginnings of the names of known fonts, the best first
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
     *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),
