@@ -1,4 +1,4 @@
-"""minigpt: from a file of questions and answers to a GPT that answers.
+"""minigpt trains a GPT on a file of questions and answers, and lets it answer new questions.
 
     model = minigpt.load_model("output/best")
     tokenizer = minigpt.load_tokenizer("output/best")

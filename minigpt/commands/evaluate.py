@@ -247,7 +247,7 @@ def spread(rows: "Sequence[Row]", count: int) -> "list[Row]":
 
 
 def show_rows(title: str, rows: "Sequence[Row]", say: "Say | None" = None) -> None:
-    """Print rows of `answer_rows` as a table."""
+    """Print a table. A row has a mark (right or wrong), the question, the expected and the given answer."""
     from minigpt.console.terminal import shortened, table
     from minigpt.evaluation.words import speaker
 

@@ -144,7 +144,7 @@ _FILE = ("strict", "encoding", "question_field", "answer_field", "speaker")
 _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 _TEXT = ("text", "file", "encoding")
-_MOST_BYTES = 2**20  # largest number of bytes that are read from a text file
+_MOST_BYTES = 2**20  # largest number of bytes that are read from the file of --file
 _MOST_CHARACTERS = 2000  # a table shows the tokens of at most this many characters
 USES: dict[str, tuple[str, ...]] = {  # view -> flags of the view, besides --json, --plot, --language
     "all": ("answer", "question", "output", *_TEXT, *_MODEL),
@@ -203,7 +203,7 @@ def _check_page(options: Options, given: dict[str, Any]) -> None:
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Look, and print the view."""
+    """Compute the view, and print it or write it to a file."""
     from minigpt.errors import printable_lines
 
     if options.file is not None:  # read the file here, only once, because it may be a pipe
@@ -285,7 +285,7 @@ def _write_page(options: Options, path: Path) -> dict[str, Any]:
 
 
 def _beginning(path: Path, encoding: str) -> str:
-    """Return the text of a file. From a long file, only the first _MOST_BYTES bytes: no view shows more."""
+    """Return the text of a file; of a long file, only the beginning: no view shows more."""
     from minigpt.storage.regular_files import open_regular
 
     try:

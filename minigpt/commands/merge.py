@@ -48,10 +48,11 @@ def main(options: Options) -> dict[str, Any]:
     layers = sum(1 for _ in adapted_layers(model))
     merge_and_unload(model)
     dtype = str(model.lm_head.weight.dtype).removeprefix("torch.")
-    # "torch_dtype" is the old name of the key "dtype", which is set below.
+    # Leave out "torch_dtype", the old name of the key "dtype": its value may contradict the new one.
     config = {key: value for key, value in config.items() if key != "torch_dtype"}
     config |= {"dtype": dtype}
-    is_tied = model.config.tie_word_embeddings  # False if lm_head had an adapter and so has its own weight
+    # If lm_head had an adapter, it has its own weight now, and this is False, even if the old model was tied.
+    is_tied = model.config.tie_word_embeddings
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied
     config = with_training_facts(config, folder, adapter)

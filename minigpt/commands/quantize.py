@@ -61,7 +61,7 @@ def main(options: Options) -> dict[str, Any]:
         weights = quantized_weights(set_precision(model, options.precision))
     else:
         config = {**config, "dtype": "float16"}
-        config.pop("torch_dtype", None)  # the older name of the key "dtype"
+        config.pop("torch_dtype", None)  # older name of the key "dtype"; its value may contradict the new one
         exact = family_of(model.config).to_hugging_face(model)
         weights = {name: cast(name, tensor, float16) for name, tensor in exact.items()}
 

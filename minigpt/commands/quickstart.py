@@ -44,7 +44,7 @@ _RECORD = "quickstart.json"  # file in the output folder that says which data th
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 # If at least this share of the answers occurs only once, no model can learn to answer new questions.
 _ONCE = 0.9
-_BY_HEART = 1000  # the model may learn all pairs by heart only if there are at most this many pairs
+_BY_HEART = 1000  # if there are more pairs, some are always kept for validation
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # the training part is evaluated, too, if there are at most this many pairs
 _MEASURED = 2000  # largest number of conversations in the validation part
@@ -52,7 +52,7 @@ _SHOWN = 4  # largest number of right answers, and of wrong answers, in the tabl
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # suffixes of tables and JSON
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name a field or a speaker
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read
-# For plain text: a prompt has _PROMPT characters, and the model continues it with _CONTINUED tokens.
+# For plain text: the largest number of characters of a prompt, and of tokens that the model writes after it.
 _PROMPT, _CONTINUED = 12, 60
 Given = TypeVar("Given")
 
@@ -182,7 +182,7 @@ class _Quickstart:
             return None
 
     def _text(self, opened: "DataFile | None") -> tuple[Any, ...]:
-        """Train on plain text. Returns the result, and no flags for `chat`."""
+        """Train on plain text. Returns a tuple with the result alone, because `chat` needs no flags."""
         from minigpt.data.corpus import TextOptions, find_sources
 
         options = self.options
@@ -432,7 +432,7 @@ def _sha256(paths: Iterable[Path]) -> str:
 
 
 class _Counted:
-    """Counts the characters of texts. Keeps the last texts, from which prompts are taken."""
+    """Counts the characters of texts. Keeps the last three texts, from which prompts are taken."""
 
     def __init__(self, texts: Iterable[str]) -> None:
         self.kinds: Counter[str] = Counter()

@@ -1,4 +1,6 @@
-"""Code that all commands share. From the rest of minigpt it imports only minigpt.errors.
+"""Code that all commands share.
+
+Of minigpt's modules, those in this folder may import only `minigpt.errors`.
 
 flags.py         makes flags from a dataclass: parsing and --help
 command_line.py  runs a command: errors in one line, exit codes, signals, streams

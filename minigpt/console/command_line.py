@@ -112,7 +112,7 @@ def warn(text: str) -> None:
 
 
 def _text_of(error: Warning | Exception | str) -> str:
-    """Return the text of an error. A `Message` (a text that can be translated) is returned unchanged."""
+    """Return the text of an error. If it is a `Message` (a text that can be translated), it stays one."""
     first = [] if isinstance(error, str) else [*error.args][:1]
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
@@ -375,7 +375,7 @@ _remembered: list[int] = []  # numbers of the signals that were received inside 
 
 @contextlib.contextmanager
 def remembered_signals() -> Iterator[None]:
-    """Inside the context, remember the signals, so that none is lost.
+    """Inside the context, remember signals, so that a library cannot lose one.
 
     The handler of a signal raises an exception, such as KeyboardInterrupt. A library written in C may ignore
     this exception, or turn it into another one. For example, importing torch loses some KeyboardInterrupts,
@@ -415,8 +415,8 @@ def remembered_signals() -> Iterator[None]:
 def lasting_imports() -> Iterator[None]:
     """Switch garbage collection off while modules are imported inside the context, to save time.
 
-    Afterwards, all objects are frozen: the garbage collection never examines them again. If it was off
-    before, as inside another such context, it stays off, and nothing is frozen.
+    Afterwards, all objects are frozen: garbage collection never examines them again. If garbage
+    collection was off before, as inside another such context, it stays off, and nothing is frozen.
     """
     was_on = gc.isenabled()
     gc.disable()
@@ -469,7 +469,7 @@ def obey_swallowed() -> None:
 
 
 def _empty(stream: TextIO) -> None:
-    """Flush a stream. If this fails, discard the stream's buffer: Python would fail again when it exits."""
+    """Flush a stream. If this fails, discard its buffer: otherwise Python would flush it again and fail."""
     try:
         stream.flush()
     except OSError:

@@ -36,7 +36,7 @@ POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
-_ALIKE = 0.75  # if a wrong value is at least so similar (0 to 1) to a valid one, the error suggests it
+_ALIKE = 0.75  # if a valid value is at least so similar (0 to 1) to a wrong one, the error suggests it
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:

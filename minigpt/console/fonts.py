@@ -1,4 +1,4 @@
-"""Draws pictures with Chinese labels: finds a font, and writes a matplotlib figure to a file.
+"""Draws pictures with Chinese labels: finds a font, and returns a matplotlib figure as the bytes of a file.
 
     plt.rcParams["font.family"] = [chinese_font() or "DejaVu Sans", "DejaVu Sans"]    # in a notebook
 
@@ -18,7 +18,7 @@ from minigpt.errors import InputError
 
 __all__ = ["chinese_font", "picture_bytes", "picture_kind", "require_plotting"]
 
-_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # Python package with the font Noto Sans SC; in minigpt[plot]
+_FONT_PACKAGE = "pylopdf_fonts_zh_cn"  # Python package with the font Noto Sans SC, part of minigpt[plot]
 _FONT_NAMES = (  # beginnings of the names of known fonts, the best first
     *("Noto Sans CJK SC", "Noto Sans SC", "Source Han Sans", "Noto Sans CJK", "Microsoft YaHei", "PingFang"),
     *("Hiragino Sans GB", "WenQuanYi", "SimHei", "Heiti", "STHeiti", "Noto Serif CJK", "Source Han Serif"),

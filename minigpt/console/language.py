@@ -41,7 +41,7 @@ _NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line m
 _NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
 # Short catalogue entries that may translate a part of a message. Other short ones could match a user's text.
 _INSIDE = {"a part of {}", "holds no {}", "`{}` is empty", "has id {}", "--size {}"}
-_PLACE = re.compile(r"\S+:\d+")  # a file's line, as in "a.jsonl:3: `answer` is empty"
+_PLACE = re.compile(r"\S+:\d+")  # name of a file and number of a line, as in "a.jsonl:3: `answer` is empty"
 
 _language: Language = "en"
 
@@ -122,7 +122,7 @@ def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
             return chinese.format(
                 *(_recognised(value, depth - 1, True) if " " in value else value for value in values)
             )
-        # Divide joined messages before short entries are tried: "{0} has no {1}" could match across both.
+        # First divide joined messages: a short entry like "{0} has no {1}" could match across two messages.
         for mark in ("; ", ": ") if not is_short else ():
             first, found, second = text.partition(mark)
             if found:

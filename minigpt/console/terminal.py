@@ -180,7 +180,7 @@ def _longest_word(cell: str) -> int:
 def _longest_number(cell: str) -> int:
     """Return the width of a cell's longest number, with sign or unit; 0 if the cell has no number.
 
-    A word with digits that is wider than _LONGEST_NUMBER is no number, but a path or an address.
+    A word with digits that is wider than 24 columns is not a number, but a path or an address.
     """
     words = (word for word in cell.split() if any(map(str.isdigit, word)))
     return max((cell_len(word) for word in words if cell_len(word) <= _LONGEST_NUMBER), default=0)

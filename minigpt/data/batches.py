@@ -288,7 +288,7 @@ class BatchPlan:
         data: the encoded data.
         batch_size: largest number of rows of a batch.
         tokens_per_batch: largest number of tokens of a batch, padding included; 0: no limit.
-        pad_to: smallest row length, as given to `EncodedExamples.batch`; 0: length of the longest row.
+        pad_to: rows are padded to at least this many tokens, as by `EncodedExamples.batch`; 0: no such limit.
         by_length: True: sort by length, as described above. False: only shuffle the rows.
         seed: decides the order, together with the data's fingerprint and the epoch.
     """
@@ -337,6 +337,6 @@ class BatchPlan:
         return self._order[self._cuts[first] : self._cuts[first + 1]]
 
     def shapes(self, data: HasLengths, pad_to: int = 0) -> list[tuple[int, int]]:
-        """Return (number of rows, number of tokens of the longest row) for each batch of an epoch."""
+        """Return (number of rows, number of tokens of each padded row) for each batch of an epoch."""
         every = map(self.rows, range(len(self)))
         return [(len(rows), max(pad_to, int(data.lengths[rows].max()))) for rows in every]

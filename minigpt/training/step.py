@@ -40,7 +40,7 @@ class StepBatches(NamedTuple):
     """All batches of one step."""
 
     step: int  # step number, from 0
-    # the tensors of this process's batches; their copy to the device has begun
+    # this process's rows of each batch: the tensors that the loss needs, on their way to the device
     mine: list[tuple[Tensor | None, ...]]
     sizes: list[BatchSize]  # size of each batch, counted over the rows of all processes
 
@@ -52,7 +52,7 @@ class PendingMetrics(NamedTuple):
     learning_rate: float
     sizes: list[BatchSize]
     measured: Tensor  # (3,): loss, gradient norm, loss scale
-    sums: list[float]  # result of the objective's method `step_sums`, added over all processes
+    sums: list[float]  # further sums that the loss reports (`step_sums`), added over all processes
     found_inf: Tensor  # (): 1.0 if loss or gradient is not finite (the step was skipped), else 0.0
 
 
@@ -93,7 +93,7 @@ class TrainStep:
         self.stop_request = StopRequest(processes)
         self.progress = Progress()
         self.pending_metrics: list[PendingMetrics] = []
-        self.asynchronous = device.type == "cuda"  # True: reading a tensor makes the CPU wait for the GPU
+        self.asynchronous = device.type == "cuda"  # True: the CPU waits for the GPU only if it reads a tensor
         self._next: StepBatches | None = None
 
     def __call__(self) -> None:
@@ -140,7 +140,10 @@ class TrainStep:
         return [self.data.train.batch(self.plan.rows(number), pad_to) for number in numbers]
 
     def positions(self, steps: Iterable[int]) -> list[int]:
-        """Return the places of the steps' rows in the training data: line numbers, or starts of windows."""
+        """Return where the rows of these steps stand in the training data.
+
+        Questions and answers: line numbers in the file. Plain text: the index of each row's first token.
+        """
         return [position for s in steps for b in self.batches(s) for position in self.data.positions(b)]
 
     def prepare(self, step: int) -> StepBatches:
@@ -169,7 +172,10 @@ class TrainStep:
         return BatchSize(int(batch.token_mask.sum()), self.loss.count(batch), batch.input_ids.shape[1])
 
     def forget_prepared(self) -> None:
-        """Delete the prepared batches of the next step: their sampled answers may come from old weights."""
+        """Delete the prepared batches of the next step. To be called before other weights are loaded.
+
+        Otherwise the next step could learn from answers that were sampled with the old weights.
+        """
         self._next = None
 
     def to_device(self, batch: Batch) -> tuple[Tensor | None, ...]:
@@ -177,7 +183,7 @@ class TrainStep:
         return tuple(None if one is None else move(one, self.device) for one in self.loss.select(batch))
 
     def summed_loss(self, batch: tuple[Tensor | None, ...]) -> Tensor:
-        """Compute the loss of a batch on the device, summed over the counted targets."""
+        """Compute the loss of a batch on the device, summed over the targets that count."""
         with self.precision.autocast():
             return self.parallel.loss(batch)
 

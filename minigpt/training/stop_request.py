@@ -37,7 +37,7 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """For a `with` block in which a stop signal is only remembered. A second one ends the process."""
+        """For a `with` block. The first stop signal in it is only remembered, the second ends the process."""
         # Python can set signal handlers only in the main thread
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -56,16 +56,19 @@ class StopRequest:
         return self.signal if self._alone else self._agreed
 
     def agree(self, processes: Processes) -> None:
-        """Tell all processes which signal any of them has received. Every process must call this method."""
+        """Set `agreed`, in all processes, to a signal that one of them has received; None if there is none.
+
+        Every process must call this method.
+        """
         counts = processes.all_reduce([float(self.signal == number) for number in stop_signals()])
         self._agreed = next((number for number, count in zip(stop_signals(), counts) if count), None)
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """For a `with` block that a stop signal may interrupt. It may change gradients, but no other state.
+        """For a `with` block that a stop signal may interrupt.
 
-        With several processes, the block is not interrupted, because the other processes would wait for this
-        one for ever.
+        The block may change gradients, but no other state. With several processes, the block is not
+        interrupted, because the other processes would wait for this one for ever.
 
         Raises:
             StopNow: if a stop signal comes in the block or has come before.

@@ -20,11 +20,11 @@ from minigpt.weights.pretrained import AnyTokenizer
 
 __all__ = ["TaskScores"]
 
-_QUESTIONS = 100  # largest number of questions of a task, so that evaluations stay short
+_QUESTIONS = 100  # a longer task is measured on this many of its questions, so that evaluations stay short
 
 
 class TaskScores:
-    """The tasks that a training run measures.
+    """Measures the model of a training run on tasks.
 
     Args:
         paths: files and folders of the tasks.
@@ -44,7 +44,7 @@ class TaskScores:
         """Measure the tasks. Return each task's main metric. The model's mode (train or eval) is restored.
 
         Raises:
-            InputError: if a task does not fit the model, such as choices for a classifier.
+            InputError: if a task does not fit the model: for example, a classifier lacks the task's labels.
         """
         found = {}
         with evaluating(model):

@@ -7,7 +7,7 @@ metrics.jsonl (minigpt.training.metrics) is always written and has all numbers; 
 error in a tracker never stops a run: it is printed as a warning, and the tracker is switched off.
 
 Weights & Biases reads its own environment variables (WANDB_PROJECT, WANDB_MODE, WANDB_DIR, WANDB_RUN_ID). The
-id of its run is a file in the output folder, so that `--resume` continues the same run.
+id of its run is kept in a file in the output folder, so that `--resume` continues the same run.
 """
 
 import math
@@ -110,7 +110,7 @@ class Trackers:
             try:
                 self._trackers[name] = makers[name]()
             except ImportError as error:
-                # missing: the package is not installed. If False, its import fails, and the warning says why.
+                # If `missing` is False, the package is installed, but its import fails. The warning says why.
                 missing = isinstance(error, ModuleNotFoundError) and error.name in (name, None)
                 why = "is not installed" if missing or name == "tensorboard" else f"cannot be used: {error}"
                 warn(f"{name} {why}: the curves are in metrics.jsonl (pip install 'minigpt[{name}]')")

@@ -4,11 +4,12 @@ A sample is a conversation, or with --text a window (block_size tokens). The los
 its targets, times the sample's weight. The loss of a step is the mean over its samples. Evaluations do not
 use weights.
 
-The weight of a sample is the field `weight` of its record, times a factor for its keywords. With
+The weight of a sample is its field `weight` in the data file, times a factor for its keywords. With
 --keyword_weight "plt:3,pd:2", this factor is 1 + 3 * (number of plt) + 2 * (number of pd). The formula is
-from Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6), where both weights are 1.
+from Hugging Face's course (https://huggingface.co/learn/llm-course/chapter7/6). There, both keywords have
+weight 1.
 
-Letters in shapes: B rows, T tokens, P positions that count.
+Letters in shapes: B rows, T tokens, P targets that the loss counts.
 """
 
 import itertools
@@ -67,7 +68,7 @@ class KeywordWeights:
             self._keywords[keyword] = (weight, {tuple(tokenizer.encode_array(one).tolist()) for one in forms})
 
     def of(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-        """Return the weight of each row of ids: (B, T) -> (B,). Padding must be -1."""
+        """Return the weight of each row of ids: (B, T) -> (B,). Padding must be -1, which no keyword has."""
         weights = np.ones(len(ids))
         for weight, forms in self._keywords.values():
             weights += weight * _ends(ids, forms).sum(axis=1)

@@ -110,7 +110,10 @@ class _Version:
 
 
 class _Part:
-    """An unfinished download. FILE.part holds the bytes so far, FILE.part.json identifies their version."""
+    """An unfinished download.
+
+    FILE.part holds the bytes so far. FILE.part.json says which version of the file they belong to.
+    """
 
     def __init__(self, goal: Path) -> None:
         self.goal = goal

@@ -3,11 +3,11 @@
     notes = write_gguf("model.gguf", model, tokenizer, dtype="q8_0")   # notes: how llama.cpp's results differ
 
 The names of tensors, the keys of settings and the quantisation come from llama.cpp's Python package `gguf`,
-which is optional and imported only here. The format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
-minigpt writes GGUF but does not read it.
+which is optional and imported only here. minigpt writes GGUF but does not read it. The format:
+https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
 
 llama.cpp has no tokenizer for single characters. So a character vocabulary is written as a "t5" (unigram)
-vocabulary. Each piece of this vocabulary is one character, so a text can be cut in only one way, and
+vocabulary. Each token of this vocabulary is one character, so a text can be cut in only one way, and
 llama.cpp finds the same ids as minigpt. There is one difference: llama.cpp turns several unknown characters
 in a row into a single <unk>.
 """
@@ -32,7 +32,7 @@ __all__ = ["DTYPES", "write_gguf"]
 # minigpt's name of a type -> the type's name in gguf.LlamaFileType
 DTYPES = {"f32": "ALL_F32", "f16": "MOSTLY_F16", "q8_0": "MOSTLY_Q8_0"}
 
-_SPACE = "\u2581"  # character for a space in llama.cpp's "t5" vocabularies
+_SPACE = "\u2581"  # stands for a space in llama.cpp's "t5" vocabularies
 _FLOAT16_MAX = 65504.0
 
 
@@ -153,7 +153,8 @@ def _add_characters(gguf: Any, writer: Any, tokenizer: Tokenizer) -> list[str]:
     writer.add_tokenizer_model("t5")
     writer.add_tokenizer_pre("default")
     writer.add_token_list(tokens)
-    # all scores are equal, because minigpt has none; llama.cpp itself lowers the score of <unk>
+    # A "t5" vocabulary has a score for each token. minigpt has no scores, so all are 0. llama.cpp itself
+    # gives <unk> a lower score.
     writer.add_token_scores([0.0] * len(tokens))
     writer.add_token_types([int(kind) for kind in types])
     writer.add_unk_token_id(tokenizer.unk_token_id)
@@ -207,7 +208,7 @@ def _add_bpe(gguf: Any, writer: Any, tokenizer: BpeTokenizer, rows: int) -> list
     eos = tokenizer.eos_token_id
     bos = tokenizer.bos_token_id if not before else before[0]
     if bos is None:
-        bos = eos  # like GPT-2, whose BOS and EOS are one token; llama.cpp's default BOS may not exist here
+        bos = eos  # as in GPT-2; without a value, llama.cpp takes an id that this vocabulary may not have
     if after and eos not in (None, after[0]):
         notes.append("llama.cpp puts the end token behind a text, the tokenizer another token")
     elif after:

@@ -3,11 +3,11 @@
     notes = write_html("model.html", model, tokenizer, form="question", eos=[2])
 
 The page holds the weights, the tokenizer and a program in JavaScript (the files in minigpt/weights/html),
-which computes the same logits. The program does not know the model families. Each family describes its
-forward pass as a list of operations, as it does for the C code of minigpt.generation.native. The program runs
-this list.
+which computes the same logits as minigpt. The program does not know the model families. Each family describes
+its forward pass as a list of operations, as it does for the C code of minigpt.generation.native. The program
+runs this list.
 
-The parts of the file, in order: a security policy that allows this script and no network access, the style,
+The parts of the file, in order: a security policy (no other program may run, no network access), the style,
 the page's elements, a description of the model (JSON), the weights, the program. Description and weights are
 compressed by gzip and written in base64. So a browser never reads a name, token or text of a model as HTML.
 """
@@ -42,13 +42,16 @@ __all__ = ["MAX_BYTES", "SCRIPTS", "HtmlDtype", "write_html"]
 
 HtmlDtype = Literal["float32", "float16", "int8"]
 MAX_BYTES = 512 * 2**20
-"""Most bytes of weights. A browser holds the text, the bytes and the numbers at once: four times as much."""
+"""Largest number of bytes of weights in a page. The browser needs about four times this memory: it holds
+base64 text, decoded bytes and numbers at the same time."""
 
 SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-_PART = 3 * 2**20  # largest number of bytes in one element; a multiple of 3, so that base64 adds no padding
+# Largest number of bytes that one HTML element holds as base64. It is a multiple of 3, so that base64 adds no
+# padding.
+_PART = 3 * 2**20
 
 
 def write_html(
@@ -78,8 +81,8 @@ def write_html(
         options: name of a field of GenerationOptions -> initial value of its slider in the page.
         start: the id with which the model begins if the text is empty; only for the format "text".
         opened: what the page shows when it opens: {"said": the question, "prompt": its ids, "ids": the
-            answer's ids, "isOwn": true if the model wrote the answer, "view", "layer", "head"}. `Page.open`
-            in page.js reads this dict.
+            answer's ids, "isOwn": true if the model wrote the answer, "view": the tab, "layer" and "head":
+            those that the tab shows}. `Page.open` in page.js reads this dict.
         max_bytes: largest number of bytes of weights, before compression.
 
     Returns: sentences that say where the page's results differ from minigpt's.
@@ -163,7 +166,7 @@ def _text_of(name: str) -> str:
 
 
 def _page(name: str, description_size: int) -> tuple[bytes, bytes]:
-    """Return the page in two parts: all before the description and the weights, and all after them."""
+    """Return the part of the page before the description and the weights, and the part after them."""
     script = '"use strict";\n' + "\n".join(_text_of(file) for file in SCRIPTS)
     style = _text_of("page.css")
     policy = (
@@ -192,11 +195,11 @@ def _hash(text: str) -> str:
 
 
 def _write_parts(file: Any, kind: str, pieces: Iterable[bytes]) -> None:
-    """Compress bytes and write them into elements of at most _PART bytes each.
+    """Compress bytes and write them as base64 into HTML elements of limited size.
 
-    There are several elements, because browsers limit the length of one text.
+    One element could be too long, because browsers limit the length of a text.
     """
-    # 31: gzip format; level 9 instead of 6 would be slower, and the result not smaller
+    # 6: the level (9 would be slower, and the result not smaller); 31: gzip format
     compressor = zlib.compressobj(6, zlib.DEFLATED, 31)
     waiting = bytearray()
 
@@ -239,7 +242,7 @@ class _Plan:
     # -- what a family calls --------------------------------------------------------------------------------
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Return a tensor that stands for the buffer `name` with `width` columns."""
+        """Return a tensor that stands for the buffer `name` with `width` columns. Its values are not used."""
         tensor = torch.empty(1, width)
         self._buffers[tensor.untyped_storage().data_ptr()] = name
         self._keep.append(tensor)

@@ -20,7 +20,7 @@ __all__ = ["describe_tokenizer"]
 # \s is not the same: it lacks U+0085 and has U+FEFF.
 _SPACE = r"\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 # Regular expression of the tokenizer -> the same expression for JavaScript with the flag u. Older browsers do
-# not support (?i:...), so both cases of each letter are listed. U+017F, an old form of s, is matched, too.
+# not support (?i:...), so all forms of each letter are listed. (?i:s) also matches U+017F, an old form of s.
 _PATTERNS = {
     GPT2_WORDS: GPT2_WORDS,
     QWEN_WORDS: QWEN_WORDS.replace(

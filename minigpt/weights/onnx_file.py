@@ -1,4 +1,4 @@
-"""Writes a model as an ONNX file, for onnxruntime and other programs that run such graphs.
+"""Writes a model as an ONNX file, for onnxruntime and other programs that run ONNX files.
 
     write_onnx("model.onnx", model, tokenizer)
     session = onnxruntime.InferenceSession("model.onnx")
@@ -48,7 +48,8 @@ OnnxDtype = Literal["float32", "float16"]
 # Versions of the operators and of the file format, which belong together. They are not the newest ones, so
 # that older programs can read the file, too.
 _OPSET, _IR_VERSION = 20, 9
-_INLINE = 2**30  # largest number of bytes of weights inside the file; protobuf limits the whole file to 2 GiB
+# If all weights have more bytes together, they go to a second file: protobuf limits the ONNX file to 2 GiB.
+_INLINE = 2**30
 _FLOAT16_MAX = 65504.0
 _B, _T, _P, _S = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
@@ -174,7 +175,7 @@ class _Graph:
     # -- what a family calls ---------------------------------------------------------------------------------
 
     def buffer(self, name: str, width: int) -> Tensor:
-        """Return a tensor that stands for the buffer `name` with `width` columns."""
+        """Return a tensor that stands for the buffer `name` with `width` columns. Its values are not used."""
         tensor = torch.empty(1, width)
         self._buffers[tensor.untyped_storage().data_ptr()] = name
         self._keep.append(tensor)
@@ -277,7 +278,7 @@ class _Graph:
     def _queries_keys_values(self, qkv: Tensor, queries: int, keys: int) -> list[str]:
         """Return the names of the newest values of q, k and v.
 
-        Some models compute q, k and v with one product, which is split here, others with three products.
+        Some models compute q, k and v with one product: its result is split here. Others use three products.
         """
         name, at = self._place(qkv)
         places = [(name, at + offset) for offset in (0, queries, queries + keys)]
@@ -314,7 +315,7 @@ class _Graph:
     def _visible(self, layer: int) -> str:
         """Add the mask of attention, (B, 1, T, S): True where a query may see a key.
 
-        The mask is the same as the models' causal_mask and window_mask.
+        The mask is the same as that of the PyTorch models (functions causal_mask and window_mask).
         """
         start, end = self._node("Squeeze", self._P), self._node("Squeeze", self._S)
         zero, one = self._int(0), self._int(1)
@@ -331,7 +332,7 @@ class _Graph:
             # the T new tokens always count as tokens, even if attention_mask calls them padding
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): number of real tokens up to each token
+            place = self._node("CumSum", number, one)  # (B, S): for each token, number of real ones up to it
             # (B, T): the same numbers for the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))

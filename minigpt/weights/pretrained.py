@@ -74,7 +74,7 @@ def load_model(
 ) -> LanguageModel:
     """Load the model of a folder, in eval mode.
 
-    While the model is loaded, the memory holds the model and two tensors of the file.
+    While the model is loaded, at most two tensors of the file are in memory besides the model.
 
     Args:
         path: a folder with config.json and model.safetensors or its shards; or the folder of a run, of which
@@ -340,7 +340,7 @@ def _config_of(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
 
 
 def body_config(folder: Path, content: Mapping[str, Any]) -> ModelConfig:
-    """Convert the content of a config.json to a configuration, for a model with any head.
+    """Convert the content of a config.json to a configuration. A classifier's head is ignored.
 
     Raises:
         InputError: if a value is wrong; the message names the file.

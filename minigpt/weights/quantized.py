@@ -67,7 +67,8 @@ __all__ = [
 Precision = Literal["float32", "float16", "bfloat16", "int8", "int4"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 _DTYPES: dict[str, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-INPUT_GROUP = 128  # neighbouring inputs that share a scale; generation/products.h has the same number
+# int8: number of neighbouring inputs that share a scale; generation/products.h must have the same number
+INPUT_GROUP = 128
 # int4: number of neighbours in a row of the weight matrix that share a scale and an offset; torch's kernel
 # supports 64
 WEIGHT_GROUP = 64
@@ -107,8 +108,10 @@ def rounded_groups(x: Tensor) -> Tensor:
 def rounded_to_int4(weight: Tensor) -> tuple[Tensor, Tensor]:
     """Round a float matrix (N, K) to 4 bits. K must be a multiple of WEIGHT_GROUP.
 
-    Returns: integers 0 to 15 as uint8 (N, K), and (G, N, 2) bfloat16 with a scale and an offset for each
-    group. A weight is about (integer - 8) * scale + offset.
+    Each group of WEIGHT_GROUP neighbours in a row has its own scale and offset. A weight is about
+    (integer - 8) * scale + offset.
+
+    Returns: integers 0 to 15 as uint8 (N, K), and scales and offsets as bfloat16 (G, N, 2).
     """
     N, K = weight.shape
     groups = weight.float().view(N, K // WEIGHT_GROUP, WEIGHT_GROUP)  # (N, G, WEIGHT_GROUP)
@@ -220,7 +223,7 @@ class Int4Linear(nn.Module):
         numbers: integers (N, K) from rounded_to_int4; K is a multiple of WEIGHT_GROUP.
         scales: scales and offsets (G, N, 2) from rounded_to_int4.
         bias: (N,) or None.
-        in_features: K without padding.
+        in_features: number of inputs: K without padding.
     """
 
     def __init__(self, numbers: Tensor, scales: Tensor, bias: Tensor | None, in_features: int) -> None:
@@ -239,8 +242,8 @@ class Int4Linear(nn.Module):
     def _pack(self) -> None:
         """On CUDA, put the weights into the order that torch's int4 kernel needs. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8, and K to be a multiple of 64 (16 times the argument 4). K is
-        always padded to such a multiple.
+        The kernel needs N to be a multiple of 8; other layers do not use it. K must be a multiple of 64 (16
+        times the 4 in the call below), which padding ensures.
         """
         # torch's kernel has no backward pass, so adapters are trained without the kernel
         is_wanted = not self.uses_kernel and not self.trains_adapters
@@ -311,8 +314,9 @@ class NarrowEmbedding(nn.Module):
 def set_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
     """Store the weights of a model's linear layers in another precision. Returns the model, in eval mode.
 
-    The model changes in place. Norms and position embeddings become float32 on a CPU and 16 bits on a GPU. An
-    embedding in 16 bits does not change.
+    The model changes in place. With "float32", all its parameters become float32. Otherwise norms and
+    embeddings change, too. With int4 or on a GPU, they become 16 bits. With 16 bits or int8 on a CPU, they
+    become float32, but a token embedding in 16 bits stays as it is.
 
     Args:
         model: the model.
@@ -350,7 +354,7 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
 
 
 def is_quantised(model: nn.Module) -> bool:
-    """Return True if the linear layers of a model have weights in fewer bits than float32."""
+    """Return True if a model has a QuantizedLinear or an Int4Linear in place of an nn.Linear."""
     return any(isinstance(module, QuantizedLinear | Int4Linear) for module in model.modules())
 
 
