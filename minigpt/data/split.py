@@ -56,7 +56,7 @@ class Split:
 
     train: list[Conversation]
     val: list[Conversation]
-    questions: int  # number of different questions of the conversations with one question
+    questions: int  # number of different questions, only of the conversations that have one question
     grouped: list[list[Conversation]]  # for each question with several answers: its pairs
     dropped: list[tuple[Conversation, Conversation]]  # (repeated conversation, its first occurrence)
     on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)
@@ -85,8 +85,8 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
     Args:
         conversations: all conversations, in the order of the file.
         train_ratio: share of the conversations (without duplicates) for train. Conversations that must stay
-            in one part are a group. With up to 400 groups, the share of train is as close to `train_ratio`
-            as possible; with more groups, it is usually exact.
+            in one part are a group. With up to 400 groups, no other choice of groups comes closer to
+            `train_ratio`. With more groups, this is usually so, but not guaranteed.
         seed: decides the random order of the groups.
 
     Raises:

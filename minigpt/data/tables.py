@@ -115,7 +115,7 @@ def table_in(
             continue
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
-        width = len(names)  # a row may have more cells than this if they are empty
+        width = len(names)  # a row may have additional cells, if these are empty
         fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
         # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
         # length.
@@ -124,7 +124,8 @@ def table_in(
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
             return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
-        is_even = is_even and any(row[0].strip() for row in rows)  # empty first cells: text indented by tabs
+        # If the first cell of every row is empty, this is no table, but text that is indented with tabs.
+        is_even = is_even and any(row[0].strip() for row in rows)
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             has_head = bool(named) and len(names) > 2
             return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)

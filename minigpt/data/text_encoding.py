@@ -43,7 +43,7 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-# Encodings with characters of several bytes. Only these have invalid bytes by which damage can be noticed.
+# Encodings with characters of several bytes. In these, not all bytes are valid, so damage can be noticed.
 _OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")
 _NAMED_OF_SEVERAL_BYTES = (  # encodings with characters of several bytes that a user may name in --encoding
     *(*_OF_SEVERAL_BYTES, "gbk", "gb2312", "big5", "big5hkscs", "shift_jis", "shift_jisx0213", "euc_jp"),
