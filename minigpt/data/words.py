@@ -7,9 +7,9 @@ A row may begin inside a character, so the words are found in the bytes of the t
 the border of two words belongs to the first word. A special token is a word of its own. `WordFinder` knows
 two kinds of words:
 
-    tokenizer   With BPE, the words into which the tokenizer cuts a text before it applies merges: " hello" or
-                ",". All Chinese characters between two punctuation marks are one word. With WordPiece, a word is
-                a token with the ## tokens after it, and each Chinese character is a word.
+    tokenizer   With BPE, the words into which the tokenizer cuts a text before it merges: " hello", ",". All
+                Chinese characters between two punctuation marks are one word. With WordPiece, a word is a
+                token with the ## tokens after it, and each Chinese character is a word.
     jieba       Chinese words by the package rjieba (https://pypi.org/project/rjieba), an optional dependency
                 that is jieba in Rust. White space belongs to the word after it.
 """
