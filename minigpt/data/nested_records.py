@@ -33,8 +33,8 @@ __all__ = ["is_message_tree", "message_trees", "unfolded"]
 _MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
 _NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
-# If a record has one of these fields, its `questions` are different questions about a text, or have options.
-# Else they are several phrasings of one question.
+# If a record has one of these fields, its `questions` are different questions: about a text, or with options.
+# Without such a field, they are several phrasings of one question.
 _PASSAGE = {"context", "article", "passage", "document", "story", *FIELDS["text"], *OPTIONS}
 _SHOWN = ("text", "multimodal_text")  # types of a message's content that the user sees
 

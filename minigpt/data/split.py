@@ -1,13 +1,14 @@
-"""Splits conversations into a training part and a validation part that share no question.
+"""Splits conversations into a training part and a validation part.
 
-Questions that differ only in case, spaces or full-width letters are equal. All answers to a question go to
-the same part. If a pair is repeated (same question and same answer), only its first occurrence is kept. The
-split depends on the seed, the ratio and the texts, but not on the order of the lines.
+All pairs (a question with an answer) that have the same question go to the same part. Questions that differ
+only in case, spaces or full-width letters count as the same. If a pair is repeated (same question and same
+answer), only its first occurrence is kept. The split depends on the seed, the ratio and the texts, but not on
+the order of the lines.
 
 Conversations of several questions go to the same part if they share an exchange: a question with its answer.
 But a very frequent exchange, such as a greeting, would join all conversations into one group. So the rarest
-exchanges join conversations first, and no group becomes larger than the smaller part. `Split.on_both_sides`
-lists the exchanges that are then still in both parts.
+exchanges join conversations first, and no group becomes larger than the smaller part. Frequent exchanges may
+therefore be in both parts; `Split.on_both_sides` lists them.
 """
 
 import hashlib
