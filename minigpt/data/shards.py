@@ -41,7 +41,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
 VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary that --tokenizer char makes
-DECODED = "decoded"  # folder of UTF-8 copies of the source texts that have another encoding
+DECODED = "decoded"  # folder of UTF-8 copies of source files, if these cannot be read in pieces
 PIECE = 16 << 20  # approximate number of bytes of text per shard
 CHUNK = 1 << 16  # characters that the tokenizer encodes at a time: more would need much more memory
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")

@@ -31,7 +31,7 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
-_TITLES = 5  # number of rows at the beginning of a table in which the column names are searched
+_TITLES = 5  # number of rows at the beginning of a table that are searched for the column names
 _BESIDE = (  # columns of a Parquet file that are read in addition to those with usual names
     *("message_id", "parent_id", "rank", "evidences", "meta_instruction"),
     *("mapping", "questions", "label", "weight", "chosen", "rejected"),
@@ -50,7 +50,7 @@ def most_unpacked(size: int) -> int:
     """Return how many bytes a compressed file of `size` bytes may unpack to.
 
     Compression shrinks a text to about a tenth, and a table of equal cells to a hundredth. A file that
-    unpacks to more than this function returns was made to fill the memory.
+    unpacks to more bytes than this function returns was probably made to fill the memory.
     """
     return (1 << 27) + 100 * size
 
@@ -81,9 +81,9 @@ class TableText(NamedTuple):
     """The layout of a text that is a table."""
 
     delimiter: str
-    has_head: bool  # True if the first row has the column names
+    has_head: bool  # True if the table has a row of column names
     first_row: tuple[str, ...]
-    titles: int = 0  # number of rows above the column names
+    titles: int = 0  # number of rows, such as a title, above the column names; they are skipped
     has_quotes: bool = True  # False: quotation marks are part of the cells
 
 

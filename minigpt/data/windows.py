@@ -70,7 +70,7 @@ class TextPart:
         for row, (start, length) in enumerate(zip(rows.tolist(), lengths.tolist())):
             ids[row, :length] = self.tokens.read(self.first + start, length)
         width = int(lengths.max())
-        both = torch.from_numpy(ids[:, :width])  # (B, T + 1): inputs, and targets shifted by one
+        both = torch.from_numpy(ids[:, :width])  # (B, T + 1): inputs [:, :-1], targets [:, 1:]
         mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T): False for padding
         return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), mask, mask, rows)
 
