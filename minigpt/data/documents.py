@@ -57,7 +57,7 @@ class Source:
     kind: Kind
     size: int  # size of the file `path` in bytes
     mtime_ns: int
-    field: str = "text"  # name of the field that holds the text, for records
+    field: str = "text"  # in a file of records: name of the field that holds the text
     separator: str | None = None  # line that separates documents, without trailing blanks; "": an empty line
     origin: Path = dataclasses.field(default_factory=Path)  # the original file
     origin_size: int = 0

@@ -44,7 +44,7 @@ LABEL_FIELDS = (
     *("label", "labels", "category", "categories", "class", "classes", "target", "tag", "tags", "topic"),
     *("sentiment", "rating", "score", "y", "标签", "类别", "分类", "情感", "评分", "分数", "主题"),
 )
-_SEPARATORS = re.compile(r"[|,，、]")  # separators between several labels in one text
+_SEPARATORS = re.compile(r"[|,，、]")  # what stands between the labels of a text that has several
 
 
 @dataclass(frozen=True)
@@ -472,8 +472,8 @@ def encode_labelled(
 def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
     """Return a text's label as numbers. A text without label gets 0 or zeros.
 
-    One label per text: the index of the label. Several labels: a list with 1 or 0 for each label that the
-    model knows. Regression: a list with only the value to predict.
+    Single-label: the index of the label. Multi-label: a list with 1 or 0 for each label that the model knows.
+    Regression: a list with only the value to predict.
     """
     if kind == "single_label_classification":
         return number[labels[0]] if labels else 0

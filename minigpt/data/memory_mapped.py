@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _makes_sense(manifest: dict[str, Any]) -> bool:
-    """Return True if the names, types and sizes in shards.json are valid: a right checksum does not prove this.
+    """Return True if the names, types and sizes in shards.json are valid. A right checksum is no proof of this.
 
     Raises:
         KeyError, TypeError, AttributeError: if an entry is missing, or of another type.
@@ -57,7 +57,7 @@ def _makes_sense(manifest: dict[str, Any]) -> bool:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write shards.json, which gets a SHA-256 of its content. Shards without this file are incomplete."""
+    """Write shards.json with a SHA-256 of its other entries. Shards without this file count as incomplete."""
     content = {**manifest, "own_sha256": _digest(manifest)}
     atomic_write(folder / MANIFEST, json_text(content, indent=1) + "\n")
 

@@ -31,7 +31,7 @@ _ASIDE = ("tags", "tag", "deck", "id", "guid", "note id", "notetype", "note type
 _LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
-_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s++([^<>]+)>")  # WEBVTT: the name of the speaker before a text
+_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s++([^<>]+)>")  # in .vtt files: a tag that names the speaker
 _STYLE = re.compile(r"</?(?:[biuc]|font|v|lang|ruby|rt)\b[^<>]*>|\{\\[^{}]*\}")
 
 

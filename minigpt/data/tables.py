@@ -37,7 +37,7 @@ _BESIDE = (  # columns of a Parquet file that are read in addition to those with
     *("mapping", "questions", "label", "weight", "chosen", "rejected"),
 )
 _MISSING = ("NaN", "nan", "<NA>", "#N/A")  # what pandas and Excel write for an empty cell
-_AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
+_AT_ONCE = 1 << 26  # rows become Python objects in groups of at most this number of bytes
 
 
 def require_package(module: str, what: str, extra: str) -> None:
@@ -417,7 +417,7 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a batch in groups. As Python objects, a group has a limited number of bytes.
+    """Yield the rows of a batch in groups, so that a group's Python objects do not fill the memory.
 
     In the file, many rows may share one copy of a text. As Python objects, each row has its own copy.
     """
