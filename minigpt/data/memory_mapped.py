@@ -35,7 +35,7 @@ def read_manifest(folder: Path) -> dict[str, Any] | None:
 
 
 def _makes_sense(manifest: dict[str, Any]) -> bool:
-    """Return True if the names, types and sizes in shards.json are valid. A right checksum is no proof of this.
+    """Return True if the names, types and sizes in shards.json are valid. The checksum does not prove this.
 
     Raises:
         KeyError, TypeError, AttributeError: if an entry is missing, or of another type.

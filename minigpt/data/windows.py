@@ -102,7 +102,7 @@ class WindowPlan:
 
     Args:
         part: the tokens to train on.
-        batch_size: largest number of windows of a batch. The batches of an epoch differ by at most one window.
+        batch_size: largest number of windows of a batch. Sizes in one epoch differ by at most one window.
         tokens_per_batch: largest number of tokens of a batch; a single window may have more. 0: no limit.
         seed: decides the order, together with the part's fingerprint and the epoch.
     """
