@@ -145,7 +145,7 @@ def _cuts(text: str, any_place: bool) -> Iterator[int]:
 
 
 def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
-    """Return True if a cut would split a separator line, or a group of separating empty lines."""
+    """Return True if a cut would split a separator line, or a group of empty lines between documents."""
     if separator is None:
         return False
     begin, end = text.rfind("\n", 0, cut) + 1, text.find("\n", cut)

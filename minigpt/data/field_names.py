@@ -1,6 +1,6 @@
 """Lists the names that fields and columns may have, and tells whether a table's row holds column names.
 
-Upper and lower case are the same. Most names are English or Chinese. Options of a command can give other
+Upper and lower case count as equal. Most names are English or Chinese. Options of a command can give other
 names.
 """
 
