@@ -1,6 +1,6 @@
 """Reads chat logs that messengers have exported, and makes conversations of them.
 
-There are four formats. Each column here shows one of them:
+Examples of four formats, one in each column:
 
     2024-01-02 10:00:00 小明      小明(10001) 2024-01-02 10:00      [10:00] 小明: 你好      小明：你好
     你好                          你好                              [10:01] 小红: 你好！    小红：你好！
