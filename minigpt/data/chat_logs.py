@@ -1,4 +1,6 @@
-"""Reads chat logs that messengers have exported, and makes conversations of them. Four formats, side by side:
+"""Reads chat logs that messengers have exported, and makes conversations of them.
+
+Examples of four formats, one in each column:
 
     2024-01-02 10:00:00 小明      小明(10001) 2024-01-02 10:00      [10:00] 小明: 你好      小明：你好
     你好                          你好                              [10:01] 小红: 你好！    小红：你好！
@@ -51,7 +53,7 @@ _DAY = rf"{_DATE}[,，T]?\s*(?:(?:星期|周)[一二三四五六日天]\s*)?"
 _OPEN, _CLOSE = r"[\[(（【]?", r"[\])）】]?"
 _NAME = r"(?P<name>[^:：<>\[\]]{1,30}?)"
 # Regular expressions for the forms of a message. `_INLINE`: time, name and text on one line. `_TIME_FIRST`,
-# `_NAME_FIRST`: time and name on one line, the text below it. The other forms have no time. `_PLAIN`: "name:
+# `_NAME_FIRST`: time and name on one line, the text below it. Three forms have no time. `_PLAIN`: "name:
 # text". `_NICK`: "<name> text". `_ABOVE`: "name:", with the text below it. `*+` and `++` are possessive: with
 # `*` and `+`, the search in a line of thousands of spaces or stars would take millions of steps.
 _INLINE = re.compile(
@@ -93,8 +95,8 @@ class Message(NamedTuple):
     name: str
     text: str
     day: str
-    minute: int  # minutes since midnight; -1: unknown
-    is_block: bool  # True if a blank line or a line of dashes stands above the message
+    minute: int  # minutes since midnight, or since 1970 if the time is one number; -1: unknown
+    is_block: bool  # True if a blank line, a date or a line of dashes stands above the message
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,7 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
         speakers = {str(item["0"]).strip() for item in items}
         is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
-        # 2 * ...: a speaker has several rows. In a list of words and their translations, a word has one row.
+        # `2 * ...` excludes lists of words with translations: a word has one row, a speaker has several.
         return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 
@@ -278,7 +280,7 @@ def _is_layout(layout: re.Pattern[str], names: Counter[str], lines: int) -> bool
     said = names.total()
     if said < _FEWEST or len(names) < 2 or 2 * len(names) > said:
         return False
-    if not all(re.search(r"[^\W\d_]", name) for name in names):  # without a letter, it is a time and no name
+    if not all(re.search(r"[^\W\d_]", name) for name in names):  # a name has a letter; a time has none
         return False
     if any(name.split()[0].lower() in _LEVELS for name in names if name.split()):
         return False
@@ -346,7 +348,7 @@ def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
 
 
 def _plain(text: str) -> str:
-    """Remove a single ** at the end of a message: in "**Q: what?**", the other ** is before the name.
+    """Remove ** at the end of a message if its partner stood before the name, as in "**Q: what?**".
 
     >>> _plain("what?**"), _plain("**what**?")
     ('what?', '**what**?')

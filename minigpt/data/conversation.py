@@ -1,4 +1,4 @@
-"""Defines `Conversation`, a list of turns with roles. All data is converted to conversations.
+"""Defines `Conversation`, a list of turns with roles. Questions and answers are always read as conversations.
 
 A question with its answer is a conversation of two turns. Without a chat template, a model reads a
 conversation in the plain form:

@@ -54,10 +54,11 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to find out which field holds the text
-_LOST, _LINES = "\ufffd".encode(), 5  # the bytes of U+FFFD; a warning names this many lines with it
+# `_LOST`: U+FFFD, which stands for a lost character. `_LINES`: a warning names at most so many lines with it.
+_LOST, _LINES = "\ufffd".encode(), 5
 _BLOCK = 1 << 20  # number of bytes per read
-_NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # a number, a date or a time, which is no text to learn from
-_LONGEST = 1 << 26  # when JSON Lines are recognised: most bytes to read of a line, and of all lines together
+_NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # matches numbers, dates and times: they are no text to learn from
+_LONGEST = 1 << 26  # limit in bytes for reading one line, and for the sample of a file's first records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,7 +314,7 @@ def _field(path: Path, samples: list[Any], options: TextOptions) -> str:
 def decode_sources(
     sources: list[Source], folder: Path, options: TextOptions, opened: DataFile | None = None
 ) -> list[Source]:
-    """Write a UTF-8 copy below `folder` of each source that cannot be read in pieces.
+    """For each source that cannot be read in pieces, write a UTF-8 copy into `folder`.
 
     Returns: all sources, with the copies in place of their originals.
 
@@ -353,9 +354,9 @@ def _warn_of_lost_characters(source: Source) -> None:
 
 
 def _decoded_copy(source: Source, target: Path, options: TextOptions, opened: DataFile | None) -> Source:
-    """Write a UTF-8 copy of a file, and return its source.
+    """Write a UTF-8 copy of a file, and return the source with the path of the copy.
 
-    Where possible, a record keeps its line number. A bad record is replaced by a text that says the reason.
+    Where possible, a record keeps its line number. A bad record is replaced by a text that says what is bad.
     """
     path = source.origin
     data = opened or open_data(path, options.encoding, is_head, needs_head=True)
@@ -420,7 +421,7 @@ def read_texts(
     chunk: int = 1 << 16,
     options: TextOptions = TextOptions(),
 ) -> Iterator[str]:
-    """Yield all texts of a corpus. A bad line gives a warning.
+    """Yield all texts of a corpus. Bad lines are skipped with a warning.
 
     Long texts are cut into chunks, at positions where a cut changes no id of a byte-pair encoding.
 

@@ -22,16 +22,20 @@ __all__ = ["dialogues_in"]
 _CONV = re.compile(r"E\s*|M(?:\s.*)?")
 _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
-_ENTRY = re.compile(r"(- |  )([^\s:#'\"\-\[\]{}][^:#]{0,29}?)\s*:(?:\s+(.*))?")  # a key of a list's element
+# "- key: value" or "  key: value"
+_ENTRY = re.compile(r"(- |  )([^\s:#'\"\-\[\]{}][^:#]{0,29}?)\s*:(?:\s+(.*))?")
 _ABOVE = re.compile(r"(?:#.*|---|[\w ]{1,30}:)?")  # a line above the list: blank, a comment, or a key
 _MOST = 200  # number of lines at the beginning that are examined to recognise the form
-# A line of at most 6 characters ("M " and four more) may be a single word, which needs no "/" inside.
+# Some .conv files separate words by "/". A line of at most 6 characters ("M " and four more) may be a single
+# word, so it is not searched for "/".
 _FEW = 6
-_SHARE = 0.9  # at least this share of lines must have the form, or the "/" between words
+# A text is a .conv file if at least this share of its first lines have the form of .conv. Its words are
+# separated by "/" if at least this share of its lines have a "/".
+_SHARE = 0.9
 
 
 def dialogues_in(text: str) -> list[Record] | None:
-    """Return one record for each dialogue or question; None if the text has none of the forms."""
+    """Return one record for each dialogue or question of a .conv or YAML file; None for any other text."""
     if (pairs := _yaml_pairs(text)) is not None:
         return pairs
     lines = [(number, line.rstrip()) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
@@ -78,7 +82,7 @@ def _yaml_pairs(text: str) -> list[Record] | None:
 
 
 def _value(lines: list[str]) -> str:
-    """Return the text of a value: what stands behind its key, and the lines below."""
+    """Return the text of a YAML value. The first of its lines is what stands behind the key."""
     head, below = lines[0].strip(), textwrap.dedent("\n".join(lines[1:])).strip("\n")
     if re.fullmatch(r"\|[+-]?\d?", head):
         return below

@@ -16,8 +16,9 @@ two words:
 - before a space that has characters other than white space on both sides;
 - if there is no such position: before Chinese punctuation that follows a Chinese character.
 
-A cut next to white space could change ids: GPT-2's rules read "\\n\\n" as one word at the end of a text, but
-as two words before a letter. A character tokenizer allows a cut anywhere (`any_place`), but not inside CRLF.
+With more white space beside the newline or the space, a cut could change ids: GPT-2's rules read "\\n\\n" as
+one word at the end of a text, but as two words before a letter. A character tokenizer allows a cut anywhere
+(`any_place`), but not inside CRLF.
 """
 
 import dataclasses
@@ -56,7 +57,7 @@ class Source:
     kind: Kind
     size: int  # size of the file `path` in bytes
     mtime_ns: int
-    field: str = "text"  # name of the field that holds the text, for records
+    field: str = "text"  # in a file of records: name of the field that holds the text
     separator: str | None = None  # line that separates documents, without trailing blanks; "": an empty line
     origin: Path = dataclasses.field(default_factory=Path)  # the original file
     origin_size: int = 0
@@ -144,7 +145,7 @@ def _cuts(text: str, any_place: bool) -> Iterator[int]:
 
 
 def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
-    """Return True if a cut would split a separator line, or a group of blank separator lines."""
+    """Return True if a cut would split a separator line, or a group of empty lines between documents."""
     if separator is None:
         return False
     begin, end = text.rfind("\n", 0, cut) + 1, text.find("\n", cut)
@@ -154,7 +155,7 @@ def _is_in_separator(text: str, cut: int, separator: str | None) -> bool:
 def _last_cut(text: str, any_place: bool, start: int) -> int:
     """Return the last position after `start` where a text may be cut; 0 if there is none.
 
-    The text is the beginning of a longer document. So it may be cut at its own end only with `any_place`.
+    The document continues after the text. So a cut at the end of the text is safe only with `any_place`.
     """
     if any_place:
         return len(text)

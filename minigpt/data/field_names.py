@@ -1,6 +1,7 @@
 """Lists the names that fields and columns may have, and tells whether a table's row holds column names.
 
-Names are compared without case, in English and Chinese. Options of a command can name other fields.
+Upper and lower case count as equal. Most names are English or Chinese. Options of a command can give other
+names.
 """
 
 import re
@@ -60,17 +61,19 @@ MESSAGE_COLUMNS: dict[str, tuple[str, ...]] = {
     ),
 }
 # A field `user` or `source` may hold the question, but also a person's name, or the record's origin. So it
-# counts as the question only if no other field does, and if one of its partners holds the answer: name ->
-# partners.
+# counts as the question only if no other field holds the question, and if the answer is in one of the fields
+# on the right (its partners).
 PARTNERS: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("user", "用户", "用戶"), ("assistant", "bot", "gpt", "助手", "机器人")),
     "source": ("target",),
 }
-# A field with one option of a multiple choice: A, 选项A, A选项, option_a. The group is the letter.
+# Matches the name of a field that holds one option of a multiple-choice question: A, 选项A, A选项, option_a.
+# The pattern's group is the option's letter.
 OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
 # names of a field that holds all options of a multiple-choice question
 OPTIONS = ("choices", "options", "选项", "選項")
-# Fields without text. If a record has only these beside `user` and the answer, `user` needs no partner.
+# Fields without text. If a record has only these beside `user` and the answer, `user` holds the question,
+# whatever the name of the answer's field is.
 _NO_TEXT = {"id", "index", "", *MESSAGE_COLUMNS["time"], *MESSAGE_COLUMNS["number"]}
 _NO_TEXT |= {"label", "score", "weight", "category", "类别", *FIELDS["system"], *FIELDS["history"], "tools"}
 LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}

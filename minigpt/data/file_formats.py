@@ -54,7 +54,7 @@ __all__ = [
 # "table": a table drawn with characters, such as Markdown's. "chat": a chat log. "json": one JSON value.
 Kind = Literal["jsonl", "json", "csv", "table", "xlsx", "parquet", "text", "chat"]
 _OF_RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
-_MOST = 4 << 30  # largest size in bytes of a file that is read as a whole; also after decompression
+_MOST = 4 << 30  # largest size in bytes of a file that is read as a whole, before and after decompression
 _BLOCK = 1 << 20  # bytes per call of read(), which reserves this much memory even for a small file
 
 

@@ -24,7 +24,8 @@ __all__ = [
 ]  # fmt: skip
 
 NOT_TEXT = "bytes that are no character"
-# A record with one of these keys may hold several conversations or questions. Key -> type of its value.
+# A record with one of these keys may hold several conversations or questions, if the key's value has the type
+# on the right.
 NESTED: dict[str, type] = {
     **dict.fromkeys(("mapping", "evidences", "chat", "prompt"), dict),
     **dict.fromkeys(("chat_messages", "paragraphs", "qas", "patterns"), list),

@@ -1,4 +1,4 @@
-"""Reads texts with labels from any file of file_formats.py, splits, encodes and batches them.
+"""Reads texts with labels from files of all formats that file_formats.py knows; splits and encodes them.
 
     texts, report = read_labelled(Path("reviews.csv"), LabelledOptions())
     train, val = hold_out(texts, 0.1, seed=42)            # every label is in both parts
@@ -44,7 +44,7 @@ LABEL_FIELDS = (
     *("label", "labels", "category", "categories", "class", "classes", "target", "tag", "tags", "topic"),
     *("sentiment", "rating", "score", "y", "标签", "类别", "分类", "情感", "评分", "分数", "主题"),
 )
-_SEPARATORS = re.compile(r"[|,，、]")  # separators between several labels in one text
+_SEPARATORS = re.compile(r"[|,，、]")  # what stands between the labels of a text that has several
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,8 @@ def _fields(records: Sequence[Record], options: LabelledOptions, path: Path) -> 
     the records have. If there is none, it is the usual name that occurs in the largest number of records.
 
     Raises:
-        InputError: if no record has a key for a needed part; the message lists the keys of the first record.
+        InputError: if no record has a key for the text, or for a label that is needed; the message lists the
+            keys of the first record.
     """
     items = [lower_keys(each.value) for each in records if isinstance(each.value, Mapping)]
     counts = Counter(key for item in items for key in item)
@@ -281,7 +282,7 @@ def hold_out(
 ) -> tuple[list[LabelledText], list[LabelledText]]:
     """Split texts into a training part and a validation part, separately for each label.
 
-    Texts that differ only in upper case, spaces or full-width characters go to the same part. The split
+    Texts that differ only in case, spaces or full-width characters go to the same part. The split
     depends on the seed and the texts, not on the order of lines. If a label has only one text, that text is
     for training. If every label has only one text, the labels are ignored.
 
@@ -323,7 +324,8 @@ class LabelledBatch(NamedTuple):
     input_ids: torch.Tensor  # (B, T) int64
     token_mask: torch.Tensor  # (B, T) bool: True for real tokens, False for padding
     last: torch.Tensor  # (B,) int64: position of a row's last real token
-    labels: torch.Tensor  # (B,) int64: the label's index; multi-label (B, K) or regression (B, 1): float32
+    # (B,) int64: index of the label. Multi-label: (B, number of labels) float32. Regression: (B, 1) float32.
+    labels: torch.Tensor
     weights: torch.Tensor  # (B,) float32: factor for the loss of each row
     rows: npt.NDArray[np.int64]  # (B,): index of the text in each row
 
@@ -470,8 +472,8 @@ def encode_labelled(
 def _numbers(labels: tuple[str, ...] | None, number: Mapping[str, int], kind: ProblemType) -> Any:
     """Return a text's label as numbers. A text without label gets 0 or zeros.
 
-    One label per text: the index of the label. Several labels: a list with 1 or 0 for each label that the
-    model knows. Regression: a list with only the value to predict.
+    Single-label: the index of the label. Multi-label: a list with 1 or 0 for each label that the model knows.
+    Regression: a list with only the value to predict.
     """
     if kind == "single_label_classification":
         return number[labels[0]] if labels else 0

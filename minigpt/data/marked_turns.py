@@ -3,7 +3,7 @@
     Human: ...  Assistant: ...                            BELLE, hh-rlhf
     ### Human: ... ### Assistant: ...                     guanaco
     USER: ... ASSISTANT: ...                              Vicuna
-    ### Instruction: ... ### Response: ...                Alpaca; a text above is the system text
+    ### Instruction: ... ### Response: ...                Alpaca; a text before it is the system text
     <|im_start|>user ... <|im_end|>                       ChatML
     <|start_header_id|>user<|end_header_id|> ...          Llama 3
     [INST] <<SYS>> ... <</SYS>> ... [/INST] ...           Llama 2, Mistral
@@ -110,7 +110,7 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer. They are several if it contains the question's marks of speakers.
+    """Return the turns of an answer: several, if the answer itself contains marks that the question has.
 
     Returns: [] if the question has no marks of speakers (such as "User:"), or the answer is empty.
     """

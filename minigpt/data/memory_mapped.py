@@ -57,7 +57,7 @@ def _makes_sense(manifest: dict[str, Any]) -> bool:
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Write shards.json, with its own SHA-256. Shards without this file count as incomplete."""
+    """Write shards.json with a SHA-256 of its other entries. Shards without this file count as incomplete."""
     content = {**manifest, "own_sha256": _digest(manifest)}
     atomic_write(folder / MANIFEST, json_text(content, indent=1) + "\n")
 

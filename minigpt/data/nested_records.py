@@ -10,7 +10,7 @@
     UltraChat                           {"id": ..., "data": [text, text, ...]}
     COIG's exams                        {"textbox_question": ..., "textbox_answer": ..., ...}
     intents of a chatbot                {"tag": ..., "patterns": [...], "responses": [...]}
-    several phrasings of a question     {"questions": [...], "answer": ...}, QnA Maker's among them
+    several phrasings of a question     {"questions": [...], "answer": ...}, as in QnA Maker
 
 Some records are trees, in which a message has several replies. Only one path of a tree is read, because the
 other branches repeat the same questions. In a chat export, this is the path that the user saw last. If
@@ -33,7 +33,8 @@ __all__ = ["is_message_tree", "message_trees", "unfolded"]
 _MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
 _NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
-# With one of these fields, `questions` are not phrasings of one question, but are about a text or options.
+# If a record has one of these fields, its `questions` are different questions: about a text, or with options.
+# Without such a field, they are several phrasings of one question.
 _PASSAGE = {"context", "article", "passage", "document", "story", *FIELDS["text"], *OPTIONS}
 _SHOWN = ("text", "multimodal_text")  # types of a message's content that the user sees
 
@@ -95,7 +96,7 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
 def _of_questions(questions: list[Any], rest: Mapping[str, Any]) -> list[Any] | None:
     """Return a record for each question, with the other fields, such as `system`, copied into each.
 
-    One answer goes with all questions. If there are as many answers as questions, each question has its own.
+    A single answer goes with all questions. If there are as many answers as questions, each has its own.
     Returns None for any other number of answers, and if `rest` has a question, turns, or a text that the
     questions are about.
     """

@@ -54,7 +54,7 @@ _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # marks of the speakers in 
 
 
 class Preference(NamedTuple):
-    """Two conversations with the same prompt. The prompt is all turns before the first different answer."""
+    """Two conversations with the same prompt: all turns before the first answer in which they differ."""
 
     chosen: Conversation
     rejected: Conversation
@@ -247,7 +247,7 @@ def split_preferences(
 class PairBatch(Batch):
     """A batch of pairs: B chosen rows, then B rejected rows. `rows` (B,) has the indices of the pairs.
 
-    `answer_mask` marks only tokens after the prompt. Earlier answers belong to the prompt.
+    `answer_mask` is True only for answers after the prompt. Answers inside the prompt are not learned.
     """
 
     __slots__ = ()

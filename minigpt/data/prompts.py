@@ -1,8 +1,8 @@
 """Reads and encodes prompts that a model answers during training with rewards.
 
-A prompt is a conversation up to its last answer. The model does not learn this answer; a reward function
-compares it with the model's own answer. A reward function may also use the other fields of a record, so a
-record does not need an answer: {"prompt": ...}.
+A prompt is a conversation without its last answer. The model does not learn this answer; a reward function
+may compare it with the answer that the model generates. Other reward functions do not need it, so a record
+may have no answer: {"prompt": ...}.
 """
 
 import json

@@ -33,7 +33,7 @@ from minigpt.errors import InputError, Message
 __all__ = ["ReadReport", "read_conversations", "read_records"]
 
 _FIRST = 200  # number of records that are examined to recognise a chat log
-_SHOWN = 5  # number of lines that a summary names for each reason
+_SHOWN = 5  # largest number of line numbers that a warning about bad or damaged records lists
 # Traces of UTF-8 text that a program decoded as Windows-1252, Latin-1 or GBK: "Ã©" in place of "é"
 _GARBLED = re.compile("[\x80-\x84\x86-\x9f]|â€|锟斤拷|[ÃÂ][\xa0-\xbf]")
 _LOST = "\ufffd"  # replacement character: programs write it for bytes that they cannot decode
@@ -42,13 +42,13 @@ Found = TypeVar("Found")
 
 @dataclass
 class ReadReport:
-    """Counts and reasons of the records that were read and skipped."""
+    """What was found when a file was read: counts, and the records that were skipped, with the reasons."""
 
     path: Path
     lines: int = 0  # number of records, good and bad
     conversations: int = 0
     answers: int = 0  # number of answers in all conversations
-    skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason)
+    skipped: list[tuple[int, str]] = field(default_factory=list)  # (line, reason) of each record
     # Reason -> detail of the first record that was skipped for this reason.
     details: dict[str, str] = field(default_factory=dict)
     lost: list[int] = field(default_factory=list)  # lines with U+FFFD, which stands for a lost character

@@ -12,9 +12,8 @@
 A question or a text may hold a whole conversation: as JSON, or with marks of its speakers (marked_turns.py).
 nested_records.py reads more shapes.
 
-A record may have a `weight`: its factor in the training loss.
-
-Known field names are English or Chinese, in upper or lower case (`FIELDS`). Options can name other fields.
+A record may have a `weight`: its factor in the training loss. Known field names (`FIELDS`) may be in upper or
+lower case. Options can name other fields.
 """
 
 import functools
@@ -59,7 +58,7 @@ __all__ = [
     "lower_keys", "meaning_of", "parts_of", "prompt_of", "shown_keys", "text_of", "whole_text_of", "words_of",
 ]  # fmt: skip
 
-NO_KNOWN_FIELD = "no field that is known"  # the reason why a record is skipped
+NO_KNOWN_FIELD = "no field that is known"  # a reason to skip a record; `NO_ANSWER` is another one
 NO_ANSWER = "the question has no answer"
 # matches the name of a field that holds the right answer to a multiple-choice question
 _RIGHT = re.compile(r"^answers?$|correct|right|答案|正确|正確")
@@ -100,7 +99,8 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
     item = lower_keys(value)
     if names.question:
         pair = [names.question.strip().lower(), names.answer.strip().lower()]
-        # `raw` is "", so that the command `split` writes the usual field names, not the user's.
+        # The command `split` would copy `raw`, with the user's field names. Because `raw` is "" here, `split`
+        # writes the usual field names.
         return _conversation(_pair_of(item, *pair), line, "", item)
     found = parts_of(item)
     if found["turns"] == "turns" and {"question_id", "category"} <= item.keys():
@@ -109,7 +109,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        # If the user named a speaker, `raw` is "", so that the command `split` writes roles, not names.
+        # With --speaker, `raw` is "": the command `split` then writes roles, and does not copy the names.
         return _conversation(turns, line, "" if names.speaker else raw, item)
     if found["input"] and found["answer"] and not found["question"]:  # as in {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
@@ -308,8 +308,8 @@ def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]
     each option has its own field, or one field holds all options: a list, an object, or a text. Such a text
     is returned as one option with the letter "".
 
-    Letter i belongs to option number i, because an answer may be a number. The letters are "" if an answer
-    cannot be such a number: for a text, and for an object with other keys than A, B, ...
+    The letters are one string. An answer may be the number of an option, from 0: then it means the letter at
+    this index. The string is "" if options have no numbers: for a text, or an object without keys A, B, ...
     """
     apart = _apart(tuple(item), answer)
     letters = ""
@@ -509,7 +509,7 @@ def _conversation(
 def _weight(item: Mapping[str, Any]) -> float:
     """Return a record's factor in the training loss: the field `weight`, or 1.
 
-    A text that is no number, such as "5 kg", gives NaN, because such a field has another meaning.
+    A text that is no number, such as "5 kg", gives NaN: the field then means something else.
     """
     value = item.get("weight")
     if _is_nothing(value):

@@ -41,7 +41,7 @@ from minigpt.tokenizer import Tokenizer, build_vocabulary
 __all__ = ["VOCABULARY", "TextTokenizer", "collect_characters", "end_of_text", "prepare"]
 
 VOCABULARY = "vocab.json"  # file in the folder of shards: the vocabulary that --tokenizer char makes
-DECODED = "decoded"  # folder of UTF-8 copies of the source texts that have another encoding
+DECODED = "decoded"  # folder of UTF-8 copies of source files, if these cannot be read in pieces
 PIECE = 16 << 20  # approximate number of bytes of text per shard
 CHUNK = 1 << 16  # characters that the tokenizer encodes at a time: more would need much more memory
 _OURS = re.compile(r"shard-\d{5,}\.(bin|json)|\.(shard-\d{5,}\.(bin|json)|shards\.json)\.tmp-\d+")
@@ -75,7 +75,7 @@ def end_of_text(tokenizer: TextTokenizer) -> int:
 
 @dataclass
 class _Counts:
-    """Counts of the texts of one job, made while these texts are encoded."""
+    """Counts of the texts of one shard, made while these texts are encoded."""
 
     documents: int = 0
     tokens: int = 0
@@ -83,7 +83,7 @@ class _Counts:
     text_bytes: int = 0  # number of bytes in UTF-8
     unknown: dict[str, int] = field(default_factory=dict)  # unknown character -> number of occurrences
     lines: list[int] = field(default_factory=list)  # number of JSONL lines of each piece
-    # (index of a piece, line in this piece, reason)
+    # For each skipped line: (index of its piece, line in this piece, reason).
     skipped: list[tuple[int, int, str]] = field(default_factory=list)
 
 

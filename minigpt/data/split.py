@@ -1,13 +1,14 @@
-"""Splits conversations into a training part and a validation part that share no question.
+"""Splits conversations into a training part and a validation part.
 
-Questions that differ only in case, spaces or full-width letters are equal. All answers to a question go to
-the same part. If a pair is repeated (same question and same answer), only its first occurrence is kept. The
-split depends on the seed, the ratio and the texts, but not on the order of the lines.
+All pairs (a question with an answer) that have the same question go to the same part. Questions that differ
+only in case, spaces or full-width letters count as the same. If a pair is repeated (same question and same
+answer), only its first occurrence is kept. The split depends on the seed, the ratio and the texts, but not on
+the order of the lines.
 
 Conversations of several questions go to the same part if they share an exchange: a question with its answer.
 But a very frequent exchange, such as a greeting, would join all conversations into one group. So the rarest
-exchanges join conversations first, and no group becomes larger than the smaller part. `Split.on_both_sides`
-lists the exchanges that are then still in both parts.
+exchanges join conversations first, and no group becomes larger than the smaller part. Frequent exchanges may
+therefore be in both parts; `Split.on_both_sides` lists them.
 """
 
 import hashlib
@@ -56,7 +57,7 @@ class Split:
 
     train: list[Conversation]
     val: list[Conversation]
-    questions: int  # number of different questions of the conversations with one question
+    questions: int  # number of different questions, only of the conversations that have one question
     grouped: list[list[Conversation]]  # for each question with several answers: its pairs
     dropped: list[tuple[Conversation, Conversation]]  # (repeated conversation, its first occurrence)
     on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)
@@ -85,8 +86,8 @@ def split_conversations(conversations: Sequence[Conversation], train_ratio: floa
     Args:
         conversations: all conversations, in the order of the file.
         train_ratio: share of the conversations (without duplicates) for train. Conversations that must stay
-            in one part are a group. With up to 400 groups, the share of train is as close to `train_ratio`
-            as possible; with more groups, it is usually exact.
+            in one part are a group. With up to 400 groups, no other choice of groups comes closer to
+            `train_ratio`. With more groups, this is usually so, but not guaranteed.
         seed: decides the random order of the groups.
 
     Raises:

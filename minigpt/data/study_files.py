@@ -21,7 +21,7 @@ from minigpt.data.json_values import BadLine, Record, as_json
 
 __all__ = ["cards_in", "spoken_text"]
 
-_BEGINNING = 4096  # the first time ("-->") must stand in this number of characters at the beginning
+_BEGINNING = 4096  # a text without "-->" (between two times) in its first 4096 characters is no subtitles
 _SETTING = re.compile(r"#(separator|html|columns|notetype|deck|tags|guid|if matches|[a-z]+ column):(.*)")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
 # Names of Anki's columns: _FRONT for the question, _BACK for the answer, _ASIDE for columns to leave out.
@@ -31,7 +31,7 @@ _ASIDE = ("tags", "tag", "deck", "id", "guid", "note id", "notetype", "note type
 _LINE_END, _TAG = re.compile(r"<br\s*/?>|</(?:div|p|li)>\s*", re.IGNORECASE), re.compile(r"<[^<>]+>")
 _CLOCK = r"(?:\d+:)?\d{1,2}:\d{2}[.,]\d{1,3}"
 _TIMES = re.compile(rf"{_CLOCK}\s+-->\s+{_CLOCK}.*")
-_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s++([^<>]+)>")  # WEBVTT: the name of the speaker before a text
+_VOICE = re.compile(r"<v(?:\.[\w.]+)?\s++([^<>]+)>")  # in .vtt files: a tag that names the speaker
 _STYLE = re.compile(r"</?(?:[biuc]|font|v|lang|ruby|rt)\b[^<>]*>|\{\\[^{}]*\}")
 
 

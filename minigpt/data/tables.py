@@ -31,13 +31,13 @@ PACKED = (".gz", ".bz2", ".xz", ".zst")  # suffixes of compressed files
 _CELL = (1 << 31) - 1  # largest number of characters of a CSV cell; fits into a C long on every platform
 _SAMPLE = 1 << 16  # number of characters that are examined to recognise a table
 _ROWS = 50
-_TITLES = 5  # number of rows at the beginning of a table in which the column names are searched
+_TITLES = 5  # number of rows at the beginning of a table that are searched for the column names
 _BESIDE = (  # columns of a Parquet file that are read in addition to those with usual names
     *("message_id", "parent_id", "rank", "evidences", "meta_instruction"),
     *("mapping", "questions", "label", "weight", "chosen", "rejected"),
 )
 _MISSING = ("NaN", "nan", "<NA>", "#N/A")  # what pandas and Excel write for an empty cell
-_AT_ONCE = 1 << 26  # largest number of bytes of rows that become Python objects at the same time
+_AT_ONCE = 1 << 26  # rows become Python objects in groups of at most this number of bytes
 
 
 def require_package(module: str, what: str, extra: str) -> None:
@@ -50,7 +50,7 @@ def most_unpacked(size: int) -> int:
     """Return how many bytes a compressed file of `size` bytes may unpack to.
 
     Compression shrinks a text to about a tenth, and a table of equal cells to a hundredth. A file that
-    unpacks to more than this function returns was made to fill the memory.
+    unpacks to more bytes than this function returns was probably made to fill the memory.
     """
     return (1 << 27) + 100 * size
 
@@ -81,9 +81,9 @@ class TableText(NamedTuple):
     """The layout of a text that is a table."""
 
     delimiter: str
-    has_head: bool  # True if the first row has the column names
+    has_head: bool  # True if the table has a row of column names
     first_row: tuple[str, ...]
-    titles: int = 0  # number of rows above the column names
+    titles: int = 0  # number of rows, such as a title, above the column names; they are skipped
     has_quotes: bool = True  # False: quotation marks are part of the cells
 
 
@@ -115,7 +115,7 @@ def table_in(
             continue
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
-        width = len(names)  # a row may have more cells than this if they are empty
+        width = len(names)  # a row may have additional cells, if these are empty
         fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
         # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
         # length.
@@ -124,7 +124,8 @@ def table_in(
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
             return TableText(delimiter, True, tuple(rows[0]), titles, has_quotes)
         is_even = fitting == len(others) > 0 and len(names) > 1 and (is_sound or not is_whole)
-        is_even = is_even and any(row[0].strip() for row in rows)  # empty first cells: text indented by tabs
+        # If the first cell of every row is empty, this is no table, but text that is indented with tabs.
+        is_even = is_even and any(row[0].strip() for row in rows)
         if is_even and (named or (delimiter == "\t" and not needs_head)):
             has_head = bool(named) and len(names) > 2
             return TableText(delimiter, has_head, tuple(rows[0]), has_quotes=has_quotes)
@@ -416,7 +417,7 @@ def _rows_of_batch(batch: Any) -> list[dict[str, Any]]:
 
 
 def _in_pieces(batch: Any) -> Iterator[list[dict[str, Any]]]:
-    """Yield the rows of a batch in groups. As Python objects, a group has a limited number of bytes.
+    """Yield the rows of a batch in groups, so that a group's Python objects do not fill the memory.
 
     In the file, many rows may share one copy of a text. As Python objects, each row has its own copy.
     """

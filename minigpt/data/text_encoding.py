@@ -43,7 +43,7 @@ _CANDIDATES = {
 _SENSIBLE = re.compile(
     "[\t\n\r -~\u00a0-\u04ff\u2010-\u2027\u3000-\u30ff\u4e00-\u9fff\uac00-\ud7a3\uff00-\uffee]"
 )
-# Encodings with characters of several bytes. Only these have invalid bytes by which damage can be noticed.
+# Encodings with characters of several bytes. Not all sequences of bytes are valid, so damage is noticed.
 _OF_SEVERAL_BYTES = ("gb18030", "cp950", "cp932", "euc_jis_2004", "cp949")
 _NAMED_OF_SEVERAL_BYTES = (  # encodings with characters of several bytes that a user may name in --encoding
     *(*_OF_SEVERAL_BYTES, "gbk", "gb2312", "big5", "big5hkscs", "shift_jis", "shift_jisx0213", "euc_jp"),
@@ -179,7 +179,7 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # preferred to `readings`, because some encodings can decode any bytes
+    if damaged:  # preferred to `readings`: some encodings decode any bytes, so their texts prove nothing
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec

@@ -67,7 +67,7 @@ class Statistics:
     max_length: int
     cuts: list[Cut]
     vocab_size: int
-    unknown: list[Unknown]  # the most frequent characters first
+    unknown: list[Unknown]  # characters that the vocabulary lacks, the most frequent first
     unused: list[str]  # characters of the vocabulary that no conversation contains
     repeated_pairs: int  # number of pairs that repeat an earlier question and answer
     repeated_questions: int  # number of different questions that occur more than once

@@ -3,9 +3,9 @@
 Legend: N tokens in a part (training or validation), T tokens in a window (block_size), W windows in an epoch,
 B windows (rows) in a batch.
 
-A window is T tokens, with the following token of each as its target. An epoch cuts the part into windows that
-do not overlap. Each epoch starts at a new random offset, so the borders between windows change. Every token
-is a target exactly once per epoch, except fewer than 2 T tokens at the two ends.
+A window is T tokens. The target of each token is the token that follows. An epoch cuts the part into windows
+that do not overlap. Each epoch starts at a new random offset, so the borders between windows change. Every
+token is a target exactly once per epoch, except fewer than 2 T tokens at the two ends.
 
 The W windows come in a random order. A list of W numbers could be too large for the memory. So a function
 computes which window is the i-th one: a Feistel network (https://doi.org/10.1137/0217022). Two simpler ways
@@ -70,8 +70,8 @@ class TextPart:
         for row, (start, length) in enumerate(zip(rows.tolist(), lengths.tolist())):
             ids[row, :length] = self.tokens.read(self.first + start, length)
         width = int(lengths.max())
-        both = torch.from_numpy(ids[:, :width])  # (B, T + 1): inputs, and targets shifted by one
-        mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T): True for a target
+        both = torch.from_numpy(ids[:, :width])  # (B, T + 1): inputs [:, :-1], targets [:, 1:]
+        mask = torch.from_numpy(np.arange(1, width) < lengths[:, None])  # (B, T): False for padding
         return Batch(both[:, :-1].contiguous(), both[:, 1:].contiguous(), mask, mask, rows)
 
     @property
@@ -102,7 +102,7 @@ class WindowPlan:
 
     Args:
         part: the tokens to train on.
-        batch_size: largest number of windows of a batch. Sizes within an epoch differ by at most one.
+        batch_size: largest number of windows of a batch. Sizes in one epoch differ by at most one window.
         tokens_per_batch: largest number of tokens of a batch; a single window may have more. 0: no limit.
         seed: decides the order, together with the part's fingerprint and the epoch.
     """

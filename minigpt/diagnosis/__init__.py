@@ -1,6 +1,7 @@
 """Examines the files of a training run, reports problems, and says what to try.
 
-This folder may import from these folders: training, evaluation, generation, weights, data, families, storage.
+Modules in this folder may import only these parts of minigpt: errors, console, storage, tokenizer, data,
+families, weights, generation, evaluation and training.
 
 In reading order:
 
