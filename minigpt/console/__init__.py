@@ -1,6 +1,6 @@
 """Code that all commands share.
 
-Of minigpt's modules, those in this folder may import only `minigpt.errors`.
+Modules in this folder may import only `errors` from minigpt.
 
 flags.py         makes flags from a dataclass: parsing and --help
 command_line.py  runs a command: errors in one line, exit codes, signals, streams

@@ -1,6 +1,6 @@
 """The model families (GPT-2 and Qwen3), and all code that differs between families.
 
-Of minigpt's modules, those in this folder may import only errors, console, storage, devices and model. In
+Modules in this folder may import only these parts of minigpt: errors, console, storage, devices and model. In
 reading order:
 
     checks.py           checks of settings and weight names in other tools' files; no torch

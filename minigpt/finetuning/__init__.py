@@ -1,6 +1,6 @@
 """Fine-tuning: chooses which weights of a given model are trained, and adds adapters or new embedding rows.
 
-From the rest of minigpt, this folder's modules may import only errors, storage, data and families. In reading
+Modules in this folder may import only these parts of minigpt: errors, storage, data and families. In reading
 order:
 
     freezing.py     trains some parameters and freezes the other parameters

@@ -1,6 +1,6 @@
 """Generates new tokens from prompts, for one user or many.
 
-From the rest of minigpt, this folder's modules may import only errors, console, storage, devices,
+Modules in this folder may import only these parts of minigpt: errors, console, storage, devices,
 tokenization, tokenizer, data, families, finetuning and weights. In reading order:
 
     options.py               all options of generation, with their checks

@@ -6,7 +6,7 @@
     lens.record(model, ids, ["blocks.*.attn"])                                  # activations by name
 
 Most functions return a view: numbers that can be shown as tables and charts. The commands `minigpt look`,
-`plot` and `experiment` print views. Of minigpt's modules, those in this folder may import only `errors`,
+`plot` and `experiment` print views. Modules in this folder may import only these parts of minigpt: `errors`,
 `devices`, `tokenizer`, and the folders console, storage, tokenization, families, data, finetuning, weights,
 generation, evaluation, training and diagnosis.
 

@@ -1,6 +1,6 @@
 """GPT-2, Qwen3 and BPE as pure functions, for NumPy and JAX, without torch. The code is written for reading.
 
-Of minigpt's modules, those in this folder may import only `minigpt.errors`, `minigpt.console` and
+Modules in this folder may import only these parts of minigpt: `minigpt.errors`, `minigpt.console` and
 `minigpt.storage`; of other packages, only NumPy and JAX. In reading order:
 
     bpe.py          text <-> ids

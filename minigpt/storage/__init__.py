@@ -1,6 +1,6 @@
 """Files on disk: atomic writing, size limits when reading, checksums.
 
-Of minigpt's modules, those in this folder may import only `minigpt.errors`. In reading order:
+Modules in this folder may import only `errors` from minigpt. In reading order:
 
     regular_files.py        opens files for reading, but only regular files
     files.py                atomic writing, checksums, a folder's manifest

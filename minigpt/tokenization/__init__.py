@@ -1,6 +1,6 @@
 """Byte-level BPE and WordPiece tokenizers, and chat templates.
 
-Of minigpt's modules, those in this folder may import only `minigpt.errors`, `minigpt.console` and
+Modules in this folder may import only these parts of minigpt: `minigpt.errors`, `minigpt.console` and
 `minigpt.storage`. In reading order:
 
     definition.py        the dataclass Definition: everything that decides which ids a text gets

@@ -1,6 +1,6 @@
 """Training: from a configuration and data to checkpoints. A stopped and resumed run gives the same bits.
 
-Of minigpt's modules, those in this folder may import only errors, console, storage, devices, tokenizer,
+Modules in this folder may import only these parts of minigpt: errors, console, storage, devices, tokenizer,
 tokenization, data, families, finetuning, weights, generation and evaluation.
 
 In reading order:

@@ -1,7 +1,7 @@
 """Reads and writes model files, and stores weights in fewer bits.
 
-Of minigpt's modules, those in this folder may import only errors, console, storage, tokenization, tokenizer,
-model, families, data and finetuning. In reading order:
+Modules in this folder may import only these parts of minigpt: errors, console, storage, tokenization,
+tokenizer, model, families, data and finetuning. In reading order:
 
     pretrained.py           model folders in Hugging Face's format
     classifiers.py          folders of classifiers
