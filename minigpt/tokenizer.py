@@ -80,6 +80,8 @@ class Tokenizer:
         self._table = np.full(highest + 2, self.unk_token_id, dtype=np.int32)
         self._table[[ord(c) for c in characters]] = np.arange(len(SPECIAL_TOKENS), len(word2id))
 
+    # True: a classifier reads <sep>, text, <sep>, so a text begins as in pretraining. False: text, <sep>.
+    sep_before_text = False
     unknown_read_as = "read as <unk>"  # for warnings: what happens to unknown characters
 
     @property

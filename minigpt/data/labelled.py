@@ -423,6 +423,7 @@ def encode_labelled(
     max_length: int,
     where: str,
     *,
+    begin: int | None = None,
     end: int | None = None,
     pad_token_id: int = 0,
     weights: Mapping[str, float] | None = None,
@@ -432,13 +433,16 @@ def encode_labelled(
     Args:
         names: all labels; a label's number is its index in this list.
         where: name of the texts' file, for error messages.
-        end: id to append to each text.
+        begin: id to put before each text; None: none.
+        end: id to append to each text; None: none.
         weights: factor of each label in the loss. Default: 1.
 
     Raises:
         InputError: if a label is not in `names`, or a text has no token.
     """
     number = {name: index for index, name in enumerate(names)}
+    before, after = (np.array([] if one is None else [one], dtype=np.int32) for one in (begin, end))
+    room = max(0, max_length - len(before) - len(after))
     pieces: list[npt.NDArray[np.int32]] = []
     labels, counts, n_cut = [], [], 0
     for each in texts:
@@ -449,12 +453,10 @@ def encode_labelled(
                     f"{', '.join(map(repr, names[:10]))}"
                 )
         ids = tokenizer.encode_array(each.text)
-        room = max_length - (end is not None)
         n_cut += len(ids) > room
-        ids = ids[:room] if end is None else np.append(ids[:room], np.int32(end))
-        if not len(ids):
+        pieces.append(np.concatenate([before, ids[:room], after]))
+        if not len(pieces[-1]):
             raise InputError(f"{where}:{each.line}: the text has no token")
-        pieces.append(ids)
         labels.append(_numbers(each.labels, number, problem_type))
         counts.append(weights[each.labels[0]] if weights and each.labels else 1.0)
     is_single = problem_type == "single_label_classification"

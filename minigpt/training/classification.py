@@ -191,7 +191,11 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
     kind = config.problem_type
     names = ("LABEL_0",) if kind == "regression" else label_names(train, str(config.train_data))
     names = _known_order(config.model, Labels(names, kind)).names
-    tokenizer = with_more_tokens(load_tokenizer(config.model), config, (each.text for each in train))
+    given = load_tokenizer(config.model)
+    tokenizer = with_more_tokens(given, config, (each.text for each in train))
+    if isinstance(given, Tokenizer) and isinstance(tokenizer, Tokenizer):
+        # a classifier that has learned from texts without <sep> before them continues with such texts
+        tokenizer.sep_before_text = given.sep_before_text or classifier_labels(config.model) is None
     weights = class_weights(train) if config.class_weights == "balanced" else None
     length = min(config.max_length, read_config(config.model).max_position_embeddings)
     encoded: list[EncodedTexts] = []

@@ -202,8 +202,9 @@ def encode_texts(
 ) -> EncodedTexts:
     """Encode texts with labels. transformers gives the same ids with the same tokenizer.
 
-    A character tokenizer appends <sep> to each text.
+    With a character tokenizer, <sep> stands after each text, and before it if `tokenizer.sep_before_text`.
     """
+    sep = tokenizer.sep_token_id if isinstance(tokenizer, Tokenizer) else None
     return encode_labelled(
         texts,
         tokenizer,
@@ -211,7 +212,8 @@ def encode_texts(
         labels.problem_type,
         max_length,
         where,
-        end=tokenizer.sep_token_id if isinstance(tokenizer, Tokenizer) else None,
+        begin=sep if isinstance(tokenizer, Tokenizer) and tokenizer.sep_before_text else None,
+        end=sep,
         pad_token_id=pad_token_of(tokenizer) or 0,
         weights=weights,
     )

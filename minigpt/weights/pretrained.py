@@ -433,7 +433,7 @@ def _tokenizer_json(tokenizer: Tokenizer) -> dict[str, Any]:
         },
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [first, end],
+            "single": [end, first, end] if tokenizer.sep_before_text else [first, end],
             "pair": [first, end, second, end],
             "special_tokens": {sep: {"id": sep, "ids": [tokenizer.sep_token_id], "tokens": [sep]}},
         },
@@ -485,7 +485,9 @@ def _read_tokenizer(folder: Path) -> AnyTokenizer:
         tokenizer = Tokenizer.from_word2id(vocabulary)
     except ValueError as error:
         raise InputError(f"{path}: {error}") from None
+    tokenizer.sep_before_text = True
     ours = _tokenizer_json(tokenizer)
+    tokenizer.sep_before_text = whole.get("post_processor") == ours["post_processor"]
     for key in ("normalizer", "pre_tokenizer"):
         if whole.get(key) != ours[key]:
             raise InputError(
