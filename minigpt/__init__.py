@@ -5,8 +5,9 @@
     print(minigpt.generate(model, tokenizer, "四川省的省会是哪里？"))
 
 docs/api.md describes the public names. A name is imported when it is first used, so `import minigpt` does not
-import torch. train.py and generate.py are scripts in this folder, but minigpt.train and minigpt.generate are
-functions: when such a script is imported, it puts its function into sys.modules in place of the module.
+import torch. This folder has the scripts train.py and generate.py, but `minigpt.train` and `minigpt.generate`
+must be functions. So when Python imports one of these scripts as a module, the script replaces itself in
+sys.modules by the function of the same name.
 """
 
 from importlib import import_module

@@ -258,8 +258,8 @@ def _answer_lines(talk: "Conversation") -> None:
                 warn(f"not in the vocabulary, {talk.tokenizer.unknown_read_as}: {shown}")
             try:
                 answer = "".join(talk.say(line.strip()))
-            # For example, the question is too long for the model. Warn, and go on to the next line.
             except InputError as error:
+                # The question may be too long for the model. Warn, and go on to the next line.
                 warn(str(error))
         print(printable(answer), flush=True)
 

@@ -45,7 +45,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read the folder, write the file, and warn about what the file's reader will do differently."""
+    """Read the folder and write the file. Warn if llama.cpp, for example, will do something differently."""
     from minigpt.console.terminal import warn
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.weights.quantized import precision_of

@@ -2,7 +2,7 @@
 
     minigpt look attention --model output/demo/best --question "四川的省会是哪里？" --layer 1 --head 2
     minigpt look loss --question "四川的省会是哪里？" --answer "成都。" --plot loss.png
-    minigpt look loss --question "四川的省会是哪里？" --along output/demo
+    minigpt look loss --question "四川的省会是哪里？" --along output/demo     # at each checkpoint of this run
     minigpt look --question "四川的省会是哪里？" --output page.html     # the whole model in a page
     minigpt look loss --file poem.txt
 
@@ -145,7 +145,7 @@ _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 _TEXT = ("text", "file", "encoding")
 _MOST_BYTES = 2**20  # largest number of bytes that are read from the file of --file
-_MOST_CHARACTERS = 2000  # a table shows the tokens of at most this many characters
+_MOST_CHARACTERS = 2000  # the table of tokens shows only this much of the beginning of a longer text
 USES: dict[str, tuple[str, ...]] = {  # view -> flags of the view, besides --json, --plot, --language
     "all": ("answer", "question", "output", *_TEXT, *_MODEL),
     "tokens": (*_TEXT, "model", "vocab_path"),

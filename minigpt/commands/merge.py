@@ -51,7 +51,8 @@ def main(options: Options) -> dict[str, Any]:
     # Leave out "torch_dtype", the old name of the key "dtype": its value may contradict the new one.
     config = {key: value for key, value in config.items() if key != "torch_dtype"}
     config |= {"dtype": dtype}
-    # If lm_head had an adapter, it has its own weight now, and this is False, even if the old model was tied.
+    # If the adapter has changed lm_head, lm_head now has a weight of its own. So `is_tied` is False, even
+    # if lm_head and the token embedding shared one weight before.
     is_tied = model.config.tie_word_embeddings
     if "tie_word_embeddings" in config or not is_tied:
         config["tie_word_embeddings"] = is_tied

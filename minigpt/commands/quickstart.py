@@ -276,13 +276,13 @@ class _Quickstart:
     def _typed(
         self, verb: str, kind: type[Given], *words: object, also: Sequence[object] = (), is_typed: bool = True
     ) -> Given:
-        """Print a command line as a user would type it. Return the options that it gives to the command.
+        """Print a command line as a user would type it. Return the command's options, parsed from this line.
 
         Args:
             verb: name of the command.
             kind: dataclass of the command's options.
             words: flags and values. The same words are printed and parsed.
-            also: words that are printed after `words`, but not parsed.
+            also: words that are printed after `words`, but not parsed, because `kind` has no fields for them.
             is_typed: False: print nothing.
         """
         argv = [str(word) for word in words]
@@ -456,7 +456,7 @@ class _Counted:
         ]
 
     def prompts(self) -> list[str]:
-        """Return two prompts: beginnings of lines near the end of the text, which is the validation part."""
+        """Return two prompts: beginnings of lines near the end of the text. (The end is for validation.)"""
         lines = [line.strip() for text in self._last for line in text.splitlines()]
         lines = [line for line in lines if len(line) >= _PROMPT] or [line for line in lines if line]
         lines = lines[-max(2, len(lines) // 4) :]

@@ -112,7 +112,7 @@ def warn(text: str) -> None:
 
 
 def _text_of(error: Warning | Exception | str) -> str:
-    """Return the text of an error. If it is a `Message` (a text that can be translated), it stays one."""
+    """Return the text of an error. A `Message`, a text that can be translated, is returned as it is."""
     first = [] if isinstance(error, str) else [*error.args][:1]
     return first[0] if first and isinstance(first[0], Message) else str(error)
 
@@ -258,7 +258,7 @@ def _open_closed_streams() -> bool:
     """Replace closed standard streams by /dev/null. Return True if standard output was closed.
 
     Without this function, the next opened file would get the number 0, 1 or 2 of a closed stream, and prints
-    would go into that file. For a closed stream, Python may set sys.stderr to None; print(file=sys.stderr)
+    would go into that file. If stderr is closed, Python may set sys.stderr to None; print(file=sys.stderr)
     would then print to stdout.
     """
     closed = []
@@ -271,7 +271,9 @@ def _open_closed_streams() -> bool:
         if getattr(sys, name) is None:
             stream = open(number, "r" if name == "stdin" else "w", encoding="utf-8", closefd=False)  # noqa: SIM115
             setattr(sys, name, stream)
-    if isinstance(sys.stdout, io.TextIOWrapper):  # print lone surrogates as escapes; else they raise errors
+    # Print lone surrogates as escapes: otherwise printing them raises an error. If sys.stdout was replaced by
+    # another object, as in some tests, it may have no method `reconfigure`.
+    if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
     return "stdout" in closed
 
@@ -294,7 +296,8 @@ _waits = False  # True (inside `patient_signals`): wait without a limit for the 
 def patient_signals() -> Iterator[None]:
     """Inside the context, do not end the process if a library's call delays the handling of a signal.
 
-    Used around work that is saved when the call returns, such as a training step.
+    Used around the training loop: when the call has returned, the loop notices the signal, saves the run, and
+    stops.
     """
     global _waits
     before, _waits = _waits, True

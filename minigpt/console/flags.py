@@ -3,13 +3,13 @@
 Each field is a flag. The string below a field is its help. A comment right above a field is the title of a
 group of flags in the help, and this field is the first of the group.
 
-    n_layer: int = 6                            --n_layer 4, --n_layer=4, --n-layer 4
-    bias: bool = False                          --bias, --no_bias
-    gelu: Literal["exact", "tanh"] = "exact"    --gelu tanh
-    choices: tuple[str, ...] = ()               --choices 2 3 4
-    run: Path = field(..., metadata=POSITIONAL) a value without --run; a tuple takes all remaining values
-    HIDDEN: ClassVar = frozenset({"init_from"}) fields of a base class that are not flags of this class
-    generation: dict = fields_of(GenerationOptions, ["top_k"])    fields of another class are flags, too
+    n_layer: int = 6                               # --n_layer 4, --n_layer=4, --n-layer 4
+    bias: bool = False                             # --bias, --no_bias
+    gelu: Literal["exact", "tanh"] = "exact"       # --gelu tanh
+    choices: tuple[str, ...] = ()                  # --choices 2 3 4
+    run: Path = field(..., metadata=POSITIONAL)    # a value without --run; a tuple takes all remaining values
+    HIDDEN: ClassVar = frozenset({"init_from"})    # fields of a base class that are not flags of this class
+    generation: dict = fields_of(GenerationOptions, ["top_k"])    # fields of another class are flags, too
 
 argparse is not used: its error messages and its help would all have to be replaced.
 """
@@ -63,7 +63,9 @@ class Flag(NamedTuple):
     is_list: bool
     is_positional: bool
     default: object  # value if the user does not give the flag; dataclasses.MISSING if the flag is required
-    holder: str  # name of the `fields_of` field that adds this flag; "" for the flag of an ordinary field
+    # "": the flag is a field of the command's own dataclass. Otherwise the flag comes from another dataclass,
+    # and `holder` is the name of the field that adds it with `fields_of`, such as "generation".
+    holder: str
 
     @property
     def title(self) -> str:
@@ -234,8 +236,9 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
     Args:
         options: the dataclass of the command's options.
         program: the command's name in the line of usage.
-        source: source file of the command. The help of a class whose module is `__main__` is read from this
-            file, because under `minigpt VERB`, sys.modules["__main__"] is not the command's module.
+        source: source file of the command. The help texts of a class are read from the source file of its
+            module. For a class of the command itself, that module is called `__main__`, but under
+            `minigpt VERB`, sys.modules["__main__"] is another module. So the file must be given.
         defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)

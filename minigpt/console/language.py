@@ -1,9 +1,9 @@
 """The language of messages: English, or Chinese from minigpt/translations/zh.mo.
 
     set_language("zh")
-    translated("The machine")                              # 机器
-    say("{count} steps are done", count=105)               # for a text that is printed now
-    wrapped("一条命令做完全部", 8)                            # ["一条命令", "做完全部"]
+    translated("The machine")                                        # "机器"
+    say("{count:,} files in {path}", count=3, path="books")          # "books 里的 3 个文件"
+    wrapped("一条命令做完全部", 8)                                      # ["一条命令", "做完全部"]
 
 The English text is the key of a translation. A message with values is a `Message`: an English text that
 remembers its template and its values. It is translated only where a command prints it for a user. Files, the
@@ -96,15 +96,15 @@ def translated(text: str) -> str:
 def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
     """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
-    The values in the text, and the texts before and after "; " and ": ", are translated in the same way. They
-    may be a user's own text, such as a question, and a short entry such as "{0} has no {1}" could match it by
-    chance. So for these parts, a short entry is used only if it is in `_INSIDE`, or if its values are
-    numbers, as in "5 records".
+    The values in the text are translated in the same way. So are the texts before and after "; " and ": ".
+    A value, or a text beside ": ", may be the user's own, such as a question. A short entry such as "{0} has
+    no {1}" could match it by chance. So there, a short entry is used only if it is in `_INSIDE`, or if its
+    values are numbers, as in "5 records".
 
     Args:
         depth: how often a part may be divided again.
-        is_inside: True: the text is a value, or stands beside ": ". False for the text behind a place such as
-            "a.jsonl:3: ", because that text is a message of minigpt.
+        is_inside: True: the text may be the user's own, because it is a value or stands beside ": ". False:
+            it is a message of minigpt: a whole text, or the text behind a place such as "a.jsonl:3: ".
     """
     if not text:  # do not look up "": it is the key of the catalogue's header
         return text
@@ -122,7 +122,8 @@ def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
             return chinese.format(
                 *(_recognised(value, depth - 1, True) if " " in value else value for value in values)
             )
-        # First divide joined messages: a short entry like "{0} has no {1}" could match across two messages.
+        # Joined messages are divided before short entries are tried: a short entry such as "{0} has no {1}"
+        # could match a text that begins in one message and ends in the next.
         for mark in ("; ", ": ") if not is_short else ():
             first, found, second = text.partition(mark)
             if found:

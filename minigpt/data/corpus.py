@@ -1,8 +1,9 @@
 """Finds the text files of a corpus, and recognises their formats.
 
-    sources = find_sources(Path("books"))
+    for text in read_texts(Path("books")): ...    # all texts of a folder or a file
+
+    sources = find_sources(Path("books"))         # the files, with their formats
     sources = decode_sources(sources, Path("decoded"), TextOptions())
-    for text in read_texts(Path("books")): ...
 
 The format of a file is recognised by its content. Plain text in UTF-8, JSON Lines and Parquet are read in
 pieces, so they may be larger than the memory (see documents.py). `decode_sources` first converts files of

@@ -86,7 +86,8 @@ def _value(lines: list[str]) -> str:
     head, below = lines[0].strip(), textwrap.dedent("\n".join(lines[1:])).strip("\n")
     if re.fullmatch(r"\|[+-]?\d?", head):
         return below
-    if re.fullmatch(r">[+-]?\d?", head):  # a line end becomes a space, a blank line a line end
+    # After ">", each line end in the text becomes a space, and each blank line becomes a line end.
+    if re.fullmatch(r">[+-]?\d?", head):
         return re.sub(r"(?<!\n)\n(?!\n)", " ", below).replace("\n\n", "\n")
     return _scalar(" ".join([head, *(line.strip() for line in lines[1:] if line.strip())]))
 

@@ -72,8 +72,9 @@ PARTNERS: dict[str, tuple[str, ...]] = {
 OPTION = re.compile(r"(?:选项|選項|option|choice|op)?[ _.]?([a-h])[.、:：]?(?:选项|選項)?")
 # names of a field that holds all options of a multiple-choice question
 OPTIONS = ("choices", "options", "选项", "選項")
-# Fields without text. If a record has only these beside `user` and the answer, `user` holds the question,
-# whatever the name of the answer's field is.
+# Fields that may stand beside a question and its answer, such as an id, a time or a system text. If a record
+# has only such fields beside `user` and the answer, `user` holds the question, whatever the name of the
+# answer's field is. Beside any other field, `user` may hold a person's name.
 _NO_TEXT = {"id", "index", "", *MESSAGE_COLUMNS["time"], *MESSAGE_COLUMNS["number"]}
 _NO_TEXT |= {"label", "score", "weight", "category", "类别", *FIELDS["system"], *FIELDS["history"], "tools"}
 LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
@@ -186,6 +187,9 @@ def has_answers(cells: Collection[str]) -> bool:
 
 
 def head_test(names: FieldNames) -> Callable[[Collection[str]], bool]:
-    """Return a function like `is_head` that also knows the field names given by the user."""
+    """Return a function that gets the cells of a table's first row, and tells if they are column names.
+
+    With field names given by the user: True if a cell is one of these names. Without: `is_head`.
+    """
     own = {name.strip().lower() for name in (names.question, names.answer) if name}
     return (lambda cells: bool(own & set(cells))) if own else is_head

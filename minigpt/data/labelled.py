@@ -1,8 +1,8 @@
 """Reads texts with labels from files of all formats that file_formats.py knows; splits and encodes them.
 
     texts, report = read_labelled(Path("reviews.csv"), LabelledOptions())
-    train, val = hold_out(texts, 0.1, seed=42)            # every label is in both parts
-    encoded = encode_labelled(train, tokenizer, labels, max_length=256)
+    train, val = hold_out(texts, 0.1, seed=42)            # a label with several texts is in both parts
+    encoded = encode_labelled(train, tokenizer, ["good", "bad"], problem_type, max_length, "reviews.csv")
 
 A label is a text: 1, 1.0 and "1" are the same label. The order of the lines does not influence training, so a
 file may be sorted by label.
@@ -150,7 +150,8 @@ def _is_head(cells: Collection[str], own: set[str], needs_labels: bool) -> bool:
     if own & set(cells):
         return True
     has_text, has_label = bool(set(TEXT_FIELDS) & set(cells)), bool(set(LABEL_FIELDS) & set(cells))
-    if len(cells) == 1:  # a Parquet file: `cells` is one column's name; True: read the column
+    # For Parquet, this function gets the name of one column, and returns True if the column should be read.
+    if len(cells) == 1:
         return has_text or has_label
     return has_text and (has_label or not needs_labels)
 
@@ -169,7 +170,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
     lengths = [sum(map(len, column.elements())) for column in counts]
     label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
     first = str(cells[0].get(str(label))).strip() if cells else ""
-    differ = len(counts[label]) == len(cells)  # True: no value occurs twice, as in row numbers
+    differ = len(counts[label]) == len(cells)  # True: no value occurs twice, so they may be numbers of rows
     if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
         raise InputError(
