@@ -83,9 +83,10 @@ def main(argv: list[str] | None = None) -> int:
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
-        # If stdout is closed, stop here. `exit_code` also opens /dev/null in place of each closed stream. It
-        # is called before the command is imported: otherwise a file that the import opens could get the file
-        # descriptor of a closed stream (0, 1 or 2), and prints would go into that file.
+        # `exit_code` is called here without work, only for the standard streams: it opens /dev/null in place of
+        # each closed stream, and returns an error code if stdout was closed. This must happen before the
+        # command is imported: otherwise a file that the import opens could get the file descriptor of a
+        # closed stream (0, 1 or 2), and prints would go into that file.
         if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
             return code
         runpy.run_module(COMMANDS[verb][0], run_name="__main__")

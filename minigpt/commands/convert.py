@@ -45,7 +45,7 @@ class Options(command_line.CommandOptions):
 
 
 def main(options: Options) -> dict[str, Any]:
-    """Read the folder and write the file. Warn if llama.cpp, for example, will do something differently."""
+    """Read the folder and write the file. Warn of what other programs will do differently from minigpt."""
     from minigpt.console.terminal import warn
     from minigpt.weights.pretrained import load_model_and_tokenizer, model_folder
     from minigpt.weights.quantized import precision_of

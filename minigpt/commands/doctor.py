@@ -1,7 +1,8 @@
 """Examines a training run, explains problems in plain words, and recommends what to try.
 
     minigpt doctor output
-    minigpt doctor output/demo --no_deep --language zh
+    minigpt doctor output/demo --no_deep      # faster: the best checkpoint is not loaded
+    minigpt doctor output/demo --language zh
 
 The doctor reads the run's files (run.json, metrics.jsonl, the newest checkpoint's state), the data files that
 the run names (if they still exist), and the best checkpoint. It changes nothing. The exit code is always 0.

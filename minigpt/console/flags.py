@@ -40,7 +40,7 @@ _ALIKE = 0.75  # if a valid value is at least so similar (0 to 1) to a wrong one
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
-    """Return a dataclass field that adds command-line flags. Each flag sets one field of `options`.
+    """Return a dataclass field that adds several command-line flags: fields of `options`, another dataclass.
 
     The value of the returned field is a dictionary with the flags that the user gave: name -> value. If a
     string literal follows the field in the source of its class, it is the title of the flags' group in the

@@ -182,11 +182,12 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates(is_short: bool) -> list[tuple[list[str], str]]:
-    """Return (texts around the values, translation) of each catalogue entry with {0}, longest entry first.
+    """Return (texts around the values, translation) of each short or long catalogue entry with {0}.
 
-    An entry is short if these texts have fewer than 12 characters together. Of the short entries, those with
-    one value come first: "my dog has no tail.txt is empty" is a case of "{0} is empty", not of "{0} has no
-    {1}".
+    An entry is short if the texts around its values have fewer than 12 characters together. `is_short`: True:
+    return the short entries; False: the long ones. The longest entry comes first. Exception: of the short
+    entries, those with one value come before those with several, because "my dog has no tail.txt is empty" is
+    a case of "{0} is empty", not of "{0} has no {1}".
     """
     found = []
     for text, chinese in _catalogue()._catalog.items():  # type: ignore[attr-defined]

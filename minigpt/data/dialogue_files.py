@@ -24,7 +24,7 @@ _BEGIN = re.compile(r"-\s+-\s*(.*)")
 _NEXT = re.compile(r"\s+-\s*(.*)")
 # "- key: value" or "  key: value"
 _ENTRY = re.compile(r"(- |  )([^\s:#'\"\-\[\]{}][^:#]{0,29}?)\s*:(?:\s+(.*))?")
-_ABOVE = re.compile(r"(?:#.*|---|[\w ]{1,30}:)?")  # a line above the list: blank, a comment, or a key
+_ABOVE = re.compile(r"(?:#.*|---|[\w ]{1,30}:)?")  # a line above the list: blank, comment, "---", or a key
 _MOST = 200  # number of lines at the beginning that are examined to recognise the form
 # Some .conv files separate words by "/". A line of at most 6 characters ("M " and four more) may be a single
 # word, so it is not searched for "/".
