@@ -83,8 +83,8 @@ def main(argv: list[str] | None = None) -> int:
     before = sys.argv
     sys.argv = [f"minigpt {verb}", *rest]
     try:
-        # `exit_code` is called here without work, only for the standard streams: it opens /dev/null in place of
-        # each closed stream, and returns an error code if stdout was closed. This must happen before the
+        # `exit_code` is called here without work, only for the standard streams: it opens /dev/null in place
+        # of each closed stream, and returns an error code if stdout was closed. This must happen before the
         # command is imported: otherwise a file that the import opens could get the file descriptor of a
         # closed stream (0, 1 or 2), and prints would go into that file.
         if code := command_line.exit_code(f"minigpt {verb}", lambda: None):
