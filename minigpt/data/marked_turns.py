@@ -55,8 +55,8 @@ _TOKEN = (
     r"<s>|</s>|<bos>|<eos>|<end_of_turn>|\[gMASK\]|<sop>"
     r"|<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id|end|im_start)\|>"
 )
-# Special tokens and spaces around a turn. (?<!\s) saves time: in a row of spaces, only the first space can
-# begin the match at the end.
+# Matches the special tokens and spaces at the beginning and at the end of a turn. Without (?<!\s), a long row
+# of spaces inside a turn would take much time: the search would begin again at each space of the row.
 _EDGES = re.compile(rf"\A(?:\s|{_TOKEN})+|(?<!\s)(?:\s|{_TOKEN})+\Z")
 _OPENING = re.compile(rf"(?:\s|{_TOKEN.replace('|im_start', '')})*")
 Marked = tuple[str, Turn]  # (mark, turn)

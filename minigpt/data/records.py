@@ -109,7 +109,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        # With --speaker, `raw` is "": the command `split` then writes roles, and does not copy the names.
+        # With --speaker, `raw` is "", so that the command `split` writes roles in place of speakers' names.
         return _conversation(turns, line, "" if names.speaker else raw, item)
     if found["input"] and found["answer"] and not found["question"]:  # as in {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}

@@ -115,7 +115,8 @@ def table_in(
             continue
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
-        width = len(names)  # a row may have additional cells, if these are empty
+        width = len(names)
+        # A row fits if it has `width` cells, or more, if the additional cells are empty.
         fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
         # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
         # length.

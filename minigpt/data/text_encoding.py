@@ -112,7 +112,9 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # `error.start` is a position in these bytes, not in `data`
+            # `error.start` is a position in `error.object`. With utf-8-sig, this is `data` without its first
+            # three bytes, the byte order mark.
+            read = error.object
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
