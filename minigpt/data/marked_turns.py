@@ -110,9 +110,9 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer: several, if the answer itself contains marks that the question has.
+    """Return the turns of an answer: several, if the question's marks, such as "User:", occur in the answer.
 
-    Returns: [] if the question has no marks of speakers (such as "User:"), or the answer is empty.
+    Returns: [] if the question has no marks of speakers, or the answer is empty.
     """
     asked = next((mark for mark, turn in reversed(question) if turn.role == "user"), "")
     marks = next((one for one in _ALL if asked and one.pattern.match(asked + "\n")), None)

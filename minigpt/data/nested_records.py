@@ -33,7 +33,7 @@ __all__ = ["is_message_tree", "message_trees", "unfolded"]
 # _SAID matches one turn of a conversation that stands in one text: its speaker, and what is said.
 _MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
-_NO_PARENT = ("None", "", "nan")  # str(parent_id) if there is no parent: of None, an empty cell, NaN
+_NO_PARENT = ("None", "", "nan")  # what str() makes of a missing parent: None, an empty cell, NaN
 # If a record has one of these fields, its `questions` are different questions: about a text, or with options.
 # Without such a field, they are several phrasings of one question.
 _PASSAGE = {"context", "article", "passage", "document", "story", *FIELDS["text"], *OPTIONS}
@@ -56,7 +56,7 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
     if keys.isdisjoint((*NESTED, "questions")) and keys != {"id", "data"}:
         return None
     item = lower_keys(record)
-    # In a table, such a list or object is the text of a cell, in JSON or in Python's notation. So parse it.
+    # In a table, lists and objects in these fields are texts, in JSON or Python's notation. So parse them.
     for key in item.keys() & {*NESTED, "data", "responses"}:
         if isinstance(item[key], str):
             item[key] = structure_in(item[key])

@@ -324,7 +324,7 @@ def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
     """Return True if the shards were made with these options.
 
     A manifest of an older minigpt version does not record the options, but only the separator of each source
-    file. Then the result is True only if these separators and `options` are the defaults.
+    file. With such a manifest, the result is True only if these separators and `options` are the defaults.
     """
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))

@@ -181,7 +181,9 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # preferred to `readings`: some encodings decode any bytes, so their texts prove nothing
+    # A damaged text is preferred to `readings`: some encodings decode any bytes, so it proves nothing that a
+    # file can be decoded with them.
+    if damaged:
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec
