@@ -55,8 +55,8 @@ _TOKEN = (
     r"<s>|</s>|<bos>|<eos>|<end_of_turn>|\[gMASK\]|<sop>"
     r"|<\|(?:im_end|endoftext|begin_of_text|end_of_text|eot_id|end|im_start)\|>"
 )
-# Special tokens and spaces around a turn. (?<!\s) saves time: in a row of spaces, only the first space can
-# begin the match at the end.
+# Matches the special tokens and spaces at the beginning and at the end of a turn. Without (?<!\s), a long row
+# of spaces inside a turn would take much time: the search would begin again at each space of the row.
 _EDGES = re.compile(rf"\A(?:\s|{_TOKEN})+|(?<!\s)(?:\s|{_TOKEN})+\Z")
 _OPENING = re.compile(rf"(?:\s|{_TOKEN.replace('|im_start', '')})*")
 Marked = tuple[str, Turn]  # (mark, turn)
@@ -110,9 +110,9 @@ def _joined(group: list[Marked]) -> Marked:
 
 
 def answer_turns(answer: str, question: Sequence[Marked]) -> list[Turn]:
-    """Return the turns of an answer: several, if the answer itself contains marks that the question has.
+    """Return the turns of an answer: several, if the question's marks, such as "User:", occur in the answer.
 
-    Returns: [] if the question has no marks of speakers (such as "User:"), or the answer is empty.
+    Returns: [] if the question has no marks of speakers, or the answer is empty.
     """
     asked = next((mark for mark, turn in reversed(question) if turn.role == "user"), "")
     marks = next((one for one in _ALL if asked and one.pattern.match(asked + "\n")), None)

@@ -29,10 +29,11 @@ from minigpt.data.records import NO_ANSWER, lower_keys, parts_of
 
 __all__ = ["is_message_tree", "message_trees", "unfolded"]
 
-# The marks around each part of a turn in the data set MOSS, such as <|Human|>: and <eoh>.
+# For the two formats of the data set MOSS. _MARK matches the marks in a text, such as <|Human|>: and <eoh>.
+# _SAID matches one turn of a conversation that stands in one text: its speaker, and what is said.
 _MARK = re.compile(r"<\|[^|<>]{1,20}\|>:?\s*|<eo[a-z]{1,2}>")
 _SAID = re.compile(r"\[(Human|MOSS)\]:\s*(.*?)\s*(?:<eo[a-z]{1,2}>|(?=\[(?:Human|MOSS)\]:)|\Z)", re.DOTALL)
-_NO_PARENT = ("None", "", "nan")  # a missing parent as text: None of JSON, an empty cell, NaN of pandas
+_NO_PARENT = ("None", "", "nan")  # what str() makes of a missing parent: None, an empty cell, NaN
 # If a record has one of these fields, its `questions` are different questions: about a text, or with options.
 # Without such a field, they are several phrasings of one question.
 _PASSAGE = {"context", "article", "passage", "document", "story", *FIELDS["text"], *OPTIONS}
@@ -55,7 +56,8 @@ def _inner(record: Mapping[Any, Any]) -> list[Any] | None:
     if keys.isdisjoint((*NESTED, "questions")) and keys != {"id", "data"}:
         return None
     item = lower_keys(record)
-    for key in item.keys() & {*NESTED, "data", "responses"}:  # in a table's cell, the value is a JSON text
+    # In a table, lists and objects in these fields are texts, in JSON or Python's notation. So parse them.
+    for key in item.keys() & {*NESTED, "data", "responses"}:
         if isinstance(item[key], str):
             item[key] = structure_in(item[key])
     match item:

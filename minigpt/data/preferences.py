@@ -54,7 +54,10 @@ _SPEAKERS = re.compile(r"\n\n(Human|Assistant): ?")  # marks of the speakers in 
 
 
 class Preference(NamedTuple):
-    """Two conversations with the same prompt: all turns before the first answer in which they differ."""
+    """Two conversations with the same prompt: one ends with a better answer, one with a worse answer.
+
+    The prompt is all turns before the first answer in which the two conversations differ.
+    """
 
     chosen: Conversation
     rejected: Conversation
@@ -109,7 +112,8 @@ def _is_head(names: FieldNames) -> Callable[[Collection[str]], bool]:
     known |= {names.question.strip().lower()}
 
     def test(cells: Collection[str]) -> bool:
-        if len(cells) == 1:  # a Parquet file: `cells` is one column's name; True: read the column
+        # For a Parquet file, `cells` has only one column's name. Return True if this column is to be read.
+        if len(cells) == 1:
             return bool(known & set(cells))
         is_short = all(len(cell) <= _LONGEST_NAME for cell in cells)
         return is_short and bool(chosen & set(cells)) and bool(rejected & set(cells))

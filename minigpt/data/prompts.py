@@ -111,8 +111,8 @@ def encode_prompts(
     """Encode conversations as prompts with answers. Conversations longer than max_length tokens are left out.
 
     Args:
-        encode: a function that encodes one conversation: `encode_conversation` (plain form) or
-            `encode_chat_conversation`.
+        encode: a function that encodes one conversation: `encode_conversation` (with <sep>) or
+            `encode_chat_conversation` (with a chat template).
 
     Raises:
         InputError: if no conversation is left.

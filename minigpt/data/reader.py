@@ -204,7 +204,7 @@ def read_records(
     texts: Callable[[Found], Iterable[str]],
     strict: bool,
 ) -> list[Found]:
-    """Convert records, and return the results. `report` gets the lines of bad records, and of damaged texts.
+    """Convert records, and return the results. Line numbers of bad records and damaged texts go to `report`.
 
     Args:
         meaning: a function that converts a record, for example to a Conversation, or raises BadLine.

@@ -4,7 +4,7 @@
     {"instruction": ..., "input": ..., "output": ...}      Alpaca; with "system" and "history": LLaMA-Factory
     {"messages": [{"role": ..., "content": ...}, ...]}     OpenAI's; also under "dialogue", ...
     {"conversations": [{"from": ..., "value": ...}, ...]}  ShareGPT's
-    [{"role": ..., "content": ...}, ...]                   a list of turns, or of texts of user and assistant
+    [{"role": ..., "content": ...}, ...]                   turns, or texts of user, assistant, user, ...
     {"title": ..., "desc": ..., "answer": ...}             a question of a forum
     {"context": ..., "question": ..., "answers": {"text": [...]}}      SQuAD's, a row for each question
     {"text": ...}                                          a text, for `train --text`
@@ -109,7 +109,7 @@ def meaning_of(value: Any, names: FieldNames, line: int = 0, raw: str = "") -> C
         turns = _turns(item[found["turns"]], f"`{found['turns']}`", names.speaker)
         if found["system"] and not any(turn.role == "system" for turn in turns):
             turns[:0] = _system(item, found["system"])
-        # With --speaker, `raw` is "": the command `split` then writes roles, and does not copy the names.
+        # With --speaker, `raw` is "", so that the command `split` writes roles in place of speakers' names.
         return _conversation(turns, line, "" if names.speaker else raw, item)
     if found["input"] and found["answer"] and not found["question"]:  # as in {"input": ..., "output": ...}
         found |= {"question": found["input"], "input": None}
@@ -340,14 +340,14 @@ def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]
 
 
 def _is_choice(item: Mapping[str, Any], apart: list[tuple[str, str]], answer: str) -> bool:
-    """Return True if fields such as "a" or "option_a" are options, judged by their names and the answer."""
+    """Return True if fields such as "a" or "option_a" hold the options of a multiple-choice question."""
     is_named = len(apart) > 2 or any(letter != name for letter, name in apart) or _RIGHT.search(answer)
     return bool(is_named or _LETTERS.fullmatch(str(item[answer]).strip()))
 
 
 @functools.lru_cache(maxsize=256)
 def _apart(given: tuple[str, ...], answer: str) -> list[tuple[str, str]]:
-    """Return (letter, field name) for fields such as "option_a" or "a"; [] without the letter a or b."""
+    """Return (letter, field name) for fields such as "option_a" or "a"; [] if a or b is missing."""
     found = sorted((match[1], name) for name in given if name != answer and (match := OPTION.fullmatch(name)))
     return found if {"a", "b"} <= {letter for letter, _ in found} else []
 
@@ -423,7 +423,7 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
 
 
 def _unnamed(turn: Any) -> Any:
-    """Return the text of a turn that has no speaker: a text, or an object such as {"message": ...}."""
+    """Return the text in a turn without speaker, such as {"message": ...}. Return other values unchanged."""
     if isinstance(turn, dict) and len(turn.keys() - {"attrs"}) == 1:
         key = next(iter(turn.keys() - {"attrs"}))
         return turn[key] if key in ("message", "utterance", "sentence", *TEXT_KEYS) else turn

@@ -82,7 +82,8 @@ class _Counts:
     characters: int = 0
     text_bytes: int = 0  # number of bytes in UTF-8
     unknown: dict[str, int] = field(default_factory=dict)  # unknown character -> number of occurrences
-    lines: list[int] = field(default_factory=list)  # number of JSONL lines of each piece
+    # For each piece (a part of a file): its number of JSONL lines or Parquet rows; 0 for plain text.
+    lines: list[int] = field(default_factory=list)
     # For each skipped line: (index of its piece, line in this piece, reason).
     skipped: list[tuple[int, int, str]] = field(default_factory=list)
 
@@ -126,7 +127,7 @@ def _size(job: _Job) -> int:
 
 
 def _documents(job: _Job, counts: _Counts, tokenizer: TextTokenizer | None) -> Iterator[tuple[str, bool]]:
-    """Yield (chunk of text, True if a document ends there). Also count the lines in `counts`."""
+    """Yield (chunk of text, True if a document ends there). Also fill `counts.lines` and `counts.skipped`."""
     any_place = tokenizer is None or isinstance(tokenizer, Tokenizer)
     check = partial(_joins, tokenizer)
     for index, piece in enumerate(job.pieces):
@@ -322,7 +323,8 @@ def _as_prepared(
 def _same_reading(options: TextOptions, manifest: dict[str, Any]) -> bool:
     """Return True if the shards were made with these options.
 
-    Manifests of older minigpt versions record only the separator of each source file.
+    A manifest of an older minigpt version does not record the options, but only the separator of each source
+    file. With such a manifest, the result is True only if these separators and `options` are the defaults.
     """
     if "reading" in manifest:
         return bool(manifest["reading"] == asdict(options))

@@ -57,7 +57,7 @@ class Split:
 
     train: list[Conversation]
     val: list[Conversation]
-    questions: int  # number of different questions, only of the conversations that have one question
+    questions: int  # number of different questions; conversations of several questions do not count
     grouped: list[list[Conversation]]  # for each question with several answers: its pairs
     dropped: list[tuple[Conversation, Conversation]]  # (repeated conversation, its first occurrence)
     on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)

@@ -115,7 +115,8 @@ def table_in(
             continue
         names = [cell.strip().lower() for cell in rows[0]]
         others = rows[1:] if is_whole else rows[1:-1]
-        width = len(names)  # a row may have additional cells, if these are empty
+        width = len(names)
+        # A row fits if it has `width` cells. It may have additional cells if these are empty.
         fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
         # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
         # length.
@@ -233,7 +234,8 @@ def _head(cells: list[Any]) -> list[str]:
 
 def row_record(line: int, head: list[str], cells: list[str]) -> Record:
     """Return a row as a record. If it has too many cells or undecodable bytes, the value is a BadLine."""
-    while len(cells) > len(head) and not cells[-1].strip():  # a delimiter at the end of each row
+    # A delimiter at the end of each row adds an empty cell. Remove such cells.
+    while len(cells) > len(head) and not cells[-1].strip():
         cells = cells[:-1]
     if len(cells) > len(head):
         return Record(line, BadLine("more cells than the head has", f"{len(cells)} for {len(head)}"), "")

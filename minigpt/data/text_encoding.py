@@ -112,7 +112,9 @@ def decode(data: bytes, name: str, encoding: str = "") -> tuple[str, str]:
         try:
             text = data.decode(codec).removeprefix("\ufeff")
         except UnicodeDecodeError as error:
-            read = error.object  # `error.start` is a position in these bytes, not in `data`
+            # `error.start` is a position in `error.object`. With utf-8-sig, this is `data` without its first
+            # three bytes, the byte order mark.
+            read = error.object
             line = read.count(b"\n", 0, error.start) + 1
             byte = f"byte 0x{read[error.start]:02x}" if error.start < len(read) else "its end"
             raise InputError(f"{name}:{line}: {byte} is not {encoding}; choose another --encoding") from None
@@ -179,7 +181,9 @@ def is_mostly_utf8(data: bytes) -> bool:
 def _detected(data: bytes, name: str) -> tuple[str, str]:
     readings = _readings(data)
     damaged, rivals = _damaged(data, [codec for _, codec, _ in readings])
-    if damaged:  # preferred to `readings`: some encodings decode any bytes, so their texts prove nothing
+    # A damaged text is preferred to `readings`: some encodings decode any bytes, so it proves nothing that a
+    # file can be decoded with them.
+    if damaged:
         return damaged.text, damaged.codec
     if _is_certain(readings, data) and not rivals:
         return readings[0].text, readings[0].codec

@@ -113,7 +113,7 @@ class WindowPlan:
             batch_size = max(1, min(batch_size, tokens_per_batch // T))
         self._width = T
         self._offsets = T if N >= 2 * T else 1  # a part shorter than two windows has only one offset
-        self.windows = (N - T) // T if N >= 2 * T else 1  # W, the same for every offset
+        self.windows = (N - T) // T if N >= 2 * T else 1  # per epoch, the same for every offset
         self._batches = -(-self.windows // batch_size)
         self._entropy = (seed, int(part.fingerprint[:16], 16))
         self._epoch = -1

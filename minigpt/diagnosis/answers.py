@@ -1,7 +1,7 @@
 """Checks the best checkpoint of a run: measures its loss on held-out answers, and asks it questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)   # loss of answers, after right and wrong questions
+    loss = measure(model, tokenizer, conversations)  # loss after an answer's own and after another question
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 
@@ -42,8 +42,8 @@ SAME_SHARE = 0.5
 # Report a problem if more than one answer in ten is empty. An empty answer is never right: the data has no
 # empty answers.
 EMPTY_SHARE = 0.1
-# Answers depend on their questions if the loss of an answer is lower after the right question than after a
-# wrong question: by at least 2 %, and by at least two standard errors.
+# Answers depend on their questions if the loss of an answer is lower after its own question than after the
+# question of another pair: by at least 2 %, and by at least two standard errors.
 OWN_SHARE, OWN_ERRORS = 0.02, 2.0
 _CHUNK = 2**24  # largest number of logits in memory at a time: 64 MiB in float32
 
@@ -52,8 +52,8 @@ class AnswerLoss(NamedTuple):
     """The loss of answers, in nats per token."""
 
     pairs: int
-    own: float  # loss after the right questions
-    other: float  # loss after wrong questions, which have different answers
+    own: float  # mean loss of answers after their own questions
+    other: float  # mean loss of the same answers after questions of pairs with different answers
     error: float  # standard error of other - own
     end: float  # loss of the <sep> that ends an answer
     inside: float  # loss of an answer's tokens, except this <sep>
@@ -80,7 +80,9 @@ def spread(items: Sequence[Exchange], count: int) -> list[Exchange]:
 def measure(
     model: LanguageModel, tokenizer: AnyTokenizer, conversations: Sequence[Conversation]
 ) -> AnswerLoss | None:
-    """Measure the loss of each conversation's first answer, after the right question and after a wrong one.
+    """Measure the loss of answers: of each after its own question, and after another conversation's question.
+
+    These are the first answers of at most 64 conversations (`PAIRS`), spread evenly over all conversations.
 
     Returns: the mean losses; None if all answers are the same, or a pair is too long for the model.
     """

@@ -51,8 +51,8 @@ GRADIENT_TIMES = 5.0
 # two evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
 # A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. All evaluations use
-# the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens, half of the
-# standard error of the mean loss may be more than 2 %; then this half is used in place of 2 %.
+# the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens (n < 625),
+# the check `overfitting` needs more than 2 %: 0.5 / sqrt(n), half of the loss's relative standard error.
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
 # Report a plateau if the validation loss fell by less than 0.5 % in the last third of the evaluations. At
 # least six evaluations are needed.
@@ -295,7 +295,8 @@ def has_risen(val: Sequence[ValPoint], share: float) -> bool:
 def smoothed(points: Sequence[TrainPoint]) -> list[float]:
     """Return the losses, each replaced by the median of its neighbourhood.
 
-    The neighbourhood has 1/40 of all points on each side, and at least 2 points.
+    The neighbourhood of a point is the point itself, and the points near it: on each side 1/40 of all points,
+    but at least 2.
     """
     losses, side = [point.loss for point in points], max(2, len(points) // 40)
     return [median(losses[max(0, i - side) : i + side + 1]) for i in range(len(losses))]

@@ -391,8 +391,8 @@ def contradictions(data: DataRecord) -> Finding | None:
     for each in alone:
         answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
     several = [list(found.values()) for found in answers.values() if len(found) > 1]
-    # Count at least half of the conversations as questions, so that a few contradictions among many longer
-    # conversations are not reported.
+    # If most conversations have several questions, only few are checked here, and a few contradictions would
+    # be a large share of these few. So take the share of at least half of all conversations.
     questions = max(len(answers), len(data.train) // 2)
     if len(several) <= CONTRADICTION_SHARE * questions:
         return None
