@@ -102,7 +102,11 @@ SHORT_NAMES = {
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> str:
-    """Return the message about an unknown flag, key or recipe. It suggests the most similar known name.
+    """Return the message about an unknown flag, key or recipe, with a suggestion.
+
+    If `name` is an option of other programs, such as --lr, the message suggests minigpt's name of this
+    option. Otherwise it suggests the most similar known name. If no name is similar, it lists the known
+    names, or points to --help.
 
     >>> unknown_name("flag", "--n_layers", ["--n_layer", "--n_head"])
     "unknown flag '--n_layers'; did you mean '--n_layer'?"

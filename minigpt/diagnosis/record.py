@@ -32,7 +32,7 @@ class TrainPoint:
     """One line of metrics.jsonl about training."""
 
     step: int
-    loss: float  # mean over the steps since the previous line, in nats per token that the loss counts
+    loss: float  # mean over the steps since the previous line, usually in nats per token that counts
     grad_norm: float = math.nan  # gradient norm before clipping
     learning_rate: float = math.nan
     epoch: float = math.nan  # number of passes over the data so far
@@ -48,7 +48,8 @@ class ValPoint:
     """One evaluation."""
 
     step: int
-    loss: float  # in nats per token; all tokens count, or only those of answers, as in training
+    # Usually in nats per token. The same tokens count as in training: all tokens, or only those of answers.
+    loss: float
     # The next four fields are nan, unless the run learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
     exact_match: float = math.nan  # share of the answers that equal the answers of the data
@@ -112,7 +113,7 @@ class RunRecord:
 
     @property
     def fingerprints(self) -> dict[str, str]:
-        """SHA-256 of the encoded data and of the vocabulary, by the names in training_state.json."""
+        """A dict: key of training_state.json ("train_fingerprint", ...) -> SHA-256 of data or vocabulary."""
         names = ("train_fingerprint", "val_fingerprint", "vocabulary_fingerprint")
         return {name: str(self.state[name]) for name in names if self.state.get(name)}
 

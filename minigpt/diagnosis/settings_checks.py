@@ -33,13 +33,14 @@ NOT_FAR = 0.25
 # The weights have hardly changed if none of them can have moved by 0.1 in the whole run. (0.1 is five times
 # the standard deviation of the initial weights.)
 MOVED = 0.1
-# A learning rate is low below a tenth of the usual rate, and high above ten times the usual rate. Recipes for
-# small models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
+# A learning rate is low below a tenth of the usual rate, and high from ten times the usual rate on.
+# (`usual_rates` returns the usual rate.) These limits are wide, because good rates differ: recipes for small
+# models have rates from 3e-4 to 1e-2 for AdamW, and from 0.01 to 0.05 for Muon.
 LOW, HIGH = 0.1, 10.0
 # The first steps of a run change the weights too much in two cases. First: the loss rises to more than 0.15
 # nats above the loss of the untrained model; between batches, it varies only by a few hundredths. Second: the
-# learning rate is high, and one of the first losses (a tenth of the run, at least ten losses) is more than
-# half a nat above an earlier loss.
+# learning rate is high, and a loss is more than half a nat above an earlier loss. Both are looked for only in
+# the first tenth of the recorded losses, but at least in the first ten.
 ABOVE, RISE, FIRST_LINES = 0.15, 0.5, 10
 WARM = 10  # with at least this number of warm-up steps, the warm-up is not reported as missing
 # In a long run, AdamW's weights stay below the limit 1 / weight_decay. A limit below 0.2 is too small. A run
@@ -72,8 +73,9 @@ def best_loss(record: RunRecord) -> float:
 def end_loss(record: RunRecord) -> float:
     """Return the training loss at the end; nan if no training loss was recorded.
 
-    The result is the mean over the metrics lines of the last epoch, because an epoch has batches of all
-    lengths. At most a fifth of all lines is used, but at least three lines.
+    The result is the mean over the metrics lines of the last epoch. A whole epoch has
+    batches of short rows and batches of long rows, whose losses differ. But at most a fifth of all lines is
+    used, and at least three lines.
     """
     train = finite(record.train)
     last = [point.loss for point in train if point.epoch > train[-1].epoch - 1]
@@ -263,7 +265,9 @@ def batch_too_small(record: RunRecord) -> Finding | None:
     found = finding("batch_too_small", targets=targets, loss=best_loss(record))
     wanted = min(ENOUGH_TARGETS * summary.train_examples / summary.train_targets, summary.train_examples)
     size = 2 ** math.ceil(math.log2(wanted))
-    # A quarter of the steps is enough for the larger batch, because its gradients have less noise.
+    # A quarter of the steps is enough for the larger batch, because its gradients have less noise. If the
+    # length is set in epochs: an epoch of larger batches has fewer steps. So a quarter of the steps takes
+    # size / batch / 4 times as many epochs, but at least as many epochs as before.
     times = 0.25 if config.max_steps else max(1.0, size / batch / 4)
     return found.trying(batch_size=size, **longer(config, times))
 

@@ -88,8 +88,8 @@ def evaluate(
         strict: raise an error at the first bad record of a file, instead of skipping it.
 
     Raises:
-        InputError: for data that cannot be read or has no pair; for questions and answers if the tokenizer
-            has no <sep>.
+        InputError: if the data or the text cannot be read or is empty. With `data`, also if the tokenizer
+            lacks <sep>, the token after each question.
     """
     given = {"batch_size": batch_size, "max_length": max_length, "max_new_tokens": max_new_tokens}
     check_ranges(EvaluationOptions, given)

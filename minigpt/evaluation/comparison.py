@@ -24,7 +24,8 @@ class Comparison:
     first: float
     second: float
     difference: Difference
-    only_first: list[tuple[Answered, Answered]]  # both answers, where the first model is better
+    # For each question on which the first model is better: (answer of the first model, of the second model).
+    only_first: list[tuple[Answered, Answered]]
     only_second: list[tuple[Answered, Answered]]
     higher_is_better: bool
 

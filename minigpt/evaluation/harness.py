@@ -96,8 +96,9 @@ class HarnessModel:
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
         """Return the ids of a text as AutoTokenizer of transformers does: by default, with special tokens.
 
-        add_special_tokens: True or False: with or without special tokens, such as BOS. None: as the model
-            argument add_bos_token says, or with them if it is not given.
+        add_special_tokens: True: with special tokens, such as BOS. False: without. None: the model argument
+            add_bos_token decides. If that is not given either, special tokens are added, except to a text
+            that already begins with BOS.
         """
         adds = self._adds if add_special_tokens is None else add_special_tokens
         tokenizer = self.tokenizer

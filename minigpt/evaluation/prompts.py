@@ -60,7 +60,7 @@ def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
     Usually, these are `options.shots` examples per subject. If the shots come from the measured file itself,
-    there is one example more, because a question that is among the shots is later left out of them.
+    there is one example more: it is used for a question that would otherwise have itself as a shot.
 
     Raises:
         InputError: if the task has no dev part (examples for shots), or too few examples in it.

@@ -210,8 +210,8 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # If the batch is a single request, put only that part of its prefix into the cache which is already
-        # there, or which the next request shares.
+        # A batch of a single request shares its prefix with no other request of the batch. So its prefix goes
+        # into the cache only as far as it is there already, or as the next batch's first request shares it.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))
@@ -358,7 +358,8 @@ class _Tree:
     def above(self, length: int) -> npt.NDArray[np.bool_]:
         """Return the attention mask (length, S + length), for S shared tokens and `length` tokens of the row.
 
-        In the row of a token, it is True for the token itself and for the tokens before it in its request.
+        It is True at [i, j] if token i may attend to column j. A token attends to itself, and to the tokens
+        before it in its request. The first S columns are the shared tokens.
         """
         found = np.zeros((length, self._shared + length), dtype=np.bool_)
         found[:, : self._shared] = True

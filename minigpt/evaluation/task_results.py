@@ -103,7 +103,8 @@ class Answered:
     right: bool
     given: str  # the chosen or generated text; "" if a text was only scored
     logprobs: tuple[float, ...] = ()  # one for each choice; cloze: for each token; perplexity: for the text
-    greedy: tuple[bool, ...] = ()  # for each choice (cloze: the answer): does greedy decoding give it?
+    # One value for each choice, or one for the answer of a cloze: True if greedy decoding gives this text.
+    greedy: tuple[bool, ...] = ()
     probabilities: tuple[float, ...] = ()  # probability of each choice
     n_tokens: tuple[int, ...] = ()  # number of tokens of each choice
 
@@ -241,7 +242,10 @@ def run_task(loaded: LoadedModel, task: Task, options: TaskOptions | None = None
 
 
 def _shots_of(one: Example, shots: dict[str, list[Example]], count: int, is_own: bool) -> list[Example]:
-    """Return `count` shots for the question `one`. If `is_own`, leave out `one` itself, if it is there."""
+    """Return `count` shots for the question `one`.
+
+    is_own: True if the shots come from the measured file itself. Then `one` is never its own shot.
+    """
     found = [shot for shot in shots.get(one.subject, []) if not (is_own and shot.line == one.line)]
     return found[:count]
 

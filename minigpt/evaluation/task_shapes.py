@@ -268,7 +268,7 @@ def _text(item: Mapping[str, Any], name: str) -> str:
 
 
 def _is_text(value: Any) -> bool:
-    """Return True for a text, or a number that can be written as one."""
+    """Return True for a text, or for a finite number (which is then used as a text)."""
     return isinstance(value, str | int) or (isinstance(value, float) and math.isfinite(value))
 
 
@@ -303,7 +303,9 @@ def _index(value: Any, choices: Sequence[str], labels: Sequence[str] = ()) -> in
     places = {label: i for i, label in enumerate(labels)}
     if not labels:
         places = {str(i): i for i in range(len(choices))}
-        if isinstance(value, str | bool):  # a letter counts first, then a choice's text, then a number
+        if isinstance(value, str | bool):
+            # The answer "A" or "1" may be a letter, the text of a choice, or a number. The first of these
+            # that fits counts. So letters are entered last: they replace equal keys.
             places |= {choice: choices.index(choice) for choice in choices}
             places |= {letter: i for i, letter in enumerate(string.ascii_lowercase[: len(choices)])}
             places |= {letter: i for i, letter in enumerate(string.ascii_uppercase[: len(choices)])}

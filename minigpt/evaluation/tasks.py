@@ -38,7 +38,7 @@ from minigpt.storage.regular_files import resolved
 
 __all__ = ["Task", "read_tasks", "task_of_records"]
 
-# Names of files and folders.
+# _TEST and _DEV hold names of files and folders.
 _TEST = ("test", "val", "validation", "valid", "dev")  # measure on the first of these that exists
 _DEV = ("dev", "train", "trial", "val", "validation")  # take shots from the first of these that exists
 _ENDINGS = {".jsonl", ".json", ".csv", ".tsv", ".txt", ".parquet", ".xlsx", ".gz"}
@@ -56,7 +56,8 @@ class Task:
     name: str
     form: Form
     examples: list[Example] = field(repr=False)
-    dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)  # subject -> its examples
+    # Subject -> its examples for shots.
+    dev: Mapping[str, list[Example]] = field(default_factory=dict, repr=False)
     skipped: int = 0  # number of bad records, which were left out
     files: tuple[Path, ...] = ()  # files of the examples
     is_own_dev: bool = False  # True: the file for shots is the measured file itself

@@ -107,8 +107,8 @@ def _windows(ids: npt.NDArray[np.int64], T: int) -> Iterator[Batch]:
         some = starts[first : first + rows]  # (B,) starts of windows
         lengths = np.minimum(n - some, T)  # (B,)
         width = int(lengths.max())
-        column = np.arange(width)  # (T,)
-        real = column < lengths[:, None]  # (B, T)
-        place = np.where(real, some[:, None] + column, 0)  # (B, T) indices in `ids`
+        column = np.arange(width)  # (width,)
+        real = column < lengths[:, None]  # (B, width)
+        place = np.where(real, some[:, None] + column, 0)  # (B, width) indices in `ids`
         mask = torch.from_numpy(real)
         yield Batch(torch.from_numpy(ids[place]), torch.from_numpy(ids[place + 1]), mask, mask, some)

@@ -146,6 +146,7 @@ def corpus_score(name: str, given: Sequence[str], references: Sequence[Sequence[
         metric._compute_f_score = lambda statistics: float(compute(statistics))
     score = metric.corpus_score(list(given), columns, n_bootstrap=1000 if len(given) > 1 else 1)
     found = {"value": float(score.score)}
-    if len(given) > 1:  # sacrebleu's `_mean` is the bootstrap's mean, `_ci` half of the interval
+    if len(given) > 1:
+        # `_mean` is the mean over sacrebleu's bootstrap samples, `_ci` half of the interval's width.
         found |= {"low": float(score._mean - score._ci), "high": float(score._mean + score._ci)}
     return found

@@ -32,7 +32,7 @@ def speaker(language: Language = "en") -> Say:
 
 
 CHINESE = {
-    # In the table of results:
+    # In the table of results, and in the lines printed below it:
     "{low} to {high}": "{low} 至 {high}",
     "tasks": "任务",
     "task": "任务",
