@@ -194,9 +194,9 @@ class Family:
 
         Raises:
             InputError: if tensors are missing, unexpected, or of a wrong shape or type (the message lists all
-                of them); if a tensor is not finite in `dtype`; if a tensor that our model lacks is not zero;
-                or if lm_head differs from the embedding although the configuration says that the two are
-                tied.
+                of them); if a tensor is not finite in `dtype`; if a weight that the configuration leaves out
+                (GPT-2's biases with bias=False) is in the file and not zero; or if lm_head differs from the
+                embedding although the configuration says that the two are tied.
         """
         name_of, twice = self.names_in(tensors, config)
         own = self.parameter_shapes(config)

@@ -68,7 +68,7 @@ def new_model(config: ModelConfig, *, zero_projections: bool = False) -> Languag
         zero_projections: set the last matrices of attention and MLP in each block to zero, and also lm_head
             unless it is tied. At first, each block then adds nothing (https://arxiv.org/abs/1901.09321), and
             a zero lm_head makes all tokens equally likely (https://arxiv.org/abs/2203.03466). In the first
-            step, the other matrices of the blocks have no gradient. Training needs high learning rates then.
+            step, the other matrices of the blocks have no gradient. Such a model needs high learning rates.
     """
     family = family_of(config)
     model: LanguageModel = family.model_class(config)

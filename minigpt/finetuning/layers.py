@@ -4,7 +4,7 @@
     set_adapter(model, ["zh", "en"])      # both adapters are active, and their effects are summed
     with disable_adapter(model):          # the model without its adapters
         ...
-    with adapters_by_row(model, [["zh"], ["en"], []]):    # a batch of three rows, each with its own adapter
+    with adapters_by_row(model, [["zh"], ["en"], []]):    # a batch of three rows; row 3 has no adapter
         ...
 
 An adapter puts a wrapper, an AdaptedLayer, around some linear layers. It may also replace whole modules by

@@ -1,7 +1,7 @@
 """Masked language modelling (https://arxiv.org/abs/1810.04805): the model predicts hidden tokens of a text.
 
 Some tokens are chosen at random. 80 % of them become [MASK], 10 % become a random token and 10 % do not
-change. The model predicts all chosen tokens. If it predicted only the tokens behind [MASK], it would learn
+change. The model predicts all chosen tokens. If it predicted only tokens that became [MASK], it would learn
 nothing about visible tokens.
 
 In a character vocabulary, each token is one character. So the mask token is a character too: U+E000, which

@@ -12,7 +12,7 @@ in `PER_TOKEN`. `reference` is the model before training. Most losses use the di
     orpo     -log p(chosen) - beta log sigmoid(log odds(chosen) - log odds(rejected))
                                                  ORPO, https://arxiv.org/abs/2403.07691
 
-SimPO and ORPO need no reference model.
+SimPO and ORPO need no reference model. For SimPO, the log ref terms of h are 0.
 """
 
 from typing import Literal, TypeAlias

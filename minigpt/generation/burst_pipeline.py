@@ -45,8 +45,8 @@ class BurstPipeline:
 
         Args:
             rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
-            columns: largest number of tokens in any used slot, in `rows` or not. A burst overwrites the same
-                column (place of a token) in every slot, so it must choose a column after these tokens.
+            columns: number of tokens in the fullest used slot, even if that slot is not in `rows`. A burst
+                overwrites one column (place of a token) of all slots. This column comes after all tokens.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}

@@ -61,8 +61,8 @@ class Choice(NamedTuple):
     token: int
     probability: float
     others: list[tuple[int, float]]  # (id, probability) of the other tokens, the most likely first
-    # Probabilities after temperature, top_k and the like: first of the token, then of each of `others`. Empty
-    # if the answer was not sampled.
+    # Probabilities after temperature, top_k and the like: the token's, then those of `others`, in the same
+    # order. Empty if the answer was not sampled.
     drawn: list[float]
 
 

@@ -58,7 +58,7 @@ _NAMES = (
     (r"blocks\.(\d+)\.mlp\.2\.", r"transformer.blocks.\1.mlp.c_proj."),
     (r"blocks\.(\d+)\.attn\.", r"transformer.blocks.\1.attn."),
 )
-_GELUS: dict[str, Gelu] = {  # program -> the GELU of its models
+_GELUS: dict[str, Gelu] = {  # program -> the GELU of its models; minigpt grew from "the tutorial"
     "the tutorial": "exact",
     "nanoGPT": "exact",  # before 2023 nanoGPT used "tanh"; for such files, the user must choose it
     "minGPT": "tanh",
@@ -240,10 +240,10 @@ def _without_masks(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Return True if a tensor looks like a causal mask.
+    """Return True if a tensor looks like a causal mask, or like masked_bias, the number for masked scores.
 
-    That is a single number, or a square matrix in which all entries above the diagonal are equal, and all
-    other entries are equal, too.
+    A causal mask is a square matrix in which all entries above the diagonal are equal, and all other entries
+    are equal, too. masked_bias is a single number.
     """
     if tensor.numel() == 1:
         return True

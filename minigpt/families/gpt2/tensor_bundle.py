@@ -138,7 +138,7 @@ def _table(file: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield the key and the value of each row of the index.
 
     A handle is the offset and the size of a block. The end of the file has the handle of a block of handles.
-    The blocks that those handles point to hold the rows.
+    Each of those handles points to a block of rows.
     """
     if len(file) < FOOTER or int.from_bytes(file[-8:], "little") != MAGIC:
         raise _DamageError("it does not end as a checkpoint's index does (cut off, or another kind of file)")

@@ -232,7 +232,8 @@ def _shown(value: object) -> str:
 
 
 def _block_weights(config: Qwen3Config) -> int:
-    # q_proj and o_proj have a part for each query head; k_proj and v_proj, for each key and value head
+    # A query head has hidden_size * head_dim weights in q_proj, and as many in o_proj. A key and value head
+    # has as many in k_proj, and as many in v_proj.
     heads = 2 * config.num_attention_heads + 2 * config.num_key_value_heads
     block = config.hidden_size * (heads * config.head_dim + 3 * config.intermediate_size)
     return config.num_hidden_layers * block

@@ -36,7 +36,7 @@ class RopeScaling:
     """How RoPE's frequencies are scaled, so that a model can read longer texts than in its first training."""
 
     rope_type: Literal["linear", "dynamic", "yarn", "llama3"]
-    factor: float  # frequencies are divided by this number; yarn and llama3: only the slow ones
+    factor: float  # linear: divides all frequencies; yarn, llama3: divides the low ones; dynamic: not used
     original_max_position_embeddings: int = 0  # yarn, llama3: longest sequence of the first training
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence than this are not scaled
@@ -393,7 +393,7 @@ class Block(nn.Module):
         attentions: list[Tensor] | None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Hidden states (B, T, C) -> (B, T, C). With `columns` (B, W): only of these tokens, (B, W, C)."""
+        """Hidden states (B, T, C) -> (B, T, C), or (B, W, C) if `columns` (B, W) picks W tokens per row."""
         x = x + self.self_attn(self.input_layernorm(x), rope, visible, cache, attentions)
         if columns is not None:
             x = x.take_along_dim(columns[..., None], 1)  # (B, W, C)
@@ -432,7 +432,7 @@ class Qwen3Model(nn.Module):
         attentions: list[Tensor] | None = None,
         columns: Tensor | None = None,
     ) -> Tensor:
-        """Ids (B, T) -> hidden states (B, T, C). With `columns` (B, W): only of these tokens, (B, W, C)."""
+        """Ids (B, T) -> hidden states (B, T, C), or (B, W, C) if `columns` (B, W) picks W tokens per row."""
         past = 0 if past_key_values is None else past_key_values.length
         limit = self.config.max_position_embeddings
         check_inputs(input_ids, attention_mask, position_ids, past, limit, "max_position_embeddings")

@@ -19,7 +19,9 @@ _FLAGS = {  # field of Qwen3Config -> its flag, which all families share
 
 
 def model_config(options: Any, /, vocab_size: int) -> "Qwen3Config":
-    """Build the model configuration from the flags. A flag that is 0 means: compute a suitable value.
+    """Build the model configuration from the flags.
+
+    If head_dim, num_key_value_heads or intermediate_size is 0, a suitable value is computed.
 
     Raises:
         InputError: if the sizes are impossible together (n_head must divide n_embd, ...).
