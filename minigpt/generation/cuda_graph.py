@@ -44,7 +44,7 @@ __all__ = [
 
 NOTHING = -1  # given instead of a token id, if the row has no new token
 DAMAGED = -2  # given instead of a token id, if the row's scores are not finite
-MAX_EOS = 8  # if more than this many ids (its eos ids) can end a sequence, no graph can decode the sequence
+MAX_EOS = 8  # a graph can decode a sequence only if at most this many ids (eos ids) can end the sequence
 _FEWEST_COLUMNS = 128
 # Sampling options that the device applies, each with the value that switches it off. Each row of a batch may
 # have its own values.
@@ -376,8 +376,8 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
-        # The step must not change a row that is not active. So such a row's new token goes to the last column
-        # only, which each step overwrites.
+        # The step computes all rows, but must not change a row that is not active. So the keys and values
+        # of such a row go to the last column only, which each step overwrites.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]
