@@ -13,9 +13,10 @@ the end of a sequence. Several steps are launched together, as a burst. The CPU 
 
 The model is unchanged. A graph needs static shapes, so the model gets a special cache, `_Columns`. This cache
 always claims to hold S - 1 tokens per row, and the attention mask hides the columns in which a row has no
-token. The keys and values of a new token are written into its own column, and also into the last column,
-where the model expects them. Each pair (rows, columns) has its own graph; `sizes` allows only a few numbers,
-so there are few graphs.
+token. The keys and values of a new token are written twice: into the last column, where the model expects
+them in this step, and into the token's own column, for later steps. In this step, the mask hides the token's
+own column, so the token is not counted twice. Each pair (rows, columns) has its own graph; `sizes` allows
+only a few numbers, so there are few graphs.
 
 Letters in shapes: B rows, S columns, V entries of the vocabulary, H heads of queries, K heads of keys, D
 channels of one head, W steps of a burst.
@@ -43,7 +44,7 @@ __all__ = [
 
 NOTHING = -1  # given instead of a token id, if the row has no new token
 DAMAGED = -2  # given instead of a token id, if the row's scores are not finite
-MAX_EOS = 8  # a sequence with more eos ids than this cannot be decoded by a graph
+MAX_EOS = 8  # a graph can decode a sequence only if at most this many ids (eos ids) can end the sequence
 _FEWEST_COLUMNS = 128
 # Sampling options that the device applies, each with the value that switches it off. Each row of a batch may
 # have its own values.
@@ -79,8 +80,9 @@ def sizes(largest: int, least: int) -> list[int]:
 def can_choose(sequence: Sequence) -> bool:
     """Return True if a CUDA graph can decode this sequence.
 
-    A graph cannot decode a sequence that uses penalties, constraints, typical_p, the option window,
-    speculative decoding, its own adapters, more than MAX_EOS eos ids, or use_cache=False.
+    A graph cannot decode a sequence with any of these options: penalties, biases, forbidden tokens,
+    constraints, typical_p, `window`, speculative decoding, use_cache=False. Nor can it decode a sequence
+    whose request names adapters, or a sequence that more than MAX_EOS ids can end.
     """
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
@@ -103,7 +105,8 @@ class _Columns:
     def update(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Write k and v (B, K, 1, D) of each row's new token. Return keys and values, (B, K, S, D) each.
 
-        k and v are written to the token's own column, and to the last column, where the model expects them.
+        k and v are written twice: to the last column, where the model expects them in this step, and to the
+        token's own column, for later steps. In this step, the attention mask hides the own column.
         """
         found = []
         for held, new in zip(self._cache.layer(layer), (k, v)):
@@ -319,10 +322,11 @@ class GraphDecoder:
 
         Args:
             rows: number of slots to compute; must be more than the index of the highest used slot.
-            columns: number of columns that attention reads. Each step overwrites the last column, so no token
-                may be there. If an active row holds n tokens before the last step, `columns` must be at least
-                n + 2: n tokens, one new token, the last column. If any other used slot holds n tokens,
-                `columns` must be at least n + 1.
+            columns: number of columns that attention reads. Each step overwrites the last column of all
+                computed slots, so no token may be there. A slot that is being decoded and holds n tokens
+                before the last step needs n + 2 columns: n tokens, one new token, the last column. A slot
+                that holds n tokens but is not being decoded, for example because its prompt is still being
+                read, needs n + 1 columns.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"
@@ -340,7 +344,11 @@ class GraphDecoder:
         return DecodeBurst(self._written[:steps, :rows], self._hosts[0])
 
     def _prepare(self, rows: int, columns: int, uses: frozenset[str]) -> None:
-        """Run a step in which no row is active. Such a step writes only values that are never read."""
+        """Run a step in which no row is active, so that it changes no sequence.
+
+        It only writes to the last of the `columns` columns and to one row of `_written`. The next step
+        overwrites both.
+        """
         active, tick = self._active.clone(), self._tick.clone()
         self._active.fill_(False)
         self._step(rows, columns, uses)
@@ -354,7 +362,7 @@ class GraphDecoder:
         active, lengths = self._active[:rows], self._lengths[:rows]  # (B,) each
         logits = self._logits(self._ids[:rows], lengths, active, columns)  # (B, V)
         tokens = self._choose(logits, uses)  # (B,)
-        # (B,)  True: the row's highest logit is finite, so no logit is NaN or +inf
+        # (B,)  False: the row has a NaN or +inf, which amax then returns, or all its logits are -inf
         sound = logits.amax(dim=-1).isfinite()
         # (B,)  what the CPU gets for each row: the new id, DAMAGED or NOTHING
         said = tokens.masked_fill(~sound, DAMAGED).masked_fill(~active, NOTHING)
@@ -368,8 +376,8 @@ class GraphDecoder:
     def _model_logits(self, ids: Tensor, lengths: Tensor, active: Tensor, columns: int) -> Tensor:
         """Return the logits (B, V) in float32 after `ids` (B,), the newest tokens of the first B slots."""
         B = len(ids)
-        # The step must not change a row that is not active. So such a row's new token goes to the last column
-        # only, which each step overwrites.
+        # The step computes all rows, but must not change a row that is not active. So the keys and values
+        # of such a row go to the last column only, which each step overwrites.
         places = lengths.masked_fill(~active, columns - 1)  # (B,)  column of each row's new token
         # (B, S)  True: the column holds an earlier token of the row
         held = torch.arange(columns, device=ids.device) < lengths[:, None]

@@ -18,9 +18,9 @@ prefix cache, the keys and values of whole chunks are copied, so the result is t
 the same result, except for rounding: it reads a long prompt in one call, the engine reads it in chunks.
 
 On a GPU, CUDA graphs decode several steps at a time (minigpt.generation.cuda_graph). A step of the engine
-then gives a request no token, one or several. CUDA graphs cannot decode requests with penalties, constraints,
-the option window or speculative decoding. While there is such a request, all requests are decoded without
-graphs, which is slow.
+then gives a request no token, one or several. CUDA graphs cannot decode some requests, for example those with
+penalties, constraints, speculative decoding or the option `window` (see `can_choose`). While there is such a
+request, all requests are decoded without graphs, which is slow.
 
 A model may have several adapters beside its weights (load_model(..., adapter={"zh": ..., "en": ...})). A
 request may name an adapter, and one batch may hold requests with different adapters:
@@ -185,7 +185,7 @@ class Engine:
             QueueFullError: if max_waiting requests are waiting already.
             InputError: as generate_ids; for options that an engine does not support (several sequences,
                 outputs such as scores, max_cache_mib); if prompt and max_new_tokens together exceed
-                max_length and the option window is not set; for an unknown adapter.
+                max_length and the option `window` is not set; for an unknown adapter.
         """
         options = options or GenerationOptions()
         sequence = self._sequence(prompt, options, eos_token_id, tokenizer, copy)

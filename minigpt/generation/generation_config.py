@@ -34,8 +34,8 @@ _FILE, _CONFIG, _STATE = "generation_config.json", "config.json", "training_stat
 _FORM, _LENGTH = "prompt_format", "training_max_length"
 # options that have an effect only with do_sample=True
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-# The options that are read from generation_config.json. max_length is not read, because published files only
-# repeat the model's context there.
+# The options that are read from generation_config.json. The file's max_length is not read: in the files of
+# published models, it only repeats the length of the model's context.
 _NAMES = (
     *("do_sample", *_DRAWING, "repetition_penalty", "no_repeat_ngram_size", "min_new_tokens"),
     *("bad_words_ids", "eos_token_id"),

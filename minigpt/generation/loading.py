@@ -31,7 +31,8 @@ def require_model(path: Path, has_flag: bool = True) -> None:
     """Raise InputError if a path does not exist. The message tells beginners what to do first.
 
     Args:
-        has_flag: True: the user names the model's folder after --model. False: without a flag.
+        has_flag: True: the command has the option --model, so the message advises this option. False: the
+            command takes the model's folder as a positional argument.
     """
     if not path.exists():
         if path == ModelOptions.model:  # the user gave no --model

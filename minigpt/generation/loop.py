@@ -81,7 +81,8 @@ class DecodingLoop:
         # tokens_read: number of prompt tokens that the model has read; tokens_reused: number of prompt tokens
         # that were copied from the prefix cache instead
         self.tokens_read = self.tokens_reused = 0
-        # number of running sequences with speculative decoding, beams, a window or use_cache=False
+        # number of running sequences with speculative decoding, beams, the option `window` or
+        # use_cache=False; if there are none, `_choose` has less to do
         self._n_special = 0
 
     # The cache's tensors may have been made in inference mode. They can then be changed only in that mode.
@@ -289,7 +290,8 @@ class DecodingLoop:
             count = 1 if read is None else len(read[number])
             if read is not None and sequence.speculation is not None:
                 sequence.speculation.take(sequence, logits[place : place + count])
-                if not sequence.has_ended:  # drop wrong guesses from the cache of a sequence that continues
+                if not sequence.has_ended:
+                    # keep the keys and values of all tokens but the last; this drops the wrong guesses
                     self.cache.truncate(sequence.slot, len(sequence.context) - 1)
             else:
                 members, rows = groups.setdefault(_group(sequence), ([], []))

@@ -84,7 +84,8 @@ class TorchRunner:
         self, ids: Sequence[Sequence[int]], view: CacheView, embeds: Tensor | None, recorder: Recorder | None
     ) -> Tensor:
         given = torch.tensor(ids)  # (n, T)
-        if self._device.type == "cuda":  # the CPU need not wait for a copy from pinned memory to the GPU
+        if self._device.type == "cuda":
+            # while ids are copied from pinned memory to the GPU, the CPU continues; else it would wait
             given = given.pin_memory()
         with contextlib.ExitStack() as stack:
             if embeds is not None and view.length == 0:

@@ -299,7 +299,7 @@ class NativeRunner:
         self._attentions = [op for op in self._operations if op.kind == _ATTENTION]
         self._widest: int = max(operation.n_in for operation in operations)
         self._products: int = sum(op.n_in * op.n_out * (2 if op.act == _SWIGLU else 1) for op in operations)
-        # number of multiplications in all layers' attention for a token and one token to which it attends
+        # number of multiplications in the attention of all layers, for one pair of query token and key token
         self._of_attention: int = sum(2 * op.heads * op.head_dim for op in operations)
 
     def _bind(self, cache: KeyValueCache) -> None:

@@ -264,7 +264,7 @@ class GenerationOptions:
     def limit(self, prompt_length: int, context: int) -> int:
         """Return the largest number of new tokens for a prompt, in a model with `context` positions.
 
-        With the option window, the context does not limit the number.
+        If the option `window` is set, the context does not limit the number.
         """
         return self.wanted if self.window is not None else min(self.wanted, context - prompt_length)
 

@@ -22,7 +22,7 @@ from minigpt.families.registry import LanguageModel
 
 __all__ = ["CAN_PACK", "PackedWeights"]
 
-_TOKENS = 1024  # number of tokens for which oneDNN chooses its order of weights; other numbers work, too
+_TOKENS = 1024  # oneDNN packs weights in the way that is best for this number of tokens; others work, too
 _SMALLEST = 2**12  # a layer with fewer weights is not packed: oneDNN's call costs more than it saves
 _LIMIT = 2**30  # largest number of bytes of packed weights
 # weights are packed only on x86: on other processors PyTorch uses other libraries, and the gain was not

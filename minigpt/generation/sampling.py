@@ -83,7 +83,7 @@ def apply_typical_p(logits: Tensor, typical_p: float) -> Tensor:
     distance = (-log_p - entropy).abs()  # (B, V)
     ascending, order = torch.sort(distance)  # (B, V) each
     below = logits.gather(-1, order).softmax(dim=-1).cumsum(dim=-1) < typical_p  # (B, V)
-    # (B, 1)  index of the last kept token
+    # (B, 1)  place of the last kept token in `order`, where the distances ascend
     last = below.sum(dim=-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
     return logits.masked_fill(distance > ascending.gather(-1, last), -math.inf)
 

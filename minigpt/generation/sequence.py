@@ -46,8 +46,8 @@ class TextTokenizer(Protocol):
     def encode_text(self, text: str, /) -> list[int]:
         """Return the ids of a text.
 
-        Some tokenizers add special ids before and after the text's ids. Their attributes `before_text` and
-        `after_text` hold these ids.
+        Some tokenizers put special ids, such as BOS, around the text's ids. The result then begins with the
+        ids of the tokenizer's attribute `before_text`, and ends with the ids of `after_text`.
         """
 
     def decode(self, ids: list[int], /) -> str:
@@ -347,7 +347,8 @@ class IncrementalDetokenizer:
         self._decode, self._stops = decode, stop_strings
         self._joins = getattr(getattr(decode, "__self__", None), "joins", True)
         self._ids: list[int] = []  # ids whose text may still change
-        self._taken = 0  # number of characters, at the start of the text of `_ids`, that cannot change
+        # number of characters of the text of `_ids`, from its start, that `push` has already processed
+        self._taken = 0
         self._held = ""  # text that cannot change, but may be the beginning of a stop string
 
     def push(self, token: int) -> str:
@@ -357,7 +358,8 @@ class IncrementalDetokenizer:
         # Later ids can turn a U+FFFD at the end into a character. An earlier U+FFFD is final, because other
         # text already follows it.
         whole = text.removesuffix(REPLACEMENT)
-        if not self._joins:  # WordPiece may still join the last three words: " n ' t" becomes "n't"
+        if not self._joins:
+            # leave out the last three words, because WordPiece may still join them: " n ' t" becomes "n't"
             start = text.rsplit(" ", 3)[0] if text.count(" ") > 2 else ""
             whole = max(start, text[: self._taken], key=len)
         fresh, self._taken = whole[self._taken :], len(whole)

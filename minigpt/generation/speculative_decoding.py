@@ -178,9 +178,10 @@ class NgramDrafter:
 
 
 class ModelDrafter:
-    """Guesses with a smaller model of the same vocabulary, and with the same temperature, top_k and so on.
+    """Guesses with a smaller model, the assistant model. It must have the large model's vocabulary.
 
-    Penalties and constraints are applied to the large model only. A guess that they forbid counts as wrong.
+    Both models use the sequence's temperature, top_k and so on. Penalties and constraints are applied to the
+    large model only. A guess that they forbid counts as wrong.
     """
 
     def __init__(self, assistant_model: LanguageModel) -> None:

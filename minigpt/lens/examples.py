@@ -183,8 +183,8 @@ def data(
     """Measure the loss of each example's answers, and the total loss of each token that occurs in answers.
 
     Args:
-        count: the result has this many examples, those with the highest loss per token, and this many tokens,
-            those with the highest total loss.
+        count: number of examples in the result, and also number of tokens. These are the examples with the
+            highest loss per token, and the tokens with the highest total loss.
         on_progress: called with the number of examples measured so far.
     """
     encoded = encode(conversations, tokenizer, model.config.max_position_embeddings + 1)

@@ -25,7 +25,10 @@ __all__ = ["Ablation", "Attention", "ablate", "attention"]
 
 @dataclass(frozen=True)
 class Attention(View):
-    """A view of the attention on one text. It holds all heads, and shows `layer` and `head` (None: all)."""
+    """A view of the attention weights of all heads on one text.
+
+    Tables and charts show only the head `head` of the layer `layer`. None: all heads, or all layers.
+    """
 
     pieces: list[str]  # (T) texts of the tokens
     probabilities: Floats  # (layers, heads, T, T)  row: query token; column: key token
