@@ -24,8 +24,9 @@ __all__ = ["QADataset"]
 class QADataset(Dataset[dict[str, Tensor]]):
     """A Dataset. Item i is {"input_ids", "attention_mask", "targets"}, each int64, (max_length - 1,).
 
-    input_ids is the encoded conversation without its last token. targets is the conversation without its
-    first token: the target of a position is the next token. attention_mask is 1 for tokens and 0 for padding.
+    The encoded conversation is first cut or padded to max_length ids. input_ids has all of these except the
+    last id, targets has all except the first: the target of a position is the next id. attention_mask is 1
+    for tokens and 0 for padding.
 
     Args:
         path: the data file. Bad records are skipped with a warning.

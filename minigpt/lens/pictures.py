@@ -84,7 +84,8 @@ def _chosen(parts: Sequence[Part]) -> list[Part]:
 def _same_labels(charts: Sequence[Part]) -> bool:
     """Return True if all charts are heat maps with equal labels.
 
-    Only the charts at the left and at the bottom of the picture then show labels.
+    If True, only the charts at the left of the picture show row labels, and only the charts at the bottom
+    show column labels.
     """
     first = charts[0]
     return isinstance(first, Heat) and all(
@@ -108,7 +109,8 @@ def _draw(axes: Any, part: Part, longest: float | None) -> None:
             image = axes.imshow(part.values, cmap="Blues", aspect="auto", norm=PowerNorm(0.5, 0, top))
             axes.figure.colorbar(image, ax=axes, fraction=0.04)
             _ticks(axes.set_xticks, part.columns)
-            # from 20 columns on, only labels of one character fit; turn longer labels by 90 degrees
+            # From 20 columns on, a column has space for two Latin letters or one Chinese character. Longer
+            # labels are turned by 90 degrees.
             if len(part.columns) >= 20:
                 for label in axes.get_xticklabels():
                     label.set_rotation(90 if cell_len(label.get_text()) > 2 else 0)

@@ -28,7 +28,10 @@ _MOST = 512
 
 @dataclass(frozen=True)
 class Reading:
-    """A prompt and an answer as ids. Of a plain text, the first token is `prompt`, the rest is `answer`."""
+    """A prompt and an answer as ids.
+
+    A plain text is stored in the same two fields: `prompt` has its first id, `answer` has the other ids.
+    """
 
     prompt: list[int]
     answer: list[int]  # its last id is the end token, if the answer has one
@@ -54,7 +57,7 @@ def usual_format(tokenizer: AnyTokenizer) -> PromptFormat:
 
 
 def prompt_ids(tokenizer: AnyTokenizer, question: str, form: PromptFormat | None = None) -> list[int]:
-    """Return the ids of `question` in a prompt format. With form="text", it is the beginning of a text."""
+    """Return the ids of `question` in a prompt format. With form="text", `question` is a text to continue."""
     return question_ids(tokenizer, form or usual_format(tokenizer), question)
 
 

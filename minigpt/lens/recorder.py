@@ -4,7 +4,8 @@
     seen["blocks.3.attn"]                                        # (B, T, C), what the layer adds
     record(model, ids, ["logits"], {"blocks.3.attn": torch.zeros_like})          # without this layer
     record(model, ids, ["logits"], switched_off(model, layer=3, head=2))         # without this head
-    record(model, ids, ["logits"], {"blocks.3": other["blocks.3"]})              # patched: from another text
+    other = record(model, other_ids)             # another text, with as many tokens as `ids`
+    record(model, ids, ["logits"], {"blocks.3": other["blocks.3"]})              # patched: taken from `other`
 
 The names are the same for both model families, for any precision, and with adapters:
 

@@ -53,7 +53,7 @@ _MOST_MAPS = 2  # if a view has more heat maps than this, a terminal shows none 
 _SPARKS = "▁▂▃▄▅▆▇█"
 _STYLE = (
     "body{font:15px/1.5 system-ui,sans-serif;margin:1.5em;color:#1a1a1a;background:#fff}"
-    # these rules keep each element within the screen of a phone
+    # the next two lines keep pictures and tables within the screen of a phone
     "svg{max-width:100%}figure{margin:0;overflow-wrap:anywhere}"
     "table{display:block;overflow-x:auto}"
     "table{border-collapse:collapse;margin:.3em 0 1.2em}caption{text-align:left;font-weight:600}"

@@ -28,8 +28,8 @@ _PRINTABLE = [*range(33, 127), *range(161, 173), *range(174, 256)]
 _BYTES = [bytes([byte]) for byte in (*_PRINTABLE, *sorted({*range(256)} - {*_PRINTABLE}))]
 
 _CONTRACTION = re.compile("'(?:s|t|re|ve|m|ll|d)")
-# A word as a regular expression over kinds of characters, one letter for each kind: L letter, N number, _
-# space, S other white space, O other character.
+# A word as a regular expression over kinds of characters. Each kind has one sign: "L" letter, "N" number,
+# "_" space, "S" other white space, "O" any other character.
 _WORD = re.compile(r"_?L+|_?N+|_?O+|[_S]+(?=[_S]|$)|[_S]")
 
 

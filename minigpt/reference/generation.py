@@ -87,7 +87,7 @@ def generate(
         if state is None:
             logits = forward(numpy.array([*ids, *written]), params, **settings)[-1]  # (V,)
         else:
-            # the last token is enough, because the cache holds all earlier tokens
+            # First give the whole prompt. Later the last token is enough, because the cache holds the others.
             given = written[-1:] if written else ids
             logits, state = step(numpy.array(given), state, params, **settings)  # (V,)
         if rng is None:

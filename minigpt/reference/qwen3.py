@@ -185,10 +185,14 @@ def generate(
     np: Any = numpy,
     **sampling: Any,
 ) -> list[int]:
-    """Return the ids that continue a prompt. Arguments and errors are those of `gpt2.generate`.
+    """Return the ids that continue a prompt.
 
-    The number of tokens is not limited. But a text should not exceed max_position_embeddings of config.json,
-    because the model was not trained on longer texts.
+    rope_theta and eps: see `settings`. For the other arguments, see `gpt2.generate`. A text should not exceed
+    max_position_embeddings of config.json, because the model was not trained on longer texts. This is not
+    checked.
+
+    Raises:
+        InputError: for an empty prompt, or ids outside the vocabulary.
     """
     generation.check_ids(ids, params["embed_tokens"]["weight"].shape[0], n_tokens_to_generate)
     return generation.generate(

@@ -44,7 +44,8 @@ def imported_jax() -> Any:
 def compiled(function: Callable[..., Any], **settings: Any) -> Callable[..., Any]:
     """Compile a model's function with jax.jit.
 
-    `settings`, such as n_head, are constants for the compiler, because they decide the shapes of arrays.
+    The `settings` are constants for the compiler, because some of them decide the shapes of arrays (n_head)
+    or choose a function (gelu).
     """
     jax = imported_jax()
     return jax.jit(functools.partial(function, **settings, np=jax.numpy))  # type: ignore[no-any-return]

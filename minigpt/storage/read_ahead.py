@@ -25,14 +25,16 @@ from minigpt.storage.safetensors_header import read_header
 __all__ = ["INDEX", "KEPT", "WEIGHTS", "ReadAhead", "folder_of_weights", "has_weights"]
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-# Number of bytes. A caller of `ReadAhead.take` copies a tensor with fewer bytes, because a view of so small a
-# tensor would keep a whole block in memory.
+# `ReadAhead.take` returns a view, which keeps a whole block of tensors in memory. So the caller copies a
+# tensor that has fewer bytes than KEPT, and drops the view.
 KEPT = 2**18
 
 _BLOCK = 2**24  # largest number of bytes of tensors that are read together; a larger tensor is read alone
 _MOST = 2**31  # largest number of bytes that are read ahead; more would take longer than importing torch
 _PIECE = 2**30  # largest number of bytes per system call; Linux allows nearly 2 GiB
-_LINE = 64  # bytes of a cache line; only tensors that begin at a multiple of it in memory are read ahead
+# Bytes of a cache line. `ReadAhead.take` returns only tensors whose first byte is at a multiple of _LINE in
+# memory. For any other tensor it returns None, and the caller reads the tensor from the file.
+_LINE = 64
 
 
 def has_weights(folder: Path) -> bool:

@@ -62,7 +62,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path, with all links followed. Exception: a link that points to itself."""
+    """Return the absolute path, with all links followed. A link that points to itself stays in it."""
     return Path(os.path.realpath(path))
 
 
@@ -72,7 +72,7 @@ def read_bytes(path: Path | str, *, or_pipe: bool = False, max_bytes: int = MOST
     Args:
         path: the file.
         or_pipe: as in `open_regular`.
-        max_bytes: a larger file raises an OSError. (A sparse file can be larger than the memory.)
+        max_bytes: a larger file raises an OSError, because it may not fit into memory.
     """
     with open_regular(path, or_pipe=or_pipe) as file:
         if (

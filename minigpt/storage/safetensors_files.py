@@ -112,9 +112,10 @@ def _utf8_name(path: Path) -> Iterator[str]:
 
 
 class WeightFiles(Mapping[str, Tensor]):
-    """The tensors of a folder, by name: from model.safetensors, or else from the shards in its index.
+    """The tensors of a folder, by name.
 
-    If the folder has neither, but exactly one other .safetensors file, that file is read.
+    They are read from model.safetensors, or else from the shards that model.safetensors.index.json lists. If
+    the folder has neither, but exactly one other .safetensors file, that file is read.
 
     Args:
         folder: the folder.
@@ -126,7 +127,7 @@ class WeightFiles(Mapping[str, Tensor]):
 
     def __init__(self, folder: Path | str, ahead: ReadAhead | None = None) -> None:
         folder = Path(folder)
-        self.path = _find(folder)  # the file that error messages name
+        self.path = _find(folder)  # the weights, or the index of the shards; error messages name this file
         self._parts: list[TensorFile] = []
         self._files: dict[str, TensorFile] = {}
         self.described: dict[str, Tensor] = {}  # name -> tensor on "meta", with dtype and shape

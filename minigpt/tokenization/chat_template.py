@@ -6,10 +6,10 @@
 If a user types `<|im_end|>`, it stays a text of ten characters. If the template writes it, it becomes a
 special token. To distinguish the two cases, the template is rendered twice: first as it is, then with a
 private Unicode character in place of each special token in the texts that the template *writes*. Texts that
-it *compares* with do not change, and neither do the messages. So `message.content.split('</think>')` still
-works. A template may build a special token from shorter texts (`'<|' + message.role + '|>'`). Then the
-template is rendered a third time, with a private character in place of each character of the template's own
-texts.
+it *compares* with do not change, and neither do the messages, except the assistant's (see below). So
+`message.content.split('</think>')` still works. A template may build a special token from shorter texts
+(`'<|' + message.role + '|>'`). Then the template is rendered a third time. In the texts that it writes, a
+private character then replaces each character that occurs in a special token.
 
 If a message of the assistant has `token_ids`, the ids of its text, these ids are used. Otherwise the text is
 encoded. In the assistant's texts, `<think>` becomes a special token, because the model wrote it, and not a
@@ -346,8 +346,9 @@ class _Reading:
 
         Three conditions must hold:
 
-        - The text equals `plain`, if each private character is replaced by its special token.
-        - The text has all marks (the characters around the assistant's texts).
+        - The text equals `plain`, if each private character is replaced by what it stands for (a special
+          token or a message's text), and the marks (the characters around the assistant's texts) are removed.
+        - The text has all marks.
         - The text contains special tokens as text only where users typed them.
         """
         typed = list(_texts(self.given))
