@@ -5,7 +5,7 @@
     minigpt train --text book.txt --recipe shakespeare-cpu
     minigpt train --size 10min                     # chooses model and steps for the data and this machine
     minigpt train --init_from gpt2 --text book.txt # start from the weights of a folder
-    minigpt train --resume                         # after Ctrl-C or a crash; gives the same bits
+    minigpt train --resume                         # after Ctrl-C or a crash; the same bits as without a stop
 
 The command reads data/train.jsonl, data/val.jsonl and data/vocab.json, or the text of --text. It writes to
 output/ (`--help` lists all paths). The run is in minigpt/training/run.py, the loop in

@@ -454,7 +454,11 @@ def _replaced(stand_ins: Mapping[str, str], text: str) -> str:
 
 
 def _replaced_constant(stand_ins: Mapping[str, str], text: str) -> str:
-    """Replace special tokens in a text of the template, but keep the placeholders %s, {} and {name}."""
+    """Replace each key of `stand_ins` by its value (a private character) in a text of the template.
+
+    A key is a special token, or a single character of the special tokens, such as s. The placeholders %s, {}
+    and {name} do not change, because the template puts values in their place later.
+    """
     parts = re.split(r"(%(?:\.\d)?[sdrfx]|{\w*})", text)
     return "".join(part if index % 2 else _replaced(stand_ins, part) for index, part in enumerate(parts))
 

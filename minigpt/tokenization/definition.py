@@ -27,7 +27,8 @@ __all__ = [
 
 TOKENIZER, CONFIG = "tokenizer.json", "tokenizer_config.json"
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-# The key for special tokens without a role, as transformers 5 calls it, and as transformers 4 calls it.
+# The key in tokenizer_config.json that lists the special tokens without a role: its name in transformers 5,
+# and its name in transformers 4.
 _EXTRA = ("extra_special_tokens", "additional_special_tokens")
 
 _END = "<|endoftext|>"
@@ -141,10 +142,11 @@ def class_of(folder: Path, config: dict[str, Any]) -> str | None:
 
 
 def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str, Any], name: str) -> None:
-    """Check that tokenizer.json prepares text in the same way as the class that its folder names.
+    """Check that tokenizer.json prepares text in the same way as the tokenizer's class in transformers.
 
-    If the two differ, transformers 5 follows the class, and transformers 4 follows the file. As no file says
-    with which release the model was trained, a difference is an error.
+    (tokenizer_config.json or config.json names this class.) If tokenizer.json and the class differ,
+    transformers 5 follows the class, and transformers 4 follows tokenizer.json. As no file says with which
+    release the model was trained, a difference is an error.
 
     Args:
         path: tokenizer.json.
@@ -172,11 +174,11 @@ def require_same_steps(path: Path, frame: Mapping[str, Any], built: Mapping[str,
 def _without_switches(step: Any) -> Any:
     """Return a step of tokenizer.json without the settings in which the file and the class may differ.
 
-    Such a difference does no harm: all releases of transformers take these settings from
-    tokenizer_config.json.
+    Such a difference does no harm: trim_offsets does not change ids, and all releases of transformers take
+    the other settings from tokenizer_config.json.
     """
     switches = (
-        *("trim_offsets", "add_prefix_space"),  # trim_offsets does not change ids
+        *("trim_offsets", "add_prefix_space"),
         *("lowercase", "strip_accents", "handle_chinese_chars"),
     )
     match step:
@@ -206,7 +208,9 @@ def assembled(
     merges: list[tuple[str, str]], config: dict[str, Any], name: str | None,
     around: tuple[str, str] | None = None,
 ) -> Definition:  # fmt: skip
-    """Build a definition from its parts, and check it. An added token is special, unless it is ordinary text.
+    """Build a definition from its parts, and check it.
+
+    Every added token becomes a special token, except those for which `_is_word` returns True.
 
     Args:
         path: the file of the vocabulary.

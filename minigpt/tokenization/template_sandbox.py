@@ -346,9 +346,10 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     # -- filters and functions; the arguments have the names that Jinja gives them -------------------------
 
     def charged(self, function: Callable[..., Any], as_text: bool = False) -> Callable[..., Any]:
-        """Wrap a Jinja filter, so that the size of its result is subtracted from the budget.
+        """Wrap a Jinja filter, so that its cost is subtracted from the budget.
 
-        With as_text, the size of the filter's arguments is subtracted, too.
+        The cost is STEP. If the result is a list, tuple or dict, its length is added. With as_text,
+        the size of the arguments is added, too, and if the result is a text, its length.
         """
 
         @functools.wraps(function)  # wraps keeps Jinja's markers, such as pass_environment

@@ -1,4 +1,6 @@
-"""Training: from a configuration and data to checkpoints. A stopped and resumed run gives the same bits.
+"""Training: from a configuration and data to checkpoints.
+
+A run that was stopped and resumed gives the same bits as a run that was never stopped.
 
 Modules in this folder may import only these parts of minigpt: errors, console, storage, devices, tokenizer,
 tokenization, data, families, finetuning, weights, generation and evaluation.

@@ -56,7 +56,8 @@ _TOKENS_OF_A_NAME = 20
 # largest number of passes over a text; more passes gain little (https://arxiv.org/abs/2305.16264)
 _EPOCHS_OF_TEXT = 16.0
 _LEAST_STEPS = 20  # smallest number of steps of a run; with fewer steps, Muon's warm-up takes most of the run
-# With very little data, a run may still have this number of steps, although they repeat the data often.
+# The limit on passes over the data limits the steps of a run, but never to fewer than this number. So a run
+# with very little data may exceed the limit on passes.
 _STEPS_OF_LITTLE_DATA = 150
 # largest number of evaluations in a run, and largest share of the budget that all evaluations may take
 _EVALUATIONS, _EVALUATION_SHARE = 10, 0.1
@@ -165,7 +166,10 @@ def decide(config: TrainConfig, data: AnyData, given: Collection[str], processes
 
 
 def _read_again(config: TrainConfig) -> AnyData:
-    """Read the data with the lengths in `config`. Print nothing: the messages are printed already."""
+    """Read the data once more, because `config` has a new max_length and block_size.
+
+    Print nothing, because the first reading has printed the messages.
+    """
     unread = io.StringIO()
     with contextlib.redirect_stdout(unread), contextlib.redirect_stderr(unread):
         return read_data(config)

@@ -97,10 +97,10 @@ class Checkpointer:
         rngs: list[Any],
         shards: ShardedSave | None,
     ) -> bool:
-        """Save in process 0.
+        """Wait for the previous save, then save. Only process 0 calls this method.
 
-        Returns: False if this save or the save before it is known to have failed, but the run continues;
-        otherwise True. (Whether a save in the background has failed is known after the next `_join`.)
+        Returns: False if the previous save or this save has failed, but the run continues; otherwise True. A
+        save that still runs in the background counts as successful here; the next `_join` reports its error.
         """
         config, step, before = self._config, self._step, self._join(final=False)
         try:

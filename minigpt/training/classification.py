@@ -194,7 +194,8 @@ def read_data(config: FinetuneConfig) -> ClassificationData:
     given = load_tokenizer(config.model)
     tokenizer = with_more_tokens(given, config, (each.text for each in train))
     if isinstance(given, Tokenizer) and isinstance(tokenizer, Tokenizer):
-        # a classifier that has learned from texts without <sep> before them continues with such texts
+        # A new classifier, made from a language model, reads <sep> before each text. If the folder already
+        # holds a classifier, its texts begin as they did when it was trained: with <sep>, or without.
         tokenizer.sep_before_text = given.sep_before_text or classifier_labels(config.model) is None
     weights = class_weights(train) if config.class_weights == "balanced" else None
     length = min(config.max_length, read_config(config.model).max_position_embeddings)

@@ -302,7 +302,10 @@ class TrainConfig(DataOptions, CommandOptions):
 
     @classmethod
     def with_task_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Return a recipe's values without `task`: only `minigpt finetune` has tasks and their defaults."""
+        """Return a recipe's values without the key `task`, because `minigpt train` has no tasks.
+
+        FinetuneConfig replaces this method: there, it adds the default values of the recipe's task.
+        """
         return {name: value for name, value in values.items() if name != "task"}
 
     @property

@@ -44,8 +44,9 @@ _LONGEST = 2048  # largest number of tokens of a measured row; figures for longe
 
 
 def print_parameters(trainer: Trainer) -> None:
-    """Print the parameter count of each part of the model, and check the sum against the closed formula.
+    """Print the parameter count of each part of the model.
 
+    Also check that the sum is `config.parameter_count()`, which is computed from the model's sizes alone.
     If training starts from existing weights, print trained and frozen counts instead, and check nothing.
     """
     model = trainer.model
@@ -115,8 +116,9 @@ def estimate(trainer: Trainer, free: float = math.inf) -> Estimate:
     """
     config = trainer.config
     needed = memory_needed(trainer)
-    # On a CPU, `needed` is the computed bytes times HELD, plus TORCH_ITSELF. This comparison leaves out HELD
-    # and TORCH_ITSELF, so that the error is raised only if the run surely does not fit.
+    # This comparison is lenient, so that the error is raised only if the run surely does not fit. On a CPU,
+    # `needed` is HELD times the computed bytes, plus TORCH_ITSELF. So the computed bytes alone are compared
+    # with `free`. On other devices, the computed bytes may be up to HELD times the free bytes.
     if needed - TORCH_ITSELF > HELD * free:
         raise InputError(
             f"a step needs about {needed / 1e9:,.1f} GB of memory, and {free / 1e9:,.1f} GB are free: lower "

@@ -292,7 +292,7 @@ class FinetuneConfig(TrainConfig):
         return self.model
 
     def adapter_options(self) -> dict[str, Any]:
-        """Return the options of the method's configuration, such as `minigpt.finetuning.lora.LoraConfig`."""
+        """Return the arguments for the configuration class of the method (for lora: LoraConfig)."""
         options = {name: getattr(self, name) for name in _ADAPTERS[self.method]}
         target = options.get("target_modules")
         if target is not None:

@@ -6,7 +6,7 @@ num_iterations is above 1, a checkpoint holds these answers.
 
 With beta above 0, the loss compares the model with a reference: the model before the first step. If the model
 has an adapter, the reference is the model without the adapter; otherwise it is a copy of the model. A resumed
-run makes the reference from the same weights.
+run makes the reference from the start model, too, and not from the checkpoint.
 
 Letters in shapes: G answers to each prompt, B rows (all answers), T tokens, C channels, P tokens of answers.
 """
@@ -152,7 +152,8 @@ class GrpoLoss(Objective):
     is_sampled = True
     step_sums_names = (
         *("tokens", "kl", "is_low", "is_high"),  # sums over the sampled tokens, computed in `forward`
-        # sums over the sampled answers
+        # Sums over the sampled answers. Three are sums over the prompts instead. groups: 1 for each prompt.
+        # std: standard deviation of the rewards of the prompt's answers. equal: 1 if these rewards are equal.
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
     )
@@ -199,7 +200,8 @@ class GrpoLoss(Objective):
         # (number of the current block, its answers). A block is `num_iterations` consecutive steps, which use
         # the same answers.
         self._kept: tuple[int, list[Rollout]] | None = None
-        # False: advantages are not yet divided by the standard deviation of all processes' rewards
+        # With scale_rewards="batch", this is False from the sampling of answers until `sampled_together` has
+        # divided their advantages by the standard deviation of all processes' rewards. Otherwise always True.
         self._is_scaled = True
         # call the rewards once now, so that a wrong reward function fails before anything else is done
         samples = train.prompts[:2]
@@ -217,7 +219,7 @@ class GrpoLoss(Objective):
             RewardError: if a reward fails.
         """
         block = step // self.num_iterations
-        self._of_forward = torch.zeros(4)  # an estimate before the run also calls `forward`, so begin at 0
+        self._of_forward = torch.zeros(4)  # `forward` adds to these sums; each step begins at 0
         if self._kept is None or self._kept[0] != block:
             self._of_answers = torch.zeros(10, dtype=torch.float64)
             self._kept = (block, [self._rollout(block, batch) for batch in batches])
@@ -247,7 +249,10 @@ class GrpoLoss(Objective):
         return self._kept[1]
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest (rows, tokens per row) that a batch of answers to prompts `rows` may have."""
+        """Return the largest possible size of a batch: (number of answers, tokens of prompt and answer).
+
+        rows: numbers of the training prompts to which the batch has answers.
+        """
         longest = max(len(self._train.prompts[row].ids) for row in rows)
         width = min(longest + self.longest_sample, self.model.config.max_position_embeddings + 1)
         return len(rows) * self.sampling.num_generations, width
@@ -339,10 +344,10 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return a batch's part of the number by which the summed loss of a step is divided.
+        """Return a number for a batch. A step divides its summed loss by the sum of its batches' numbers.
 
-        It depends on loss_type. dapo: the number of sampled tokens; bnpo: 1; other types: the number of
-        answers.
+        The number depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no
+        token of the batch counts. Other types: the number of answers with a token that counts.
         """
         mask = batch.answer_mask
         if self.options.loss_type == "bnpo":

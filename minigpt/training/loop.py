@@ -1,4 +1,6 @@
-"""The training loop: steps, evaluations, checkpoints, signals. A stopped and resumed run gives the same bits.
+"""The training loop: steps, evaluations, checkpoints, signals.
+
+A run that was stopped and resumed gives the same bits as a run that was never stopped.
 
 `Trainer` builds the parts of a run; `Trainer.run` is the loop. The parts are:
 

@@ -82,7 +82,10 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def sampled_shape(self, rows: Sequence[int]) -> tuple[int, int]:
-        """Return the largest (rows, tokens per row) that `sample` can make from the examples `rows`."""
+        """Return the largest possible size of a batch with sampled answers: (number of rows, tokens per row).
+
+        rows: numbers of the training examples to which `sample` adds answers.
+        """
         raise NotImplementedError
 
     def step_sums(self) -> Tensor:

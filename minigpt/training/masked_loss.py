@@ -123,7 +123,7 @@ def _unpadded(batches: Iterable[Batch]) -> Iterator[Batch]:
     """
     for batch in batches:
         lengths = batch.token_mask.sum(1)
-        full = int((lengths == lengths.max()).sum())  # full rows; a shorter window can only come last
+        full = int((lengths == lengths.max()).sum())  # number of longest rows; shorter rows come last
         groups = [slice(0, full), *(slice(row, row + 1) for row in range(full, len(lengths)))]
         for group in groups:
             ids, targets, real, answers, rows = batch.some(group)

@@ -40,7 +40,7 @@ class Logger:
         self._evaluating = 0.0  # total seconds of all evaluations
 
     def open(self) -> "Logger":
-        """Prepare the log files of the run, and return self for a `with` block, which opens them."""
+        """Prepare logging, and return self, for a `with` block. The start of this block opens the files."""
         config, progress, is_main = self._config, self._progress, self._step.processes.is_main
         # A fine-tuning run evaluates the given weights before the first step. So even a run that was stopped
         # before its first step may have metrics to keep.
