@@ -95,9 +95,9 @@ def _run(
     has_checkpoint = is_locked = False
     with processes.shared_errors():
         if processes.is_main:
-            if any(
-                (output / name).exists() for name in (CONFIG, MANIFEST)
-            ):  # OUTPUT is a model's folder; with a run's files beside it, the model could not be loaded
+            if any((output / name).exists() for name in (CONFIG, MANIFEST)):
+                # OUTPUT is a model's folder. If a run wrote its files into this folder, the model could no
+                # longer be loaded.
                 text = "{output} is the folder of a model: choose another folder with --output"
                 raise InputError(Message(text, output=output))
             # lock the folder already here, because reading the data may take minutes

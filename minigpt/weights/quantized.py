@@ -242,8 +242,8 @@ class Int4Linear(nn.Module):
     def _pack(self) -> None:
         """On CUDA, put the weights into the order that torch's int4 kernel needs. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8; other layers do not use it. K must be a multiple of 64 (16
-        times the 4 in the call below), which padding ensures.
+        The kernel needs N to be a multiple of 8; other layers do not use it. K must be a multiple of 64,
+        because the kernel packs 4 tiles of 16 columns together (the 4 in the call below). K is padded.
         """
         # torch's kernel has no backward pass, so adapters are trained without the kernel
         is_wanted = not self.uses_kernel and not self.trains_adapters
@@ -314,9 +314,13 @@ class NarrowEmbedding(nn.Module):
 def set_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
     """Store the weights of a model's linear layers in another precision. Returns the model, in eval mode.
 
-    The model changes in place. With "float32", all its parameters become float32. Otherwise norms and
-    embeddings change, too. With int4 or on a GPU, they become 16 bits. With 16 bits or int8 on a CPU, they
-    become float32, but a token embedding in 16 bits stays as it is.
+    The model changes in place. Its norms and embeddings change, too:
+
+    - float32: all parameters become float32.
+    - float16 and bfloat16 on a GPU: all parameters get this dtype.
+    - int4 on any device, and int8 on a GPU: norms and embeddings become bfloat16.
+    - float16, bfloat16 and int8 on a CPU: norms and embeddings become float32. Exception: a token embedding
+      that is already in 16 bits stays in 16 bits.
 
     Args:
         model: the model.
