@@ -95,7 +95,7 @@ class LossScale:
         self._good = torch.zeros((), device=device)
 
     def update(self, found_inf: Tensor) -> None:
-        """Double or halve the factor if needed. `found_inf` is 1.0 if the step's gradient was not finite."""
+        """Double or halve the factor if needed. `found_inf`: 1.0 if loss or gradient was not finite."""
         is_bad = found_inf > 0
         due = self._good + 1 >= self.interval
         grown = torch.where(due, self.value * 2, self.value)

@@ -174,7 +174,8 @@ class Parallel:
                 mine = self._my_rows(batches, stop_request)
                 return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
-                if self.is_sharded:  # free the weights that FSDP has gathered for the evaluation
+                if self.is_sharded:
+                    # free the weights that FSDP has gathered for the evaluation
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:

@@ -5,8 +5,8 @@
     prepare_training(model)          # gradients pass through the model to its adapters
 
 Generation spends most of its time on reading weights from memory, so half the bytes take nearly half the
-time. Only the weights of linear layers, lm_head included, get fewer bits. If lm_head is tied to the
-embedding, it gets its own rounded copy of the weights.
+time. The table is about the weights of linear layers, lm_head included. (For norms and embeddings, see
+set_precision.) With int8 and int4, an lm_head that was tied to the embedding gets its own rounded weights.
 
     precision           stored                              computed on a CPU        on a GPU
     float16, bfloat16   rounded weights                     float32                  the same 16 bits
@@ -339,9 +339,9 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # int8 layers round their inputs on a CPU, but not on a GPU
+        for module in model.modules():
             if isinstance(module, QuantizedLinear):
-                module.rounds_inputs = False
+                module.rounds_inputs = False  # int8 layers round their inputs on a CPU, but not on a GPU
         return cast_parameters(model, torch.bfloat16)
     if target == "float32":
         return cast_parameters(model, torch.float32)
