@@ -119,7 +119,10 @@ class Logger:
         return sum(model_flops(self._step.model, *size) for size in sizes) / elapsed / self._peak
 
     def _log_event(self, step: StepMetrics) -> None:
-        """Report a step whose loss is a spike, or that was skipped (but not for an overflow of float16)."""
+        """Report a step if its loss is a spike, or if it was skipped because a number is not finite.
+
+        A step that was skipped because of a float16 overflow is normal, so it is not reported.
+        """
         is_spike = step.is_finite and step.loss > step.spike_threshold
         if step.is_overflow or (step.is_finite and not is_spike):
             return

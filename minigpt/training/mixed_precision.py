@@ -1,8 +1,9 @@
 """The values of `--precision`, autocast, and float16's loss scale.
 
 - `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding.
-- `bfloat16` and `float16`: matrix products in 16 bits. On CUDA, evaluation and Muon with float16 still have
-  products in float32. These may use TF32, which is more precise than bfloat16 (mantissa: 10 bits, not 7).
+- `bfloat16` and `float16`: matrix products in 16 bits. There are two exceptions, with products in float32:
+  evaluation, and the optimiser Muon if the precision is float16. On CUDA, these float32 products may use
+  TF32, which is more precise than bfloat16 (mantissa: 10 bits, not 7).
 - `float16` needs a scaled loss, because small gradients would become 0: see `LossScale`.
 - `auto`: the precision in which the device computes products fastest. CPU: bfloat16 with AVX-512 BF16 or AMX,
   else float32. CUDA: bfloat16, but float16 on GPUs older than 2020. Other devices: float32.
@@ -94,7 +95,7 @@ class LossScale:
         self._good = torch.zeros((), device=device)
 
     def update(self, found_inf: Tensor) -> None:
-        """Double or halve the factor if needed. `found_inf` is 1.0 if the step's gradient was not finite."""
+        """Double or halve the factor if needed. `found_inf`: 1.0 if loss or gradient was not finite."""
         is_bad = found_inf > 0
         due = self._good + 1 >= self.interval
         grown = torch.where(due, self.value * 2, self.value)

@@ -52,12 +52,15 @@ class ModelFiles:
     def facts(self) -> dict[str, str]:
         """Return facts for training_state.json, such as a fingerprint of the base model.
 
-        A resumed run must have the same facts.
+        When a run is resumed, its facts must equal the facts in the checkpoint.
         """
         return self._facts
 
     def rests_on(self, **facts: str) -> None:
-        """Add facts (name=value) to training_state.json. A resumed run must have the same facts."""
+        """Add facts (name=value) to training_state.json.
+
+        When a run is resumed, its facts must equal the facts in the checkpoint.
+        """
         self._facts.update(facts)
 
     def load(self, model: LanguageModel, folder: Path) -> None:

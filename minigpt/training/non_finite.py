@@ -55,9 +55,10 @@ class NonFiniteGuard:
         return is_bad
 
     def roll_back(self, why: str) -> None:
-        """Load weights, optimisers and random generators of the last good checkpoint. Save a new checkpoint.
+        """Load weights, optimisers and random generators of the last good checkpoint.
 
-        A checkpoint is good if it is undamaged, and was not saved after a bad step.
+        A checkpoint is good if it is undamaged, and was not saved after a bad step. The step number does not
+        go back: the loaded state is saved again, as the checkpoint of the current step.
 
         Args:
             why: the reason, for the log and for error messages.

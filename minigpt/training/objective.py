@@ -124,7 +124,10 @@ def _distillation_loss(
     device: torch.device,
     files: ModelFiles,
 ) -> DistillationLoss:
-    """Load the teacher and build the loss. A resumed run must have the same teacher."""
+    """Load the teacher and build the loss.
+
+    When a run is resumed, the teacher must have the weights that it had when the run began.
+    """
     length = config.max_length - 1 if config.text is None else config.block_size
     teacher = load_teacher(folder, data.tokenizer, length).to(device)
     files.rests_on(teacher_fingerprint=weights_fingerprint(teacher))
@@ -137,7 +140,8 @@ def _preference_loss(
 ) -> tuple[Objective, ModelFiles]:
     """Build the loss for preference data, such as DPO.
 
-    A resumed run must begin with the same weights, because the model with these weights is the reference.
+    The reference is the model before the first step, which checkpoints do not hold. A resumed run loads it
+    again, so --model must still name a folder with the weights with which the run began.
     """
     assert isinstance(data.train, EncodedPreferences)
     assert isinstance(data.val, EncodedPreferences)
@@ -158,8 +162,8 @@ def _grpo_loss(
 ) -> tuple[Objective, ModelFiles]:
     """Build GRPO's loss, for answers that the model samples.
 
-    If beta is not 0, a resumed run must begin with the same weights, because the model with these weights is
-    the reference.
+    If beta is not 0, there is a reference: the model before the first step, which checkpoints do not hold. A
+    resumed run loads it again, so --model must still name a folder with the weights with which the run began.
     """
     assert isinstance(data.train, EncodedPrompts)
     assert isinstance(data.val, EncodedPrompts)

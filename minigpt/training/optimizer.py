@@ -208,7 +208,9 @@ def _entries(
 
 
 def load_state(model: nn.Module, optimizers: list[torch.optim.Optimizer], tensors: dict[str, Tensor]) -> None:
-    """Load the tensors of `state_tensors`. An empty dict (before the first update) changes nothing.
+    """Load the optimisers' state: a dict with the names that `state_tensors` gives.
+
+    An empty dict changes nothing: the checkpoint was saved before the optimisers' first update.
 
     Raises:
         InputError: if the tensors belong to another model or optimiser.

@@ -136,7 +136,8 @@ class Parallel:
         if self._compiled is None:
             result: Tensor = self._loss(*batch)
             return result
-        if batch[-1] is not None:  # the positions that the loss counts; None: it counts all
+        # batch[-1] holds the positions that the loss counts. It is None if the loss counts all positions.
+        if batch[-1] is not None:
             # Batches of conversations differ in length. Their sizes are marked as dynamic, so that one
             # compiled graph is enough. Batches of plain text (None) all have the same shape, so their sizes
             # stay static, which is faster.
@@ -173,7 +174,8 @@ class Parallel:
                 mine = self._my_rows(batches, stop_request)
                 return self._objective.evaluate(model, mine, self._device, self._add_reports)
             finally:
-                if self.is_sharded:  # free the weights that FSDP has gathered for the evaluation
+                if self.is_sharded:
+                    # free the weights that FSDP has gathered for the evaluation
                     self._loss.reshard()  # type: ignore[operator]
 
     def _my_rows(self, batches: Iterable[Batch], stop_request: StopRequest) -> Iterator[Batch]:

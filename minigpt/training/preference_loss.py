@@ -2,8 +2,8 @@
 
 The loss compares the model with a reference: the model before the first step. The reference's
 log-probabilities of all answers are computed once. They are not saved: a resumed run computes them again from
-the same weights, with the same result to the bit. A new adapter does not change the model's output, so a run
-that trains an adapter has the base model as its reference.
+the weights with which the run first began, and gets the same bits. A new adapter does not change the model's
+output, so a run that trains an adapter has the base model as its reference.
 
 Letters in shapes: B pairs, T tokens, C channels, P tokens of answers. A batch has 2 B rows: first the chosen
 answers, then the rejected answers.

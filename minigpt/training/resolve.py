@@ -164,7 +164,7 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
-    """Change a recipe to the model family `family`. Options that the family lacks are reset and printed."""
+    """Change a recipe to the model family `family`. Drop and print the values of options that it lacks."""
     # an unknown family is not an error here, because it is reported later
     if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:
         return recipe

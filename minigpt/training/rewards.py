@@ -2,7 +2,7 @@
 
     exact    1 if the answer equals the data's answer, apart from white space at the ends; else 0
     regex    1 if --reward_regex matches the whole answer; else 0
-    length   1 for an answer of --reward_length characters; less, the more its length differs
+    length   1 - |length of the answer - N| / N, but at least 0, where N is --reward_length (in characters)
     json     1 if the answer is JSON; else 0
     file.py:function      a function of lists that returns a list of numbers, one for each answer:
 

@@ -74,7 +74,8 @@ def run_training(config: TrainConfig, given: Collection[str]) -> dict[str, Any]:
         config: options of the run.
         given: names of the options that the user gave. --size does not change these options.
     """
-    if is_restarted():  # after a crash, torchrun starts the same command again; then resume
+    if is_restarted():
+        # torchrun has started the same command again after a crash, so resume the run
         config = dataclasses.replace(config, resume=True, overwrite=False)
         if (config.output / RUN_FILE).exists():
             begun = read_run(config.output, type(config))  # holds what --size and --precision auto chose
@@ -95,9 +96,9 @@ def _run(
     has_checkpoint = is_locked = False
     with processes.shared_errors():
         if processes.is_main:
-            if any(
-                (output / name).exists() for name in (CONFIG, MANIFEST)
-            ):  # OUTPUT is a model's folder; with a run's files beside it, the model could not be loaded
+            if any((output / name).exists() for name in (CONFIG, MANIFEST)):
+                # OUTPUT is a model's folder. If a run wrote its files into this folder, the model could no
+                # longer be loaded.
                 text = "{output} is the folder of a model: choose another folder with --output"
                 raise InputError(Message(text, output=output))
             # lock the folder already here, because reading the data may take minutes
@@ -248,7 +249,8 @@ def _move_aside(output: Path) -> None:
             )
         shutil.rmtree(previous)
     output.rename(previous)
-    if (previous / "shards").exists():  # move the encoded text back: it depends only on the data
+    if (previous / "shards").exists():
+        # The encoded text depends only on the data, so the new run can use it: move it back.
         output.mkdir()
         (previous / "shards").rename(output / "shards")
     print(say("the earlier run is in {output}.previous now", output=output))

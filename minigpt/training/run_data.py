@@ -113,7 +113,7 @@ class AnyData(Protocol):
         """Return each row's place in the training data: its line number, or the first token of its window."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe some results of `positions` in words, for a message."""
+        """Describe places in the training data in words, for a message. `positions` returns them."""
 
     def sample(self, model: Any, number: int) -> str:
         """Return a sample of the model's output. Each `number` selects a different prompt."""
@@ -408,7 +408,7 @@ def _read_preferences(config: FinetuneConfig) -> RunData:
 
 
 def pair_tokenizer(config: TrainConfig, texts: Iterable[str]) -> AnyTokenizer:
-    """Return the tokenizer for conversations: of the given model, or for a new model that of --tokenizer.
+    """Return the tokenizer for conversations: the given model's tokenizer, or the one that --tokenizer names.
 
     A byte-level BPE or WordPiece tokenizer without a chat template gets PLAIN_TEMPLATE, which ends each
     question and each answer with the end-of-text token.

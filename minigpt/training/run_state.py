@@ -32,8 +32,8 @@ _WITHOUT_EFFECT = {*PER_CALL, "output", "resume", "recipe", "strict", "device", 
     "eval_task",
     "gradient_checkpointing",
 }
-# Options that decide how the files become examples. If a resumed run gets other examples than before, the
-# error message names the changed options among these.
+# Options that decide how the files become examples. If a resumed run gets other examples than before, and
+# some of these options have changed, the error message names the changed ones.
 _DECIDES_DATA = ("max_length", "block_size", "val_fraction", "encoding", "text_field", "document_separator")
 # Options that must not change when a run is resumed. They decide which weights a checkpoint holds, and how
 # the model uses these weights.
@@ -245,7 +245,7 @@ def changes(
     """Return what differs between a checkpoint's training_state.json and the run that resumes from it.
 
     Raises:
-        InputError: if the checkpoint has another vocabulary or other trained weights, or if the data has
+        InputError: if the vocabulary has changed; if an option in `_FIXED` has changed; or if the data has
             changed and --allow_changed_data is not given.
     """
     named = []

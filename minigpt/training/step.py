@@ -40,7 +40,8 @@ class StepBatches(NamedTuple):
     """All batches of one step."""
 
     step: int  # step number, from 0
-    # this process's rows of each batch: the tensors that the loss needs, on their way to the device
+    # This process's part of the batches (see Parallel.shard_batches). Each entry has the tensors of one batch
+    # that the loss needs. Their copy to the device may still be running.
     mine: list[tuple[Tensor | None, ...]]
     sizes: list[BatchSize]  # size of each batch, counted over the rows of all processes
 
@@ -195,7 +196,9 @@ class TrainStep:
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
-        if self.loss.is_sampled:  # if all sampled answers were cut off, `counted` can be 0
+        # With mask_truncated_completions, sampled answers that were cut off do not count. If all answers were
+        # cut off, `counted` is 0.
+        if self.loss.is_sampled:
             counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value
         total = torch.zeros((), device=self.device)

@@ -49,8 +49,8 @@ SCRIPTS = (
     "weights.js", "tokenizer.js", "sampling.js", "model.js", "prompt.js", "words.js", "views.js", "page.js",
 )  # fmt: skip
 _FLOAT16_MAX = 65504.0
-# Largest number of bytes that one HTML element holds as base64. It is a multiple of 3, so that base64 adds no
-# padding.
+# Largest number of bytes in one HTML element, counted before they are encoded as base64. It is a multiple of
+# 3, so that base64 adds no padding.
 _PART = 3 * 2**20
 
 

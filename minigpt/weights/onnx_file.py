@@ -48,7 +48,8 @@ OnnxDtype = Literal["float32", "float16"]
 # Versions of the operators and of the file format, which belong together. They are not the newest ones, so
 # that older programs can read the file, too.
 _OPSET, _IR_VERSION = 20, 9
-# If all weights have more bytes together, they go to a second file: protobuf limits the ONNX file to 2 GiB.
+# If the weights together have more bytes than this, they go to a second file, because protobuf limits the
+# ONNX file to 2 GiB.
 _INLINE = 2**30
 _FLOAT16_MAX = 65504.0
 _B, _T, _P, _S = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
@@ -329,10 +330,12 @@ class _Graph:
         visible = self._node("Or", visible, self._node("Equal", key, query))
         window = getattr(self._config, "sliding_window", None)
         if window is not None and self._config.is_sliding(layer):
-            # the T new tokens always count as tokens, even if attention_mask calls them padding
+            # The window counts tokens, not padding. As in window_mask, each of the T new tokens counts as a
+            # token, even if attention_mask calls it padding. So only cached padding is not counted.
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            place = self._node("CumSum", number, one)  # (B, S): for each token, number of real ones up to it
+            # (B, S): for each token, the number of tokens up to this one (included), without padding
+            place = self._node("CumSum", number, one)
             # (B, T): the same numbers for the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))
             pair = self._node("Unsqueeze", own, self._ints(2)), self._node("Unsqueeze", place, self._ints(1))

@@ -82,8 +82,8 @@ def load_model(
         device: device of the model.
         dtype: dtype of the parameters. None: float32, whatever the file has (most CPUs are slower in
             bfloat16). "stored": float16 or bfloat16 if all weights have this dtype in the file, else float32.
-        adapter: folder of one adapter, or several adapters. One adapter is merged into the weights, unless
-            they are int8 or int4, or it is a bottleneck adapter. Several adapters are a dict name -> folder,
+        adapter: one adapter or several. One adapter: its folder. It is merged into the weights, unless the
+            weights are int8 or int4, or it is a bottleneck adapter. Several adapters: a dict name -> folder,
             or a list of folders, whose names become the adapters' names. They are not merged, and only the
             first one is active. See minigpt.finetuning.layers.
 

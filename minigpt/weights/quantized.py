@@ -5,8 +5,8 @@
     prepare_training(model)          # gradients pass through the model to its adapters
 
 Generation spends most of its time on reading weights from memory, so half the bytes take nearly half the
-time. Only the weights of linear layers, lm_head included, get fewer bits. If lm_head is tied to the
-embedding, it gets its own rounded copy of the weights.
+time. The table is about the weights of linear layers, lm_head included. (For norms and embeddings, see
+set_precision.) With int8 and int4, an lm_head that was tied to the embedding gets its own rounded weights.
 
     precision           stored                              computed on a CPU        on a GPU
     float16, bfloat16   rounded weights                     float32                  the same 16 bits
@@ -242,8 +242,8 @@ class Int4Linear(nn.Module):
     def _pack(self) -> None:
         """On CUDA, put the weights into the order that torch's int4 kernel needs. This cannot be undone.
 
-        The kernel needs N to be a multiple of 8; other layers do not use it. K must be a multiple of 64 (16
-        times the 4 in the call below), which padding ensures.
+        The kernel needs N to be a multiple of 8; other layers do not use it. K must be a multiple of 64,
+        because the kernel packs 4 tiles of 16 columns together (the 4 in the call below). K is padded.
         """
         # torch's kernel has no backward pass, so adapters are trained without the kernel
         is_wanted = not self.uses_kernel and not self.trains_adapters
@@ -314,9 +314,13 @@ class NarrowEmbedding(nn.Module):
 def set_precision(model: LanguageModel, precision: Precision | None) -> LanguageModel:
     """Store the weights of a model's linear layers in another precision. Returns the model, in eval mode.
 
-    The model changes in place. With "float32", all its parameters become float32. Otherwise norms and
-    embeddings change, too. With int4 or on a GPU, they become 16 bits. With 16 bits or int8 on a CPU, they
-    become float32, but a token embedding in 16 bits stays as it is.
+    The model changes in place. Its norms and embeddings change, too:
+
+    - float32: all parameters become float32.
+    - float16 and bfloat16 on a GPU: all parameters get this dtype.
+    - int4 on any device, and int8 on a GPU: norms and embeddings become bfloat16.
+    - float16, bfloat16 and int8 on a CPU: norms and embeddings become float32. Exception: a token embedding
+      that is already in 16 bits stays in 16 bits.
 
     Args:
         model: the model.
@@ -335,9 +339,9 @@ def set_precision(model: LanguageModel, precision: Precision | None) -> Language
             raise InputError(f"the model is stored in {current}: take its unquantised folder for {target}")
         if target != "int8" or not on_gpu:
             return model
-        for module in model.modules():  # int8 layers round their inputs on a CPU, but not on a GPU
+        for module in model.modules():
             if isinstance(module, QuantizedLinear):
-                module.rounds_inputs = False
+                module.rounds_inputs = False  # int8 layers round their inputs on a CPU, but not on a GPU
         return cast_parameters(model, torch.bfloat16)
     if target == "float32":
         return cast_parameters(model, torch.float32)
