@@ -218,9 +218,12 @@ def looks_like_json(text: str) -> bool:
     return 2 * sum(_is_value(line) or bool(_BROKEN.match(line)) for line in lines) > len(lines)
 
 
+_STRING_OF_JSON = re.compile(r'[\ufeff\s]*"[\[{]')  # how a JSON string begins whose text is JSON
+
+
 def json_in_json(text: str) -> str | None:
     """Return the text inside a JSON string, if that text is JSON: '"{...}"' gives '{...}'; else None."""
-    if not text[:_FIRST_LINES].lstrip("\ufeff \t\r\n").startswith(('"{', '"[')):
+    if not _STRING_OF_JSON.match(text):
         return None
     try:
         inner = parse_value(text)
