@@ -236,9 +236,9 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
     Args:
         options: the dataclass of the command's options.
         program: the command's name in the line of usage.
-        source: source file of the command. The help texts of a class are read from the source file of its
-            module. For a class of the command itself, that module is called `__main__`, but under
-            `minigpt VERB`, sys.modules["__main__"] is another module. So the file must be given.
+        source: source file of the command, which has the help texts of a class that is defined there. (A
+            class of another file names its module. But a command's own class names `__main__`, which under
+            `minigpt VERB` is minigpt/__main__.py.)
         defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)

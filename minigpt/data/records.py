@@ -304,12 +304,12 @@ def _question_and_answer(item: Mapping[str, Any], found: Mapping[str, str | None
 def _options(item: Mapping[str, Any], answer: str) -> tuple[dict[str, str], str]:
     """Return the options of a multiple-choice question (letter -> line, such as "A. ..."), and their letters.
 
-    The lines become part of the question: without them, the answer "B" would mean nothing. In the record,
-    each option has its own field, or one field holds all options: a list, an object, or a text. Such a text
-    is returned as one option with the letter "".
+    The lines become part of the question. In the record, each option has its own field, or one field holds
+    all options: a list, an object, or a text. Such a text is returned as one option with the letter "".
 
     The letters are one string. An answer may be the number of an option, from 0: then it means the letter at
-    this index. The string is "" if options have no numbers: for a text, or an object without keys A, B, ...
+    this index. The string is "" if an answer cannot be such a number: if the options are one text, or a JSON
+    object whose keys are not A, B, ...
     """
     apart = _apart(tuple(item), answer)
     letters = ""

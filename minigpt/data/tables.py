@@ -157,7 +157,7 @@ def _first_rows(sample: str, delimiter: str, has_quotes: bool = True) -> tuple[l
 
 
 def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
-    """Return how many rows stand above the row of column names, such as a title or a date."""
+    """Return how many rows, such as a title or a date, stand above the row of column names."""
     for number, row in enumerate(rows[:_TITLES]):
         names = [cell.strip().lower() for cell in row]
         is_below_titles = all(sum(bool(cell.strip()) for cell in above) < 2 for above in rows[:number])

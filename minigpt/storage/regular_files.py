@@ -62,7 +62,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path, with all links followed. A link that points to itself stays in it."""
+    """Return the absolute path, with all links followed. No error if a link points to itself: it stays."""
     return Path(os.path.realpath(path))
 
 

@@ -6,15 +6,15 @@
 If a user types `<|im_end|>`, it stays a text of ten characters. If the template writes it, it becomes a
 special token. To distinguish the two cases, the template is rendered twice: first as it is, then with a
 private Unicode character in place of each special token in the texts that the template *writes*. Texts that
-it *compares* with do not change, and neither do the messages, except the assistant's (see below). So
-`message.content.split('</think>')` still works. A template may build a special token from shorter texts
-(`'<|' + message.role + '|>'`). Then the template is rendered a third time. In the texts that it writes, a
-private character then replaces each character that occurs in a special token.
+it *compares* with do not change, so `message.content.split('</think>')` still works. Users' messages do not
+change either. A template may build a special token from shorter texts (`'<|' + message.role + '|>'`). For
+such templates there is a third rendering, which replaces single characters in place of whole tokens: each
+character that occurs in a special token.
 
 If a message of the assistant has `token_ids`, the ids of its text, these ids are used. Otherwise the text is
 encoded. In the assistant's texts, `<think>` becomes a special token, because the model wrote it, and not a
-user. Two kinds of special tokens stay text even there: tokens with a role (such as eos_token), and tokens
-that the template contains.
+user. Two kinds of special tokens stay text even there: tokens that the tokenizer's configuration gives a
+function (such as eos_token), and tokens that the template contains.
 
 A template is a program that cannot be trusted; template_sandbox.py runs it.
 """

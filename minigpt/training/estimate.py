@@ -248,7 +248,7 @@ def _cut(piece: Any, width: int) -> Any:
 
 
 def _optimizer_seconds(trainer: Trainer) -> float:
-    """Measure the seconds of one update of the weights, on a copy of the model's trained weights."""
+    """Measure the seconds of one update of the weights, on a copy of the weights that are trained."""
     frozen = [p for p in trainer.model.parameters() if not p.requires_grad]
     shared = {id(tensor): tensor for tensor in [*frozen, *trainer.model.buffers()]}
     model = copy.deepcopy(trainer.model, dict[int, object](shared))
