@@ -153,7 +153,7 @@ class LoraLinear(AdaptedLayer):
         return total, bias
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Apply the adapter to `out` (..., N), the layer's outputs for the inputs x (..., K), and return it."""
+        """Return `out` (..., N), the layer's outputs for the inputs x (..., K), with the adapter applied."""
         dropped = self.lora_dropout(x).to(self.lora_A.dtype)
         low = F.linear(dropped, self.lora_A)  # (..., r)
         # addmm computes product, scaling and sum in one pass over the outputs. Three operations would need
