@@ -252,7 +252,7 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def shown_keys(item: Mapping[str, Any]) -> str:
-    """Return the keys of a record in words, for an error message."""
+    """Return a phrase for an error message that lists a record's keys: "it has 'id', 'name'"."""
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 
@@ -518,7 +518,7 @@ def _weight(item: Mapping[str, Any]) -> float:
         weight = -1.0 if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except ValueError:
         return math.nan
-    except (TypeError, OverflowError):  # not a number or text, or a whole number too large for a float
+    except (TypeError, OverflowError):  # neither a number nor a text, or an integer too large for a float
         weight = -1.0
     if not 0 <= weight < 1e6:
         raise BadLine("`weight` is no number from 0 to 1e6", f"it is {str(value)[:40]!r}")
