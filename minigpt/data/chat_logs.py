@@ -117,7 +117,7 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
 
     Args:
         speaker: name of the speaker who answers; "": the function chooses one.
-        encoding: the encoding named by the user, to be repeated in commands that notes and errors suggest.
+        encoding: the encoding that the user gave. Notes and errors suggest commands, which repeat it.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.

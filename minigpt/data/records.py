@@ -416,7 +416,7 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
         turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
-    # {"speaker": "SYSTEM"} is a dialogue system, which answers. Only the first turn may be a system prompt.
+    # In {"speaker": "SYSTEM"}, SYSTEM is a dialogue system, which answers. Only turn 1 may be a system text.
     if all("speaker" in lower_keys(each) for each in value) and not any(t.role == "assistant" for t in turns):
         turns[1:] = [t._replace(role="assistant") if t.role == "system" else t for t in turns[1:]]
     return turns
