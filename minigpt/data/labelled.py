@@ -170,7 +170,7 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
     lengths = [sum(map(len, column.elements())) for column in counts]
     label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
     first = str(cells[0].get(str(label))).strip() if cells else ""
-    # True: no value of this column occurs twice. Then they may be row numbers (1, 2, 3, ...), not labels.
+    # True: no value of this column occurs twice. Then its values may be row numbers (1, 2, 3), not labels.
     differ = len(counts[label]) == len(cells)
     if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())

@@ -345,7 +345,8 @@ def _described(sources: list[Source]) -> list[dict[str, Any]]:
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
     """Return True if the source files are unchanged.
 
-    Their names and sizes must be the same. For each file, also its modification time or its SHA-256.
+    Their names and sizes must be the same. For each file, the modification time or the SHA-256 must be the
+    same, too.
     """
     if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
         return False
