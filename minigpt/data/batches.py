@@ -49,7 +49,7 @@ class Batch(NamedTuple):
     targets: torch.Tensor  # (B, T) int64: for each input id, the id that follows
     token_mask: torch.Tensor  # (B, T) bool: True if the target is a real token, not padding
     answer_mask: torch.Tensor  # (B, T) bool: True if the target is in an answer, or is the <sep> after it
-    rows: npt.NDArray[np.int64]  # (B,): index of the example in each row
+    rows: npt.NDArray[np.int64]  # (B,): for each row, the index of its example in the encoded data
 
     def to(self, device: torch.device) -> "Batch":
         """Copy the batch to another device. A copy to a CUDA device is asynchronous."""

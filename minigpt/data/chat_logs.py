@@ -117,7 +117,7 @@ def read_chat(text: str, path: Path, speaker: str = "", encoding: str = "") -> C
 
     Args:
         speaker: name of the speaker who answers; "": the function chooses one.
-        encoding: the encoding named by the user, to be repeated in commands that notes and errors suggest.
+        encoding: the encoding that the user gave. Notes and errors suggest commands, which repeat it.
 
     Raises:
         InputError: if it is not clear who answers; the error lists the speakers.
@@ -197,10 +197,11 @@ def message_columns(values: Iterable[Any], names: FieldNames) -> MessageColumns 
     items = [lower_keys(value) for value in values if isinstance(value, Mapping)]
     if names.question:
         return None
-    if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # a table without a head
+    if len(items) >= _FEWEST and all(item.keys() == {"0", "1"} for item in items):  # no column names
         speakers = {str(item["0"]).strip() for item in items}
         is_log = {_role(name) for name in speakers} - {"system"} == {"user", "assistant"}
-        # `2 * ...` excludes lists of words with translations: a word has one row, a speaker has several.
+        # On average, a speaker must have at least two rows. This excludes a list of words with translations,
+        # such as "客户, customer", because each word has only one row.
         return MessageColumns("0", "1", "", "") if is_log and 2 * len(speakers) <= len(items) else None
     return _columns(items)
 
@@ -348,7 +349,7 @@ def _messages(text: str, layout: re.Pattern[str]) -> Iterator[Message]:
 
 
 def _plain(text: str) -> str:
-    """Remove ** at the end of a message if its partner stood before the name, as in "**Q: what?**".
+    """Remove ** at the end of a message if the opening ** stood before the speaker, as in "**Q: what?**".
 
     >>> _plain("what?**"), _plain("**what**?")
     ('what?', '**what**?')

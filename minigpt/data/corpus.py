@@ -55,7 +55,8 @@ _JSON = (".json", ".jsonl", ".ndjson")
 END_OF_TEXT = "<|endoftext|>"
 _HEAD = 1 << 16  # number of bytes that are read to recognise a file
 _GUESSED = 200  # number of records that are read to find out which field holds the text
-# `_LOST`: U+FFFD, which stands for a lost character. `_LINES`: a warning names at most so many lines with it.
+# `_LOST`: U+FFFD, which stands for a lost character. `_LINES`: the largest number of lines
+# with this character that a warning lists.
 _LOST, _LINES = "\ufffd".encode(), 5
 _BLOCK = 1 << 20  # number of bytes per read
 _NUMBER = re.compile(r"[\d\s.,:/%+-]*")  # matches numbers, dates and times: they are no text to learn from

@@ -78,7 +78,8 @@ OPTIONS = ("choices", "options", "选项", "選項")
 _NO_TEXT = {"id", "index", "", *MESSAGE_COLUMNS["time"], *MESSAGE_COLUMNS["number"]}
 _NO_TEXT |= {"label", "score", "weight", "category", "类别", *FIELDS["system"], *FIELDS["history"], "tools"}
 LAST = {"question": tuple(PARTNERS), "answer": ("assistant", "bot", "gpt", "助手", "target", "a")}
-_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"  # what may follow a name: （必填）, a colon
+# Matches what may follow a field's name: a note in brackets, such as （必填）, and then a colon or "*".
+_NOTE = r"(?:\s*[（(\[【].{0,12}[）)\]】])?\s*[:：*]?"
 # Longer field names, such as 客户问题 and 标准回答, or user_question and answer_text. They are used if
 # the record has no field with a usual name (see `FIELDS`).
 ALIKE = {

@@ -55,7 +55,9 @@ __all__ = [
 Kind = Literal["jsonl", "json", "csv", "table", "xlsx", "parquet", "text", "chat"]
 _OF_RECORDS = (".jsonl", ".json", ".csv", ".tsv", ".xlsx", ".parquet")
 _MOST = 4 << 30  # largest size in bytes of a file that is read as a whole, before and after decompression
-_BLOCK = 1 << 20  # bytes per call of read(), which reserves this much memory even for a small file
+# Number of bytes per call of read(). It is not larger, because read() reserves this much memory even if the
+# file is small.
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -193,7 +195,8 @@ _FOREIGN = {  # first bytes of a file -> name of its format, which minigpt does 
 _TAG = re.compile(r"<(body|div|section|article|main|table|ul|ol|p|h[1-6]|span)(?:\s[^<>]*)?>")
 _ANY_TAG = re.compile(r"</?[a-z][^<>]*>", re.IGNORECASE)
 _FEWEST_TAGS = 3  # a text with fewer lines that begin with a tag is no piece of a web page
-_MAY_HOLD_TAGS = (".md", ".markdown", ".mdx", ".csv", ".tsv")  # Markdown and cells use tags for their layout
+# Suffixes of files that may contain HTML tags: Markdown and the cells of tables use tags for their layout.
+_MAY_HOLD_TAGS = (".md", ".markdown", ".mdx", ".csv", ".tsv")
 _ZIPPED = {"word/": "a Word document (save it as text)", "ppt/": "a presentation", "OEBPS/": "an EPUB book"}
 _XLSX, _XLS = b"PK\x03\x04", b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
 

@@ -71,7 +71,10 @@ def json_object(items: Iterable[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def as_json(value: Any) -> str:
-    """Return a value as one line of JSON. REPEATED becomes null; other types, such as a date, become text."""
+    """Return a value as one line of JSON.
+
+    REPEATED becomes null. A value of a type that JSON does not have, such as a date, becomes text.
+    """
     text = json.dumps(value, ensure_ascii=False, default=lambda part: None if part is REPEATED else str(part))
     return text.encode("utf-8", "backslashreplace").decode()  # a lone surrogate becomes an escape sequence
 
@@ -218,7 +221,7 @@ def looks_like_json(text: str) -> bool:
     return 2 * sum(_is_value(line) or bool(_BROKEN.match(line)) for line in lines) > len(lines)
 
 
-_STRING_OF_JSON = re.compile(r'[\ufeff\s]*"[\[{]')  # how a JSON string begins whose text is JSON
+_STRING_OF_JSON = re.compile(r'[\ufeff\s]*"[\[{]')  # beginning of a JSON string that contains JSON
 
 
 def json_in_json(text: str) -> str | None:

@@ -170,7 +170,8 @@ def _headless(records: Sequence[Record], path: Path, needs_labels: bool) -> Fiel
     lengths = [sum(map(len, column.elements())) for column in counts]
     label = 0 if (len(counts[0]), lengths[0]) < (len(counts[1]), lengths[1]) else 1
     first = str(cells[0].get(str(label))).strip() if cells else ""
-    differ = len(counts[label]) == len(cells)  # True: no value occurs twice, so they may be numbers of rows
+    # True: no value of this column occurs twice. Then its values may be row numbers (1, 2, 3), not labels.
+    differ = len(counts[label]) == len(cells)
     if len(cells) > 1 and counts[label][first] == 1 and (needs_labels or not differ):
         names = ", ".join(repr(str(part)[:40]) for part in cells[0].values())
         raise InputError(
@@ -328,7 +329,7 @@ class LabelledBatch(NamedTuple):
     # (B,) int64: index of the label. Multi-label: (B, number of labels) float32. Regression: (B, 1) float32.
     labels: torch.Tensor
     weights: torch.Tensor  # (B,) float32: factor for the loss of each row
-    rows: npt.NDArray[np.int64]  # (B,): index of the text in each row
+    rows: npt.NDArray[np.int64]  # (B,): for each row, the index of its text in `EncodedTexts`
 
     def to(self, device: torch.device) -> "LabelledBatch":
         """Copy the batch to another device."""

@@ -263,7 +263,7 @@ def _best(replies: list[Any]) -> Any:
 def _rank(reply: Mapping[str, Any]) -> float:
     try:
         rank = float(reply.get("rank"))  # type: ignore[arg-type]
-    except (TypeError, ValueError, OverflowError):  # OverflowError: a whole number beyond any float
+    except (TypeError, ValueError, OverflowError):  # OverflowError: an integer too large for a float
         return math.inf
     return math.inf if math.isnan(rank) else rank
 

@@ -6,7 +6,8 @@
     {"chosen": [...], "rejected": [...]}                       two conversations with the same beginning
     {"question": ..., "answers": [better, worse]}
 
-Each of the two conversations is read as in `minigpt.data.records`, so the same field names are allowed.
+The prompt with one of the answers is a conversation, so a record has two conversations. Both are read as in
+`minigpt.data.records`, so the same field names are allowed.
 
 Legend: N pairs; B pairs in a batch, which are 2 B rows; T: number of tokens of the longest row of the batch,
 minus one.

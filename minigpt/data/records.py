@@ -252,7 +252,7 @@ def _names_of(given: tuple[str, ...]) -> dict[str, str | None]:
 
 
 def shown_keys(item: Mapping[str, Any]) -> str:
-    """Return the keys of a record in words, for an error message."""
+    """Return a phrase for an error message that lists a record's keys: "it has 'id', 'name'"."""
     return f"it has {', '.join(repr(str(key)[:40]) for key in list(item)[:8]) or 'no keys at all'}"
 
 
@@ -416,7 +416,7 @@ def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
         if not isinstance(each, dict):
             raise BadLine("a turn is no object", f"turn {number} is {_kind(each)}")
         turns += _turns_in(lower_keys(each), number, speaker.strip().lower())
-    # {"speaker": "SYSTEM"} is a dialogue system, which answers. Only the first turn may be a system prompt.
+    # In {"speaker": "SYSTEM"}, SYSTEM is a dialogue system, which answers. Only turn 1 may be a system text.
     if all("speaker" in lower_keys(each) for each in value) and not any(t.role == "assistant" for t in turns):
         turns[1:] = [t._replace(role="assistant") if t.role == "system" else t for t in turns[1:]]
     return turns
@@ -518,7 +518,7 @@ def _weight(item: Mapping[str, Any]) -> float:
         weight = -1.0 if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
     except ValueError:
         return math.nan
-    except (TypeError, OverflowError):  # not a number or text, or a whole number too large for a float
+    except (TypeError, OverflowError):  # neither a number nor a text, or an integer too large for a float
         weight = -1.0
     if not 0 <= weight < 1e6:
         raise BadLine("`weight` is no number from 0 to 1e6", f"it is {str(value)[:40]!r}")

@@ -343,7 +343,11 @@ def _described(sources: list[Source]) -> list[dict[str, Any]]:
 
 
 def _same_sources(sources: list[Source], described: list[dict[str, Any]]) -> bool:
-    """Return True if the sources are unchanged: same names, same sizes, and same time or same SHA-256."""
+    """Return True if the source files are unchanged.
+
+    Their names and sizes must be the same. For each file, the modification time or the SHA-256 must be the
+    same, too.
+    """
     if [(s.name, s.origin_size) for s in sources] != [(d["name"], d["size"]) for d in described]:
         return False
     return all(
@@ -367,7 +371,10 @@ def _clear(folder: Path, keep: set[str], temporary_only: bool = False) -> None:
 
 
 def _finished(folder: Path, job: _Job) -> dict[str, Any] | None:
-    """Return the record of a shard if the shard is complete and was made for the same job, else None."""
+    """Return a shard's record (the content of its JSON file) if the shard is complete, else None.
+
+    None is also returned if the shard was made from other data, with other options or another tokenizer.
+    """
     try:
         record = read_json(folder / f"shard-{job.number:05d}.json")
         path = folder / f"shard-{job.number:05d}.bin"

@@ -63,7 +63,7 @@ class Split:
     on_both_sides: list[tuple[Exchange, int]]  # (exchange, number of validation conversations with it)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the counts for `--json` and the manifest."""
+        """Return the counts for `--json` and for the file split.json."""
         total = len(self.train) + len(self.val)
         answers = [sum(len(each.exchanges) for each in side) for side in (self.train, self.val)]
         return {

@@ -21,7 +21,7 @@ from minigpt.data.json_values import BadLine, Record, as_json
 
 __all__ = ["cards_in", "spoken_text"]
 
-_BEGINNING = 4096  # a text without "-->" (between two times) in its first 4096 characters is no subtitles
+_BEGINNING = 4096  # a text is not read as subtitles if its first 4096 characters have no "-->"
 _SETTING = re.compile(r"#(separator|html|columns|notetype|deck|tags|guid|if matches|[a-z]+ column):(.*)")
 _DELIMITERS = {"tab": "\t", "comma": ",", "semicolon": ";", "pipe": "|", "space": " ", "colon": ":"}
 # Names of Anki's columns: _FRONT for the question, _BACK for the answer, _ASIDE for columns to leave out.

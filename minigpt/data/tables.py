@@ -83,7 +83,7 @@ class TableText(NamedTuple):
     delimiter: str
     has_head: bool  # True if the table has a row of column names
     first_row: tuple[str, ...]
-    titles: int = 0  # number of rows, such as a title, above the column names; they are skipped
+    titles: int = 0  # number of rows above the row of column names; these rows (often a title) are skipped
     has_quotes: bool = True  # False: quotation marks are part of the cells
 
 
