@@ -48,8 +48,8 @@ class TokenLosses(NamedTuple):
 
     loss: Tensor
     kl: Tensor
-    is_low: Tensor  # bool: r is less than 1 - epsilon, and clipping changes the loss
-    is_high: Tensor  # bool: r is greater than 1 + epsilon_high, and clipping changes the loss
+    is_low: Tensor  # bool: r < 1 - epsilon and the advantage is negative, so clipping changes the loss
+    is_high: Tensor  # bool: r > 1 + epsilon_high and the advantage is positive, so clipping changes the loss
 
 
 def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
@@ -99,7 +99,8 @@ def token_weights(lengths: Tensor, options: GrpoOptions) -> Tensor:
     """Return a factor for each answer, (answers,). The losses of the answer's tokens are multiplied by it.
 
     `lengths` (answers,): number of tokens of each answer in a batch. The caller sums the products and divides
-    the sum by the number of tokens, answers or batches. So the loss is, for each loss_type:
+    the sum: for dapo by the number of tokens, for bnpo by the number of batches, for grpo and dr_grpo by the
+    number of answers. So the loss is, for each loss_type:
 
     dapo     the mean over all tokens
     grpo     the mean over each answer's tokens, then the mean over answers

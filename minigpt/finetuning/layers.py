@@ -95,7 +95,10 @@ class AdaptedLayer(nn.Module):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return "" if the adapter can be summed with others, otherwise the name of its kind of adapter."""
+        """Return "" if this adapter's effect can be added to the effects of other adapters.
+
+        Otherwise return the name of this kind of adapter, for an error message.
+        """
         return ""
 
     def tensors(self) -> dict[str, nn.Parameter]:
@@ -103,11 +106,14 @@ class AdaptedLayer(nn.Module):
         raise NotImplementedError
 
     def entering(self, x: Tensor) -> Tensor:
-        """Return the layer's inputs (..., K) as the adapter changes them; by default unchanged."""
+        """Return what the linear layer reads instead of its inputs x (..., K). By default, return x."""
         return x
 
     def leaving(self, out: Tensor, x: Tensor) -> Tensor:
-        """Return the layer's outputs (..., N) as the adapter changes them, given the inputs x (..., K)."""
+        """Return what replaces the linear layer's outputs `out` (..., N). By default, return `out`.
+
+        x (..., K): the inputs, before `entering` changed them.
+        """
         return out
 
     def merged_with(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -413,7 +419,7 @@ def active_adapters(model: LanguageModel) -> list[str]:
 
 
 def check_adapters(model: LanguageModel, names: Sequence[str]) -> None:
-    """Raise InputError if one of these adapters does not exist, or if they cannot be summed."""
+    """Raise InputError if one of these adapters does not exist, or if they cannot be active together."""
     known = adapter_names(model)
     for name in names:
         if name not in known:

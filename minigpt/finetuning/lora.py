@@ -133,7 +133,10 @@ class LoraLinear(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """Return "" for LoRA, which can be summed with other adapters, or a name for DoRA, which cannot."""
+        """Return "" for LoRA: its effect can be added to the effects of other adapters.
+
+        For DoRA, whose effect cannot be added, return a name for the error message.
+        """
         return "adapters with use_dora" if self.use_dora else ""
 
     def tensors(self) -> dict[str, nn.Parameter]:

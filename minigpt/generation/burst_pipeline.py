@@ -46,7 +46,8 @@ class BurstPipeline:
         Args:
             rows: slot of the cache -> sequence. The slot holds all tokens of the sequence but the last token.
             columns: number of tokens in the fullest used slot, even if that slot is not in `rows`. A burst
-                overwrites one column (place of a token) of all slots. This column comes after all tokens.
+                overwrites one column (the place of one token) in all slots. So that no token is lost, it
+                takes a column after the last token of the fullest slot.
         """
         self._take_over(rows)
         ends = {slot: one.n_cached_at_first + one.limit for slot, one in rows.items()}

@@ -82,7 +82,7 @@ def can_choose(sequence: Sequence) -> bool:
 
     A graph cannot decode a sequence with any of these options: penalties, biases, forbidden tokens,
     constraints, typical_p, `window`, speculative decoding, use_cache=False. Nor can it decode a sequence
-    whose request names adapters, or a sequence that more than MAX_EOS ids can end.
+    whose request names adapters, or a sequence with more than MAX_EOS eos ids.
     """
     options = sequence.request.options
     is_plain = options.window is None and options.use_cache and sequence.speculation is None
@@ -322,11 +322,10 @@ class GraphDecoder:
 
         Args:
             rows: number of slots to compute; must be more than the index of the highest used slot.
-            columns: number of columns that attention reads. Each step overwrites the last column of all
-                computed slots, so no token may be there. A slot that is being decoded and holds n tokens
-                before the last step needs n + 2 columns: n tokens, one new token, the last column. A slot
-                that holds n tokens but is not being decoded, for example because its prompt is still being
-                read, needs n + 1 columns.
+            columns: number of columns that attention reads. Each step overwrites the last of these columns in
+                all computed slots, so no slot may hold a token there. So give at least the number of tokens
+                that the fullest slot holds after all steps, plus 1. Count also slots that are not decoded,
+                for example because their prompts are still being read.
             steps: number of steps, at most `burst`.
         """
         assert 1 <= steps <= self.burst, "the buffer has room for so many"

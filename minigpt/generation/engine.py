@@ -87,7 +87,7 @@ class Engine:
         chunk: approximate number of prompt tokens that are read in one step.
         prefix_mib: MiB for keys and values of beginnings that prompts share; 0: no beginnings are kept.
         max_cache_mib: largest number of MiB for keys and values of the requests; None: no limit.
-        cuda_graph: True: decode with a GraphDecoder. False: decode without. None: with one only on CUDA.
+        cuda_graph: True: decode with a GraphDecoder. False: do not. None: do so only if the device is CUDA.
         burst: largest number of GraphDecoder steps that are started together.
         compiled: see GraphDecoder.
 

@@ -72,7 +72,7 @@ def warn_of_gaps(tokenizer: "AnyTokenizer", model: Path) -> None:
         warn(f"{model} was trained to fill gaps (minigpt fill); it cannot continue a text")
 
 
-@remembered_signals()  # Ctrl-C during the import of torch may get lost; this decorator remembers it
+@remembered_signals()  # importing torch may lose a Ctrl-C; this raises it again when the function ends
 def load_to_answer(options: ModelOptions, assistant_model: Path | None, fills: bool = False) -> Loaded:
     """Load a model with the precision, device and number of threads in the options.
 

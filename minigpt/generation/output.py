@@ -39,9 +39,14 @@ class GenerateOutput:
     """The result of generation for all prompts. An output that the options do not select is None.
 
     Names and shapes are Hugging Face's (GenerateDecoderOnlyOutput, GenerateBeamDecoderOnlyOutput). Only the
-    log-probabilities have minigpt's own names. A tuple has an entry for each step (each new token). In
-    hidden_states and attentions, this entry is a tuple with an entry for each layer. Rows that end early are
-    padded: `sequences` with an eos (or 0), other tensors with zeros. `completions` have no padding.
+    log-probabilities have minigpt's own names.
+
+    scores, logits, hidden_states and attentions have an entry for each step (each new token). An entry of
+    attentions is a tuple with a tensor for each layer. An entry of hidden_states is a tuple, too: the
+    embeddings, then a tensor for each layer (for the last layer, its output after the model's last norm).
+
+    Rows that end early are padded: `sequences` with an eos (or 0), other tensors with zeros. `completions`
+    have no padding.
     """
 
     completions: list[Completion]
