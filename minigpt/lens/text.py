@@ -74,8 +74,8 @@ def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
     """Return a view of the tokens of a text. No special tokens are added.
 
     Raises:
-        InputError: with a SubwordTokenizer, if the text contains a lone surrogate (half of a UTF-16 pair), or
-            a character that the ids would leave out. (Other tokenizers have <unk> for such characters.)
+        InputError: with a SubwordTokenizer, if the text contains a lone surrogate (half of a UTF-16 pair);
+            with a BpeTokenizer that has no unknown token, also if a byte of the text has no token.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         ids, spans = tokenizer.encode_with_offsets(text)
