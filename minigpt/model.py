@@ -299,8 +299,9 @@ class GPTLMHeadModel(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = Transformer(config)
-        # Weight tying, https://arxiv.org/abs/1608.05859: input and output share one matrix. lm_head's own
-        # matrix is then made on "meta": there it takes no memory, and no random numbers are drawn for it.
+        # With weight tying (https://arxiv.org/abs/1608.05859), lm_head uses wte's matrix. The matrix that
+        # nn.Linear makes is replaced below. So it is made on "meta": there it takes no memory, and no random
+        # numbers are drawn for it.
         device = "meta" if config.tie_word_embeddings else None
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False, device=device)
         if config.tie_word_embeddings:

@@ -104,9 +104,9 @@ class Recorder:
         Args:
             logits: (V,), the model's logits.
             scores: (V,), the logits after penalties, temperature, top_k and so on.
-            place: if the last forward pass read guesses: index of the position from which the token was
-                chosen. Hidden states and attentions are then recorded for this position only. None: they are
-                recorded for all positions.
+            place: in speculative decoding, the last forward pass also reads guesses of the next tokens.
+                `place` is then the index of the position from which the token was chosen, and hidden states
+                and attentions are recorded for this position only. None: they are recorded for all positions.
         """
         options, step = self.options, dict[str, Any]()
         if options.output_scores:

@@ -65,7 +65,8 @@ class PrefixCache:
         the prompt.
 
         Args:
-            adapters: names of the adapters that read the prompt, because keys and values depend on them.
+            adapters: names of the adapters with which the model reads the prompt. Keys and values depend on
+                the adapters, so only blocks that were read with the same adapters are copied.
         """
         found = []
         for end in range(self.block, len(prompt), self.block):

@@ -1,9 +1,9 @@
 """A request and its sequences: prompt, new tokens and stop reason.
 
     request = check_request(model, prompts, options, eos_token_id, tokenizer)
-    sequence = Sequence(prompts[0], request, limit=20)
+    sequence = Sequence(prompts[0], request, limit=20)       # at most 20 new tokens
     while sequence.stop_reason is None:
-        sequence.push(token)                 # from minigpt.generation.loop
+        sequence.push(token)                 # `token`: the next token, which minigpt.generation.loop chooses
     sequence.completion()
 
 `check_request` refuses wrong input before anything is computed. `StopChecker` takes the new ids of one
@@ -87,7 +87,7 @@ def check_request(
     eos_token_id: int | Ids[int] | None,
     tokenizer: TextTokenizer | None,
 ) -> Request:
-    """Check prompts and options before anything is computed, and return the Request of their sequences.
+    """Check prompts and options before anything is computed. Return the Request that all sequences share.
 
     With a tokenizer, ids without a token are never chosen. A published model may have scores for more ids
     than there are tokens (Qwen3: 151,936 scores, 151,669 tokens). The scores of the additional ids are

@@ -152,7 +152,7 @@ def candidates(line: str) -> int:
 
 def _why(talk: Conversation, value: str) -> str:
     candidates(f"/why {value}")
-    return ""  # no text here, because `minigpt chat` prints the table
+    return ""  # no text here, because `minigpt chat` prints a table of the candidates
 
 
 def _history(talk: Conversation, value: str) -> str:

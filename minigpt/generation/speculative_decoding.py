@@ -8,10 +8,11 @@ once, and takes about as long. So a drafter guesses some tokens, and the model c
 step. The guesses before the first wrong guess are kept, and the model's own choice replaces the wrong guess.
 The tokens have the same distribution as without guesses:
 
-- Without sampling, or if the guesses are not drawn at random (NgramDrafter), the same seed gives *the same*
-  ids as without guesses, because each choice has the same logits and the same random number. Exception:
-  PyTorch rounds differently if it computes several tokens in one step. So if two scores are almost equal, it
-  may choose another id. The C code (minigpt.generation.native) computes the same bits in both cases.
+- Without sampling, the ids are *the same* as without guesses. With sampling, they are the same for the same
+  seed if the guesses are not drawn at random (NgramDrafter), because each choice has the same logits and the
+  same random number. Exception: PyTorch rounds differently if it computes several tokens in one step. So if
+  two scores are almost equal, another id may be chosen. The C code (minigpt.generation.native) rounds in the
+  same way with and without guesses.
 - Guesses that a model has drawn at random are accepted by the rule of https://arxiv.org/abs/2211.17192 (Fast
   Inference from Transformers via Speculative Decoding), section 2.3: see `accept`.
 
@@ -160,7 +161,7 @@ class NgramDrafter:
         self._size = max_matching_ngram_size
         # n-gram -> index of the token after the last occurrence of the n-gram
         self._ends: dict[tuple[int, ...], int] = {}
-        self._seen = 0  # number of tokens whose n-grams are in `_ends`
+        self._seen = 0  # `_ends` has all n-grams that end within the first `_seen` tokens
 
     def draft(self, sequence: Sequence, count: int) -> Draft:
         """Guess the tokens that followed an earlier occurrence of the sequence's last tokens."""

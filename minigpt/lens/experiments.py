@@ -1,4 +1,4 @@
-"""Trains a small GPT twice: as usual, and with one change that shows why this detail matters.
+"""Trains a small GPT twice: as usual, and with one detail changed, to show why this detail matters.
 
     experiment("no-causal-mask", conversations).runs
 
@@ -312,8 +312,8 @@ def _run(
 def _answer(model: LanguageModel, tokenizer: Tokenizer, question: str, most: int = 24) -> str:
     """Answer a question with the most likely tokens, without a KV cache.
 
-    A cache would be wrong here: without the causal mask, earlier tokens attend to later tokens. So each new
-    token changes the keys and values of the earlier tokens.
+    With a cache, the experiment no-causal-mask would give wrong answers: its earlier tokens attend to later
+    tokens. So each new token changes the keys and values of the earlier tokens.
     """
     ids = [*tokenizer.encode_text(question), tokenizer.sep_token_id]
     start = len(ids)

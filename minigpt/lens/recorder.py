@@ -61,7 +61,7 @@ def record(
     """Run the model once, in eval mode, and return activations by name.
 
     Args:
-        model: the model. Its hooks and its mode (train or eval) are restored.
+        model: the model. Afterwards, the added hooks are removed, and its mode (train or eval) is restored.
         input_ids: (B, T).
         names: names, or patterns such as "blocks.*.mlp".
         changes: name -> a tensor that replaces the activation, or a function old -> new. Later parts of the

@@ -1,4 +1,4 @@
-"""Shows the tokens of a text: texts, ids and bytes, unknown characters, and BPE's merges step by step."""
+"""Shows the tokens of a text, each with its text, id and bytes, and how BPE merges each word step by step."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -74,7 +74,8 @@ def tokens(tokenizer: AnyTokenizer, text: str) -> Tokens:
     """Return a view of the tokens of a text. No special tokens are added.
 
     Raises:
-        InputError: if the text contains a lone surrogate (half of a UTF-16 pair).
+        InputError: with a SubwordTokenizer, if the text contains a lone surrogate (half of a UTF-16 pair);
+            with a BpeTokenizer that has no unknown token, also if a byte of the text has no token.
     """
     if isinstance(tokenizer, SubwordTokenizer):
         ids, spans = tokenizer.encode_with_offsets(text)

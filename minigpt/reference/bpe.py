@@ -61,7 +61,9 @@ def split(text: str) -> Iterator[str]:
 def train(
     texts: Iterable[str], vocab_size: int, min_frequency: int = 2, longest_word: int = 64
 ) -> tuple[list[bytes], list[Pair]]:
-    """Learn a vocabulary. Returns all tokens (a token's id is its index), and the pairs, first learned first.
+    """Learn a vocabulary. Returns its tokens, in the order of their ids, and the pairs to join.
+
+    The pairs are in the order in which they were learned. Encoding joins them in this order.
 
     Args:
         texts: the texts to learn from.

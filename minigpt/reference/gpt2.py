@@ -49,7 +49,10 @@ def gelu_tanh(x: Array, np: Any = numpy) -> Array:
 
 
 def gelu_exact(x: Array, np: Any = numpy) -> Array:
-    """The exact GELU: x times the standard normal distribution function. minigpt's new models use it."""
+    """The exact GELU: x times the standard normal distribution function.
+
+    `minigpt train` uses it by default.
+    """
     return 0.5 * x * (1 + erf(x * math.sqrt(0.5), np))
 
 
