@@ -303,7 +303,11 @@ class ClassificationLoss(Objective):
         return evaluate_classifier(model, batches, device, finish)
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """Measure the best checkpoint on the validation data: print confusion, calibration, mistakes.
+        """Measure the best checkpoint on the validation data, and print where it is wrong.
+
+        With one label per text: the confusion matrix (of at most 20 labels), the calibration error, and the
+        wrong predictions with the highest probabilities. With several labels per text: how often each label
+        was right, wrongly given or missed. For regression, nothing is printed.
 
         Returns: the measured values for --json.
         """
