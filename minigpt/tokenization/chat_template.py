@@ -178,7 +178,8 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for the special token after such a text.
+    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for white space right after such a text,
+    # and for the special token that follows.
     is_said = closing = 0
     ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
     ids_of |= {char: written[place] for place, char in own.items()}

@@ -269,7 +269,7 @@ class ClassificationLoss(Objective):
     def count(self, batch: LabelledBatch) -> int:
         """Return the number of losses that are summed: one for each row.
 
-        If a text may have several labels, it is one for each row and label.
+        If a text may have several labels, there is one loss for each row and label.
         """
         is_single = self.model.labels.problem_type == "single_label_classification"
         return len(batch.rows) * (1 if is_single else len(self.model.labels))
