@@ -42,8 +42,8 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
-# Smallest buffer for reading a file, in bytes. Usually it is as large as the file, up to _BLOCK. But
-# a file in /proc has size 0 although it has content, so a minimum is needed.
+# A file is read into a buffer of the file's size, but of at least _LEAST and at most _BLOCK bytes. (A file in
+# /proc has size 0 although it has content.)
 _LEAST = 2**16
 _FORMAT = 2  # format number of new manifests; old manifests have format 1 and can still be read
 _CHECKSUM = {1: "sha256", 2: "xxh3_128"}  # format number of a manifest -> name of its checksums
