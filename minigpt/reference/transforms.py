@@ -72,7 +72,7 @@ def batch_loss(
         params: the weights.
         ids: ids of the tokens, (B, T+1).
         mask: (B, T), 1 where the token of ids[:, 1:] counts in the loss, 0 elsewhere, such as at padding.
-        forward: the model's function of this name.
+        forward: `gpt2.forward` or `qwen3.forward`.
         settings: further arguments of `forward`.
     """
     jax = imported_jax()

@@ -42,7 +42,9 @@ __all__ = [
 
 MANIFEST = "manifest.json"
 _BLOCK = 2**24  # largest number of bytes that are read and hashed in one call
-_LEAST = 2**16  # smallest buffer for reading a file, in bytes; a file in /proc has content, but states size 0
+# A file is read into a buffer of the file's size, but of at least _LEAST and at most _BLOCK bytes. (A file in
+# /proc has size 0 although it has content.)
+_LEAST = 2**16
 _FORMAT = 2  # format number of new manifests; old manifests have format 1 and can still be read
 _CHECKSUM = {1: "sha256", 2: "xxh3_128"}  # format number of a manifest -> name of its checksums
 _HASHES: dict[str, Callable[[], Any]] = {"sha256": hashlib.sha256, "xxh3_128": xxhash.xxh3_128}

@@ -36,7 +36,7 @@ def new_memory(size: int) -> tuple[mmap.mmap, memoryview]:
 
 
 def ask_for_large_pages(memory: mmap.mmap) -> None:
-    """Ask Linux for large pages (madvise). Small pages that are already in use may be merged later."""
+    """Ask Linux for large pages (madvise). Later, Linux may also merge small pages in use into large ones."""
     if hasattr(mmap, "MADV_HUGEPAGE"):
         with contextlib.suppress(OSError):  # the kernel may not support large pages
             memory.madvise(mmap.MADV_HUGEPAGE)

@@ -62,7 +62,7 @@ def is_there(path: Path | str) -> bool:
 
 
 def resolved(path: Path | str) -> Path:
-    """Return the absolute path, with all links followed. No error if a link points to itself: it stays."""
+    """Return the absolute path, with all links followed. A link to itself is no error: it is not followed."""
     return Path(os.path.realpath(path))
 
 

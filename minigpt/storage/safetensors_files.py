@@ -101,7 +101,10 @@ class TensorFile(Mapping[str, Tensor]):
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[str]:
-    """Yield a path to the file that is valid UTF-8: safetensors needs UTF-8, but Linux allows any bytes."""
+    """Yield a path in valid UTF-8 that leads to the file `path`, because safetensors needs UTF-8.
+
+    On Linux, a path may hold any bytes.
+    """
     try:
         path.as_posix().encode()
     except UnicodeEncodeError:

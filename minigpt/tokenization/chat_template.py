@@ -8,8 +8,8 @@ special token. To distinguish the two cases, the template is rendered twice: fir
 private Unicode character in place of each special token in the texts that the template *writes*. Texts that
 it *compares* with do not change, so `message.content.split('</think>')` still works. Users' messages do not
 change either. A template may build a special token from shorter texts (`'<|' + message.role + '|>'`). For
-such templates there is a third rendering, which replaces single characters in place of whole tokens: each
-character that occurs in a special token.
+such templates there is a third rendering. It does not replace whole special tokens, but every single
+character that occurs in one of them.
 
 If a message of the assistant has `token_ids`, the ids of its text, these ids are used. Otherwise the text is
 encoded. In the assistant's texts, `<think>` becomes a special token, because the model wrote it, and not a
@@ -178,7 +178,8 @@ def _encoded(
 
     ids: list[int] = []
     mask: list[int] = []
-    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for the special token after such a text.
+    # `is_said` is 1 inside a text of the assistant. `closing` is 1 for white space right after such a text,
+    # and for the special token that follows.
     is_said = closing = 0
     ids_of = {char: [tokenizer.special_tokens[token]] for token, char in stand_ins.items()}
     ids_of |= {char: written[place] for place, char in own.items()}
@@ -237,7 +238,7 @@ def _with_marks(given: dict[str, Any], begin: str, end: str, before: str) -> tup
 
 @dataclass(frozen=True)
 class _Reading:
-    """Renders a template with a private character for each special token that the template writes."""
+    """Renders a template. A Unicode private-use character replaces each special token that it writes."""
 
     tokenizer: ChatTokenizer
     template: str

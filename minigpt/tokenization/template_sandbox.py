@@ -431,7 +431,8 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         encoder = json.JSONEncoder(
             ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
         )
-        for piece in encoder.iterencode(value):  # charge each piece, because indentation may make it long
+        # With indentation, the JSON may be much longer than `value`. So each piece of it is charged, too.
+        for piece in encoder.iterencode(value):
             self.charge(len(piece))
             pieces.append(piece)
         return "".join(pieces)

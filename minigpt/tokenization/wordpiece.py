@@ -20,8 +20,8 @@ from minigpt.tokenization.wordpiece_files import read_folder
 
 __all__ = ["WordPieceTokenizer"]
 
-# Decoding puts a space before each word and each sign. These replacements, made in this order, remove the
-# spaces that English does not have.
+# Decoding puts a space before each word and each punctuation mark. These replacements, made in this order,
+# remove the spaces that English does not have.
 _JOINED = (
     *((f" {sign}", sign) for sign in ".?!,"),
     (" ' ", "'"),

@@ -47,7 +47,7 @@ from minigpt.training.sizing import Size, parse_size
 __all__ = ["RECORD", "Decision", "Shape", "TooShortError", "check_flags", "compare", "decide"]
 __all__ += ["read_record", "write_record"]
 
-RECORD = "size"  # key in run.json under which autosize stores its record
+RECORD = "size"  # key in run.json under which autosize stores what it chose and why, and the expected time
 # If --size is a time or FLOPs: smallest number of training tokens per parameter of the transformer blocks.
 _TOKENS_PER_PARAMETER = 2
 # If --size is small, base or large: number of training tokens per parameter of the transformer blocks, from
@@ -199,7 +199,7 @@ class _Choice:
         self.measured: dict[Shape, Estimate] = {}
 
     def decide(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Return the changed options, and the record for run.json."""
+        """Return the changed options, and a dict for run.json: the choice, its reasons, the expected time."""
         shapes = self._shapes()
         if self.size.unit == "name":
             (shape,) = shapes
@@ -236,7 +236,8 @@ class _Choice:
         or FLOPs of --size.
         """
         shape, least = shapes[len(shapes) // 3], self.least_steps
-        for _ in range(4):  # each round measures one size, and this may change the choice
+        # If the budget is a time, each round measures `shape`. This may change which size is the best.
+        for _ in range(4):
             if self.size.unit == "seconds":
                 self._measure(shape)
             best = shapes[0]
@@ -353,8 +354,8 @@ class _Choice:
         """Change to the recommended model family, unless the user's options require another one.
 
         The recommended family reaches a lower loss in the same time (LOG.md). If the family changes, options
-        that only the old family has are reset. Otherwise, the recipe's values of `_SIZES`, such as
-        head_dim, are reset to 0, so that they fit the n_embd and n_head that autosize chooses.
+        that only the old family has are reset. If the family stays, each option in `_SIZES` (such as
+        head_dim) that the user did not give is set to 0. It is then computed later, from n_embd and n_head.
         """
         wanted = [name for name in FOREIGN_OPTIONS[RECOMMENDED] if name in self.given]
         own = {name: 0 for name in _SIZES if name not in self.given}
@@ -367,7 +368,7 @@ class _Choice:
         return dataclasses.replace(config, **values)
 
     def _with_lengths(self, config: TrainConfig, data: AnyData) -> tuple[TrainConfig, AnyData]:
-        """Increase max_length so that one example in a hundred is cut at most. The limit is 1,024 tokens.
+        """Increase max_length so that at most one example in a hundred is cut, but never above 1,024 tokens.
 
         If the user gave max_length or block_size, nothing changes.
         """
@@ -419,7 +420,8 @@ class _Choice:
             values["max_steps"] = steps
         if "eval_steps" not in self.given:
             values["eval_steps"] = math.ceil(steps / evaluations)
-        if "warmup_steps" not in self.given:  # limit the warm-up to a tenth of the steps
+        if "warmup_steps" not in self.given:
+            # limit the warm-up to a tenth of the steps
             values["warmup_steps"] = min(self.config.warmup_steps, math.ceil(steps / 10))
         return dataclasses.replace(self.config, **values)
 
@@ -511,7 +513,7 @@ def compare(record: dict[str, Any], result: dict[str, Any]) -> tuple[dict[str, A
 
 
 def read_record(output: Path) -> dict[str, Any] | None:
-    """Read the record from run.json. Return None if there is no valid record."""
+    """Read from run.json what autosize chose, why, and the expected time. None: it is missing or invalid."""
     try:
         record = read_json(output / RUN_FILE)[RECORD]
         expected = record["expected"]["seconds"]
@@ -522,7 +524,7 @@ def read_record(output: Path) -> dict[str, Any] | None:
 
 
 def write_record(output: Path, record: dict[str, Any]) -> None:
-    """Write the record into run.json. It replaces an older record."""
+    """Write into run.json what autosize chose, why, and the expected time. An older record is replaced."""
     path = output / RUN_FILE
     written = {**read_json(path), RECORD: record}
     atomic_write(path, json_text(written, indent=2) + "\n")

@@ -269,7 +269,7 @@ class ClassificationLoss(Objective):
     def count(self, batch: LabelledBatch) -> int:
         """Return the number of losses that are summed: one for each row.
 
-        If a text may have several labels, it is one for each row and label.
+        If a text may have several labels, there is one loss for each row and label.
         """
         is_single = self.model.labels.problem_type == "single_label_classification"
         return len(batch.rows) * (1 if is_single else len(self.model.labels))
@@ -303,7 +303,11 @@ class ClassificationLoss(Objective):
         return evaluate_classifier(model, batches, device, finish)
 
     def conclude(self, data: Any, best: Path) -> dict[str, Any]:
-        """Measure the best checkpoint on the validation data: print confusion, calibration, mistakes.
+        """Measure the best checkpoint on the validation data, and print where it is wrong.
+
+        With one label per text: the confusion matrix (of at most 20 labels), the calibration error, and the
+        wrong predictions with the highest probabilities. With several labels per text: how often each label
+        was right, wrongly given or missed. For regression, nothing is printed.
 
         Returns: the measured values for --json.
         """

@@ -24,7 +24,7 @@ def train_command(given: dict[str, Any], kind: type[TrainConfig]) -> dict[str, A
         # With several processes, only process 0 prints results; other processes print to /dev/null.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: PTH123, SIM115 -- until the process ends
     if given.get("task") == "classification" and "model" not in given:
-        check_ranges(kind, given)  # report wrong numbers before torch is imported (1 s)
+        check_ranges(kind, given)  # report wrong numbers before torch is imported, which takes 1 s
         from minigpt.training.pretraining import with_pretrained
 
         given = _stoppable(with_pretrained, given)
