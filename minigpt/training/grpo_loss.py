@@ -152,8 +152,10 @@ class GrpoLoss(Objective):
     is_sampled = True
     step_sums_names = (
         *("tokens", "kl", "is_low", "is_high"),  # sums over the sampled tokens, computed in `forward`
-        # Sums over the sampled answers. Three are sums over the prompts instead. groups: 1 for each prompt.
-        # std: standard deviation of the rewards of the prompt's answers. equal: 1 if these rewards are equal.
+        # These are sums over the sampled answers. answered: 1 if the data file has an answer to the prompt.
+        # squares: the squared reward. Exceptions: `groups`, `std` and `equal` are sums over the prompts.
+        # groups: 1 for each prompt. std: standard deviation of the rewards of the prompt's answers.
+        # equal: 1 if these rewards are equal.
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
     )
@@ -344,10 +346,10 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return a number for a batch. A step divides its summed loss by the sum of its batches' numbers.
+        """Return what a batch adds to the divisor of a step: the step's summed loss is divided by this sum.
 
-        The number depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no
-        token of the batch counts. Other types: the number of answers with a token that counts.
+        It depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no token of
+        the batch counts. Other types: the number of answers with a token that counts.
         """
         mask = batch.answer_mask
         if self.options.loss_type == "bnpo":
