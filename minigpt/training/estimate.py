@@ -311,8 +311,8 @@ def _bytes_per_row(trainer: Trainer, T: int) -> float:
         )
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     # Subtract the bytes of two rows from the bytes of three rows. What does not depend on rows cancels out:
-    # weights, and autocast's copies of them. A single row is not measured, because torch reshapes it without
-    # a copy.
+    # weights, and autocast's copies of them. A single row is not measured: torch reshapes it without a copy,
+    # so it takes fewer bytes than each row of a larger batch.
     return _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
 
 

@@ -1,4 +1,4 @@
-"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from better answers.
+"""Learning from rewards (GRPO): the model answers each prompt several times, and learns to prefer the best.
 
 The answers of a step depend only on the weights, the seed, the step's number and the prompts' numbers. So a
 resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If
@@ -260,7 +260,7 @@ class GrpoLoss(Objective):
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample num_generations answers to each prompt. Same weights and arguments: same answers.
+        """Sample num_generations answers to each prompt. Equal weights and arguments give equal answers.
 
         block: number of the block of `num_iterations` steps that use these answers, from 0.
         rows: numbers of the training prompts.

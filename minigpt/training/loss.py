@@ -93,7 +93,10 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added up over the processes."""
+        """Return the metrics of one or more steps as a dictionary: name -> value.
+
+        sums: results of `step_sums`, added up over these steps and over the processes.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -107,7 +110,10 @@ class Objective(nn.Module):
         """
 
     def count(self, batch: Any) -> int:
-        """Return the number of losses that `forward` adds up for a batch."""
+        """Return what a batch adds to the divisor of the step's summed loss.
+
+        It is the number of losses that `forward` adds up, unless a subclass says otherwise (GrpoLoss).
+        """
         raise NotImplementedError
 
     def select(self, batch: Any) -> tuple[Tensor | None, ...]:
