@@ -35,7 +35,7 @@ LEARN_FROM = 1000
 # deviation of about their mean. So the relative error of a mean over n tokens is about 1 / sqrt(n): 5 % for
 # 400 tokens.
 MEASURE_ON = 400
-# Of a long text, at most this many tokens are counted: more would hardly change the token frequencies.
+# At most this many tokens of a long text are counted: more would hardly change the token frequencies.
 _COUNTED = 1 << 22
 _PIECE = 1 << 12
 _SIZES = {  # kind of example -> text for a number of examples

@@ -72,9 +72,7 @@ class Processes:
         return "cpu" if self.size > 1 and name == "auto" else name
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Give each process a seed of its own, so that dropout differs between processes.
-
-        Process 0 is left out: it keeps the random state that it has.
+        """Give each process its own seed, so that dropout differs. Process 0 keeps its random state.
 
         step: number of steps that a resumed run has done; 0 for a new run. It changes the seed, so that a
             resumed run does not draw the random numbers of its first steps again.

@@ -335,8 +335,8 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.step.precision.autocast(),
     ):
-        # While the forward pass runs, autograd keeps all saved tensors. So torch cannot reuse the address of
-        # one, and two storages never count as one.
+        # Autograd keeps all saved tensors as long as `hidden` exists. So torch cannot reuse their addresses,
+        # and two storages never count as one.
         hidden = trainer.model.base_model(ids)
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes

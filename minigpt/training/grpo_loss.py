@@ -346,10 +346,10 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return what a batch adds to the divisor of a step: the step's summed loss is divided by this sum.
+        """Return a batch's part of the divisor: a step divides its summed loss by the sum of these parts.
 
-        It depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no token of
-        the batch counts. Other types: the number of answers with a token that counts.
+        The part depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no
+        token of the batch counts. Other types: the number of answers with a token that counts.
         """
         mask = batch.answer_mask
         if self.options.loss_type == "bnpo":

@@ -110,7 +110,7 @@ class Objective(nn.Module):
         """
 
     def count(self, batch: Any) -> int:
-        """Return what a batch adds to the divisor of the step's summed loss.
+        """Return a batch's part of the divisor: a step divides its summed loss by the sum of these parts.
 
         It is the number of losses that `forward` adds up, unless a subclass says otherwise (GrpoLoss).
         """

@@ -265,7 +265,7 @@ class TextData:
 
 @dataclass(frozen=True)
 class MaskedTextData(TextData):
-    """Plain text for masked language modelling. MaskedTokenLoss hides tokens later; here none is hidden."""
+    """Plain text for masked language modelling. The tokens are hidden later, by MaskedTokenLoss."""
 
     def sample(self, model: LanguageModel, number: int) -> str:
         """Hide every eighth token of a part of the validation text, and show the model's predictions."""
