@@ -35,7 +35,7 @@ LEARN_FROM = 1000
 # deviation of about their mean. So the relative error of a mean over n tokens is about 1 / sqrt(n): 5 % for
 # 400 tokens.
 MEASURE_ON = 400
-# largest number of tokens of a text that are read to get the token frequencies; more would hardly change them
+# At most this many tokens of a long text are counted: more would hardly change the token frequencies.
 _COUNTED = 1 << 22
 _PIECE = 1 << 12
 _SIZES = {  # kind of example -> text for a number of examples
@@ -172,10 +172,10 @@ def _unigram_losses(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 def _targets(
     part: EncodedExamples | TextPart, config: TrainConfig
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the ids of the P targets, (P,), and for each target the number of its part of the data, (P,).
+    """Return the ids of the P targets, (P,), and for each target the index of the part that it is in, (P,).
 
-    The numbers are 0 to _PARTS - 1. Rows with the same answer are in the same part, because the same answer
-    to a rephrased question is not new data.
+    The data is divided into _PARTS parts, with the indices 0 to _PARTS - 1. Rows with the same answer are in
+    the same part, because the same answer to a rephrased question is not new data.
     """
     if isinstance(part, EncodedExamples):
         counts = part.is_answer.copy() if config.loss_on == "answer" else np.ones(len(part.ids), dtype=bool)

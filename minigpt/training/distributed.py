@@ -72,9 +72,10 @@ class Processes:
         return "cpu" if self.size > 1 and name == "auto" else name
 
     def seed(self, seed: int, step: int = 0) -> None:
-        """Give each process except process 0 a seed of its own, so that dropout differs between processes.
+        """Give each process its own seed, so that dropout differs. Process 0 keeps its random state.
 
-        step: number of steps that a resumed run has done; 0 for a new run.
+        step: number of steps that a resumed run has done; 0 for a new run. It changes the seed, so that a
+            resumed run does not draw the random numbers of its first steps again.
         """
         if not self.is_main:
             seed_everything((seed + 0x9E3779B97F4A7C15 * self.rank + step) % 2**63)

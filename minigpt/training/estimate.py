@@ -172,9 +172,10 @@ def batch_flops(trainer: Trainer, rows: float, T: float, counted: float) -> floa
 
 
 def _shapes(trainer: Trainer, pad_to: int) -> list[tuple[int, int]]:
-    """Return (rows, input tokens per row + 1) of each batch.
+    """Return the size of each batch: (rows, tokens per row).
 
-    For a batch with sampled answers, it is the largest size that the batch can have.
+    The last token of a row is only a target, so the model's input is one token shorter. If answers are
+    sampled, their lengths are not known yet: then the sizes are the largest possible ones.
     """
     loss, plan = trainer.step.loss, trainer.step.plan
     if not loss.is_sampled:
@@ -190,8 +191,8 @@ def _answer_share(trainer: Trainer) -> float:
 def _sampled(trainer: Trainer) -> tuple[float, list[tuple[int, int]], float]:
     """Sample the answers of the first step. They are thrown away; training samples them again.
 
-    Returns: seconds of sampling per step; (rows, input tokens per row + 1) of each batch; share of the
-    tokens that are in answers.
+    Returns: seconds of sampling per step; (rows, tokens per row) of each batch, as in `_shapes`; share of
+    the tokens that are in answers.
     """
     start = time.perf_counter()
     batches = trainer.step.prepare(trainer.progress.steps_done)
@@ -310,8 +311,8 @@ def _bytes_per_row(trainer: Trainer, T: int) -> float:
         )
     row = torch.zeros((1, T), dtype=torch.int64, device=trainer.device)
     # Subtract the bytes of two rows from the bytes of three rows. What does not depend on rows cancels out:
-    # weights, and autocast's copies of them. A single row is not measured, because torch reshapes it without
-    # a copy.
+    # weights, and autocast's copies of them. A single row is not measured: torch reshapes it without a copy,
+    # so it takes fewer bytes than each row of a larger batch.
     return _kept_bytes(trainer, row.repeat(3, 1)) - _kept_bytes(trainer, row.repeat(2, 1))
 
 
@@ -334,8 +335,8 @@ def _kept_bytes(trainer: Trainer, ids: Tensor) -> int:
         torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
         trainer.step.precision.autocast(),
     ):
-        # `hidden` must stay alive until all storages are counted: torch could otherwise reuse an address, and
-        # two storages would count as one.
+        # Autograd keeps all saved tensors as long as `hidden` exists. So torch cannot reuse their addresses,
+        # and two storages never count as one.
         hidden = trainer.model.base_model(ids)
     trainer.model.train(was_training)
     inputs = trainer.model.config.num_hidden_layers * hidden.nbytes

@@ -1,4 +1,4 @@
-"""Model FLOPs, and the peak speed of a GPU: how much of a GPU a run uses.
+"""Counts a model's FLOPs, and holds the peak speeds of GPUs, to find how much of a GPU's speed a run uses.
 
 Model FLOP utilisation (MFU, https://arxiv.org/abs/2204.02311, appendix B) is a quotient: the FLOPs that the
 model needs for the tokens, divided by the FLOPs that the device could do in the same time at its peak.

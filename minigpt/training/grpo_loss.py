@@ -1,4 +1,4 @@
-"""Learning from rewards (GRPO): the model answers each prompt several times, and learns from better answers.
+"""Learning from rewards (GRPO): the model answers each prompt several times, and learns to prefer the best.
 
 The answers of a step depend only on the weights, the seed, the step's number and the prompts' numbers. So a
 resumed run samples the same answers. `num_iterations` consecutive steps use the same answers. If
@@ -152,8 +152,10 @@ class GrpoLoss(Objective):
     is_sampled = True
     step_sums_names = (
         *("tokens", "kl", "is_low", "is_high"),  # sums over the sampled tokens, computed in `forward`
-        # Sums over the sampled answers. Three are sums over the prompts instead. groups: 1 for each prompt.
-        # std: standard deviation of the rewards of the prompt's answers. equal: 1 if these rewards are equal.
+        # These are sums over the sampled answers. answered: 1 if the data file has an answer to the prompt.
+        # squares: the squared reward. Exceptions: `groups`, `std` and `equal` are sums over the prompts.
+        # groups: 1 for each prompt. std: standard deviation of the rewards of the prompt's answers.
+        # equal: 1 if these rewards are equal.
         *("completions", "reward", "exact", "length", "truncated", "groups", "std", "equal"),
         *("answered", "squares"),
     )
@@ -258,7 +260,7 @@ class GrpoLoss(Objective):
         return len(rows) * self.sampling.num_generations, width
 
     def answers(self, block: int, rows: Sequence[int]) -> list[Answer]:
-        """Sample num_generations answers to each prompt. Same weights and arguments: same answers.
+        """Sample num_generations answers to each prompt. Equal weights and arguments give equal answers.
 
         block: number of the block of `num_iterations` steps that use these answers, from 0.
         rows: numbers of the training prompts.
@@ -344,9 +346,9 @@ class GrpoLoss(Objective):
     # -- the loss --------------------------------------------------------------------------------------------
 
     def count(self, batch: Rollout) -> int:
-        """Return a number for a batch. A step divides its summed loss by the sum of its batches' numbers.
+        """Return a batch's part of the divisor: a step divides its summed loss by the sum of these parts.
 
-        The number depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no
+        The part depends on loss_type. dapo: the number of sampled tokens that count. bnpo: 1, or 0 if no
         token of the batch counts. Other types: the number of answers with a token that counts.
         """
         mask = batch.answer_mask

@@ -162,11 +162,12 @@ class Trainer:
         return is_due and not self.progress.evaluated
 
     def metrics_are_due(self) -> bool:
-        """Return True if metrics are due: every `logging_steps` steps, before an evaluation, and at a stop.
+        """Return True if it is time to read and log the metrics of the last steps.
 
-        On a CPU or MPS, metrics are also due after a bad step (loss or gradient not finite), and once per
-        second for the progress line. On CUDA, these two cases are left out, because reading the metrics makes
-        the CPU wait for the GPU.
+        It is time every `logging_steps` steps, before an evaluation, and when a signal asks the run to stop.
+        On a CPU or MPS, it is also time after a bad step (loss or gradient not finite), and once per second
+        for the progress line. On CUDA, these two cases are left out, because reading the metrics makes the
+        CPU wait for the GPU.
         """
         is_logging_step = self.progress.steps_done % self.step.logging_steps == 0
         if is_logging_step or self.evaluation_is_due() or self.stop_request.agreed is not None:

@@ -93,7 +93,10 @@ class Objective(nn.Module):
         return torch.zeros(0, dtype=torch.float64)
 
     def step_metrics(self, sums: Sequence[float]) -> dict[str, float]:
-        """Return metrics as a dictionary: name -> value. `sums`: `step_sums`, added up over the processes."""
+        """Return the metrics of one or more steps as a dictionary: name -> value.
+
+        sums: results of `step_sums`, added up over these steps and over the processes.
+        """
         return {}
 
     def state(self) -> dict[str, Tensor]:
@@ -101,10 +104,16 @@ class Objective(nn.Module):
         return {}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
-        """Load the result of the method `state`, or {} if the checkpoint's run had fewer processes."""
+        """Load what the method `state` of this process returned when the checkpoint was saved.
+
+        {}: the checkpoint holds nothing for this process, because the run had fewer processes then.
+        """
 
     def count(self, batch: Any) -> int:
-        """Return the number of losses that `forward` adds up for a batch."""
+        """Return a batch's part of the divisor: a step divides its summed loss by the sum of these parts.
+
+        It is the number of losses that `forward` adds up, unless a subclass says otherwise (GrpoLoss).
+        """
         raise NotImplementedError
 
     def select(self, batch: Any) -> tuple[Tensor | None, ...]:
@@ -266,8 +275,9 @@ def _is_fused(lm_head: object, weight: Tensor, positions: int, limit: int) -> bo
     - lm_head is a linear layer on a CPU, without bias, adapter or shards.
     - Gradients are needed, and torch.compile is not running.
     - Autocast does not compute in float16: small gradients would become 0 before the loss scale is applied.
-    - There are more than `limit` logits. (With fewer logits, autograd is as good.) Or the layer is frozen:
-      then `_LinearCrossEntropy` needs less memory, because it keeps only the gradient of the hidden states.
+    - There are more than `limit` logits, or the layer is frozen. With fewer logits, autograd is as good. But
+      if the layer is frozen, `_LinearCrossEntropy` always needs less memory than autograd, because it keeps
+      only the gradient of the hidden states.
     """
     if type(lm_head) is not nn.Linear or lm_head.bias is not None or weight.device.type != "cpu":
         return False

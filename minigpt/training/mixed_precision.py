@@ -1,4 +1,4 @@
-"""The values of `--precision`, autocast, and float16's loss scale.
+"""Computes in 16 or 32 bits: autocast for each value of `--precision`, and float16's loss scale.
 
 - `float32`: IEEE single precision on every device, so a GPU gives the CPU's results up to rounding.
 - `bfloat16` and `float16`: matrix products in 16 bits. There are two exceptions, with products in float32:

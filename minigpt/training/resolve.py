@@ -164,7 +164,10 @@ def _with_weights(recipe: TrainConfig, given: Mapping[str, Any], folder: Path) -
 
 
 def _of_family(recipe: TrainConfig, family: str | None) -> TrainConfig:
-    """Change a recipe to the model family `family`. Drop and print the values of options that it lacks."""
+    """Change a recipe to the model family `family`.
+
+    If the recipe sets options that this family does not have, drop their values, and print what was dropped.
+    """
     # an unknown family is not an error here, because it is reported later
     if family is None or family == recipe.family or family not in FOREIGN_OPTIONS:
         return recipe

@@ -113,7 +113,7 @@ class AnyData(Protocol):
         """Return each row's place in the training data: its line number, or the first token of its window."""
 
     def where(self, positions: Sequence[int], config: TrainConfig) -> str:
-        """Describe places in the training data in words, for a message. `positions` returns them."""
+        """Describe places in the training data (a result of `positions`) in words, for a message."""
 
     def sample(self, model: Any, number: int) -> str:
         """Return a sample of the model's output. Each `number` selects a different prompt."""
@@ -265,7 +265,7 @@ class TextData:
 
 @dataclass(frozen=True)
 class MaskedTextData(TextData):
-    """Plain text in which some tokens are hidden."""
+    """Plain text for masked language modelling. The tokens are hidden later, by MaskedTokenLoss."""
 
     def sample(self, model: LanguageModel, number: int) -> str:
         """Hide every eighth token of a part of the validation text, and show the model's predictions."""
@@ -294,7 +294,7 @@ def shown_lines(lines: Sequence[int], limit: int = 8) -> str:
 
 
 def read_data(config: TrainConfig) -> RunData | TextData:
-    """Read the vocabulary, the training and the validation data. Print how much was skipped.
+    """Read the vocabulary, the training and the validation data. Print which records were skipped, and why.
 
     The result's `warnings` are not printed here, because --size may read the data again with another
     max_length.
