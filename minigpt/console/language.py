@@ -98,9 +98,9 @@ def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
     """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
     The values in the text are translated in the same way. So are the texts before and after "; " and ": ".
-    A value, or a text beside ": ", may be the user's own, such as a question. A short entry (see `_templates`)
-    such as "{0} has no {1}" could match it by chance. So for a value or a text beside ": ", a short entry is
-    used only if it is in `_INSIDE`, or if its values are numbers, as in "5 records".
+    A value, or a text beside ": ", may be the user's own, such as a question. A short catalogue entry (see
+    `_templates`), such as "{0} has no {1}", could match it by chance. So for a value or a text beside ": ", a
+    short entry is used only if it is in `_INSIDE`, or if its values are numbers, as in "5 records".
 
     Args:
         depth: how often a part may be divided again.
