@@ -145,7 +145,7 @@ _MODEL = ("model", "adapter", "precision", "device", "threads")
 _ASK = ("question", *_MODEL, "along")
 _TEXT = ("text", "file", "encoding")
 _MOST_BYTES = 2**20  # largest number of bytes that are read from the file of --file
-_MOST_CHARACTERS = 2000  # of a longer text, the table of tokens shows only so many characters
+_MOST_CHARACTERS = 2000  # largest number of characters of a text that the table of tokens shows
 USES: dict[str, tuple[str, ...]] = {  # view -> flags of the view, besides --json, --plot, --language
     "all": ("answer", "question", "output", *_TEXT, *_MODEL),
     "tokens": (*_TEXT, "model", "vocab_path"),

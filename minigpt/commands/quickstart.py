@@ -44,11 +44,12 @@ _RECORD = "quickstart.json"  # file in the output folder that says which data th
 _FEW_PAIRS, _GOOD_PAIRS = 30, 300
 # If at least this share of the answers occurs only once, no model can learn to answer new questions.
 _ONCE = 0.9
-_BY_HEART = 1000  # if there are more pairs, some are always kept for validation
+# If the share _ONCE is reached with at most this many pairs, no pairs are held out for validation.
+_BY_HEART = 1000
 _FEW_CHARACTERS, _GOOD_CHARACTERS = 20_000, 500_000
 _RECALLED = 500  # the training part is evaluated, too, if there are at most this many pairs
 _MEASURED = 2000  # largest number of conversations in the validation part
-_SHOWN = 4  # largest number of right answers, and of wrong answers, in the table
+_SHOWN = 4  # largest number of right answers, and of wrong answers, to show after the evaluation
 _OF_RECORDS = (".csv", ".tsv", ".xlsx", ".json", ".jsonl", ".parquet")  # suffixes of tables and JSON
 _NAMES = ("question_field", "answer_field", "speaker")  # options that name a field or a speaker
 _READING = ("encoding", *_NAMES, "strict")  # options that say how a data file is read

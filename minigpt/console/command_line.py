@@ -444,7 +444,10 @@ class CarefulImport:
         self._is_asking = False  # True while find_spec calls importlib, which calls find_spec once more
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
-        """Return the module's usual spec, with a loader that remembers signals; None for any other module."""
+        """Return the spec of the module self._name; None for any other module.
+
+        The spec is Python's own, but the import runs inside `remembered_signals` and `lasting_imports`.
+        """
         if name != self._name or self._is_asking:
             return None
         self._is_asking = True

@@ -36,7 +36,7 @@ POSITIONAL = {"positional": True}
 _METAVARS = {int: "N", float: "X", str: "TEXT", Path: "PATH"}
 _MARGIN = 26  # width of the left column of the help, which has the flags' names
 _NARROW = 60  # on a terminal with fewer columns, the help of a flag is printed below the flag's name
-_ALIKE = 0.75  # if a valid value is at least so similar (0 to 1) to a wrong one, the error suggests it
+_ALIKE = 0.75  # for a wrong value, the error suggests a valid one with at least this similarity (0 to 1)
 
 
 def fields_of(options: type, names: Iterable[str], shows_defaults: bool = True) -> Any:
@@ -236,9 +236,8 @@ def help_text(options: type, program: str, source: str, defaults: object = None)
     Args:
         options: the dataclass of the command's options.
         program: the command's name in the line of usage.
-        source: source file of the command, which has the help texts of a class that is defined there. (A
-            class of another file names its module. But a command's own class names `__main__`, which under
-            `minigpt VERB` is minigpt/__main__.py.)
+        source: the command's source file. The help texts of a class whose `__module__` is "__main__" are read
+            from it, because under `minigpt VERB`, sys.modules["__main__"] is another module.
         defaults: an object whose values are shown as defaults, instead of the class's defaults.
     """
     width = min(80, shutil.get_terminal_size().columns)

@@ -39,7 +39,8 @@ SYSTEM_ERRORS = (
 _CATALOGUE = Path(__file__).parents[1] / "translations" / "zh.mo"
 _NOT_FIRST = "，。；：、！？）】》”’…—,.;:!?)]}%"  # no line may begin with one of these characters
 _NOT_LAST = "（【《“‘([{"  # no line may end with one of these characters
-# Short catalogue entries that may translate a part of a message. Other short ones could match a user's text.
+# Short catalogue entries (see `_templates`) that are used for parts of a message, too. Other short ones could
+# match a user's text.
 _INSIDE = {"a part of {}", "holds no {}", "`{}` is empty", "has id {}", "--size {}"}
 _PLACE = re.compile(r"\S+:\d+")  # name of a file and number of a line, as in "a.jsonl:3: `answer` is empty"
 
@@ -97,9 +98,9 @@ def _recognised(text: str, depth: int = 7, is_inside: bool = False) -> str:
     """Translate a text that an f-string made: "a.txt is empty" has the catalogue entry "{0} is empty".
 
     The values in the text are translated in the same way. So are the texts before and after "; " and ": ".
-    A value, or a text beside ": ", may be the user's own, such as a question. A short entry such as "{0} has
-    no {1}" could match it by chance. So there, a short entry is used only if it is in `_INSIDE`, or if its
-    values are numbers, as in "5 records".
+    A value, or a text beside ": ", may be the user's own, such as a question. A short catalogue entry (see
+    `_templates`), such as "{0} has no {1}", could match it by chance. So for a value or a text beside ": ", a
+    short entry is used only if it is in `_INSIDE`, or if its values are numbers, as in "5 records".
 
     Args:
         depth: how often a part may be divided again.
@@ -182,10 +183,10 @@ def _between(fixed: Sequence[str], text: str) -> list[str] | None:
 
 @cache
 def _templates(is_short: bool) -> list[tuple[list[str], str]]:
-    """Return (texts around the values, translation) of each short or long catalogue entry with {0}.
+    """Return (texts around the values, translation) of the short or of the long catalogue entries with {0}.
 
-    An entry is short if the texts around its values have fewer than 12 characters together. `is_short`: True:
-    return the short entries; False: the long ones. The longest entry comes first. Exception: of the short
+    is_short=True: only the short entries, in which the texts around the values have fewer than 12 characters
+    together. is_short=False: only the other entries. The longest entry comes first. Exception: of the short
     entries, those with one value come before those with several, because "my dog has no tail.txt is empty" is
     a case of "{0} is empty", not of "{0} has no {1}".
     """

@@ -158,7 +158,7 @@ class TrainStep:
             try:
                 with self.processes.shared_errors():
                     mine = self.loss.sample(step, mine)
-            # A reward failed, here or in another process. Raise RewardError: the loop then saves the run.
+            # A reward function failed, here or in another process. RewardError makes the loop save the run.
             except InputError as error:
                 raise RewardError(str(error)) from None
             mine = self.loss.sampled_together(self.processes.all_reduce)
@@ -191,13 +191,13 @@ class TrainStep:
     def backward(self, batches: StepBatches) -> Tensor:
         """Compute the gradient of the step's mean loss, and clip it.
 
-        Returns: (3,): this process's part of the mean loss, the gradient norm before clipping, the loss
-        scale.
+        Returns: (3,): a loss whose mean over all processes is the step's mean loss; the gradient norm before
+        clipping; the loss scale.
         """
         self.model.train()
         counted = sum(size.counted for size in batches.sizes)
         # With mask_truncated_completions, sampled answers that were cut off do not count. If all answers were
-        # cut off, `counted` is 0.
+        # cut off, `counted` is 0. The loss is divided by it below, so use 1 then.
         if self.loss.is_sampled:
             counted = max(1, counted)
         scale = None if self.precision.scale is None else self.precision.scale.value

@@ -1,4 +1,4 @@
-"""Scores of small tasks, measured at each evaluation of a training run: `--eval_task`.
+"""Scores on tasks (files of test questions), measured at each evaluation of a training run: `--eval_task`.
 
     tasks = TaskScores(config.eval_task)
     tasks.of(model, tokenizer)                # {"arc/acc": 0.25, ...}: for metrics.jsonl and TensorBoard

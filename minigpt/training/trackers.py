@@ -110,8 +110,8 @@ class Trackers:
             try:
                 self._trackers[name] = makers[name]()
             except ImportError as error:
-                # missing: the package is not installed. Otherwise it is installed, but its import fails; for
-                # wandb, the warning then says why.
+                # missing: the package is not installed. Otherwise it is installed, but its import fails. The
+                # warning about wandb distinguishes these two cases, the warning about tensorboard does not.
                 missing = isinstance(error, ModuleNotFoundError) and error.name in (name, None)
                 why = "is not installed" if missing or name == "tensorboard" else f"cannot be used: {error}"
                 warn(f"{name} {why}: the curves are in metrics.jsonl (pip install 'minigpt[{name}]')")

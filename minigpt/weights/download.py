@@ -39,7 +39,7 @@ CHUNK = 1 << 18  # largest number of bytes that are read in one call
 class Patience:
     """How long a download waits, and how often it tries again."""
 
-    timeout: float = 30.0  # seconds without a byte after which the connection counts as broken
+    timeout: float = 30.0  # the connection counts as broken if no byte arrives for this number of seconds
     attempts: int = 5  # the download fails after this number of successive attempts without a new byte
     pause: float = 1.0  # seconds before the second attempt; doubled before each further attempt
     sleep: Callable[[float], None] = time.sleep

@@ -334,7 +334,7 @@ class _Graph:
             # token, even if attention_mask calls it padding. So only cached padding is not counted.
             held = self._node("Or", held, self._node("GreaterOrEqual", key, start))
             number = self._node("Cast", held, to=self._onnx.TensorProto.INT64)
-            # (B, S): for each token, the number of tokens up to this one (included), without padding
+            # (B, S): for each token, the number of counted tokens up to and including this one
             place = self._node("CumSum", number, one)
             # (B, T): the same numbers for the queries
             own = self._node("Slice", place, self._P, self._S, self._ints(1))

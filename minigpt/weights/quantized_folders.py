@@ -6,8 +6,8 @@ layer, K of its inputs.
 
     int8.safetensors    NAME.weight of a linear layer is int8. NAME.scale has one float32 per output; its
                         shape is (N, 1), or (1, N) where Hugging Face stores (in, out), as in GPT-2. So
-                        NAME.weight * NAME.scale is the matrix. lm_head has its own weights. All other
-                        tensors (embeddings, norms, biases) are float32.
+                        NAME.weight * NAME.scale is the matrix. lm_head is stored even if it was tied to the
+                        embedding. All other tensors (embeddings, norms, biases) are float32.
     int4.safetensors    lm_head is stored as in int8. NAME.weight of each other linear layer is uint8
                         (N, K / 2) in every family, two weights in a byte: the first one in the upper four
                         bits. K is padded to a multiple of 64. NAME.scales is bfloat16 (K / 64, N, 2): scale
@@ -159,7 +159,7 @@ def config_of(path: Path, content: Mapping[str, Any]) -> tuple[ModelConfig, Prec
 
 
 def _stored_form(entry: _Entry, form: Tensor) -> str:
-    """Return the dtype and shape of a tensor in the file, as text. `form` is the model's own tensor."""
+    """Return the dtype and shape that the file must have for the model's tensor `form`, as text."""
     shape = (*form.shape, 1) if entry.ours.endswith(".scale") else tuple(form.shape)
     return f"{form.dtype} {shape[::-1] if entry.transposed else shape}"
 
