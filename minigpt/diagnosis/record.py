@@ -52,7 +52,7 @@ class ValPoint:
     loss: float
     # The next four fields are nan, unless the run learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
-    exact_match: float = math.nan  # share of the answers that equal the answers of the data
+    exact_match: float = math.nan  # share of the model's answers that equal the answers in the data
     completion_length: float = math.nan  # mean number of tokens of an answer
     clipped_ratio: float = math.nan  # share of the answers that reached the largest number of tokens
 
