@@ -118,8 +118,8 @@ def table_in(
         width = len(names)
         # A row fits if it has `width` cells. It may have additional cells if these are empty.
         fitting = sum(len(row) == width or (len(row) > width and not any(row[width:])) for row in others)
-        # Prose also has commas ("Text, and ..."), but its "columns" hold spaces, and its lines differ in
-        # length.
+        # Prose also has commas ("Text, and ..."). A text is taken for prose if fewer than two cells of its
+        # first row are without a space, or if fewer than half of the other rows fit.
         is_prose = sum(" " not in name for name in names) < 2 or 2 * fitting < len(others)
         is_prose = is_prose or any(map(_is_rule, rows[1:2]))
         if (is_head(names) or _holds_json(rows)) and (named or not is_prose):
@@ -157,7 +157,7 @@ def _first_rows(sample: str, delimiter: str, has_quotes: bool = True) -> tuple[l
 
 
 def _titles(rows: Sequence[Sequence[str]], is_head: IsHead) -> int:
-    """Return how many rows, such as a title or a date, stand above the row of column names."""
+    """Return the number of rows above the row of column names. Such a row may hold a title or a date."""
     for number, row in enumerate(rows[:_TITLES]):
         names = [cell.strip().lower() for cell in row]
         is_below_titles = all(sum(bool(cell.strip()) for cell in above) < 2 for above in rows[:number])
@@ -355,7 +355,9 @@ def parquet_records(source: Path | bytes, name: str, is_read: IsHead) -> Iterato
             wanted = [each for each in names if is_read([each.strip().lower()])]
             wanted += [each for each in names if _is_beside(each) and each not in wanted]
             lower = {each.strip().lower() for each in names}
-            # a column such as `user` may be no question if the file has no column such as `assistant`
+            # If a file has a column such as `user`, but no column such as `assistant`, it is not certain
+            # that `user` holds questions. The other columns show whether it does, so all columns are read
+            # in this case.
             doubtful = any(name in lower and lower.isdisjoint(PARTNERS[name]) for name in PARTNERS)
             if doubtful or not any(is_read([each.strip().lower()]) for each in wanted):
                 wanted = names

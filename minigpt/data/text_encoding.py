@@ -1,11 +1,15 @@
-"""Detects the encoding of a file: by its byte order mark, else UTF-8 if it fits, else by chardet if certain.
+"""Detects the encoding of a file, and decodes its bytes to text.
 
     text, encoding = decode(Path("questions.csv").read_bytes(), "questions.csv")
 
-No byte is dropped or replaced. In a file with few bad bytes, each bad byte becomes a lone surrogate (U+DC80
-to U+DCFF, Python's "surrogateescape"). The data reader later skips the lines with these surrogates, and a
-warning names the lines. The rest of such a line may be wrong: a bad byte can be decoded together with the
-next character's first byte.
+First, a byte order mark is looked for. Without a mark, these encodings are tried in this order: UTF-16 and
+UTF-32, then UTF-8, then those that chardet finds likely. If it is not certain which of the likely encodings
+is right, `decode` raises an InputError.
+
+No bad byte is lost. In a file with few bad bytes, each bad byte becomes a lone surrogate (U+DC80 to U+DCFF,
+Python's "surrogateescape"), from which the byte can be restored. The data reader later skips the lines with
+these surrogates, and a warning names the lines. The rest of such a line may be wrong: a bad byte can be
+decoded together with the next character's first byte.
 """
 
 import codecs
@@ -55,7 +59,7 @@ _UNASSIGNED = {
     "cp932": {ord(bytes([byte]).decode("cp932")): 0xDC00 + byte for byte in (0x80, 0xA0, 0xFD, 0xFE, 0xFF)}
 }
 # If a text has few invalid bytes, the text is damaged. If it has more, the encoding is wrong. Up to three
-# invalid bytes are always few, because one additional byte can make three bytes invalid.
+# invalid bytes are always few, because a single error (one byte too many) can make three bytes invalid.
 _FEW = 3
 # In a long text, invalid bytes are few if they are at most this share of the bytes that are not ASCII.
 _DAMAGED = 0.005
@@ -66,7 +70,9 @@ _ZEROS = 3  # a file with fewer zero bytes is not taken for UTF-16, because a fe
 _ENOUGH = 8  # with fewer bytes that are not ASCII, the encoding is never certain
 # Python's codecs that are no encodings of files.
 _NO_FILE_HAS = ("undefined", "idna", "punycode", "unicode_escape", "raw_unicode_escape")
-_SHOWN = 12  # number of characters that an error message shows
+# If the encoding is uncertain, an error message shows a part of each decoded text: at most this number of
+# characters, from the first difference between the texts on (and a few characters before it).
+_SHOWN = 12
 _NAMES = {
     "utf-8-sig": "UTF-8",
     "cp950": "Big5",
@@ -227,7 +233,7 @@ def _readings(data: bytes) -> list[_Reading]:
             text = data.decode(codec)
         except UnicodeDecodeError:
             continue
-        if all(text != known.text for known in readings):  # skip encodings that give the same text
+        if all(text != known.text for known in readings):  # no encoding before gave the same text
             readings.append(_Reading(float(item["confidence"]), codec, text))
     return readings
 

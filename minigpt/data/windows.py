@@ -58,10 +58,10 @@ class TextPart:
         return hashlib.sha256(f"{self.tokens.fingerprint} {self.first} {self.last}".encode()).hexdigest()
 
     def batch(self, rows: npt.NDArray[np.int64], pad_to: int = 0) -> Batch:
-        """Build a batch of windows. The last window of a part may be shorter.
+        """Build a batch of windows of block_size tokens. A window at the end of the part may be shorter.
 
         Args:
-            rows: positions in the part at which the windows start, (B,).
+            rows: positions in the part at which the windows start, (B,) for B windows.
             pad_to: not used. Only data with examples of different lengths needs it.
         """
         T = self.block_size
@@ -112,8 +112,11 @@ class WindowPlan:
         if tokens_per_batch:
             batch_size = max(1, min(batch_size, tokens_per_batch // T))
         self._width = T
-        self._offsets = T if N >= 2 * T else 1  # a part shorter than two windows has only one offset
-        self.windows = (N - T) // T if N >= 2 * T else 1  # per epoch, the same for every offset
+        # Each epoch starts at a random offset below this number. If the part is shorter than two windows, the
+        # offset is always 0.
+        self._offsets = T if N >= 2 * T else 1
+        # number of windows in an epoch; it does not depend on the offset
+        self.windows = (N - T) // T if N >= 2 * T else 1
         self._batches = -(-self.windows // batch_size)
         self._entropy = (seed, int(part.fingerprint[:16], 16))
         self._epoch = -1

@@ -3,9 +3,9 @@
     words = WordFinder(tokenizer, "jieba")
     words.of(ids)                  # (T,): tokens of the same word have the same number
 
-A row may begin inside a character, so the words are found in the bytes of the tokens. A token that contains
-the border of two words belongs to the first word. A special token is a word of its own. `WordFinder` knows
-two kinds of words:
+A token may hold only some bytes of a character, and a row may begin with such a token. So the places where
+tokens and words begin are counted in bytes, not in characters. A token that contains the border of two words
+belongs to the first word. A special token is a word of its own. `WordFinder` knows two kinds of words:
 
     tokenizer   With BPE, the words into which the tokenizer cuts a text before it merges: " hello", ",". All
                 Chinese characters between two punctuation marks are one word. With WordPiece, a word is a

@@ -1,7 +1,8 @@
 """Checks the best checkpoint of a run: measures its loss on held-out answers, and asks it questions.
 
     model, tokenizer = load_best(record)
-    loss = measure(model, tokenizer, conversations)  # loss after an answer's own and after another question
+    # the loss of answers: once after their own questions, once after other questions
+    loss = measure(model, tokenizer, conversations)
     answers, limit = ask(model, tokenizer, conversations)
     findings = judge(loss, answers, limit)
 

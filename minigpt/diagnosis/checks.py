@@ -50,9 +50,10 @@ GRADIENT_TIMES = 5.0
 # At the end of a cosine schedule the learning rate is small. If the loss still falls by 3 % between the last
 # two evaluations, more steps would lower it much further. A fall of less than 0.02 nats never counts.
 STILL_FALLING_SHARE, STILL_FALLING_NATS = 0.03, 0.02
-# A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. All evaluations use
-# the same data, so their noise comes only from the weights: 1 or 2 %. With few validation tokens (n < 625),
-# the check `overfitting` needs more than 2 %: 0.5 / sqrt(n), half of the loss's relative standard error.
+# A rise of the validation loss counts only if it is at least 2 % and at least 0.02 nats. Smaller rises are
+# noise: all evaluations use the same data, but as the weights change, the loss varies by 1 or 2 %. With few
+# validation tokens, it varies more. So with n < 625 validation tokens, the check `overfitting` needs a rise
+# of 0.5 / sqrt(n), which is more than 2 %. (The relative standard error of the loss is 1 / sqrt(n).)
 OVERFIT_SHARE, OVERFIT_NATS = 0.02, 0.02
 # Report a plateau if the validation loss fell by less than 0.5 % in the last third of the evaluations. At
 # least six evaluations are needed.

@@ -246,7 +246,7 @@ def empty_answers(data: DataRecord) -> Finding | None:
 
 
 def _is_empty(reason: str) -> bool:
-    return reason.endswith("is empty")  # as in the reader's message "`answer` is empty"
+    return reason.endswith("is empty")  # the data reader's message is, for example, "`answer` is empty"
 
 
 def _stats(config: TrainConfig, report: ReadReport) -> str:
@@ -391,8 +391,9 @@ def contradictions(data: DataRecord) -> Finding | None:
     for each in alone:
         answers.setdefault(normalise(each.question), {}).setdefault(normalise(each.answer), each)
     several = [list(found.values()) for found in answers.values() if len(found) > 1]
-    # If most conversations have several questions, only few are checked here, and a few contradictions would
-    # be a large share of these few. So take the share of at least half of all conversations.
+    # If most conversations have several questions, only few are checked here. A few contradictions would then
+    # be a large share of the checked questions. So the limit is a share of this number: the number of checked
+    # questions, or half the number of all conversations, whichever is larger.
     questions = max(len(answers), len(data.train) // 2)
     if len(several) <= CONTRADICTION_SHARE * questions:
         return None
@@ -524,7 +525,7 @@ def mostly_questions(data: DataRecord) -> Finding | None:
     if data.config.loss_on != "all":
         return None
     statistics = data.statistics
-    # The number of tokens of all answers, and one <sep> for each answer.
+    # This is the number of tokens of all answers together. The <sep> after each answer counts, too.
     answers = float((statistics.answers + statistics.exchanges).sum())
     share = 1 - answers / float((statistics.pairs - 1).sum())
     if share <= QUESTIONS_SHARE:

@@ -32,7 +32,7 @@ class TrainPoint:
     """One line of metrics.jsonl about training."""
 
     step: int
-    loss: float  # mean over the steps since the previous line, usually in nats per token that counts
+    loss: float  # mean over the steps since the previous line, usually in nats per token
     grad_norm: float = math.nan  # gradient norm before clipping
     learning_rate: float = math.nan
     epoch: float = math.nan  # number of passes over the data so far
@@ -48,11 +48,11 @@ class ValPoint:
     """One evaluation."""
 
     step: int
-    # Usually in nats per token. The same tokens count as in training: all tokens, or only those of answers.
+    # Usually in nats per token. As in training, it is a mean over all tokens or only over tokens of answers.
     loss: float
     # The next four fields are nan, unless the run learns from rewards.
     reward: float = math.nan  # mean over the validation prompts
-    exact_match: float = math.nan  # share of the answers that equal the answers of the data
+    exact_match: float = math.nan  # share of the model's answers that equal the answers in the data
     completion_length: float = math.nan  # mean number of tokens of an answer
     clipped_ratio: float = math.nan  # share of the answers that reached the largest number of tokens
 

@@ -177,7 +177,7 @@ def rate_too_high(record: RunRecord) -> Finding | None:
 
 
 def warmup_missing(record: RunRecord) -> Finding | None:
-    """Check whether the first steps raised the loss without a warm-up."""
+    """Check whether the run had hardly any warm-up, or none, and its first steps raised the loss."""
     if record.config.warmup_steps >= WARM or not (rose(record) or leapt(record)):
         return None
     peak, step, low = early_peak(record)
@@ -265,9 +265,10 @@ def batch_too_small(record: RunRecord) -> Finding | None:
     found = finding("batch_too_small", targets=targets, loss=best_loss(record))
     wanted = min(ENOUGH_TARGETS * summary.train_examples / summary.train_targets, summary.train_examples)
     size = 2 ** math.ceil(math.log2(wanted))
-    # A quarter of the steps is enough for the larger batch, because its gradients have less noise. If the
-    # length is set in epochs: an epoch of larger batches has fewer steps. So a quarter of the steps takes
-    # size / batch / 4 times as many epochs, but at least as many epochs as before.
+    # With the larger batch, a quarter of the steps is enough, because its gradients have less noise. But an
+    # epoch then has fewer steps, by the factor size / batch. So if the run's length is set in epochs, a
+    # quarter of the steps is size / batch / 4 times as many epochs as before. If this factor is below 1,
+    # the number of epochs is not changed.
     times = 0.25 if config.max_steps else max(1.0, size / batch / 4)
     return found.trying(batch_size=size, **longer(config, times))
 

@@ -24,7 +24,8 @@ class Comparison:
     first: float
     second: float
     difference: Difference
-    # For each question on which the first model is better: (answer of the first model, of the second model).
+    # The answers to the questions on which the first model is better (`only_first`) or the second model is
+    # better (`only_second`). Each entry is about one question: (first model's answer, second model's answer).
     only_first: list[tuple[Answered, Answered]]
     only_second: list[tuple[Answered, Answered]]
     higher_is_better: bool

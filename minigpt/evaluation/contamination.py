@@ -33,7 +33,7 @@ class Contamination:
     near: list[Example] = field(repr=False)
 
     def as_dict(self) -> dict[str, Any]:
-        """Return a dict for JSON: the counts, and the line numbers of the first 100 exact questions."""
+        """Return a dict for JSON: the counts, and the line numbers of the first 100 questions in `exact`."""
         lines = [one.line for one in self.exact]
         return {
             "count": self.count,

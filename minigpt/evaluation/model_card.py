@@ -2,9 +2,10 @@
 
     update_card(Path("output/best"), results)
 
-If the file exists, minigpt changes only this in it, so a user can edit the rest:
+A user can edit the file: minigpt keeps what the user wrote. If the file exists, minigpt changes only these
+parts of it:
 
-- the text between the two comments that mark minigpt's results;
+- the results: the text between two comments that mark it (if they are missing, it is added at the end);
 - the header's key `model-index`, if minigpt wrote it (a comment then says so);
 - keys that the header lacks, which are added.
 """

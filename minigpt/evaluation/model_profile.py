@@ -3,10 +3,11 @@
     found = profile(loaded, result, options)
     found.calibration.error, found.robustness["typing errors"].value, found.positions
 
-- Calibration: where the model gives a choice the probability 80 %, is it right in 80 % of the cases? This is
-  measured without and with a temperature. The temperature is fitted on the task's dev part (the examples for
-  shots). If the dev part has fewer than 20 examples, half of the questions are used for fitting instead. They
-  are then not measured.
+- Calibration: where the model gives a choice the probability 80 %, is it right in 80 % of the cases? This
+  is measured twice: without a temperature, and with one by which the logits are divided. The temperature is
+  fitted on the task's dev part, from which few-shot examples are taken. If there is no such part, or if it
+  has fewer than 20 examples, every second question is used for fitting. These questions are then not
+  measured.
 - Robustness: how much worse are the answers if questions are changed a little, for example by typing errors?
   There are several kinds of changes. One kind rewords the instruction instead of the question.
 - Position: how often is each letter chosen, and right, if the choices are listed in every cyclic order?
@@ -47,7 +48,10 @@ class Calibration:
     error: float  # expected calibration error
     low: float  # lower end of the error's 95 % interval
     high: float
-    temperature: float  # the temperature with the lowest loss on questions that are not measured
+    # The logits are divided by this temperature. It gives the lowest loss on the questions that `fitted_on`
+    # names. These questions are used only to find the temperature. The numbers in this class are about
+    # other questions.
+    temperature: float
     error_after: float  # expected calibration error of the measured questions with this temperature
     bins: list[tuple[float, float, int]]  # (mean probability, share of right answers, number of questions)
     fitted_on: str
