@@ -1,4 +1,4 @@
-"""Family: the description of a model family, and the functions that use it for any family.
+"""Family: the description of a model family. Its methods convert, check and load the weights of any family.
 
     family = family_of(model.config)                              # from .registry
     weights = family.from_hugging_face(WeightFiles(folder), config)
