@@ -69,7 +69,7 @@ class Family:
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
-    # names of tensors that a file may hold but that are not loaded, such as masks; the default matches no name
+    # names of tensors, such as masks, that are ignored if a file holds them; the default matches no name
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
     # Our model may lack some of these weights, such as biases. The file that we write has zeros for them.
