@@ -211,8 +211,9 @@ def _error(confidence: Values, right: npt.NDArray[np.bool_]) -> float:
         right: (N,), True if this choice is right.
     """
     pairs = np.stack([confidence, 1 - confidence], axis=1)  # (N, 2)
-    # Column 0 is the model's choice. `calibration_error` takes the larger column as the choice. If the
-    # confidence is below 0.5, this would be column 1. So column 1 is limited.
+    # Column 0 is the model's choice. But `calibration_error` takes the larger of the two columns as the
+    # choice. If a confidence is below 0.5, column 1 is larger. Then column 1 gets the value of column 0. (If
+    # both columns are equal, column 0 counts as the choice.)
     pairs[:, 1] = np.minimum(pairs[:, 1], pairs[:, 0])
     return calibration_error(pairs, np.where(right, 0, 1), _BINS)
 

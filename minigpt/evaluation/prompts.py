@@ -5,9 +5,10 @@
     prompter.requests(example, shots[example.subject])    # [(context, continuation), ...] to be scored
 
 Shots are examples with their answers, which stand before the question. The context is the prompt; a
-continuation is a choice or an answer. In plain text, both are encoded together, and then split after the
-tokens of the context. Spaces at the end of the context are moved to the continuation. lm-evaluation-harness
-does the same, so its numbers can be compared with ours.
+continuation is a choice or an answer. With the prompt format "text", the two are encoded together as one
+text, and the ids are then split after the tokens of the context. White space at the end of the context is
+moved to the continuation. lm-evaluation-harness does the same, so its numbers can be compared with ours. With
+the other prompt formats (question <sep> answer, and the chat template), the two are encoded separately.
 """
 
 import random
@@ -26,7 +27,7 @@ from minigpt.weights.pretrained import AnyTokenizer
 __all__ = ["STOPS", "Prompter", "Request", "choose_shots", "encode_pair"]
 
 Request = tuple[Sequence[int], Sequence[int]]
-STOPS = ("\n\n", "Question:", "问题：")  # an answer in plain text ends at the first of these texts
+STOPS = ("\n\n", "Question:", "问题：")  # with the prompt format "text", one of these ends an answer
 
 
 def encode_pair(
@@ -60,7 +61,8 @@ def choose_shots(task: Task, options: TaskOptions) -> dict[str, list[Example]]:
     """Return a dict: subject -> examples to be used as shots.
 
     Usually, these are `options.shots` examples per subject. If the shots come from the measured file itself,
-    there is one example more: it is used for a question that would otherwise have itself as a shot.
+    there is one example more. A question that is itself among the examples later leaves itself out, and still
+    has `options.shots` shots.
 
     Raises:
         InputError: if the task has no dev part (examples for shots), or too few examples in it.
@@ -102,7 +104,11 @@ class Prompter:
         self.tokenizer, self.form, self.start = tokenizer, form, start
 
     def format_of(self, one: Example) -> PromptFormat:
-        """Return an example's format: "text" for a plain text or a text with a gap, otherwise `self.form`."""
+        """Return the prompt format of an example: usually `self.form`.
+
+        The format is always "text" for a cloze, for a text without a question (form "perplexity"), and for an
+        example whose answer directly follows the prompt, without even a space (delimiter "").
+        """
         return "text" if one.form in ("cloze", "perplexity") or one.delimiter == "" else self.form
 
     def requests(self, one: Example, shots: Sequence[Example] = (), instruction: str = "") -> list[Request]:

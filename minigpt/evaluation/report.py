@@ -69,7 +69,7 @@ def _numbers(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def results_table(results: Sequence[TaskResult]) -> str:
-    """Return the table of all metrics in Markdown, with names of tasks, but without texts of questions."""
+    """Return a table in Markdown with a row for each metric of each task; it holds no questions."""
     return _table_in_markdown(_numbers(results, _ENGLISH))
 
 
@@ -90,7 +90,10 @@ def _efficiency(results: Sequence[TaskResult], say: Say) -> Table:
 
 
 def profile_tables(found: Profile, say: Say = _ENGLISH) -> list[tuple[str, Table]]:
-    """Return pairs (title, table): calibration, robustness, positions and contamination, if measured."""
+    """Return a pair (title, table) for each part of a profile that was measured.
+
+    The parts are calibration, robustness, positions and contamination.
+    """
     tables: list[tuple[str, Table]] = []
     columns: tuple[str, ...]
     if c := found.calibration:

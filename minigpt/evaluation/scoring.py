@@ -210,8 +210,9 @@ class ContinuationScorer:
                 break
             shared, tokens = new_shared, tokens + len(one.read) - common
             last, end = one, end + 1
-        # A batch of a single request shares its prefix with no other request of the batch. So its prefix goes
-        # into the cache only as far as it is there already, or as the next batch's first request shares it.
+        # A batch of a single request shares its prefix with no other request of the batch. In the cache, only
+        # two parts of this prefix are useful: the part that is there already, and the part that the first
+        # request of the next batch also has. `shared` becomes the length of the longer part.
         if end == start + 1:
             others = [self._held, *(requests[i].read for i in order[end : end + 1])]
             shared = min(shared, max(_common(other, last.read) for other in others))

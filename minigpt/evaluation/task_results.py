@@ -328,8 +328,8 @@ def generate_texts(
 ) -> tuple[list[str], dict[str, int]]:
     """Continue prompts, as `options` say. A prefix that all prompts share is computed once.
 
-    Returns: the new texts, without stop strings; and a dict with numbers of tokens: field of TaskResult ->
-    number.
+    Returns: the new texts, without stop strings; and a dict that counts tokens: its keys are fields of
+    TaskResult (tokens, tokens_read, tokens_written).
     """
     model, tokenizer = loaded.model, loaded.tokenizer
     assert not isinstance(model, SequenceClassifier), "run_task"

@@ -131,7 +131,7 @@ def task_of_records(records: Sequence[Mapping[str, Any]], style: Style = Style()
 
 
 def _merged(base: Style, over: Style) -> Style:
-    """Return `base` with some fields replaced: those of `over` that do not have their default value."""
+    """Return a copy of `base`, updated by all fields of `over` that differ from their default value."""
     changed = {f.name: getattr(over, f.name) for f in dataclasses.fields(Style)
                if getattr(over, f.name) != f.default}  # fmt: skip
     return replace(base, **changed)

@@ -1,4 +1,4 @@
-"""Family: the description of a model family, and the functions that use it for any family.
+"""Family: the description of a model family. Its methods convert, check and load the weights of any family.
 
     family = family_of(model.config)                              # from .registry
     weights = family.from_hugging_face(WeightFiles(folder), config)
@@ -69,7 +69,7 @@ class Family:
     embedding: str  # our name of the embedding matrix; a tied lm_head shares this matrix
     classifier: str  # name of Hugging Face's class with a classification head
     head: str = HEAD  # name of the output layer's weight: lm_head.weight, or a classifier's score.weight
-    # names of tensors that are not read from a file, such as masks; the default matches no name
+    # names of tensors, such as masks, that are ignored if a file holds them; the default matches no name
     ignored: re.Pattern[str] = re.compile(r"(?!)")
     # Configuration of our model -> configuration of the same model with every weight of Hugging Face's file.
     # Our model may lack some of these weights, such as biases. The file that we write has zeros for them.

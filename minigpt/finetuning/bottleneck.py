@@ -73,7 +73,8 @@ class BottleneckLayer(AdaptedLayer):
     def __init__(self, base: Any, config: BottleneckConfig, adapter: str, draw: bool = True) -> None:
         super().__init__(base, adapter)
         C, M = self.out_features, config.bottleneck_size
-        # These are parameters, not nn.Linear layers, because set_precision rounds the weights of nn.Linear.
+        # These are parameters, not nn.Linear layers, so that they are never quantised: set_precision can
+        # replace each nn.Linear of the model by a quantised layer.
         self.down_weight, self.down_bias = self.new_parameter(M, C), self.new_parameter(M)
         self.up_weight, self.up_bias = self.new_parameter(C, M), self.new_parameter(C)
         if draw:
@@ -83,7 +84,7 @@ class BottleneckLayer(AdaptedLayer):
 
     @property
     def cannot_be_added(self) -> str:
-        """The name of this kind of adapter, for an error message: it cannot be summed with others."""
+        """The name of this kind of adapter, for the error message that such adapters cannot be summed."""
         return "bottleneck adapters"
 
     def tensors(self) -> dict[str, nn.Parameter]:

@@ -205,7 +205,8 @@ def _named(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
         renamed = _joined(renamed)
     for name in [name for name in renamed if name.endswith("ln_1.weight")]:
         block = name.removesuffix("ln_1.weight")
-        # nanoGPT can leave out the biases of QKV and LayerNorm. minigpt's GPT needs them, so add zeros.
+        # nanoGPT can leave out the biases of QKV and LayerNorm. minigpt's GPT always has these biases, even
+        # if GPTConfig.bias is False. So zeros are added.
         renamed.setdefault(f"{block}attn.qkv_proj.bias", torch.zeros(3 * renamed[name].numel()))
     for name in [name for name in renamed if re.search(r"\.ln_\w\.weight$", name)]:
         renamed.setdefault(f"{name.removesuffix('weight')}bias", torch.zeros_like(renamed[name]))

@@ -24,7 +24,8 @@ from minigpt.storage.regular_files import open_regular, read_bytes
 
 __all__ = ["read_bundle"]
 
-# number of bytes at the end of the index: two handles (offset and size of a block), zeros, the magic number
+# Number of bytes of the footer, with which the index ends. The footer consists of two handles (a handle is
+# the offset and the size of a block), zeros as padding, and the magic number.
 FOOTER = 48
 MAGIC = 0xDB4775248B80FB57
 TRAILER = 5  # number of bytes after a block: one for the kind of compression, four for the checksum

@@ -41,7 +41,7 @@ class RopeScaling:
     attention_factor: float = 1.0  # yarn: cos and sin are multiplied by this number
     beta_fast: float = 32.0  # yarn: channel pairs with more rotations per sequence than this are not scaled
     beta_slow: float = 1.0  # yarn: channel pairs with fewer rotations than this rotate `factor` times slower
-    truncate: bool = True  # yarn: round the indices of the pairs at which beta_fast and beta_slow are reached
+    truncate: bool = True  # yarn: the limits from beta_fast and beta_slow are rounded to whole channel pairs
     high_freq_factor: float = 4.0  # llama3: means the same as beta_fast
     low_freq_factor: float = 1.0  # llama3: means the same as beta_slow
 
@@ -344,7 +344,7 @@ class Attention(nn.Module):
             k, v = (tensor.repeat_interleave(self.groups, dim=1) for tensor in (k, v))  # (B, H, S, D) each
             out, weights = eager_attention(q, k, v, visible)
             attentions.append(weights)
-        elif visible is None and T > 1:  # enable_gqa: query heads share k and v without copies
+        elif visible is None and T > 1:  # below, enable_gqa lets query heads share k and v without copies
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.groups > 1)
         else:
             out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, enable_gqa=self.groups > 1)
