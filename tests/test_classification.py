@@ -356,7 +356,12 @@ def test_hidden_tokens_are_hidden_in_training_only(folder: Path, monkeypatch: py
     loss = run.step.loss
     batch = run.data.train.batch(np.arange(36))
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(loss.model, "forward", lambda ids, last: seen.append(ids) or torch.zeros(len(ids), 2))
+
+    def forward(input_ids: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
+        seen.append(input_ids)
+        return torch.zeros(len(input_ids), 2)
+
+    monkeypatch.setattr(loss.model, "forward", forward)
     for _ in range(2):
         loss(*loss.select(batch))
     for ids in seen:

@@ -400,7 +400,7 @@ def _is_no_input(value: Any) -> bool:
 
 
 def _turns(value: Any, where: str, speaker: str = "") -> list[Turn]:
-    """Return the turns of a list. `speaker` is the name of the speaker who answers, if the user gave it."""
+    """Convert a record's list to turns. speaker: value of --speaker: who answers; "": not given."""
     if isinstance(value, str):  # in a table's cell, the list is a JSON text
         try:
             value = parse_list(value)

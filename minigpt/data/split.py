@@ -38,7 +38,9 @@ NORMALISATION = 1
 
 # invisible characters: spaces of all kinds, soft hyphens, joiners, direction marks, variation selectors
 _INVISIBLE = re.compile(r"[\s\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\ufe00-\ufe0f\ufeff]+")
-_WINDOW = 400  # number of groups from which `_choose` picks, to reach the wanted size of train
+# Largest number of groups (conversations with a common question) among which `_choose` searches for those
+# that bring train closest to its wanted size.
+_WINDOW = 400
 
 
 def normalise(question: str) -> str:

@@ -325,11 +325,13 @@ class ContinuationScorer:
 
 
 class _Tree:
-    """One row of a batch: trees of requests, without the beginning that all rows share.
+    """One row of a batch: several requests, in which tokens of a common beginning are stored once.
+
+    From where requests differ, they are branches. The beginning that all rows share is left out.
 
     Attributes:
         tokens: the ids.
-        depths: position of each token in its request.
+        depths: position of each token in the requests that have it.
         forks: True if requests differ somewhere in the row, so that the row is not one sequence of tokens.
     """
 

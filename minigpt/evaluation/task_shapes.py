@@ -50,7 +50,8 @@ class Style:
     """Options for turning an example into text and measuring the answer. A task's TOML file can set them."""
 
     template: str = ""  # the prompt, with {field} for a record's fields; "": the default prompt
-    choices: tuple[str, ...] = ()  # a template for each choice; or only the name of a field that is a list
+    # one template for each choice; or one entry: the name of the field that holds the list of choices
+    choices: tuple[str, ...] = ()
     answer: str = ""  # name of the field that holds the right answer
     # part of a choice that is scored: "letter" or "text"; "": the letter if the prompt lists the choices,
     # else the text

@@ -189,7 +189,8 @@ def _encoded(
             mask += [is_said | closing] * len(ids_of[piece])
             closing = 0
             continue
-        said_at: list[int] = []  # for each character of `piece` except `begin` and `end`: its mask, 0 or 1
+        # for each character of `piece` except the marks `begin` and `end`: 1 if the assistant says it
+        said_at: list[int] = []
         for char in piece:
             if char in (begin, end):
                 is_said = int(char == begin)

@@ -218,8 +218,9 @@ def assembled(
         vocab: token -> id.
         merges: pairs of tokens.
         config: tokenizer_config.json, as `read_config` returns it.
-        name: the class that builds the tokenizer, or None.
-        around: roles of the tokens before and after each text. None: the frame's post_processor defines them.
+        name: the class of transformers that builds the tokenizer, or None.
+        around: keys of `config`, such as "cls_token" and "sep_token", for the tokens before and after each
+            text. None: the frame's post_processor defines these tokens.
 
     Raises:
         InputError: if a file is wrong; the message names the file and what to do.

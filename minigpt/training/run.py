@@ -53,7 +53,8 @@ def train(config: TrainConfig | None = None, **options: Any) -> dict[str, Any]:
     """Train a model. Returns the same dict that `minigpt train --json` prints: steps, val_loss, model, ...
 
     Args:
-        config: a whole configuration. Without it, a recipe gives the values that `options` leaves out.
+        config: a whole configuration, of which `options` replaces values. Without it, the values that
+            `options` leaves out come from a recipe, a file of default values.
         options: fields of TrainConfig, named as the flags of `minigpt train`; a path may be a string.
 
     Raises:

@@ -54,7 +54,7 @@ def quantized_config(config: Mapping[str, Any], precision: str) -> dict[str, Any
 
 
 def quantized_weights(model: LanguageModel) -> dict[str, Tensor]:
-    """Return the tensors of an int8 or int4 model with the names and shapes that the file has."""
+    """Return the tensors of an int8 or int4 model as they are written, with the names in the file."""
     state, precision = model.state_dict(), precision_of(model)
     written = {}
     for entry in _entries(model.config, state):
