@@ -43,7 +43,12 @@ from minigpt.training.finetune_config import FinetuneConfig
 from minigpt.training.loop import Trainer
 from minigpt.training.resolve import resolve
 from minigpt.training.run import run_training
-from minigpt.weights.classifiers import classifier_labels, load_classifier, save_classifier
+from minigpt.weights.classifiers import (
+    classifier_labels,
+    load_classifier,
+    save_classifier,
+    start_classifier,
+)
 from minigpt.weights.pretrained import load_model, save_pretrained
 from tests.commands import RunCommand
 from tests.runs import identical, metrics, stop_at
@@ -373,6 +378,21 @@ def test_hidden_tokens_are_hidden_in_training_only(folder: Path, monkeypatch: py
     loss.model.eval()
     loss(*loss.select(batch))
     assert torch.equal(seen[-1], batch.input_ids)
+
+
+def test_a_text_begins_as_in_pretraining(folder: Path, tmp_path: Path) -> None:
+    sep = TOKENIZER.sep_token_id
+    new = read_data(settings(folder, tmp_path / "new"))
+    for part in (new.train, new.val):
+        assert (part.ids[part.starts[:-1]] == sep).all(), "<sep> is before each text"
+        assert (part.ids[part.starts[1:] - 1] == sep).all(), "and after it"
+    # a classifier that learned from texts without <sep> before them continues with such texts
+    unframed = Tokenizer.from_word2id(TOKENIZER.word2id)
+    old = start_classifier(folder / "qwen3", new.labels, unframed)
+    save_classifier(old, tmp_path / "old", unframed)
+    again = read_data(settings(folder, tmp_path / "again", model=str(tmp_path / "old")))
+    assert not (again.train.ids[again.train.starts[:-1]] == sep).any()
+    assert again.train.lengths.tolist() == [length - 1 for length in new.train.lengths]
 
 
 def test_the_surest_mistakes_come_first() -> None:

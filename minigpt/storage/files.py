@@ -4,8 +4,8 @@ A file is written under a temporary name in the same folder, flushed to the disk
 crash, a full disk or Ctrl-C the old file is unchanged. A manifest lists the files of a folder with size and
 checksum. Without a manifest, a flipped bit in a weight file would load without an error.
 
-The checksum is XXH3, of 128 bits: it is computed as fast as memory is read, ten times faster than SHA-256. It
-finds damage. It cannot find a forgery, and neither could SHA-256: whoever can replace a weight file can
+The checksum is XXH3, of 128 bits: it is computed about as fast as memory is read, much faster than SHA-256.
+It finds damage. It cannot find a forgery, and neither could SHA-256: whoever can replace a weight file can
 replace the manifest beside it.
 """
 

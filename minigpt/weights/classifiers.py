@@ -204,7 +204,10 @@ def encode_texts(
 
     With a character tokenizer, <sep> stands after each text, and before it if `tokenizer.sep_before_text`.
     """
-    sep = tokenizer.sep_token_id if isinstance(tokenizer, Tokenizer) else None
+    begin = end = None
+    if isinstance(tokenizer, Tokenizer):
+        end = tokenizer.sep_token_id
+        begin = end if tokenizer.sep_before_text else None
     return encode_labelled(
         texts,
         tokenizer,
@@ -212,8 +215,8 @@ def encode_texts(
         labels.problem_type,
         max_length,
         where,
-        begin=sep if isinstance(tokenizer, Tokenizer) and tokenizer.sep_before_text else None,
-        end=sep,
+        begin=begin,
+        end=end,
         pad_token_id=pad_token_of(tokenizer) or 0,
         weights=weights,
     )

@@ -98,12 +98,22 @@ def test_transformers_runs_our_folder_and_we_run_theirs(name: str, kind: Problem
             assert (ours(ids) - found).abs().max() < CLOSE
 
 
+@pytest.mark.parametrize("sep_before_text", [False, True])
 @pytest.mark.parametrize("name", ["gpt", "qwen3"])
-def test_a_text_has_the_same_probabilities_in_their_pipeline(name: str, tmp_path: Path) -> None:
-    save_classifier(classifier(name), tmp_path, TOKENIZER)
+def test_a_text_has_the_same_probabilities_in_their_pipeline(
+    name: str, sep_before_text: bool, tmp_path: Path
+) -> None:
+    written = Tokenizer.from_word2id(TOKENIZER.word2id)
+    written.sep_before_text = sep_before_text
+    save_classifier(classifier(name), tmp_path, written)
     model, tokenizer = load_classifier(tmp_path)
+    assert isinstance(tokenizer, Tokenizer)
+    assert tokenizer.sep_before_text == sep_before_text
     texts = ["天地玄黄", "日", "<sep>宇宙洪荒"]
     encoded = encode_texts([LabelledText(t, None, 1) for t in texts], tokenizer, model.labels, 16, "here")
+    sep = [tokenizer.sep_token_id]
+    expected = [*(sep if sep_before_text else []), *tokenizer.encode_text("日"), *sep]
+    assert encoded.ids[encoded.starts[1] : encoded.starts[2]].tolist() == expected
     one = encoded.batch(np.arange(3))
     with torch.no_grad():
         found = probabilities(model(one.input_ids, last=one.last), "single_label_classification")
